@@ -1,0 +1,46 @@
+"""See it, name it, hear it: emoji from picture, name and speech; four tasks, one model.
+
+python -m mtmm_jax.train --config configs/emoji.py --workdir runs/emoji
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "seed": 0,
+            "steps": 1500,
+            "batch_size": 64,
+            "devices": 1,
+            "data": {"kind": "emoji"},
+            "model": {
+                "width": 128,
+                "encoders": {
+                    "image": {"kind": "resnet", "preset": "tiny", "stem_kind": "half"},
+                    "text": {"kind": "text_gru", "preset": "tiny", "word_dropout": 0.2},
+                    "audio": {"kind": "log_mel_cnn", "preset": "tiny"},
+                },
+                "fusion": {"kind": "concat"},
+                "sharing": {"kind": "hard"},
+                "modality_dropout": 0.2,
+            },
+            "tasks": {
+                "category": {"kind": "classification"},
+                "subcategory": {"kind": "classification"},
+                "year": {"kind": "regression"},
+                "retrieval": {"kind": "retrieval", "reads": ["image", "text"]},
+            },
+            "balancing": {"kind": "uncertainty"},
+            "optimizer": {
+                "kind": "adamw",
+                "learning_rate": 2e-3,
+                "schedule": "cosine",
+                "warmup": 0.05,
+                "weight_decay": 0.05,
+                "clip": 1.0,
+            },
+            "checkpoint": {"every": 250, "keep": 1, "best": "mean"},
+            "evaluation": {"every": 250, "batch_size": 128, "log_every": 10, "baselines": True},
+        }
+    )

@@ -1,0 +1,41 @@
+"""Multi-task, multi-modal learning in JAX.
+
+The folders are the steps in the order in which data meets them:
+data -> encoders -> fusion -> sharing -> heads -> tasks -> balancing -> training.
+Sub-packages load when first used, so that `import mtmm_jax` costs next to nothing.
+"""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_ROOMS = (
+    "analysis",
+    "balancing",
+    "batch",
+    "benchmarks",
+    "data",
+    "encoders",
+    "evaluation",
+    "fusion",
+    "heads",
+    "layers",
+    "model",
+    "parallel",
+    "registry",
+    "sharing",
+    "tasks",
+    "training",
+    "transfer",
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"mtmm_jax.{name}")
+    raise AttributeError(f"module 'mtmm_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_ROOMS]

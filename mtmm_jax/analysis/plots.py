@@ -1,0 +1,109 @@
+"""Figures of a run, as matplotlib figures. Nothing here reads files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg", force=False)
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+Records = Sequence[Mapping[str, Any]]
+
+
+def learning_curves(records: Records, headlines: Mapping[str, str]) -> Figure:
+    """A panel a task: the training loss, and the validation headline on a second axis."""
+    figure, axes = plt.subplots(
+        1, len(headlines), figsize=(3.6 * len(headlines), 3), squeeze=False, layout="constrained"
+    )
+    train = [r for r in records if r["split"] == "train"]
+    checked = [r for r in records if r["split"] == "validation"]
+    for axis, (task, headline) in zip(axes[0], headlines.items(), strict=True):
+        steps = [r["step"] for r in train]
+        losses = np.array([r["loss"].get(task, np.nan) for r in train], float)
+        axis.plot(steps, losses, color="0.8", linewidth=1)
+        axis.plot(steps, _smooth(losses), color="tab:blue", label="training loss")
+        axis.set_title(task)
+        axis.set_xlabel("step")
+        axis.set_ylabel("training loss", color="tab:blue")
+        other = axis.twinx()
+        values = [r.get(task, {}).get(headline, np.nan) for r in checked]
+        other.plot([r["step"] for r in checked], values, "o-", color="tab:orange", markersize=3)
+        other.set_ylabel(f"validation {headline}", color="tab:orange", fontsize=8)
+    return figure
+
+
+def _smooth(values: np.ndarray, share: float = 0.05) -> np.ndarray:
+    """A centred moving average over a share of the curve, NaN left out."""
+    width = max(1, int(len(values) * share) | 1)
+    known = np.isfinite(values).astype(float)
+    filled = np.where(known > 0, values, 0.0)
+    window = np.ones(width)
+    total = np.convolve(filled, window, "same")
+    count = np.convolve(known, window, "same")
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def task_weights(records: Records, tasks: Sequence[str]) -> Figure:
+    """The weight that balancing gave each task, over time."""
+    figure, axis = plt.subplots(figsize=(7, 3), layout="constrained")
+    train = [r for r in records if r["split"] == "train"]
+    for task in tasks:
+        axis.plot([r["step"] for r in train], [r["weight"][task] for r in train], label=task)
+    axis.set_xlabel("step")
+    axis.set_ylabel("weight")
+    axis.legend(frameon=False, ncols=min(4, len(tasks)))
+    return figure
+
+
+def confusion(counts: np.ndarray, classes: Sequence[str], title: str) -> Figure:
+    """Shares of each true class, row by row; the numbers are shown where there are few classes."""
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    few = len(classes) <= 20
+    side = 1.8 + 0.5 * len(classes) if few else 1.5 + 0.14 * len(classes)
+    figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
+    picture = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    size = 9 if few else 5
+    axis.set_xticks(range(len(classes)), classes, rotation=90, fontsize=size)
+    axis.set_yticks(range(len(classes)), classes, fontsize=size)
+    axis.set_xlabel("predicted")
+    axis.set_ylabel("true")
+    axis.set_title(title)
+    figure.colorbar(picture, shrink=0.6, label="share of the true class")
+    if few:
+        for row, column in zip(*np.nonzero(counts), strict=True):
+            ink = "white" if shares[row, column] > 0.5 else "black"
+            axis.text(
+                column, row, f"{counts[row, column]:.0f}", ha="center", va="center",
+                color=ink, fontsize=8,
+            )  # fmt: skip
+    return figure
+
+
+def comparison(columns: Mapping[str, Mapping[str, Any]], headlines: Mapping[str, str]) -> Figure:
+    """Bars: each task's headline with all modalities, with each alone, and without looking."""
+    figure, axis = plt.subplots(figsize=(1.2 + 1.9 * len(headlines), 3.2), layout="constrained")
+    width = 0.8 / len(columns)
+    places = np.arange(len(headlines))
+    colours = ["tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown"]
+    for i, (name, results) in enumerate(columns.items()):
+        values = [results.get(t, {}).get(h) for t, h in headlines.items()]
+        heights = [np.nan if v is None else v for v in values]
+        colour = "0.7" if name == "trivial" else colours[i % len(colours)]
+        bars = axis.bar(
+            places + i * width - 0.4 + width / 2, heights, width, label=name, color=colour
+        )
+        axis.bar_label(bars, fmt=lambda v: "" if not np.isfinite(v) else f"{v:.2f}", fontsize=7)
+    labels = [f"{task}\n{headline.replace('_', ' ')}" for task, headline in headlines.items()]
+    axis.set_xticks(places, labels, fontsize=8)
+    axis.axhline(0, color="black", linewidth=0.6)
+    # A model without what it needs can be far below zero (R2); the bars of interest stay readable.
+    axis.set_ylim(bottom=max(axis.get_ylim()[0], -0.5))
+    axis.legend(frameon=False, fontsize=8, ncols=len(columns), loc="upper center",
+                bbox_to_anchor=(0.5, 1.17))  # fmt: skip
+    return figure

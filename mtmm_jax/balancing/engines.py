@@ -1,0 +1,398 @@
+"""How task gradients are computed: one function per engine, all with the same answer.
+
+An engine runs the forward pass and as much of the backward pass as the evidence needs, and returns
+`Prepared`, whose `finish` turns the balancer's decision into the gradient of all parameters.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mtmm_jax.balancing.core import (
+    Array,
+    Evidence,
+    Outcome,
+    Rows,
+    Rule,
+    balancing_dtype,
+    combine,
+    gather,
+    gramian_of,
+    mask_gramian,
+    mask_rows,
+    paths_of,
+)
+from mtmm_jax.balancing.split import Split, crossing, gated
+from mtmm_jax.registry import ConfigError
+
+PyTree = Any
+LossesFn = Callable[..., tuple[Array, Array, PyTree]]
+
+
+class Setting(NamedTuple):
+    """What all engines are told.
+
+    Attributes:
+        rule: the balancing rule.
+        num_tasks: K.
+        axis_name: the device axis of pmap or shard_map, or None.
+        labels: for every parameter leaf, is it shared?
+        heads: `"own"` or `"weighted"`, the gradient of the leaves that are not shared.
+        chunk: how many pullbacks of engine `full` run as one vmapped call.
+    """
+
+    rule: Rule
+    num_tasks: int
+    axis_name: Any
+    labels: list[bool]
+    heads: str
+    chunk: int
+
+
+class Prepared(NamedTuple):
+    """The state of affairs between the evidence and the decision.
+
+    Attributes:
+        losses: `[K]`, global means as they are, NaN included.
+        evidence: what the rule sees.
+        finish: the decision -> gradient of all parameters.
+        aux: what `losses_fn` returned besides.
+    """
+
+    losses: Array
+    evidence: Evidence
+    finish: Callable[[Outcome], PyTree]
+    aux: PyTree
+
+
+class Tally(NamedTuple):
+    """Global losses, who is present, and the scale `1/count` of each task's cotangent."""
+
+    losses: Array
+    present: Array
+    scale: Array
+    axis_name: Any
+
+    def cotangent(self, weights: Array, dtype: Any) -> Array:
+        """What to pull back for `sum_k w_k loss_k`; absent tasks get zero."""
+        each = jnp.where(self.present, weights * self.scale, 0).astype(dtype)
+        return local(each, self.axis_name)
+
+
+def total(tree: PyTree, axis_name: Any) -> PyTree:
+    """Sum over the devices of `axis_name`."""
+    return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+
+
+def local(tree: PyTree, axis_name: Any) -> PyTree:
+    """Marks `tree` as each device's own, so that shard_map adds no psum to its gradient.
+
+    With `check_vma=True` the gradient of a replicated value is summed over devices by shard_map
+    itself; under pmap and `check_vma=False` it is not. Here it never is: `total` does it, once.
+    """
+    if axis_name is None:
+        return tree
+    return jax.tree.map(lambda x: jax.lax.pcast(x, axis_name, to="varying"), tree)
+
+
+def tally(sums: Array, counts: Array, axis_name: Any) -> Tally:
+    """Divides once, after the sum over devices."""
+    dtype = balancing_dtype(sums.dtype)
+    sums, counts = (
+        total(jax.lax.stop_gradient(x).astype(dtype), axis_name) for x in (sums, counts)
+    )
+    counted = counts > 0
+    scale = jnp.where(counted, 1 / jnp.where(counted, counts, 1), 0)
+    losses = jnp.where(counted, sums * scale, 0)
+    return Tally(losses, counted & jnp.isfinite(losses), scale, axis_name)
+
+
+def reaches(function: Callable[..., PyTree], params: PyTree, *args: Any) -> list[bool]:
+    """For every leaf of `params`: does `function(params, *args)` read it?"""
+    leaves, treedef = jax.tree.flatten(params)
+    closed = jax.make_jaxpr(lambda *x: function(jax.tree.unflatten(treedef, x), *args))(*leaves)
+    read = {id(v) for eqn in closed.jaxpr.eqns for v in eqn.invars}
+    read |= {id(v) for v in closed.jaxpr.outvars}
+    return [id(v) in read for v in closed.jaxpr.invars]
+
+
+def _without_nan(leaf: Array, present: Array) -> Array:
+    """An excluded task's own leaves come back as `0 * NaN`; with all present nothing changes."""
+    return jnp.where(present.all() | jnp.isfinite(leaf), leaf, jnp.zeros_like(leaf))
+
+
+def losses_engine(
+    losses_fn: LossesFn, setting: Setting, params: PyTree, args: tuple[Any, ...]
+) -> Prepared:
+    """ONE backward pass with the weights: all that rules of the losses tier need."""
+    protected = isinstance(losses_fn, Split)
+    plain = gated(losses_fn, setting.num_tasks) if protected else losses_fn
+
+    def forward(params: PyTree) -> tuple[Array, tuple[Array, PyTree]]:
+        sums, counts, aux = plain(params, *args)
+        return sums, (counts, aux)
+
+    sums, pull, (counts, aux) = jax.vjp(forward, local(params, setting.axis_name), has_aux=True)
+    tallied = tally(sums, counts, setting.axis_name)
+    present = tallied.present
+    evidence = Evidence(jnp.where(present, tallied.losses, 0), present)
+
+    def backward(weights: Array) -> list[Array]:
+        gradient = total(pull(tallied.cotangent(weights, sums.dtype))[0], setting.axis_name)
+        return [
+            leaf if label and not protected else _without_nan(leaf, present)
+            for leaf, label in zip(jax.tree.leaves(gradient), setting.labels, strict=True)
+        ]
+
+    def finish(outcome: Outcome) -> PyTree:
+        leaves = backward(outcome.weights)
+        if setting.heads == "own" and not all(setting.labels):
+            own = backward(jnp.ones_like(outcome.weights))
+            leaves = [w if s else o for w, o, s in zip(leaves, own, setting.labels, strict=True)]
+        return jax.tree.unflatten(jax.tree.structure(params), leaves)
+
+    return Prepared(tallied.losses, evidence, finish, aux)
+
+
+class _Cut(NamedTuple):
+    """A split model, pulled back as far as the cut: every task's row, and how to go on."""
+
+    tallied: Tally
+    aux: PyTree
+    rows: list[Array]
+    pull_readout: Callable[[Array], PyTree]
+    own: PyTree
+    pull_trunk: Callable[[list[Array]], tuple[PyTree]]
+
+
+def _pull_to_cut(split: Split, setting: Setting, params: PyTree, args: tuple[Any, ...]) -> _Cut:
+    """One pullback through the readout: all K rows, and the heads' own gradients with them."""
+    params = local(params, setting.axis_name)
+
+    def trunk(params: PyTree) -> tuple[list[Array], tuple[PyTree, PyTree]]:
+        shared, trunk_aux = split.trunk(params, *args)
+        return crossing(shared).floats, (shared, trunk_aux)
+
+    floats, pull_trunk, (shared, trunk_aux) = jax.vjp(trunk, params, has_aux=True)
+    if not floats:
+        raise ConfigError("balancing: no floating array crosses the cut between trunk and readout")
+    rebuild = crossing(shared).rebuild
+
+    def readout(params: PyTree, copies: list[list[Array]]) -> tuple[Array, tuple[Array, PyTree]]:
+        rebuilt = [rebuild(copy) for copy in copies]
+        sums, counts, aux = split.readout(params, rebuilt, trunk_aux, *args)
+        return sums, (counts, aux)
+
+    sums, pull, (counts, aux) = jax.vjp(readout, params, [floats] * setting.num_tasks, has_aux=True)
+    tallied = tally(sums, counts, setting.axis_name)
+    own, copies = pull(tallied.cotangent(jnp.ones_like(tallied.losses), sums.dtype))
+    return _Cut(
+        tallied=tallied,
+        aux=aux,
+        rows=[jnp.stack(leaf) for leaf in zip(*copies, strict=True)],
+        pull_readout=lambda weights: pull(tallied.cotangent(weights, sums.dtype))[0],
+        own=own,
+        pull_trunk=pull_trunk,
+    )
+
+
+def representation_engine(
+    losses_fn: LossesFn, setting: Setting, params: PyTree, args: tuple[Any, ...]
+) -> Prepared:
+    """Task gradients at the cut by ONE pullback; then ONE trunk backward with their mixture.
+
+    Samples live on separate devices, so the global Gramian is the sum of the local ones.
+    """
+    if not isinstance(losses_fn, Split):
+        raise ConfigError("balancing.engine: 'representation' needs a balancing.Split")
+    if setting.rule.needs == "jacobian" or setting.rule.second_sample:
+        raise ConfigError(
+            "balancing.engine: this method needs the task gradients of the parameters "
+            "themselves; choices: auto, full"
+        )
+    axis_name = setting.axis_name
+    cut = _pull_to_cut(losses_fn, setting, params, args)
+    gramian = total(gramian_of({str(i): row for i, row in enumerate(cut.rows)}), axis_name)
+    gramian = gramian.astype(cut.tallied.losses.dtype)
+    present = cut.tallied.present & jnp.isfinite(jnp.diagonal(gramian))
+    evidence = Evidence(
+        losses=jnp.where(present, cut.tallied.losses, 0),
+        present=present,
+        gramian=mask_gramian(present, gramian),
+    )
+
+    def finish(outcome: Outcome) -> PyTree:
+        mixed = combine(outcome.weights, mask_rows(present, cut.rows))
+        (trunk,) = cut.pull_trunk(mixed)
+        heads = cut.own if setting.heads == "own" else cut.pull_readout(outcome.weights)
+        heads = jax.tree.map(lambda g: _without_nan(g, present), total(heads, axis_name))
+        return jax.tree.map(jnp.add, total(trunk, axis_name), heads)
+
+    return Prepared(cut.tallied.losses, evidence, finish, cut.aux)
+
+
+def _pullbacks(pull: Callable[[PyTree], PyTree], cotangents: PyTree, chunk: int) -> PyTree:
+    """`pull` over the leading axis: vmapped `chunk` at a time, the chunks unrolled.
+
+    Unrolled rather than scanned: a convolution's weight gradient inside a loop misses XLA's fast
+    path on CPU by a factor of hundreds.
+    """
+    num = jax.tree.leaves(cotangents)[0].shape[0]
+    parts = []
+    for start in range(0, num, chunk):
+        part = jax.tree.map(lambda x, start=start: x[start : start + chunk], cotangents)
+        if min(chunk, num - start) == 1:
+            one = pull(jax.tree.map(lambda x: x[0], part))
+            parts.append(jax.tree.map(lambda x: x[None], one))
+        else:
+            parts.append(jax.vmap(pull)(part))
+    return jax.tree.map(lambda *x: jnp.concatenate(x) if len(x) > 1 else x[0], *parts)
+
+
+class _TaskGradients(NamedTuple):
+    """Rows of the shared leaves, and the other leaves' gradient for given task weights."""
+
+    tallied: Tally
+    rows: Rows
+    heads: Callable[[Array], list[Array]]
+    aux: PyTree
+
+
+def _pick(leaves: list[Any], labels: list[bool], which: bool) -> list[Any]:
+    return [leaf for leaf, label in zip(leaves, labels, strict=True) if label == which]
+
+
+def _merge(shared: list[Any], heads: list[Any], labels: list[bool]) -> list[Any]:
+    first, second = iter(shared), iter(heads)
+    return [next(first) if label else next(second) for label in labels]
+
+
+def _plain_gradients(
+    losses_fn: LossesFn, setting: Setting, params: PyTree, args: tuple[Any, ...]
+) -> _TaskGradients:
+    """K pullbacks through everything, over one linearisation."""
+    leaves, treedef = jax.tree.flatten(local(params, setting.axis_name))
+    labels = setting.labels
+
+    def forward(shared: list[Array], heads: list[Array]) -> tuple[Array, tuple[Array, PyTree]]:
+        merged = jax.tree.unflatten(treedef, _merge(shared, heads, labels))
+        sums, counts, aux = losses_fn(merged, *args)
+        return sums, (counts, aux)
+
+    sums, pull, (counts, aux) = jax.vjp(
+        forward, _pick(leaves, labels, True), _pick(leaves, labels, False), has_aux=True
+    )
+    tallied = tally(sums, counts, setting.axis_name)
+    units = jnp.diag(tallied.cotangent(jnp.ones_like(tallied.losses), sums.dtype))
+    rows = _pullbacks(lambda ct: pull(ct)[0], units, setting.chunk)
+    names = _pick(paths_of(params), labels, True)
+    return _TaskGradients(
+        tallied=tallied,
+        rows=dict(zip(names, total(rows, setting.axis_name), strict=True)),
+        heads=lambda weights: total(
+            pull(tallied.cotangent(weights, sums.dtype))[1], setting.axis_name
+        ),
+        aux=aux,
+    )
+
+
+def _split_gradients(
+    split: Split, setting: Setting, params: PyTree, args: tuple[Any, ...]
+) -> _TaskGradients:
+    """K pullbacks through the trunk only; the readout is pulled back once for all tasks.
+
+    It also keeps a task's NaN in its own row, which K pullbacks through everything cannot.
+    """
+    cut = _pull_to_cut(split, setting, params, args)
+    labels, axis_name = setting.labels, setting.axis_name
+    rows_at_cut = mask_rows(cut.tallied.present, cut.rows)
+
+    def pull(cotangent: list[Array], which: bool) -> list[Array]:
+        return _pick(jax.tree.leaves(cut.pull_trunk(cotangent)[0]), labels, which)
+
+    rows = _pullbacks(lambda ct: pull(ct, True), rows_at_cut, setting.chunk)
+
+    def heads(weights: Array) -> list[Array]:
+        through_readout = _pick(jax.tree.leaves(cut.pull_readout(weights)), labels, False)
+        through_trunk = pull(combine(weights, rows_at_cut), False)
+        return total(
+            [a + b for a, b in zip(through_readout, through_trunk, strict=True)], axis_name
+        )
+
+    names = _pick(paths_of(params), labels, True)
+    return _TaskGradients(
+        tallied=cut.tallied,
+        rows=dict(zip(names, total(rows, axis_name), strict=True)),
+        heads=heads,
+        aux=cut.aux,
+    )
+
+
+def task_gradients(
+    losses_fn: LossesFn, setting: Setting, params: PyTree, args: tuple[Any, ...]
+) -> _TaskGradients:
+    """The full task gradients of the shared leaves, by the cheaper of two ways."""
+    if isinstance(losses_fn, Split):
+        shared, trunk_aux = losses_fn.trunk(params, *args)
+
+        def readout(params: PyTree) -> PyTree:
+            return losses_fn.readout(params, [shared] * setting.num_tasks, trunk_aux, *args)[0]
+
+        if not any(map(operator.and_, reaches(readout, params), setting.labels)):
+            return _split_gradients(losses_fn, setting, params, args)
+    return _plain_gradients(losses_fn, setting, params, args)
+
+
+def full_engine(
+    losses_fn: LossesFn,
+    setting: Setting,
+    params: PyTree,
+    args: tuple[Any, ...],
+    other: tuple[Any, ...] | None = None,
+) -> Prepared:
+    """All K task gradients of the shared parameters, K x P numbers.
+
+    Task gradients are summed over devices BEFORE their Gramian: balancing acts on global ones.
+    """
+    first = task_gradients(losses_fn, setting, params, args)
+    tallied, others = first.tallied, None
+    present = tallied.present
+    if other is not None:
+        second = task_gradients(losses_fn, setting, params, other)
+        present, others = present & second.tallied.present, second.rows
+    evidence = gather(tallied.losses, present, first.rows, others)
+    names, labels = paths_of(params), setting.labels
+
+    def finish(outcome: Outcome) -> PyTree:
+        weights = outcome.weights
+        heads = first.heads(jnp.ones_like(weights) if setting.heads == "own" else weights)
+        heads = [_without_nan(leaf, evidence.present) for leaf in heads]
+        shared = [outcome.gradient[name] for name in _pick(names, labels, True)]
+        return jax.tree.unflatten(jax.tree.structure(params), _merge(shared, heads, labels))
+
+    return Prepared(tallied.losses, evidence, finish, first.aux)
+
+
+def prepare(
+    engine: str,
+    losses_fn: LossesFn,
+    setting: Setting,
+    params: PyTree,
+    args: tuple[Any, ...],
+    other: tuple[Any, ...] | None,
+) -> Prepared:
+    """Runs the named engine."""
+    if setting.rule.second_sample and other is None:
+        raise ConfigError(
+            "balancing: this method needs a second independent batch: fn(..., other=)"
+        )
+    if engine == "full":
+        other = other if setting.rule.second_sample else None
+        return full_engine(losses_fn, setting, params, args, other)
+    table = {"losses": losses_engine, "representation": representation_engine}
+    return table[engine](losses_fn, setting, params, args)

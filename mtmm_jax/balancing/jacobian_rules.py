@@ -1,0 +1,316 @@
+"""Methods that need every task's full gradient: signs, ranks or averages, coordinate by coordinate.
+
+They return a gradient `{path: [...]}`, or weights where weights suffice. Costs: K task gradients
+in memory, and as much again for those that average them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mtmm_jax.balancing import solvers
+from mtmm_jax.balancing.core import (
+    Array,
+    Balancer,
+    Evidence,
+    Mixed,
+    Rows,
+    Rule,
+    balancing_dtype,
+    combine,
+    gramian_of,
+    per_task,
+    select_tasks,
+)
+from mtmm_jax.balancing.losses_only import rule_dtype, stateless
+from mtmm_jax.balancing.randomness import RandomState, random_init, random_next
+from mtmm_jax.balancing.stateful_rules import restrict, write_back
+from mtmm_jax.registry import ConfigError, choose
+
+
+def _per_task(vector: Array, like: Array) -> Array:
+    """`[K]` shaped to multiply a leaf `[K, ...]`, in the leaf's dtype."""
+    return per_task(vector, like).astype(like.dtype)
+
+
+def _buffers(rows: Rows) -> Rows:
+    """Zeros like the task gradients, in balancing precision."""
+    return {path: jnp.zeros(g.shape, balancing_dtype(g.dtype)) for path, g in rows.items()}
+
+
+def _known(buffers: Rows, grads: Rows) -> Rows:
+    """The buffers of the leaves that are balanced in this step."""
+    missing = sorted(set(grads) - set(buffers))
+    if missing:
+        raise ConfigError(
+            f"balancing: no buffer for {missing}; the balancer was initialised with other "
+            "shared leaves than it is used with"
+        )
+    return {path: buffers[path] for path in grads}
+
+
+def graddrop(num_tasks: int, leak: float = 0.0, seed: int = 0) -> Balancer:
+    """GradDrop: at each coordinate keep one sign only, by chance: `P = 1/2 (1 + sum g / sum |g|)`,
+    `U ~ U(0, 1)`; keep `g > 0` where `P > U` and `g < 0` where `P < U`.
+
+    Paper: Chen et al., NeurIPS 2020.
+    Cost: O(K P), a random number per coordinate.
+    Use it: stochastic escape from joint minima of conflicting signs. Not: small steps budgets; it
+    adds noise.
+
+    Args:
+        num_tasks: K.
+        leak: the share of the dropped part that is kept, 0 to 1.
+        seed: of the draws.
+    """
+    if not 0 <= leak <= 1:
+        raise ConfigError(f"graddrop.leak: {leak}; must be in [0, 1]")
+
+    def init(rows: Rows, num_tasks: int) -> RandomState:
+        del rows, num_tasks
+        return random_init(seed)
+
+    def weigh(state: RandomState, evidence: Evidence) -> tuple[Rows, RandomState]:
+        key, state = random_next(state)
+        keys = jax.random.split(key, len(evidence.grads))
+        chosen = {}
+        for one_key, (path, g) in zip(keys, sorted(evidence.grads.items()), strict=True):
+            draws = jax.random.uniform(one_key, g.shape[1:], balancing_dtype(g.dtype))
+            chosen[path] = drop_signs(g, draws, leak)
+        return chosen, state
+
+    return Balancer(Rule("jacobian", init, weigh), num_tasks)
+
+
+def drop_signs(grads: Array, draws: Array, leak: float = 0.0) -> Array:
+    """GradDrop's sum of a leaf `[K, ...]` for given uniform draws `[...]`."""
+    g = grads.astype(draws.dtype)
+    magnitude = jnp.abs(g).sum(0)
+    purity = 0.5 * (1 + g.sum(0) / jnp.where(magnitude > 0, magnitude, 1))
+    keep = jnp.where((purity > draws)[None], g > 0, (purity < draws)[None] & (g < 0))
+    return jnp.sum(jnp.where(keep, g, leak * g), axis=0).astype(grads.dtype)
+
+
+def trimmed_mean(num_tasks: int, trim: int = 1) -> Balancer:
+    """Trimmed mean: at each coordinate drop the `trim` largest and smallest values, average the
+    rest (with few tasks, as many as leave one).
+
+    Paper: Yin et al., ICML 2018.
+    Cost: O(K log K P), a sort per coordinate.
+    Use it: outliers among tasks or workers. Not: tasks that each own coordinates: theirs are
+    trimmed away.
+
+    Args:
+        num_tasks: K.
+        trim: how many at each end.
+    """
+    if trim < 0:
+        raise ConfigError(f"trimmed_mean.trim: {trim}; must be >= 0")
+
+    def weigh(state: tuple[()], evidence: Evidence) -> tuple[Rows, tuple[()]]:
+        count = evidence.present.sum()
+        cut = jnp.minimum(trim, (jnp.maximum(count, 1) - 1) // 2)
+        ranks = jnp.arange(num_tasks)
+        kept = (ranks >= cut) & (ranks < count - cut)
+        share = solvers.uniform(kept, evidence.losses.dtype)
+
+        def one(g: Array) -> Array:
+            last = jnp.where(per_task(evidence.present, g), g, jnp.inf)
+            ordered = jnp.sort(last, axis=0)  # absent tasks come last
+            used = jnp.where(per_task(kept, g), ordered, 0)
+            return combine(share, used)
+
+        return {path: one(g) for path, g in evidence.grads.items()}, state
+
+    return Balancer(Rule("jacobian", stateless, weigh), num_tasks)
+
+
+class MocoState(NamedTuple):
+    """Tracked gradients y, weights lambda, and steps per task and in all."""
+
+    tracked: Rows
+    weights: Array
+    count: Array
+    step: Array
+
+
+def moco(
+    num_tasks: int,
+    beta: float = 0.5,
+    gamma: float = 0.1,
+    rho: float = 0.0,
+    sigma: float = 0.5,
+    projection: str = "softmax",
+) -> Balancer:
+    """MoCo: tracked gradients `y <- y - b_t (y - L g / ||g||)`, weights by one step on
+    `Y Y^T + rho I`, `v = Y^T lambda`; `b_t = beta / t^sigma`, step `gamma / t^sigma`.
+
+    Paper: Fernando et al., ICLR 2023.
+    Cost: one K x P buffer.
+    Use it: MGDA with small batches: tracking removes its bias. Not: when K x P is too large.
+
+    Args:
+        num_tasks: K.
+        beta: rate of tracking.
+        gamma: rate of the weights.
+        rho: pull towards equal weights.
+        sigma: how the rates fall; 0 keeps them.
+        projection: back to the simplex by `"softmax"` (as in its code) or `"simplex"`.
+    """
+    choose(projection, ("softmax", "simplex"), "moco.projection")
+
+    def init(rows: Rows, num_tasks: int) -> MocoState:
+        return MocoState(
+            _buffers(rows),
+            jnp.full((num_tasks,), 1 / num_tasks, rule_dtype(rows)),
+            jnp.zeros((num_tasks,), jnp.int32),
+            jnp.zeros((), jnp.int32),
+        )
+
+    def weigh(state: MocoState, evidence: Evidence) -> tuple[Rows, MocoState]:
+        present, dtype = evidence.present, state.weights.dtype
+        scale = solvers.inverse_scale(jnp.diagonal(evidence.gramian), present)
+        scale = (scale * evidence.losses).astype(dtype)
+        count, step = state.count + 1, state.step + 1
+        rate = beta / count.astype(dtype) ** sigma
+
+        def track(y: Array, g: Array) -> Array:
+            return y - _per_task(rate, y) * (y - _per_task(scale, y) * g.astype(y.dtype))
+
+        known = _known(state.tracked, evidence.grads)
+        tracked = jax.tree.map(track, known, evidence.grads)
+        tracked = select_tasks(present, tracked, known)
+        gramian = gramian_of(tracked).astype(dtype)
+        start = restrict(state.weights, present)
+        length = gamma / step.astype(dtype) ** sigma
+        masked = jnp.where(present[:, None] & present[None, :], gramian, 0)
+        moved = start - length * (masked @ start + rho * start)
+        if projection == "softmax":
+            weights = jax.nn.softmax(jnp.where(present, moved, 0), where=present)
+        else:
+            weights = solvers.project_simplex(moved, present)
+        mixed = combine(jnp.where(present, weights, 0), tracked)
+        gradient = {path: mixed[path].astype(g.dtype) for path, g in evidence.grads.items()}
+        state = MocoState(
+            state.tracked | tracked,
+            write_back(weights, state.weights, present),
+            jnp.where(present, count, state.count),
+            step,
+        )
+        return Mixed(gradient, weights), state
+
+    return Balancer(Rule("jacobian", init, weigh), num_tasks)
+
+
+class DbMtlState(NamedTuple):
+    """Averaged gradients of the log losses, and steps per task."""
+
+    averaged: Rows
+    count: Array
+
+
+def db_mtl(num_tasks: int, beta: float = 0.9, sigma: float = 0.0) -> Balancer:
+    """DB-MTL: gradients of `log L_k`, averaged over steps, brought to the largest norm:
+    `v = sum_k (max_j ||m_j|| / ||m_k||) m_k`, `m <- b m + (1 - b) grad log L`, `b = beta/t^sigma`.
+
+    Paper: Lin et al., 2023 (dual-balancing).
+    Cost: one K x P buffer.
+    Use it: losses and gradients of different scales, positive losses. Not: losses that reach zero.
+
+    Args:
+        num_tasks: K.
+        beta: of the average; 0 is none (but keeps the buffer).
+        sigma: how beta falls.
+    """
+
+    def init(rows: Rows, num_tasks: int) -> DbMtlState:
+        return DbMtlState(_buffers(rows), jnp.zeros((num_tasks,), jnp.int32))
+
+    def weigh(state: DbMtlState, evidence: Evidence) -> tuple[Rows, DbMtlState]:
+        present, dtype = evidence.present, evidence.losses.dtype
+        count = state.count + 1
+        keep = beta / count.astype(dtype) ** sigma
+        inverse = jnp.where(present, 1 / (jnp.where(present, evidence.losses, 1) + 1e-8), 0)
+
+        def average(m: Array, g: Array) -> Array:
+            log_gradient = _per_task(inverse, m) * g.astype(m.dtype)
+            blended = _per_task(keep, m) * m + _per_task(1 - keep, m) * log_gradient
+            return jnp.where(per_task(state.count == 0, m), log_gradient, blended)
+
+        known = _known(state.averaged, evidence.grads)
+        averaged = select_tasks(present, jax.tree.map(average, known, evidence.grads), known)
+        squared = sum(jnp.sum(m.reshape(num_tasks, -1) ** 2, axis=1) for m in averaged.values())
+        scale = solvers.inverse_scale(squared, present)
+        largest = jnp.sqrt(jnp.max(jnp.where(present, squared, 0)))
+        mixed = combine((scale * largest).astype(dtype), averaged)
+        gradient = {path: mixed[path].astype(g.dtype) for path, g in evidence.grads.items()}
+        count = jnp.where(present, count, state.count)
+        weights = scale * largest
+        return Mixed(gradient, weights), DbMtlState(state.averaged | averaged, count)
+
+    return Balancer(Rule("jacobian", init, weigh), num_tasks)
+
+
+class ExcessState(NamedTuple):
+    """Sums of squared gradients, weights, and each task's first excess risk."""
+
+    squares: Rows
+    weights: Array
+    first: Array
+    seen: Array
+
+
+def excess_mtl(num_tasks: int, step: float = 1.0) -> Balancer:
+    """ExcessMTL: weights follow the estimated excess risk:
+    `S += g^2`, `e = sum g^2 / sqrt(S + 1e-7)`, `w ~ w exp(step e / e_0)`.
+
+    As in the published code, a task's first step takes e itself and later ones e over that.
+
+    Paper: He et al., ICML 2024.
+    Cost: one K x P buffer.
+    Use it: noisy labels in some tasks. Not: when K x P is too large.
+
+    Args:
+        num_tasks: K.
+        step: of the weights.
+    """
+
+    def init(rows: Rows, num_tasks: int) -> ExcessState:
+        dtype = rule_dtype(rows)
+        return ExcessState(
+            _buffers(rows),
+            jnp.full((num_tasks,), 1 / num_tasks, dtype),
+            jnp.ones((num_tasks,), dtype),
+            jnp.zeros((num_tasks,), bool),
+        )
+
+    def weigh(state: ExcessState, evidence: Evidence) -> tuple[Array, ExcessState]:
+        present, dtype = evidence.present, state.weights.dtype
+        known = _known(state.squares, evidence.grads)
+        squares = jax.tree.map(lambda s, g: s + g.astype(s.dtype) ** 2, known, evidence.grads)
+        excess = sum(
+            jnp.sum(
+                (evidence.grads[path].astype(s.dtype) ** 2 * jax.lax.rsqrt(s + 1e-7)).reshape(
+                    num_tasks, -1
+                ),
+                axis=1,
+            ).astype(dtype)
+            for path, s in squares.items()
+        )
+        first = jnp.where(present & ~state.seen, excess, state.first)
+        relative = jnp.where(state.seen, excess / jnp.where(first > 0, first, 1), excess)
+        start = restrict(state.weights, present)
+        logits = jnp.log(jnp.maximum(start, jnp.finfo(dtype).tiny)) + step * relative
+        weights = jax.nn.softmax(jnp.where(present, logits, 0), where=present)
+        state = ExcessState(
+            state.squares | select_tasks(present, squares, known),
+            write_back(weights, state.weights, present),
+            first,
+            state.seen | present,
+        )
+        return weights, state
+
+    return Balancer(Rule("jacobian", init, weigh), num_tasks)

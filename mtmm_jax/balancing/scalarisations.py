@@ -1,0 +1,174 @@
+"""Losses-only methods that minimise one scalar of all losses; the weights are its gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mtmm_jax.balancing.core import Array, Balancer, Evidence, Rows, Rule, select_tasks
+from mtmm_jax.balancing.losses_only import rule_dtype, stateless, task_vector
+from mtmm_jax.balancing.solvers import uniform
+from mtmm_jax.registry import ConfigError
+
+_TINY = 1e-20
+
+
+def _scalarised(num_tasks: int, scalar: Callable[[Array, Array], Array]) -> Balancer:
+    """Weights `d scalar(losses, present) / d losses`."""
+
+    def weigh(state: tuple[()], evidence: Evidence) -> tuple[Array, tuple[()]]:
+        return jax.grad(scalar)(evidence.losses, evidence.present), state
+
+    return Balancer(Rule("losses", stateless, weigh), num_tasks)
+
+
+def _norm(vector: Array) -> Array:
+    """The Euclidean norm, with gradient zero at zero."""
+    squared = jnp.sum(vector**2)
+    return jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
+
+
+def gls(num_tasks: int) -> Balancer:
+    """Geometric loss strategy: minimise `(prod_k L_k)^(1/K)`, so `w_k = loss / (K L_k)`.
+
+    Computed as `exp(mean log L)`: products of many losses under- or overflow.
+
+    Paper: Chennupati et al., CVPR workshops 2019.
+    Cost: one backward pass.
+    Use it: positive losses of different scales. Not: losses that can reach zero or below.
+
+    Args:
+        num_tasks: K.
+    """
+
+    def scalar(losses: Array, present: Array) -> Array:
+        logs = jnp.where(present, jnp.log(jnp.where(present, losses, 1) + _TINY), 0)
+        return jnp.exp(logs.sum() / jnp.maximum(present.sum(), 1).astype(losses.dtype))
+
+    return _scalarised(num_tasks, scalar)
+
+
+def cosmos(
+    num_tasks: int, preference: float | Sequence[float] | None = None, penalty: float = 1.0
+) -> Balancer:
+    """COSMOS: `r . L - lambda cos(r, L)`, for a preference ray r.
+
+    Paper: Ruchte & Grabocka, ICDM 2021.
+    Cost: one backward pass.
+    Use it: a solution near a wanted ratio of losses. Not: losses of mixed sign or scale.
+
+    Args:
+        num_tasks: K.
+        preference: r, one number or K of them; `1/K` over the present tasks by default.
+        penalty: lambda.
+    """
+    ray = None if preference is None else task_vector(preference, num_tasks, "cosmos.preference")
+
+    def scalar(losses: Array, present: Array) -> Array:
+        even = uniform(present, losses.dtype)
+        r = even if ray is None else jnp.where(present, jnp.asarray(ray, losses.dtype), 0)
+        lengths = _norm(r) * _norm(losses)
+        cosine = r @ losses / jnp.where(lengths > 0, lengths, 1)
+        return r @ losses - penalty * cosine
+
+    return _scalarised(num_tasks, scalar)
+
+
+def pbi(
+    num_tasks: int,
+    preference: float | Sequence[float] | None = None,
+    theta: float = 5.0,
+    ideal: float | Sequence[float] = 0.0,
+) -> Balancer:
+    """Penalty-based boundary intersection: `d1 + theta ||(L - z*) - d1 r||`, `d1 = (L - z*) . r`,
+    r the unit preference, z* the ideal point.
+
+    Paper: Zhang & Li, IEEE TEVC 2007 (MOEA/D).
+    Cost: one backward pass.
+    Use it: trace a Pareto front ray by ray, concave parts included. Not: as a default; theta is
+    delicate, and weights may be negative.
+
+    Args:
+        num_tasks: K.
+        preference: the ray; equal by default.
+        theta: how strongly to keep to the ray.
+        ideal: z*.
+    """
+    ray = task_vector(1.0 if preference is None else preference, num_tasks, "pbi.preference")
+    best = task_vector(ideal, num_tasks, "pbi.ideal")
+
+    def scalar(losses: Array, present: Array) -> Array:
+        r = jnp.where(present, jnp.asarray(ray, losses.dtype), 0)
+        length = _norm(r)
+        r = r / jnp.where(length > 0, length, 1)
+        above = jnp.where(present, losses - jnp.asarray(best, losses.dtype), 0)
+        along = above @ r
+        return along + theta * _norm(above - along * r)
+
+    return _scalarised(num_tasks, scalar)
+
+
+class StchState(NamedTuple):
+    """How many warm-up steps each task has seen, and its mean loss over them."""
+
+    count: Array
+    nadir: Array
+
+
+def stch(
+    num_tasks: int,
+    mu: float = 1.0,
+    warmup: int = 100,
+    preference: float | Sequence[float] = 1.0,
+    ideal: float | Sequence[float] = 0.0,
+) -> Balancer:
+    """Smooth Tchebycheff: `mu logsumexp(lambda (L / nadir - z*) / mu)`, nadir the mean loss over a
+    warm-up with `sum log L`.
+
+    Paper: Lin et al., ICML 2024.
+    Cost: one backward pass.
+    Use it: care for the worst task, smoothly; concave fronts. Not: with losses that start near
+    zero, where the nadir means nothing.
+
+    Args:
+        num_tasks: K.
+        mu: smoothing; towards 0 it is the maximum.
+        warmup: steps of warm-up, per task; 0 uses the losses as they are.
+        preference: lambda.
+        ideal: z*, in units of the nadir.
+    """
+    if mu <= 0 or warmup < 0:
+        raise ConfigError(f"stch: mu={mu} must be > 0 and warmup={warmup} >= 0")
+    ray = task_vector(preference, num_tasks, "stch.preference")
+    best = task_vector(ideal, num_tasks, "stch.ideal")
+
+    def init(rows: Rows, num_tasks: int) -> StchState:
+        ones = jnp.ones((num_tasks,), rule_dtype(rows))
+        return StchState(jnp.zeros((num_tasks,), jnp.int32), ones)
+
+    def weigh(state: StchState, evidence: Evidence) -> tuple[Array, StchState]:
+        losses, present = evidence.losses, evidence.present
+        nadir = state.nadir.astype(losses.dtype)
+
+        def scalar(losses: Array) -> Array:
+            terms = jnp.asarray(ray, losses.dtype) * (
+                losses / nadir - jnp.asarray(best, losses.dtype)
+            )
+            return mu * jax.nn.logsumexp(jnp.where(present, terms / mu, 0), where=present)
+
+        logarithmic = 1 / jnp.maximum(losses, _TINY)
+        warming = state.count < warmup
+        # As long as any present task is warming up, all of them are.
+        any_warming = (warming & present).any()
+        smooth = jax.grad(scalar)(losses)
+        weights = jnp.where(any_warming, logarithmic, smooth)
+        count = state.count + 1
+        share = 1 / count.astype(losses.dtype)
+        mean = jnp.where(state.count == 0, losses, nadir + share * (losses - nadir))
+        learned = StchState(count, jnp.where(mean > 0, mean, 1).astype(state.nadir.dtype))
+        return weights, select_tasks(present & warming, learned, state)
+
+    return Balancer(Rule("losses", init, weigh), num_tasks)

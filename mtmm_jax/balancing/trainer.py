@@ -1,0 +1,124 @@
+"""The trainer's face: losses, balanced gradients and diagnostics in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+
+from mtmm_jax.balancing import engines
+from mtmm_jax.balancing.core import (
+    Array,
+    Balancer,
+    BalancerState,
+    advance,
+    decide,
+    not_finite,
+    shared_labels,
+)
+from mtmm_jax.balancing.diagnostics import diagnose
+from mtmm_jax.balancing.split import Split
+from mtmm_jax.registry import choose
+
+PyTree = Any
+
+ENGINES = ("auto", "losses", "representation", "gramian", "full")
+
+
+class Balanced(NamedTuple):
+    """One step of `value_and_grad`.
+
+    Attributes:
+        losses: `[K]`, global means; 0 for a task without labels, NaN if it diverged.
+        grads: like the parameters; the sum over devices is done.
+        state: the balancer's next state.
+        diagnostics: named arrays, see `diagnostics.diagnose`.
+        aux: what `losses_fn` returned besides, of this device.
+    """
+
+    losses: Array
+    grads: PyTree
+    state: BalancerState
+    diagnostics: dict[str, Array]
+    aux: PyTree
+
+
+def choose_engine(engine: str, losses_fn: Any, balancer: Balancer) -> str:
+    """`"auto"`: the cheapest engine that gives the rule the evidence it needs."""
+    choose(engine, ENGINES, "balancing.engine", "engine")
+    if engine != "auto":
+        return engine
+    rule = balancer.rule
+    if rule.needs == "losses":
+        return "losses"
+    if rule.needs == "gramian" and not rule.second_sample and isinstance(losses_fn, Split):
+        return "representation"
+    return "full"
+
+
+def value_and_grad(
+    losses_fn: Any,
+    balancer: Balancer,
+    *,
+    engine: str = "auto",
+    axis_name: Any = None,
+    shared: PyTree | Callable[[PyTree], PyTree] | None = None,
+    head_gradients: str | None = None,
+    chunk: int = 1,
+) -> Callable[..., Balanced]:
+    """Like `jax.value_and_grad`, for K losses balanced into one gradient.
+
+    Args:
+        losses_fn: `(params, *args) -> (sums [K], counts [K], aux)`, the masked sums and counts of
+            this device, or a `Split`. `loss_k = sum_k / count_k`, after both are summed over
+            devices; a task of count 0 is absent. Counts carry no gradient. Fillers of missing
+            labels should be masked inside; a `Split` also keeps a task's NaN from the others.
+        balancer: from `balancing.build` or one of the methods.
+        engine: how task gradients are computed: `"losses"` (one backward pass, for rules that need
+            losses only), `"representation"` (at the cut of a `Split`), `"full"` (of all shared
+            parameters), or `"auto"`.
+        axis_name: the device axis under `pmap` or `shard_map`. Under `jit` with sharded global
+            arrays it stays None.
+        shared: which parameters are shared: a pytree of bools like the parameters or a callable
+            that makes one. Default: what the trunk of a `Split` reads; all of them otherwise.
+        head_gradients: the gradient of parameters that are not shared: `"weighted"`, that of
+            `sum_k w_k loss_k` (the default of losses-only methods), or `"own"`, that of
+            `sum_k loss_k` (the default of the others).
+        chunk: for `"full"`: how many pullbacks run as one vmapped call; speed against memory.
+
+    Returns:
+        `fn(params, state, *args, other=None) -> Balanced`. `other` is a tuple of args, a second
+        independent batch, for the methods that need one.
+    """
+    rule, num_tasks = balancer.rule, balancer.num_tasks
+    engine = choose_engine(engine, losses_fn, balancer)
+    if engine == "losses" and rule.needs != "losses":
+        choose(engine, ("representation", "gramian", "full"), "balancing.engine", "engine")
+    default = "weighted" if rule.needs == "losses" else "own"
+    heads = choose(head_gradients or default, ("weighted", "own"), "balancing.head_gradients")
+    if chunk < 1:
+        choose(chunk, ("1", "2", "..."), "balancing.chunk")
+
+    def fn(
+        params: PyTree, state: BalancerState, *args: Any, other: tuple[Any, ...] | None = None
+    ) -> Balanced:
+        if shared is None and isinstance(losses_fn, Split):
+            labels = engines.reaches(losses_fn.trunk, params, *args)
+        else:
+            labels = shared_labels(shared, params)
+        setting = engines.Setting(rule, num_tasks, axis_name, labels, heads, chunk)
+        prepared = engines.prepare(engine, losses_fn, setting, params, args, other)
+        chex.assert_shape(prepared.losses, (num_tasks,))
+        outcome = decide(rule, state.rule, prepared.evidence)
+        grads = prepared.finish(outcome)
+        skipped = not_finite(grads)
+        return Balanced(
+            losses=prepared.losses,
+            grads=grads,
+            state=advance(state, outcome, prepared.evidence.present, skipped),
+            diagnostics=diagnose(prepared.evidence, outcome.weights, skipped),
+            aux=prepared.aux,
+        )
+
+    return fn

@@ -1,0 +1,319 @@
+"""Balancers around balancers: normalised, smoothed, grouped, every n steps, after a warm-up."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mtmm_jax.balancing import solvers
+from mtmm_jax.balancing.core import (
+    Array,
+    Balancer,
+    Evidence,
+    Mixed,
+    Rows,
+    Rule,
+    combine,
+    gramian_of,
+    mixed_gradient,
+    paths_of,
+    per_task,
+)
+from mtmm_jax.balancing.losses_only import rule_dtype
+from mtmm_jax.registry import ConfigError, choose
+
+PyTree = Any
+
+
+def shared_by_path(pattern: str) -> Callable[[PyTree], PyTree]:
+    """For `value_and_grad(shared=...)`: the leaves whose path, `"trunk/dense/kernel"`, contains a
+    match of `pattern`. A pattern that matches nothing is an error."""
+
+    def label(params: PyTree) -> PyTree:
+        paths = paths_of(params)
+        labels = [re.search(pattern, path) is not None for path in paths]
+        if not any(labels):
+            raise ConfigError(f"shared: {pattern!r} matches none of {', '.join(paths)}")
+        return jax.tree.unflatten(jax.tree.structure(params), labels)
+
+    return label
+
+
+def _wrap(
+    inner: Balancer,
+    init: Callable[[Rows, int], PyTree],
+    weigh: Callable[[PyTree, Evidence], tuple[Any, PyTree]],
+    needs: str | None = None,
+) -> Balancer:
+    """A balancer whose state has the inner rule's under the field `inner`."""
+    rule = inner.rule
+
+    def observe(state: PyTree, values: Array) -> PyTree:
+        return state._replace(inner=rule.observe(state.inner, values))
+
+    wrapped = Rule(
+        needs or rule.needs,
+        init,
+        weigh,
+        None if rule.observe is None else observe,
+        rule.second_sample,
+    )
+    return Balancer(wrapped, inner.num_tasks)
+
+
+class NormalisedState(NamedTuple):
+    """Nothing but the wrapped rule's state."""
+
+    inner: PyTree
+
+
+def normalised(inner: Balancer, by: str = "l2") -> Balancer:
+    """Balances `g_k / s_k` in place of `g_k`: s = `"l2"` norm, `"loss"`, or `"loss+"`, their
+    product. (`"none"` changes nothing.) The norms are those of the engine: at the cut, or of the
+    shared parameters.
+
+    Args:
+        inner: the balancer that sees normalised gradients.
+        by: the scale.
+    """
+    choose(by, ("none", "l2", "loss", "loss+"), "normalised.by")
+    rule = inner.rule
+    if rule.needs == "losses" and by in ("l2", "loss+"):
+        raise ConfigError(f"normalised.by: {by!r} needs gradients, the method losses only")
+
+    def init(rows: Rows, num_tasks: int) -> NormalisedState:
+        return NormalisedState(rule.init(rows, num_tasks))
+
+    def inverse_scale(evidence: Evidence) -> Array:
+        present, losses = evidence.present, evidence.losses
+        inverse = present.astype(losses.dtype)
+        if by in ("l2", "loss+"):
+            inverse = inverse * solvers.inverse_scale(jnp.diagonal(evidence.gramian), present)
+        if by in ("loss", "loss+"):
+            positive = losses > 0
+            inverse = inverse * jnp.where(positive, 1 / jnp.where(positive, losses, 1), 0)
+        return inverse
+
+    def weigh(state: NormalisedState, evidence: Evidence) -> tuple[Any, NormalisedState]:
+        inverse = inverse_scale(evidence)
+        both = inverse[:, None] * inverse[None, :]
+
+        def scale(table: Array | None) -> Array | None:
+            return None if table is None else table * both
+
+        def scale_rows(g: Array) -> Array:
+            return g * per_task(inverse, g).astype(g.dtype)
+
+        grads = None if evidence.grads is None else jax.tree.map(scale_rows, evidence.grads)
+        seen = evidence._replace(
+            gramian=scale(evidence.gramian), other=scale(evidence.other), grads=grads
+        )
+        verdict, new = rule.weigh(state.inner, seen)
+        if isinstance(verdict, Mixed):
+            verdict = verdict._replace(weights=verdict.weights * inverse)
+        elif not isinstance(verdict, Mapping):
+            verdict = verdict * inverse
+        return verdict, NormalisedState(new)
+
+    return _wrap(inner, init, weigh)
+
+
+class SmoothedState(NamedTuple):
+    """The wrapped rule's state, the averaged weights, and which of them are set."""
+
+    inner: PyTree
+    weights: Array
+    seen: Array
+
+
+def smoothed(inner: Balancer, decay: float = 0.9) -> Balancer:
+    """CR-MOGM: averages the weights over steps, `w <- a w + (1 - a) w_new`, which is what makes
+    stochastic weightings converge (Zhou et al., NeurIPS 2022). A task's first weight counts fully.
+
+    Args:
+        inner: a balancer of the losses or gramian tier, or one that returns weights.
+        decay: a.
+    """
+    rule = inner.rule
+    if not 0 <= decay < 1:
+        raise ConfigError(f"smoothed.decay: {decay}; must be in [0, 1)")
+
+    def init(rows: Rows, num_tasks: int) -> SmoothedState:
+        zeros = jnp.zeros((num_tasks,), rule_dtype(rows))
+        return SmoothedState(rule.init(rows, num_tasks), zeros, zeros.astype(bool))
+
+    def weigh(state: SmoothedState, evidence: Evidence) -> tuple[Array, SmoothedState]:
+        verdict, new = rule.weigh(state.inner, evidence)
+        if isinstance(verdict, Mixed | Mapping):
+            raise ConfigError("smoothed: the method returns a gradient, not weights")
+        keep = jnp.where(state.seen, decay, 0).astype(state.weights.dtype)
+        blended = keep * state.weights + (1 - keep) * verdict.astype(state.weights.dtype)
+        weights = jnp.where(evidence.present, blended, state.weights)
+        return weights, SmoothedState(new, weights, state.seen | evidence.present)
+
+    return _wrap(inner, init, weigh)
+
+
+class EveryState(NamedTuple):
+    """The wrapped rule's state, the weights in force, whom they are for, and the step."""
+
+    inner: PyTree
+    weights: Array
+    present: Array
+    step: Array
+
+
+def every(inner: Balancer, steps: int = 10) -> Balancer:
+    """Asks the method every `steps` steps and keeps its weights in between (sooner if a task shows
+    up that they were not made for). Saves the solver, not the gradients.
+
+    Args:
+        inner: a balancer that returns weights.
+        steps: the interval.
+    """
+    rule = inner.rule
+    if steps < 1 or rule.needs == "jacobian":
+        raise ConfigError(f"every: steps={steps} must be >= 1 and the method must return weights")
+
+    def init(rows: Rows, num_tasks: int) -> EveryState:
+        return EveryState(
+            rule.init(rows, num_tasks),
+            jnp.zeros((num_tasks,), rule_dtype(rows)),
+            jnp.zeros((num_tasks,), bool),
+            jnp.zeros((), jnp.int32),
+        )
+
+    def weigh(state: EveryState, evidence: Evidence) -> tuple[Array, EveryState]:
+        def ask() -> tuple[Array, PyTree, Array]:
+            weights, new = rule.weigh(state.inner, evidence)
+            return weights.astype(state.weights.dtype), new, evidence.present
+
+        def keep() -> tuple[Array, PyTree, Array]:
+            return state.weights, state.inner, state.present
+
+        unknown = (evidence.present & ~state.present).any()
+        due = (state.step % steps == 0) | unknown
+        weights, new, present = jax.lax.cond(due, ask, keep)
+        return weights, EveryState(new, weights, present, state.step + 1)
+
+    return _wrap(inner, init, weigh)
+
+
+class WarmupState(NamedTuple):
+    """The wrapped rule's state and the step."""
+
+    inner: PyTree
+    step: Array
+
+
+def warmed_up(inner: Balancer, steps: int = 100) -> Balancer:
+    """Equal weights for the first `steps` steps, during which the method's state stands still.
+
+    Args:
+        inner: any balancer.
+        steps: how long.
+    """
+    rule = inner.rule
+    if steps < 0:
+        raise ConfigError(f"warmed_up.steps: {steps}; must be >= 0")
+
+    def init(rows: Rows, num_tasks: int) -> WarmupState:
+        return WarmupState(rule.init(rows, num_tasks), jnp.zeros((), jnp.int32))
+
+    def weigh(state: WarmupState, evidence: Evidence) -> tuple[Any, WarmupState]:
+        dtype = evidence.losses.dtype
+        even = solvers.uniform(evidence.present, dtype)
+
+        def ask() -> tuple[Any, PyTree]:
+            verdict, new = rule.weigh(state.inner, evidence)
+            if isinstance(verdict, Mapping | Mixed):
+                return mixed_gradient(verdict, evidence), new
+            return verdict.astype(dtype), new
+
+        def wait() -> tuple[Any, PyTree]:
+            returns_gradient = isinstance(jax.eval_shape(ask)[0], Mixed)
+            if returns_gradient:
+                return Mixed(combine(even, evidence.grads), even), state.inner
+            return even, state.inner
+
+        verdict, new = jax.lax.cond(state.step < steps, wait, ask)
+        return verdict, WarmupState(new, state.step + 1)
+
+    return _wrap(inner, init, weigh)
+
+
+class GroupedState(NamedTuple):
+    """One state of the wrapped rule for each group of parameters."""
+
+    inner: dict[str, PyTree]
+
+
+def grouped(inner: Balancer, by: str | Mapping[str, str] = "layer") -> Balancer:
+    """Balances groups of parameters separately, each with its own Gramian and state.
+
+    The weights reported are the mean over the groups.
+
+    Args:
+        inner: any balancer.
+        by: `"layer"` (all leaves of one module), `"matrix"` (each leaf), or
+            `{group: regex over parameter paths}`, the first match decides.
+    """
+    rule, num_tasks = inner.rule, inner.num_tasks
+    if isinstance(by, str):
+        choose(by, ("layer", "matrix"), "grouped.by")
+
+    def group_of(path: str) -> str:
+        if by == "matrix":
+            return path
+        if by == "layer":
+            return path.rpartition("/")[0] or path
+        for name, pattern in by.items():
+            if re.search(pattern, path):
+                return name
+        raise ConfigError(f"grouped.by: no group matches {path!r}; groups: {', '.join(by)}")
+
+    def split(rows: Rows) -> dict[str, Rows]:
+        groups: dict[str, Rows] = {}
+        for path in sorted(rows):
+            groups.setdefault(group_of(path), {})[path] = rows[path]
+        return groups
+
+    def init(rows: Rows, num_tasks: int) -> GroupedState:
+        groups = split(rows)
+        unused = [] if isinstance(by, str) else sorted(set(by) - set(groups))
+        if unused:
+            raise ConfigError(f"grouped.by: {', '.join(unused)} matches no parameter")
+        return GroupedState({name: rule.init(part, num_tasks) for name, part in groups.items()})
+
+    def weigh(state: GroupedState, evidence: Evidence) -> tuple[Mixed, GroupedState]:
+        if rule.second_sample:
+            raise ConfigError("grouped: not for methods that need a second sample")
+        gradient, weights, states = {}, [], dict(state.inner)
+        for name, rows in split(evidence.grads).items():
+            part = evidence._replace(
+                grads=rows, gramian=gramian_of(rows).astype(evidence.losses.dtype)
+            )
+            verdict, states[name] = rule.weigh(state.inner[name], part)
+            mixed = mixed_gradient(verdict, part)
+            gradient |= mixed.gradient
+            weights.append(mixed.weights)
+        return Mixed(gradient, sum(weights) / len(weights)), GroupedState(states)
+
+    def observe(state: GroupedState, values: Array) -> GroupedState:
+        return GroupedState({k: rule.observe(v, values) for k, v in state.inner.items()})
+
+    wrapped = Rule("jacobian", init, weigh, None if rule.observe is None else observe)
+    return Balancer(wrapped, num_tasks)
+
+
+WRAPPERS: dict[str, Callable[..., Balancer]] = {
+    "normalised": normalised,
+    "smoothed": smoothed,
+    "grouped": grouped,
+    "every": every,
+    "warmed_up": warmed_up,
+}

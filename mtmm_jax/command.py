@@ -1,0 +1,55 @@
+"""What the commands have in common: one-line errors, exit codes, JAX set up before its import."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def prepare_jax() -> None:
+    """Compiler flags and the persistent compile cache (`MTMM_JAX_CACHE`, off if it is empty)."""
+    from mtmm_jax import parallel
+
+    parallel.set_cpu_flags()
+    import jax
+
+    default = Path.home() / ".cache" / "mtmm_jax" / "compiled"
+    folder = os.environ.get("MTMM_JAX_CACHE", str(default))
+    if folder:
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def console() -> Any:
+    """Wide enough for the tables where the output is no terminal."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
+def guarded(main: Callable[..., int]) -> Callable[..., int]:
+    """Turns what a user can mend into one line on stderr and exit code 2; no traceback."""
+
+    @functools.wraps(main)
+    def run(*args: Any, **kwargs: Any) -> int:
+        from mtmm_jax.registry import ConfigError
+
+        try:
+            return main(*args, **kwargs)
+        except ConfigError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            return 130
+        except Exception as error:
+            if type(error).__name__ != "Interrupted":
+                raise
+            print(f"{error}; the same command goes on from there", file=sys.stderr)
+            return 128 + error.signal
+
+    return run

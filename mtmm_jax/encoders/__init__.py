@@ -1,0 +1,24 @@
+"""Raw input -> `Tokens`. One file per modality; each encoder has a stem and a body.
+
+An encoder is a Linen module with
+
+    stem(entry)     one modality's inputs -> Tokens
+    first(tokens)   the body up to its cut
+    second(tokens)  the rest, ending in tokens of width `width`
+    __call__        second(first(stem(entry)))
+
+all taking `train` and `axis_name`. Encoders do not pool; heads do.
+"""
+
+from mtmm_jax.encoders.audio import LogMelCNN as LogMelCNN
+from mtmm_jax.encoders.audio import log_mel as log_mel
+from mtmm_jax.encoders.image import ResNet as ResNet
+from mtmm_jax.encoders.text import GRUText as GRUText
+from mtmm_jax.encoders.text import TransformerText as TransformerText
+
+ENCODERS = {
+    "resnet": ResNet,
+    "text_transformer": TransformerText,
+    "text_gru": GRUText,
+    "log_mel_cnn": LogMelCNN,
+}

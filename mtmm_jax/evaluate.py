@@ -1,0 +1,64 @@
+"""`python -m mtmm_jax.evaluate --workdir runs/emoji`: a finished run's figures on a split."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from mtmm_jax.command import console, guarded, prepare_jax
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m mtmm_jax.evaluate",
+        description="Evaluates the best checkpoint of a run.",
+        epilog="Values of the data may be changed, for example --config.data.text=name.",
+    )
+    p.add_argument("--workdir", required=True, help="the run's folder")
+    p.add_argument("--split", default="test", help="train, validation or test (default)")
+    p.add_argument("--only", help="modalities to keep, such as image,text; the others are absent")
+    p.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return p
+
+
+@guarded
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments, overrides = parser().parse_known_args(argv)
+    prepare_jax()
+
+    from ml_collections import ConfigDict
+
+    from mtmm_jax import parallel
+    from mtmm_jax.batch import choose_all
+    from mtmm_jax.evaluation import Evaluator
+    from mtmm_jax.registry import choose
+    from mtmm_jax.training import apply_overrides
+    from mtmm_jax.training.finished import open_run
+    from mtmm_jax.training.logs import results_table
+    from mtmm_jax.training.loop import evaluation_batches
+    from mtmm_jax.training.results import finite
+    from mtmm_jax.training.workdir import Workdir
+
+    choose(arguments.split, ("train", "validation", "test"), "--split", "split")
+    stored = Workdir.at(arguments.workdir).read("config.json")
+    config = apply_overrides(ConfigDict(stored), overrides)
+    run = open_run(arguments.workdir, config.to_dict())
+    experiment = run.experiment
+    only = arguments.only.split(",") if arguments.only else None
+    choose_all(only or (), experiment.model.encoders, "--only", "modality")
+    evaluator = Evaluator(experiment.model, experiment.devices)
+    variables = parallel.replicate(run.variables, experiment.devices)
+    batches = evaluation_batches(experiment, arguments.split)
+    results = evaluator.results(variables, batches, only)
+    if arguments.json:
+        print(json.dumps(finite(results), indent=1))
+    else:
+        title = f"{arguments.workdir}, step {run.step}, {arguments.split}"
+        console().print(results_table(title, {", ".join(only) if only else "all": results}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""One pass over a split: metric states on the device, merged on the host, divided once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import partial, reduce
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtmm_jax import parallel
+from mtmm_jax.batch import Batch
+from mtmm_jax.model import Model
+
+Results = dict[str, dict[str, float]]
+
+
+class Evaluator:
+    """Compiles the evaluation of a model once, for any number of passes.
+
+    Args:
+        model: the model.
+        devices: how many local devices share a batch.
+    """
+
+    def __init__(self, model: Model, devices: int = 1) -> None:
+        self.model, self.devices = model, devices
+
+        def step(variables: Any, batch: Batch, *, axis_name: str | None) -> Any:
+            del axis_name  # rows are independent; states are merged on the host
+            predictions, _ = model(variables, batch["inputs"])
+            return metric_states(model, predictions, batch)
+
+        self._step = parallel.wrap(step, devices, donate=False)
+
+    def states(
+        self, variables: Any, batches: Iterable[Batch], only: Iterable[str] | None = None
+    ) -> dict[str, dict[str, Any]]:
+        """`{task: {metric: state}}` over all batches, with only some modalities present."""
+        merged: dict[str, dict[str, Any]] | None = None
+        for batch in batches:
+            seen = batch if only is None else restrict(batch, only)
+            stacked = jax.device_get(self._step(variables, seen))
+            parts = (
+                [stacked]
+                if self.devices == 1
+                else [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(self.devices)]
+            )
+            for part in parts:
+                merged = part if merged is None else merge(self.model, merged, part)
+        if merged is None:
+            raise ValueError("a split without a single batch cannot be evaluated")
+        return merged
+
+    def results(
+        self, variables: Any, batches: Iterable[Batch], only: Iterable[str] | None = None
+    ) -> Results:
+        """`{task: {figure: value}}`; a figure that nothing counted for is NaN."""
+        return compute(self.model, self.states(variables, batches, only))
+
+
+def merge(model: Model, a: Any, b: Any) -> Any:
+    """The metric states of two batches as those of one."""
+    return {
+        name: {
+            key: metric.merge(a[name][key], b[name][key]) for key, metric in task.metrics.items()
+        }
+        for name, task in model.tasks.items()
+    }
+
+
+def metric_states(model: Model, predictions: Mapping[str, Any], batch: Batch) -> dict[str, Any]:
+    """The metric states of one batch. Pure; runs under jit."""
+    present = model.present(batch)
+    return {
+        name: {
+            key: metric.update(predictions[name], task.labels(batch, present))
+            for key, metric in task.metrics.items()
+        }
+        for name, task in model.tasks.items()
+    }
+
+
+def compute(model: Model, states: Mapping[str, Mapping[str, Any]]) -> Results:
+    """`{task: {figure: value}}` from merged states."""
+    return {
+        name: {
+            figure: value
+            for key, metric in task.metrics.items()
+            for figure, value in metric.compute(states[name][key]).items()
+        }
+        for name, task in model.tasks.items()
+    }
+
+
+def trivial_results(model: Model, batches: Iterable[Batch]) -> Results:
+    """The same metrics for predictions that look at nothing: majority class, mean, one vector."""
+
+    @jax.jit
+    def step(batch: Batch) -> Any:
+        rows = next(iter(batch["inputs"].values()))["present"].shape[0]
+        constant = {
+            name: jax.tree.map(lambda x: jnp.broadcast_to(x, (rows, *np.shape(x))), task.trivial)
+            for name, task in model.tasks.items()
+        }
+        return metric_states(model, constant, batch)
+
+    states = [jax.device_get(step(batch)) for batch in batches]
+    return compute(model, reduce(partial(merge, model), states))
+
+
+def restrict(batch: Batch, only: Iterable[str]) -> Batch:
+    """The batch as it looks when only these modalities are there."""
+    only = tuple(only)
+    inputs = {
+        name: entry
+        if name in only
+        else {**entry, "present": np.zeros_like(np.asarray(entry["present"]))}
+        for name, entry in batch["inputs"].items()
+    }
+    return {**batch, "inputs": inputs}
+
+
+def headlines(model: Model, results: Results) -> dict[str, float]:
+    """Each task's headline figure, turned so that larger is better."""
+    return {
+        name: (-1.0 if task.smaller_is_better else 1.0) * results[name][task.headline]
+        for name, task in model.tasks.items()
+    }

@@ -1,0 +1,17 @@
+"""What several rooms need: attention, the Transformer block, masked norms, dropout, GRU, positions.
+
+Every layer takes `train` and `axis_name` where it needs them, so that n devices compute what one
+does: statistics are summed over devices, and dropout draws by row of the whole batch.
+"""
+
+from mtmm_jax.layers.attention import Attention as Attention
+from mtmm_jax.layers.attention import TransformerBlock as TransformerBlock
+from mtmm_jax.layers.dropout import Dropout as Dropout
+from mtmm_jax.layers.dropout import batch_bernoulli as batch_bernoulli
+from mtmm_jax.layers.feed_forward import FeedForward as FeedForward
+from mtmm_jax.layers.feed_forward import gelu as gelu
+from mtmm_jax.layers.gru import GRU as GRU
+from mtmm_jax.layers.norms import NORMS as NORMS
+from mtmm_jax.layers.norms import BatchNorm as BatchNorm
+from mtmm_jax.layers.norms import GroupNorm as GroupNorm
+from mtmm_jax.layers.positions import sinusoid as sinusoid

@@ -1,0 +1,47 @@
+"""Dropout whose noise belongs to the rows of the whole batch, not to the devices that hold them."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mtmm_jax import parallel
+
+
+def batch_bernoulli(
+    key: jax.Array, keep: float, shape: tuple[int, ...], axis_name: str | None
+) -> jax.Array:
+    """Independent draws for this device's rows; the same rows draw the same on any device count.
+
+    Args:
+        key: the same on all devices.
+        keep: the probability of True, to the nearest 1/256.
+        shape: `[rows on this device, ...]`.
+        axis_name: the devices' axis inside pmap, or None.
+    """
+    rows = parallel.rank(axis_name) * shape[0] + jnp.arange(shape[0])
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+    # A byte a draw: random bits are what dropout costs on a CPU, and 1/256 is fine enough.
+    bits = jax.vmap(lambda k: jax.random.bits(k, shape[1:], jnp.uint8))(keys)
+    return bits.astype(jnp.int32) < _threshold(keep)
+
+
+def _threshold(keep: float) -> int:
+    return round(256 * keep)
+
+
+class Dropout(nn.Module):
+    """Zeroes a share `rate` of the values in training and scales the rest by 1 / (1 - rate)."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, *, train: bool = False, axis_name: str | None = None
+    ) -> jax.Array:
+        if not train or self.rate == 0.0:
+            return x
+        keep = _threshold(1.0 - self.rate) / 256
+        kept = batch_bernoulli(self.make_rng("dropout"), keep, x.shape, axis_name)
+        return jnp.where(kept, x / keep, jnp.zeros((), x.dtype))

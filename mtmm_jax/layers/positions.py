@@ -1,0 +1,24 @@
+"""Positions as features."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def sinusoid(positions: jax.Array, width: int, shortest: float = 1.0) -> jax.Array:
+    """`[..., P] -> [..., width]`: sines and cosines of each coordinate.
+
+    Args:
+        positions: seconds or (y, x), in units in which neighbours are about `shortest` apart.
+        width: of the result; padded with zeros where it does not divide by 2P.
+        shortest: the finest difference to be told apart.
+    """
+    coordinates = positions.shape[-1]
+    count = width // (2 * coordinates)
+    periods = shortest * 10_000.0 ** (jnp.arange(count, dtype=jnp.float32) / max(count, 1))
+    angles = positions[..., None] / periods
+    features = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    features = features.reshape(*positions.shape[:-1], 2 * count * coordinates)
+    padding = width - features.shape[-1]
+    return jnp.pad(features, [(0, 0)] * (features.ndim - 1) + [(0, padding)])

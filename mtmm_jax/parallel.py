@@ -1,0 +1,124 @@
+"""Devices: how one pure step runs on one device, on several, or on a mesh.
+
+A step is written once, as `step(state, batch, *, axis_name=None)`; `wrap` is the only place that
+knows how many devices there are. Inside a step the collectives below are no-ops when `axis_name`
+is None, so the same code is the single-device program.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtmm_jax.registry import ConfigError
+
+AXIS = "devices"
+
+
+def total(x: Any, axis_name: str | None) -> Any:
+    """The sum over devices."""
+    return x if axis_name is None else jax.lax.psum(x, axis_name)
+
+
+def gather(x: jax.Array, axis_name: str | None) -> jax.Array:
+    """The rows of all devices, in device order: `[B, ...] -> [n * B, ...]`."""
+    return x if axis_name is None else jax.lax.all_gather(x, axis_name, tiled=True)
+
+
+def rank(axis_name: str | None) -> jax.Array | int:
+    """This device's index."""
+    return 0 if axis_name is None else jax.lax.axis_index(axis_name)
+
+
+def device_count(requested: int | str, batch_size: int, where: str = "devices") -> int:
+    """How many local devices to use, checked against the batch size.
+
+    Args:
+        requested: a number, or "all".
+        batch_size: of the whole step; it must divide over the devices.
+    """
+    available = jax.local_device_count()
+    count = available if requested == "all" else requested
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= available:
+        raise ConfigError(
+            f"{where}: {requested!r}: needs 'all' or a number from 1 to {available}, "
+            f"the local devices of this machine"
+        )
+    if batch_size % count:
+        divisors = [d for d in range(1, available + 1) if batch_size % d == 0]
+        raise ConfigError(
+            f"batch_size: {batch_size} does not divide over {count} devices; "
+            f"choose a multiple of {count}, or {where} among {divisors}"
+        )
+    return count
+
+
+def wrap(step: Callable[..., Any], devices: int, *, donate: bool = True) -> Callable[..., Any]:
+    """Compiles `step(state, batch, *, axis_name)` for some local devices.
+
+    One device: `jax.jit`. Several: `jax.pmap`, with the state replicated (`replicate`) and the
+    batch split along its rows.
+    """
+    donated = (0,) if donate else ()
+    if devices == 1:
+        return jax.jit(partial(step, axis_name=None), donate_argnums=donated)
+    mapped = jax.pmap(
+        partial(step, axis_name=AXIS),
+        axis_name=AXIS,
+        devices=jax.local_devices()[:devices],
+        donate_argnums=donated,
+    )
+    return lambda state, batch: mapped(state, split(batch, devices))
+
+
+def split(batch: Any, devices: int) -> Any:
+    """`[B, ...] -> [n, B / n, ...]` in every leaf."""
+    return jax.tree.map(lambda x: np.reshape(x, (devices, -1, *np.shape(x)[1:])), batch)
+
+
+def merge(outputs: Any, devices: int) -> Any:
+    """The rows of all devices in one array, on the host: the inverse of `split`."""
+    outputs = jax.device_get(outputs)
+    if devices == 1:
+        return outputs
+    return jax.tree.map(lambda x: np.reshape(x, (-1, *np.shape(x)[2:])), outputs)
+
+
+def replicate(state: Any, devices: int) -> Any:
+    """The state that `wrap` takes: one copy a device."""
+    if devices == 1:
+        return state
+    mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:devices]), (AXIS,))
+    stacked = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
+    return jax.tree.map(
+        lambda x: jax.device_put(jnp.broadcast_to(x, (devices, *jnp.shape(x))), stacked), state
+    )
+
+
+def first(state: Any, devices: int) -> Any:
+    """The state as one device holds it, without moving it to the host where possible."""
+    if devices == 1:
+        return state
+    return jax.tree.map(lambda x: x.addressable_shards[0].data[0], state)
+
+
+# XLA's newer CPU fusions halve the speed of convolutions; Transformers do not gain by the switch.
+CPU_FLAGS = {"--xla_cpu_experimental_ynn_fusion_type": ""}
+
+
+def set_cpu_flags() -> None:
+    """Sets the CPU compiler flags; call it before jax is imported for the first time.
+
+    `MTMM_JAX_CPU_FLAGS=0` switches them off; a flag that the user sets in `XLA_FLAGS` is kept.
+    """
+    if os.environ.get("MTMM_JAX_CPU_FLAGS", "1") == "0":
+        return
+    flags = os.environ.get("XLA_FLAGS", "")
+    wanted = [f"{name}={value}" for name, value in CPU_FLAGS.items() if name not in flags]
+    os.environ["XLA_FLAGS"] = " ".join([flags, *wanted]).strip()

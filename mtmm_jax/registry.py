@@ -1,0 +1,88 @@
+"""One way to build a thing from a table and a spec, and one error for bad input.
+
+Every room of the house keeps a public table from name to constructor; configs name an entry by
+`kind` and give its hyper-parameters beside it. `build` looks the name up, checks the
+hyper-parameters against the constructor's signature, and says plainly what is wrong.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """Bad input from a user: names the value, its place and the choices. Commands exit with 2."""
+
+
+def choose(value: Any, choices: Iterable[str], where: str, what: str = "value") -> Any:
+    """Returns `value` if it is among `choices`, else raises a `ConfigError` that lists them."""
+    choices = sorted(choices)
+    if value in choices:
+        return value
+    close = difflib.get_close_matches(str(value), choices, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    raise ConfigError(f"{where}: unknown {what} {value!r}{hint}; choices: {', '.join(choices)}")
+
+
+def parameters(constructor: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The keyword hyper-parameters that a table entry takes (a Linen module's own fields)."""
+    skip = {"self", "parent", "name"}
+    return {
+        key: value
+        for key, value in inspect.signature(constructor).parameters.items()
+        if key not in skip and value.kind is not value.VAR_POSITIONAL
+    }
+
+
+def build(
+    table: Mapping[str, Callable[..., Any]],
+    spec: str | Mapping[str, Any],
+    *args: Any,
+    where: str,
+    **context: Any,
+) -> Any:
+    """Builds the entry of `table` that `spec` names.
+
+    Args:
+        table: name -> constructor.
+        spec: a name, or a mapping with `kind` and the hyper-parameters of that entry.
+        *args: positional arguments every entry of the table takes.
+        where: the place in the config, for error messages, such as `"model.fusion"`; an entry that
+            takes it is given it.
+        **context: keyword arguments that the caller, not the config, provides; an entry that does
+            not take one of them is not given it.
+
+    Raises:
+        ConfigError: for an unknown kind or hyper-parameter, or a missing one.
+    """
+    context = {"where": where, **context}
+    hyper = {"kind": spec} if isinstance(spec, str) else dict(spec)
+    if "kind" not in hyper:
+        raise ConfigError(f"{where}: needs a `kind`; choices: {', '.join(sorted(table))}")
+    kind = choose(hyper.pop("kind"), table, f"{where}.kind", "kind")
+    constructor = table[kind]
+    accepted = parameters(constructor)
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    offered = [key for key in list(accepted)[len(args) :] if key not in context]
+    for key in hyper:
+        if not open_ended:
+            choose(key, offered, f"{where}.{key}", f"hyper-parameter of {kind}")
+    given = {key: value for key, value in context.items() if key in accepted}
+    missing = [
+        key
+        for key in offered
+        if accepted[key].default is inspect.Parameter.empty
+        and accepted[key].kind is not inspect.Parameter.VAR_KEYWORD
+        and key not in hyper
+    ]
+    if missing:
+        raise ConfigError(f"{where}: {kind} needs {', '.join(missing)}")
+    try:
+        return constructor(*args, **given, **hyper)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{where}: {kind} refuses {hyper}: {error}") from error

@@ -1,0 +1,89 @@
+"""Which belongs to which: contrastive alignment of two modalities (CLIP, Radford et al. 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtmm_jax import parallel
+from mtmm_jax.batch import Spec
+from mtmm_jax.registry import ConfigError
+from mtmm_jax.tasks import metrics
+from mtmm_jax.tasks.task import FUSED, Labels, Task, masked
+
+
+def retrieval(
+    name: str,
+    spec: Spec,
+    *,
+    make_head: Any,
+    where: str,
+    reads: Iterable[str] = (),
+    head: str | Mapping[str, Any] = "embedding",
+) -> Task:
+    """Symmetric cross-entropy over the batch: -1/2 log softmax_j(s u_i . v_j)_i both ways.
+
+    Negatives are gathered from all devices; rows that show the same thing (equal ids) are no
+    negatives of each other. The loss does not add over microbatches: each sees fewer negatives.
+
+    Args:
+        name, spec, make_head, where: given by the model.
+        reads: two or more modalities, each with an embedding; neighbours in the list are aligned.
+        head: an entry of `heads.HEADS`.
+    """
+    del spec
+    if len(reads) < 2 or FUSED in reads:
+        raise ConfigError(
+            f"{where}.reads: {list(reads)}: retrieval needs two or more modalities by name"
+        )
+    pairs = tuple(pairwise(reads))
+
+    def loss(prediction: dict[str, Any], labels: Labels, axis_name: str | None):
+        weight = labels.weight
+        size = weight.shape[0]
+        rows = parallel.rank(axis_name) * size + jnp.arange(size)
+        ids = rows if labels.id is None else labels.id
+        all_rows, all_ids = parallel.gather(rows, axis_name), parallel.gather(ids, axis_name)
+        all_weight = parallel.gather(weight, axis_name)
+        own = rows[:, None] == all_rows[None]
+        rival = (ids[:, None] != all_ids[None]) & (all_weight > 0)[None]
+        total = jnp.zeros(())
+        for a, b in pairs:
+            for one, other in ((a, b), (b, a)):
+                u = prediction["vectors"][one]
+                v = parallel.gather(prediction["vectors"][other], axis_name)
+                logits = (prediction["scale"] * (u @ v.T)).astype(jnp.float32)
+                log_p = jax.nn.log_softmax(
+                    jnp.where(own | rival, logits, jnp.finfo(jnp.float32).min)
+                )
+                total += masked(-jnp.where(own, log_p, 0.0).sum(-1), weight)[0]
+        return total / (2 * len(pairs)), weight.sum()
+
+    def decode(prediction: dict[str, Any]) -> dict[str, Any]:
+        vectors = prediction["vectors"]
+        return {"similarity": {f"{a}-{b}": float(np.dot(vectors[a], vectors[b])) for a, b in pairs}}
+
+    figures = {
+        f"{one}_to_{other}": metrics.retrieval_ranks(one, other)
+        for a, b in pairs
+        for one, other in ((a, b), (b, a))
+    }
+    module = make_head(head, where=f"{where}.head")
+    constant = np.ones(module.size, np.float32) / module.size**0.5
+    return Task(
+        name=name,
+        kind="retrieval",
+        reads=tuple(reads),
+        target=None,
+        head=module,
+        loss=loss,
+        metrics=figures,
+        headline=f"{reads[0]}_to_{reads[1]}_recall@10",
+        decode=decode,
+        trivial={"vectors": dict.fromkeys(reads, constant), "scale": np.float32(1.0)},
+    )

@@ -1,0 +1,121 @@
+"""What every task tells the model, the training step and the evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mtmm_jax.batch import Batch, Spec, Target
+from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.tasks.metrics import Metric
+
+FUSED = "fused"
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """A task's labels in one batch: `y` (None if it has none), the rows that count, their ids."""
+
+    y: Any
+    weight: jax.Array
+    id: jax.Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One task of a model.
+
+    Attributes:
+        name: as in the config.
+        reads: what its head reads: "fused", a modality, or modalities joined by "+" for a fusion
+            over just those; several entries for several inputs.
+        target: the name of its label in the batch, or None.
+        head: Linen module from `{read: Tokens}` to a prediction.
+        loss: `(prediction, Labels, axis_name) -> (sum, count)`.
+        metrics: name -> `Metric` over `(prediction, Labels)`.
+        headline: the figure by which runs are compared, as `metric name`; larger is better unless
+            `smaller_is_better`.
+        decode: prediction of one sample -> what a person reads.
+        trivial: what to predict without looking at the inputs, as a prediction of one sample.
+    """
+
+    name: str
+    kind: str
+    reads: tuple[str, ...]
+    target: str | None
+    head: nn.Module
+    loss: Callable[[Any, Labels, str | None], tuple[jax.Array, jax.Array]]
+    metrics: Mapping[str, Metric]
+    headline: str
+    decode: Callable[[Any], dict[str, Any]]
+    trivial: Any
+    smaller_is_better: bool = False
+
+    def labels(self, batch: Batch, present: Mapping[str, jax.Array]) -> Labels:
+        """The labels, counting the rows that have one and all that the task reads.
+
+        Args:
+            batch: as in `batch.py`.
+            present: read -> `[B]` bool, whether anything of it is there.
+        """
+        rows = jnp.stack([present[read] for read in self.reads]).all(0)
+        y = None
+        if self.target is not None:
+            entry = batch["targets"].get(self.target)
+            if entry is None:
+                rows = jnp.zeros_like(rows)
+            else:
+                rows = rows & entry["present"]
+                y = entry["y"]
+        weight = rows.astype(jnp.float32) * batch.get("weight", 1.0)
+        return Labels(y, weight, batch.get("id"))
+
+
+def parse_reads(reads: str | Iterable[str], modalities: Iterable[str], where: str) -> tuple:
+    """`"fused"`, `"image"`, `"image+text"` or a list of these, checked and put in order."""
+    modalities = tuple(modalities)
+    parsed = []
+    for read in (reads,) if isinstance(reads, str) else tuple(reads):
+        names = sorted(part.strip() for part in str(read).split("+"))
+        if names != [FUSED]:
+            for name in names:
+                choose(name, (*modalities, FUSED), f"{where}.reads", "modality")
+            if FUSED in names:
+                raise ConfigError(f"{where}.reads: {read!r}: 'fused' already reads all modalities")
+        parsed.append("+".join(names))
+    if not parsed:
+        raise ConfigError(f"{where}.reads: is empty; choices: fused, {', '.join(modalities)}")
+    return tuple(parsed)
+
+
+def modalities_of(read: str, modalities: Iterable[str]) -> tuple[str, ...]:
+    """The modalities behind one entry of `Task.reads`."""
+    return tuple(modalities) if read == FUSED else tuple(read.split("+"))
+
+
+def find_target(name: str, target: str | None, kind: str, spec: Spec, where: str) -> tuple:
+    """The label's name (the task's own by default) and its `Target`, of the right kind."""
+    target = target or name
+    if target not in spec.targets:
+        fitting = [key for key, value in spec.targets.items() if value.kind == kind]
+        raise ConfigError(
+            f"{where}.target: the data has no label {target!r}; labels of kind {kind!r}: "
+            f"{', '.join(fitting) or 'none'}"
+        )
+    found: Target = spec.targets[target]
+    if found.kind != kind:
+        raise ConfigError(
+            f"{where}.target: {target!r} is a {found.kind!r} label; the task needs {kind!r}"
+        )
+    return target, found
+
+
+def masked(values: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`(sum, count)` of per-row values; a row of weight 0 adds nothing, be it NaN."""
+    values = jnp.where(weight > 0, values, 0.0)
+    return (values * weight).sum(), weight.sum()

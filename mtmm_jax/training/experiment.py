@@ -1,0 +1,157 @@
+"""From a config to everything that a run needs, checked before anything compiles."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from rich.table import Table
+
+from mtmm_jax import balancing, data, model, parallel, registry
+from mtmm_jax.batch import Spec
+from mtmm_jax.model import Model
+from mtmm_jax.registry import ConfigError
+from mtmm_jax.tasks.task import modalities_of
+from mtmm_jax.training import config as configs
+from mtmm_jax.training import optimizers
+from mtmm_jax.training.step import TrainState, init_state, make_step
+
+TRAINER_KEYS = ("engine", "head_gradients", "chunk")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One run's parts.
+
+    Attributes:
+        config: plain dicts, as written to the workdir.
+        source: the data; None where a finished run is only asked, with the spec that it kept.
+        model, balancer, optimizer, rates: what the step is made of.
+        trainer: the options of `balancing.value_and_grad`.
+        devices: the number of local devices.
+    """
+
+    config: dict[str, Any]
+    source: Any
+    model: Model
+    balancer: Any
+    optimizer: optax.GradientTransformation
+    rates: optax.Schedule
+    trainer: dict[str, Any]
+    devices: int
+
+    def init(self) -> TrainState:
+        return init_state(self.model, self.balancer, self.optimizer, self.config["seed"])
+
+    def step(self) -> Any:
+        """The pure step, not yet wrapped for devices."""
+        return make_step(
+            self.model, self.balancer, self.optimizer, seed=self.config["seed"], **self.trainer
+        )
+
+
+def assemble(config: Any, spec: Spec | None = None) -> Experiment:
+    """Builds and checks every part; raises a `ConfigError` that names value, place and choices.
+
+    With a `spec` the data are left alone: all that a finished run needs to predict.
+    """
+    configs.check(config)
+    plain = configs.as_dict(config)
+    devices = parallel.device_count(plain["devices"], plain["batch_size"])
+    parallel.device_count(devices, plain["evaluation"]["batch_size"])
+    source = None if spec else registry.build(data.SOURCES, plain["data"], where="data")
+    built = model.build(plain["model"], plain["tasks"], spec or source.spec)
+    balancer, trainer = _balancing(plain["balancing"], built)
+    optimizer, rates = optimizers.build(plain["optimizer"], plain["steps"])
+    best = plain["checkpoint"]["best"]
+    registry.choose(best, ("mean", *built.tasks), "checkpoint.best", "task")
+    return Experiment(plain, source, built, balancer, optimizer, rates, trainer, devices)
+
+
+def _balancing(config: Any, built: Model) -> tuple[Any, dict[str, Any]]:
+    config = {"kind": config} if isinstance(config, str) else dict(config)
+    trainer = {key: config.pop(key) for key in TRAINER_KEYS if key in config}
+    balancer = balancing.build(config, len(built.tasks))
+    cuts = {task.reads for task in built.tasks.values()}
+    if (
+        balancer.rule.needs != "losses"
+        and trainer.get("engine", "auto") == "auto"
+        and len(cuts) > 1
+    ):
+        # Tasks that read different tensors do not meet at the cut: their gradients there would be
+        # orthogonal by construction, and every conflict inside the encoders invisible.
+        trainer["engine"] = "full"
+    return balancer, trainer
+
+
+def parameter_table(params: Any) -> Table:
+    """Parameters by module: path, tensors, numbers, megabytes."""
+    groups: dict[str, list[Any]] = {}
+    for path, leaf in model.flatten(params).items():
+        groups.setdefault("/".join(path.split("/")[:2]), []).append(leaf)
+    table = Table(title="parameters")
+    table.add_column("module")
+    for column in ("tensors", "parameters", "MB"):
+        table.add_column(column, justify="right")
+    total = 0
+    for name, leaves in groups.items():
+        size = sum(math.prod(leaf.shape) for leaf in leaves)
+        total += size
+        bytes_ = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+        table.add_row(name, str(len(leaves)), f"{size:,}", f"{bytes_ / 1e6:.2f}")
+    table.add_section()
+    table.add_row("total", "", f"{total:,}", "")
+    return table
+
+
+def task_table(built: Model) -> Table:
+    """The task x modality matrix: who reads what, and where the labels are."""
+    table = Table(title="tasks x modalities")
+    for column in ("task", "kind", "label", *built.encoders):
+        table.add_column(column)
+    for name, task in built.tasks.items():
+        marks = []
+        for modality in built.encoders:
+            reads = [r for r in task.reads if modality in modalities_of(r, built.encoders)]
+            marks.append(", ".join("fused" if r == "fused" or "+" in r else "own" for r in reads))
+        table.add_row(name, task.kind, task.target or "(none)", *marks)
+    return table
+
+
+def memory_table(experiment: Experiment) -> Table:
+    """What the compiled step takes, by the compiler's own account."""
+    state = jax.eval_shape(experiment.init)
+    per_device = experiment.config["batch_size"] // experiment.devices
+    batch = jax.eval_shape(lambda: experiment.model.spec.example(per_device))
+    step = experiment.step()
+    compiled = jax.jit(lambda s, b: step(s, b), donate_argnums=0).lower(state, batch).compile()
+    analysis = compiled.memory_analysis()
+    state_bytes = sum(math.prod(x.shape) * _itemsize(x.dtype) for x in jax.tree.leaves(state))
+    table = Table(title="memory a device (estimate)")
+    table.add_column("what")
+    table.add_column("MB", justify="right")
+    table.add_row("parameters, optimiser and balancing state", f"{state_bytes / 1e6:.1f}")
+    if analysis is not None:
+        table.add_row("activations and temporaries", f"{analysis.temp_size_in_bytes / 1e6:.1f}")
+        inputs = analysis.argument_size_in_bytes - state_bytes
+        table.add_row("batch", f"{max(inputs, 0) / 1e6:.1f}")
+    return table
+
+
+def _itemsize(dtype: Any) -> int:
+    return 8 if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) else np.dtype(dtype).itemsize
+
+
+def check_batch(experiment: Experiment, batch: Any) -> None:
+    """The first batch against the spec, and every task against the labels that it has."""
+    experiment.source.spec.check(batch)
+    for name, task in experiment.model.tasks.items():
+        if task.target is not None and task.target not in batch["targets"]:
+            raise ConfigError(
+                f"tasks.{name}.target: the batches have no {task.target!r}; they have: "
+                f"{', '.join(batch['targets'])}"
+            )

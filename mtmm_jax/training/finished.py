@@ -1,0 +1,54 @@
+"""A finished run, opened from its workdir: the model and its best parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mtmm_jax.registry import ConfigError
+from mtmm_jax.training.checkpoints import Checkpoints
+from mtmm_jax.training.experiment import Experiment, assemble
+from mtmm_jax.training.workdir import Workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """What `evaluate`, `predict` and colabs work with."""
+
+    workdir: Workdir
+    experiment: Experiment
+    step: int
+    variables: dict[str, Any]
+
+
+def open_run(path: str | Path, config: dict[str, Any] | None = None) -> Finished:
+    """Opens a workdir at its best checkpoint.
+
+    Args:
+        path: the workdir.
+        config: with data, when the run is to be evaluated; without, only the spec that the run
+            kept is used.
+    """
+    workdir = Workdir.at(path)
+    stored = workdir.read("config.json")
+    spec = workdir.spec()
+    if config is None:
+        experiment = assemble({**stored, "devices": 1}, spec)
+    else:
+        experiment = assemble(config)
+        if experiment.source.spec.modalities != spec.modalities:
+            raise ConfigError("config.data: gives other modalities than those of the run's spec")
+    if not workdir.checkpoints.is_dir():
+        raise ConfigError(f"--workdir: {workdir.path} has no checkpoint yet")
+    checkpoints = Checkpoints(workdir.checkpoints, stored["checkpoint"]["keep"])
+    try:
+        step = checkpoints.best()
+        if step is None:
+            raise ConfigError(f"--workdir: {workdir.path} has no checkpoint yet")
+        state, _ = checkpoints.restore(step, jax.eval_shape(experiment.init))
+    finally:
+        checkpoints.close()
+    return Finished(workdir, experiment, step, state.variables)

@@ -1,0 +1,118 @@
+"""What a run writes down while it trains: metrics.jsonl, TensorBoard events, a progress bar."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from tensorboardX import SummaryWriter
+
+from mtmm_jax.training.workdir import write
+
+
+class Journal:
+    """metrics.jsonl and TensorBoard events, one record a log step or validation."""
+
+    def __init__(self, path: Path, events: Path, from_step: int) -> None:
+        """Forgets what a killed run wrote after the step that it goes on from."""
+        if path.exists():
+            kept = [line for line in read_journal(path) if line["step"] <= from_step]
+            write(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self._file = path.open("a")
+        self._events = SummaryWriter(str(events), purge_step=from_step + 1)
+
+    def write(self, step: int, split: str, figures: Mapping[str, Any]) -> None:
+        """Figures are numbers, or one more level of `{task: number}`."""
+        self._file.write(json.dumps({"step": step, "split": split, **figures}) + "\n")
+        self._file.flush()
+        for name, value in figures.items():
+            nested = value if isinstance(value, Mapping) else {"": value}
+            for key, number in nested.items():
+                if isinstance(number, int | float) and np.isfinite(number):
+                    tag = f"{split}/{name}/{key}".rstrip("/")
+                    self._events.add_scalar(tag, number, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._events.close()
+
+
+def read_journal(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a journal; a line cut short by a kill is left out."""
+    records = []
+    for line in path.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+class Watch:
+    """A progress bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, console: Console, steps: int, start: int, tasks: tuple[str, ...]) -> None:
+        self._console, self._steps, self._start, self._names = console, steps, start, tasks
+        self._began = self._spoke = time.monotonic()
+        self._bar = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[speed]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._id = self._bar.add_task("", total=steps, completed=start, speed="", figures="")
+
+    def __enter__(self) -> Watch:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._bar.stop()
+
+    def update(self, step: int, losses: Any, weights: Any) -> None:
+        """Each task's loss and, after an x, its weight."""
+        now = time.monotonic()
+        speed = (step - self._start) / max(now - self._began, 1e-9)
+        figures = "  ".join(
+            f"{name} {loss:.3f} x{weight:.2f}"
+            for name, loss, weight in zip(self._names, losses, weights, strict=True)
+        )
+        self._bar.update(self._id, completed=step, speed=f"{speed:.1f} steps/s", figures=figures)
+        if self._bar.disable and (now - self._spoke > 10 or step == self._steps):
+            self._spoke = now
+            left = (self._steps - step) / max(speed, 1e-9)
+            self._console.print(
+                f"step {step}/{self._steps}  {speed:.1f} steps/s  {left:.0f} s left  {figures}",
+                highlight=False,
+            )
+
+
+def results_table(title: str, columns: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
+    """Task and figure down, one column for each of several results."""
+    table = Table(title=title)
+    table.add_column("task")
+    table.add_column("figure")
+    for name in columns:
+        table.add_column(name, justify="right")
+    first = next(iter(columns.values()))
+    for task, figures in first.items():
+        for i, figure in enumerate(figures):
+            cells = [_shown(result.get(task, {}).get(figure)) for result in columns.values()]
+            table.add_row(task if i == 0 else "", figure, *cells)
+        table.add_section()
+    return table
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None or not np.isfinite(value) else f"{value:.3f}"

@@ -1,0 +1,121 @@
+"""The folder of one run: what stands in it, and writes that are whole or not there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mtmm_jax.batch import Spec
+from mtmm_jax.registry import ConfigError
+from mtmm_jax.training.config import differences
+
+# Values that may differ when a run goes on: they do not change what is learned.
+FREE = ("devices", "evaluation.log_every")
+
+
+@dataclasses.dataclass(frozen=True)
+class Workdir:
+    """config.json, spec.json, assets/, checkpoints/, metrics.jsonl, results.json, report.html."""
+
+    path: Path
+
+    @classmethod
+    def at(cls, path: str | Path) -> Workdir:
+        """The workdir of a run that has begun."""
+        if not Path(path).is_dir():
+            raise ConfigError(f"--workdir: no folder {str(path)!r}")
+        return cls(Path(path))
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def results(self) -> Path:
+        return self.path / "results.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def examples(self) -> Path:
+        return self.path / "examples.npz"
+
+    @property
+    def gallery(self) -> Path:
+        return self.path / "gallery.npz"
+
+    def claim(self, config: Mapping[str, Any], spec: Spec, assets: Mapping[str, bytes]) -> bool:
+        """Makes the folder this run's own, or finds that it already is.
+
+        Returns:
+            Whether the run was begun before.
+
+        Raises:
+            ConfigError: if it holds another config's run, or files that are no run's.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"--workdir: {self.path} is a file, not a folder")
+        stored = self.path / "config.json"
+        if stored.exists():
+            found = differences(self.read("config.json"), json.loads(json.dumps(config)))
+            found = [line for line in found if not line.startswith(FREE)]
+            if found:
+                more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+                raise ConfigError(
+                    f"--workdir: {self.path} holds the run of another config: "
+                    f"{'; '.join(found[:3])}{more}. Choose another folder, or the same config"
+                )
+            return True
+        if self.path.exists() and any(self.path.iterdir()):
+            raise ConfigError(
+                f"--workdir: {self.path} is not empty and holds no run; choose a new folder"
+            )
+        (self.path / "assets").mkdir(parents=True, exist_ok=True)
+        for name, content in assets.items():
+            write(self.path / "assets" / name, content)
+        self.write("spec.json", spec.to_dict())
+        self.write("config.json", config)  # last: it marks the folder as a run's
+        return False
+
+    def read(self, name: str) -> Any:
+        path = self.path / name
+        if not path.exists():
+            raise ConfigError(f"--workdir: {self.path} holds no finished run: no {name} in it")
+        try:
+            return json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"--workdir: {path} is not JSON: {error}") from error
+
+    def write(self, name: str, value: Any) -> None:
+        write(self.path / name, (json.dumps(value, indent=1) + "\n").encode())
+
+    def spec(self) -> Spec:
+        return Spec.from_dict(self.read("spec.json"))
+
+    def asset(self, name: str) -> bytes:
+        path = self.path / "assets" / name
+        if not path.exists():
+            raise ConfigError(
+                f"--workdir: {path} is missing; is the folder a copy of part of a run?"
+            )
+        return path.read_bytes()
+
+
+def write(path: Path, content: bytes) -> None:
+    """Writes a file so that it is whole or not there, whatever happens meanwhile."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with part.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)

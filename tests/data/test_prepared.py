@@ -1,0 +1,73 @@
+"""Preparing: once, by any number of processes at the same time, and never with TensorFlow."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mtmm_jax.data.emoji import prepared
+
+SCRIPT = """
+import sys
+from mtmm_jax.data.emoji import prepared
+table = prepared.load(sys.argv[1])
+assert "tensorflow" not in sys.modules
+print(len(table.names), int(table.speech[::97].astype("int64").sum()))
+"""
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-W", "error", "-c", SCRIPT, str(folder)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
+
+
+def test_two_processes_prepare_at_once(tmp_path):
+    both = [start(tmp_path), start(tmp_path)]
+    said = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert said[0][0] == said[1][0]
+    assert [path.name.split("-")[0] for path in tmp_path.iterdir()] == [
+        "emoji"
+    ]  # nothing left over
+    assert "preparing the emoji data set" in said[0][1]
+
+
+def test_a_failed_preparation_leaves_nothing(tmp_path, monkeypatch):
+    def fail(folder):
+        raise RuntimeError("disk on fire")
+
+    monkeypatch.setattr(prepared, "_builder", fail)
+    with pytest.raises(RuntimeError, match="disk on fire"):
+        prepared.prepare(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_cache_is_chosen_by_argument_then_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("MTMM_JAX_DATA", str(tmp_path / "environment"))
+    assert prepared.cache() == tmp_path / "environment"
+    assert prepared.cache(tmp_path) == tmp_path
+    monkeypatch.delenv("MTMM_JAX_DATA")
+    assert prepared.cache() == Path.home() / ".cache" / "mtmm_jax"
+
+
+def test_what_is_loaded(table):
+    count = len(table.names)
+    assert {name: d.shape for name, d in table.drawings.items()} == {
+        "noto": (count, 4, 64, 64),
+        "twemoji": (count, 4, 64, 64),
+    }
+    assert all((d[:, :3] <= d[:, 3:]).all() for d in table.drawings.values())  # premultiplied
+    assert table.speech.dtype == np.int16
+    assert (np.diff(table.spans, axis=-1) > 1600).all()
+    assert (table.voice[:, 0] != table.voice[:, 1]).all()
+    assert all(labels.shape == (count,) for labels in table.labels.values())
+
+
+def test_every_drawing_and_utterance_has_something_in_it(table):
+    for drawings in table.drawings.values():
+        assert (drawings[:, 3] > 128).sum((1, 2)).min() > 50
+    spans = table.spans.reshape(-1, 2)
+    assert min(np.abs(table.speech[a:b].astype(int)).max() for a, b in spans) > 2000

@@ -1,0 +1,241 @@
+"""Properties of every encoder and fusion: a new one is tested by being listed in its table."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtmm_jax import registry
+from mtmm_jax.batch import Tokens, clean
+from mtmm_jax.encoders import ENCODERS
+from mtmm_jax.fusion import FUSIONS
+from tests import toy
+
+WIDTH = 16
+
+
+def _wavy(tokens):
+    """A function of all unmasked values with a different slope in each channel."""
+    waves = jnp.sin(tokens.values + jnp.arange(float(WIDTH)))
+    return jnp.where(tokens.mask[..., None], waves, 0.0).sum()
+
+
+def _modality_of(kind):
+    return next(name for name, m in toy.SPEC.modalities.items() if ENCODERS[kind].accepts(m))
+
+
+@functools.cache
+def _encoder(kind):
+    name = _modality_of(kind)
+    modality = toy.SPEC.modalities[name]
+    module = registry.build(
+        ENCODERS,
+        kind,
+        where="test",
+        width=WIDTH,
+        modality=name,
+        vocabulary=modality.vocabulary,
+        rate=modality.rate,
+    )
+    entry = clean(toy.batch(holes=False)["inputs"])[name]
+    variables = jax.jit(module.init)(jax.random.key(0), entry)
+    return module, name, variables, jax.jit(module.apply)
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_encoder_gives_tokens_of_its_modality(kind):
+    _, name, variables, apply = _encoder(kind)
+    inputs = clean(toy.batch()["inputs"])
+    tokens = apply(variables, inputs[name])
+    assert tokens.values.shape == (8, tokens.mask.shape[1], WIDTH)
+    assert [span.name for span in tokens.layout] == [name]
+    assert np.prod(tokens.layout[0].grid) == tokens.mask.shape[1]
+    np.testing.assert_array_equal(tokens.present, inputs[name]["present"])
+    assert np.isfinite(tokens.values).all()
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_encoder_treats_rows_apart(kind):
+    _, name, variables, apply = _encoder(kind)
+    entry = clean(toy.batch()["inputs"])[name]
+    order = np.random.default_rng(0).permutation(8)
+    there = apply(variables, entry)
+    back = apply(variables, jax.tree.map(lambda x: x[order], entry))
+    np.testing.assert_allclose(back.values, there.values[order], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [k for k in ENCODERS if _modality_of(k) == "text"])
+def test_padding_changes_nothing(kind):
+    module, name, variables, apply = _encoder(kind)
+    entry = clean(toy.batch(holes=False)["inputs"])[name]
+    longer = {
+        **entry,
+        "x": np.pad(entry["x"], ((0, 0), (0, 3)), constant_values=7),
+        "mask": np.pad(entry["mask"], ((0, 0), (0, 3))),
+    }
+    short = apply(variables, entry)
+    long = module.apply(variables, longer)
+    kept = np.asarray(short.mask)
+    np.testing.assert_allclose(long.values[:, :6][kept], short.values[kept], atol=1e-5)
+
+
+def test_padding_changes_no_sound():
+    _, name, variables, apply = _encoder("log_mel_cnn")
+    entry = clean(toy.batch(holes=False)["inputs"])[name]
+    mask = np.broadcast_to(np.arange(1600) < 1024, (8, 1600))
+    one = {**entry, "x": np.where(mask, entry["x"], 0.0), "mask": mask}
+    # What lies behind the mask is silenced by `clean`; here it is not: the encoder must not hear it
+    # but for the one window that reaches over the edge.
+    noisy = np.where(np.arange(1600) < 1024 + 128, one["x"], 9.0).astype(np.float32)
+    first, second = apply(variables, one), apply(variables, {**one, "x": noisy})
+    kept = np.asarray(first.mask)
+    assert 0 < kept.sum() < kept.size
+    np.testing.assert_allclose(second.values[kept], first.values[kept], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_every_parameter_of_an_encoder_learns(kind):
+    module, name, variables, _ = _encoder(kind)
+    entry = clean(toy.batch(holes=False)["inputs"])[name]
+    variables = dict(variables)
+    params = variables.pop("params")
+
+    @jax.jit
+    @jax.grad
+    def gradient(params):
+        tokens, _ = module.apply(
+            {"params": params, **variables},
+            entry,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(0)},
+        )
+        return _wavy(tokens)
+
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient(params)):
+        assert np.abs(leaf).max() > 0, jax.tree_util.keystr(path)
+
+
+def test_bottleneck_and_others_say_their_limits():
+    for fusion in FUSIONS.values():
+        fewest, most = fusion.modalities
+        assert fewest >= 1
+        assert most is None or most >= fewest
+        assert isinstance(fusion.keeps_layout, bool)
+
+
+def _tokens(modalities, holes, seed=0):
+    rng = np.random.default_rng(seed)
+    tokens = {}
+    for i, name in enumerate(("audio", "image", "table", "text")[:modalities]):
+        length = 3 + i
+        mask = rng.random((5, length)) < 0.7
+        mask[:, 0] = True
+        if holes:
+            mask &= (np.arange(5) % (modalities + 1) != i)[:, None] | (modalities == 1)
+        positions = np.broadcast_to(np.arange(length, dtype=np.float32)[:, None], (5, length, 1))
+        values = rng.standard_normal((5, length, 8)).astype(np.float32)
+        tokens[name] = Tokens.of(
+            jnp.where(mask[..., None], values, 0.0),
+            jnp.asarray(mask),
+            name,
+            positions=jnp.asarray(positions),
+        )
+    return tokens
+
+
+@functools.cache
+def _fusion(kind, modalities):
+    module = registry.build(FUSIONS, kind, where="test", width=WIDTH)
+    variables = jax.jit(module.init)(jax.random.key(0), _tokens(modalities, holes=False))
+    return module, variables, jax.jit(functools.partial(module.apply, mutable=["intermediates"]))
+
+
+FUSED = pytest.mark.parametrize(
+    ("kind", "modalities"),
+    [
+        (kind, count)
+        for kind, fusion in FUSIONS.items()
+        for count in (1, 2, 3, 4)
+        if fusion.modalities[0] <= count <= (fusion.modalities[1] or 4)
+    ],
+)
+
+
+@FUSED
+def test_fusion_ignores_absent_and_masked_values(kind, modalities):
+    _, variables, apply = _fusion(kind, modalities)
+    tokens = _tokens(modalities, holes=True)
+    fused, _ = apply(variables, tokens)
+    assert fused.values.shape[2] == WIDTH
+    assert np.asarray(fused.present).all()
+    loud = {
+        name: dataclasses.replace(t, values=jnp.where(t.mask[..., None], t.values, 1e3))
+        for name, t in tokens.items()
+    }
+    other, _ = apply(variables, loud)
+    kept = np.asarray(fused.mask)
+    np.testing.assert_array_equal(kept, other.mask)
+    np.testing.assert_allclose(other.values[kept], fused.values[kept], atol=1e-5)
+
+
+@FUSED
+def test_fusion_treats_rows_apart_and_keeps_what_it_says(kind, modalities):
+    module, variables, apply = _fusion(kind, modalities)
+    tokens = _tokens(modalities, holes=True)
+    fused, _ = apply(variables, tokens)
+    order = np.array([4, 2, 0, 1, 3])
+    moved, _ = apply(variables, jax.tree.map(lambda x: x[order], tokens))
+    np.testing.assert_allclose(moved.values, fused.values[order], atol=1e-5)
+    if module.keeps_layout:
+        for name, part in tokens.items():
+            assert fused.select(name).values.shape[1] == part.values.shape[1]
+
+
+@FUSED
+def test_every_parameter_of_a_fusion_learns(kind, modalities):
+    module, variables, _ = _fusion(kind, modalities)
+    tokens = _tokens(modalities, holes=True)
+
+    @jax.jit
+    @jax.grad
+    def gradient(params):
+        fused = module.apply({"params": params}, tokens)
+        return _wavy(fused)
+
+    alone = modalities == 1  # nothing is absent, nothing is weighed
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient(variables["params"])):
+        name = jax.tree_util.keystr(path)
+        if alone and ("absent" in name or "score" in name):
+            continue
+        if "key" in name and "bias" in name:
+            continue  # a constant added to all keys leaves the softmax alone
+        assert np.abs(leaf).max() > 0, name
+
+
+def test_weighted_fusion_is_its_formula():
+    _, variables, apply = _fusion("weighted", 3)
+    tokens = _tokens(3, holes=True)
+    params = jax.tree.map(lambda x: x, variables["params"])
+    for i, name in enumerate(tokens):
+        params[f"score_{name}"] = jnp.float32(i)
+    fused, seen = apply({"params": params}, tokens)
+    expected = np.zeros((5, WIDTH))
+    for row in range(5):
+        total = 0.0
+        for i, (name, part) in enumerate(tokens.items()):
+            mask = np.asarray(part.mask[row])
+            if not mask.any():
+                continue
+            mean = np.asarray(part.values[row], np.float64)[mask].mean(0)
+            mean = (mean - mean.mean()) / np.sqrt(mean.var() + 1e-6)
+            value = mean @ params[f"value_{name}"]["kernel"] + params[f"value_{name}"]["bias"]
+            expected[row] += np.exp(i) * value
+            total += np.exp(i)
+        expected[row] /= total
+    np.testing.assert_allclose(fused.values[:, 0], expected, atol=1e-4)
+    (weights,) = seen["intermediates"]["modality_weights"]
+    np.testing.assert_allclose(weights.sum(-1), 1.0, atol=1e-6)

@@ -1,0 +1,79 @@
+"""A small world for tests: three modalities, three kinds of label, random batches with holes."""
+
+import numpy as np
+
+from mtmm_jax import model
+from mtmm_jax.batch import Modality, Spec, Target
+
+SPEC = Spec(
+    modalities={
+        "image": Modality("image", (16, 16, 3), "float32"),
+        "text": Modality("text", (6,), "int32", vocabulary=20),
+        "audio": Modality("audio", (1600,), "float32", rate=4000.0),
+    },
+    targets={
+        "kind": Target("class", classes=("a", "b", "c"), frequencies=(0.5, 0.3, 0.2)),
+        "size": Target("number", mean=10.0, std=2.0),
+        "spelling": Target("class", classes=("x", "y"), made_from=("text",)),
+    },
+)
+
+MODEL = {
+    "width": 16,
+    "encoders": {
+        "image": {"kind": "resnet", "preset": "tiny", "stem_kind": "half"},
+        "text": {"kind": "text_gru", "preset": "tiny"},
+        "audio": {"kind": "log_mel_cnn", "preset": "tiny", "mels": 16},
+    },
+    "fusion": "concat",
+}
+
+TASKS = {
+    "kind": {"kind": "classification"},
+    "size": {"kind": "regression"},
+    "pairs": {
+        "kind": "retrieval",
+        "reads": ["image", "text"],
+        "head": {"kind": "embedding", "size": 8},
+    },
+}
+
+
+def build(tasks=None, **changes):
+    """The toy model, with some of its config changed."""
+    return model.build({**MODEL, **changes}, tasks or TASKS, SPEC)
+
+
+def batch(size=8, seed=0, holes=True):
+    """A random batch; with holes, every modality and label is missing somewhere, as NaN."""
+    rng = np.random.default_rng(seed)
+
+    def present():
+        here = rng.random(size) < 0.7
+        return here if holes else np.ones(size, bool)
+
+    lengths = rng.integers(2, 7, size)
+    inputs = {
+        "image": {"x": rng.standard_normal((size, 16, 16, 3)).astype(np.float32)},
+        "text": {
+            "x": rng.integers(0, 20, (size, 6)).astype(np.int32),
+            "mask": np.arange(6) < lengths[:, None],
+        },
+        "audio": {"x": rng.standard_normal((size, 1600)).astype(np.float32)},
+    }
+    targets = {
+        "kind": {"y": rng.integers(0, 3, size).astype(np.int32)},
+        "size": {"y": rng.normal(10, 2, size).astype(np.float32)},
+        "spelling": {"y": rng.integers(0, 2, size).astype(np.int32)},
+    }
+    for entry in (*inputs.values(), *targets.values()):
+        entry["present"] = present()
+        values = entry.get("x", entry.get("y"))
+        if values.dtype == np.float32:
+            values[~entry["present"]] = np.nan
+    return {
+        "inputs": inputs,
+        "targets": targets,
+        "weight": np.ones(size, np.float32),
+        "id": rng.permutation(size).astype(np.int32),
+    }
