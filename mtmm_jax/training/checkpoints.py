@@ -63,7 +63,10 @@ class Checkpoints:
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         """The state (with the tree, shapes and dtypes of `like`) and the iterator's state."""
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like)
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like
+        )
         try:
             state = self._orbax.load_checkpointables(step, {"state": abstract})["state"]
             metadata = self._orbax.metadata(step).custom_metadata
