@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
             "steps": 1500,
             "batch_size": 64,
             "devices": 1,
-            "data": {"kind": "emoji"},
+            "data": {"kind": "emoji", "text": "name+keywords", "text_length": 32},
             "model": {
                 "width": 128,
                 "encoders": {
@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
                 },
                 "fusion": {"kind": "concat"},
                 "sharing": {"kind": "hard"},
-                "modality_dropout": 0.2,
+                "modality_dropout": 0.3,
             },
             "tasks": {
                 "category": {"kind": "classification"},
@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
                 "year": {"kind": "regression"},
                 "retrieval": {"kind": "retrieval", "reads": ["image", "text"]},
             },
-            "balancing": {"kind": "uncertainty"},
+            "balancing": {"kind": "equal"},
             "optimizer": {
                 "kind": "adamw",
                 "learning_rate": 2e-3,

@@ -39,6 +39,7 @@ from mtmm_jax.balancing.gramian_rules import (
     upgrad,
 )
 from mtmm_jax.balancing.jacobian_rules import db_mtl, excess_mtl, graddrop, moco, trimmed_mean
+from mtmm_jax.balancing.layerwise import Layer, Tapped
 from mtmm_jax.balancing.losses_only import equal, static, uncertainty
 from mtmm_jax.balancing.methods import METHODS, build
 from mtmm_jax.balancing.scalarisations import cosmos, gls, pbi, stch
@@ -63,9 +64,11 @@ __all__ = [
     "Balancer",
     "BalancerState",
     "Evidence",
+    "Layer",
     "Mixed",
     "Rule",
     "Split",
+    "Tapped",
     "affinity",
     "affinity_weights",
     "aligned_mtl",

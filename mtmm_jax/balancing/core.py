@@ -244,7 +244,8 @@ def initial_state(
     }
     dtype = balancing_dtype(*(leaf.dtype for leaf in leaves))
     return BalancerState(
-        rule=rule.init(rows, num_tasks),
+        # Own buffers for all leaves: a donated state must not hold the same one twice.
+        rule=jax.tree.map(jnp.copy, rule.init(rows, num_tasks)),
         task_weights=jnp.ones((num_tasks,), dtype),
         absences=jnp.zeros((num_tasks,), jnp.int32),
         skipped=jnp.zeros((), jnp.int32),

@@ -121,7 +121,7 @@ def reaches(function: Callable[..., PyTree], params: PyTree, *args: Any) -> list
     return [id(v) in read for v in closed.jaxpr.invars]
 
 
-def _without_nan(leaf: Array, present: Array) -> Array:
+def without_nan(leaf: Array, present: Array) -> Array:
     """An excluded task's own leaves come back as `0 * NaN`; with all present nothing changes."""
     return jnp.where(present.all() | jnp.isfinite(leaf), leaf, jnp.zeros_like(leaf))
 
@@ -145,7 +145,7 @@ def losses_engine(
     def backward(weights: Array) -> list[Array]:
         gradient = total(pull(tallied.cotangent(weights, sums.dtype))[0], setting.axis_name)
         return [
-            leaf if label and not protected else _without_nan(leaf, present)
+            leaf if label and not protected else without_nan(leaf, present)
             for leaf, label in zip(jax.tree.leaves(gradient), setting.labels, strict=True)
         ]
 
@@ -230,13 +230,13 @@ def representation_engine(
         mixed = combine(outcome.weights, mask_rows(present, cut.rows))
         (trunk,) = cut.pull_trunk(mixed)
         heads = cut.own if setting.heads == "own" else cut.pull_readout(outcome.weights)
-        heads = jax.tree.map(lambda g: _without_nan(g, present), total(heads, axis_name))
+        heads = jax.tree.map(lambda g: without_nan(g, present), total(heads, axis_name))
         return jax.tree.map(jnp.add, total(trunk, axis_name), heads)
 
     return Prepared(cut.tallied.losses, evidence, finish, cut.aux)
 
 
-def _pullbacks(pull: Callable[[PyTree], PyTree], cotangents: PyTree, chunk: int) -> PyTree:
+def pullbacks(pull: Callable[[PyTree], PyTree], cotangents: PyTree, chunk: int) -> PyTree:
     """`pull` over the leading axis: vmapped `chunk` at a time, the chunks unrolled.
 
     Unrolled rather than scanned: a convolution's weight gradient inside a loop misses XLA's fast
@@ -289,7 +289,7 @@ def _plain_gradients(
     )
     tallied = tally(sums, counts, setting.axis_name)
     units = jnp.diag(tallied.cotangent(jnp.ones_like(tallied.losses), sums.dtype))
-    rows = _pullbacks(lambda ct: pull(ct)[0], units, setting.chunk)
+    rows = pullbacks(lambda ct: pull(ct)[0], units, setting.chunk)
     names = _pick(paths_of(params), labels, True)
     return _TaskGradients(
         tallied=tallied,
@@ -315,7 +315,7 @@ def _split_gradients(
     def pull(cotangent: list[Array], which: bool) -> list[Array]:
         return _pick(jax.tree.leaves(cut.pull_trunk(cotangent)[0]), labels, which)
 
-    rows = _pullbacks(lambda ct: pull(ct, True), rows_at_cut, setting.chunk)
+    rows = pullbacks(lambda ct: pull(ct, True), rows_at_cut, setting.chunk)
 
     def heads(weights: Array) -> list[Array]:
         through_readout = _pick(jax.tree.leaves(cut.pull_readout(weights)), labels, False)
@@ -371,28 +371,8 @@ def full_engine(
     def finish(outcome: Outcome) -> PyTree:
         weights = outcome.weights
         heads = first.heads(jnp.ones_like(weights) if setting.heads == "own" else weights)
-        heads = [_without_nan(leaf, evidence.present) for leaf in heads]
+        heads = [without_nan(leaf, evidence.present) for leaf in heads]
         shared = [outcome.gradient[name] for name in _pick(names, labels, True)]
         return jax.tree.unflatten(jax.tree.structure(params), _merge(shared, heads, labels))
 
     return Prepared(tallied.losses, evidence, finish, first.aux)
-
-
-def prepare(
-    engine: str,
-    losses_fn: LossesFn,
-    setting: Setting,
-    params: PyTree,
-    args: tuple[Any, ...],
-    other: tuple[Any, ...] | None,
-) -> Prepared:
-    """Runs the named engine."""
-    if setting.rule.second_sample and other is None:
-        raise ConfigError(
-            "balancing: this method needs a second independent batch: fn(..., other=)"
-        )
-    if engine == "full":
-        other = other if setting.rule.second_sample else None
-        return full_engine(losses_fn, setting, params, args, other)
-    table = {"losses": losses_engine, "representation": representation_engine}
-    return table[engine](losses_fn, setting, params, args)

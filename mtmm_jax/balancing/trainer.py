@@ -18,8 +18,9 @@ from mtmm_jax.balancing.core import (
     shared_labels,
 )
 from mtmm_jax.balancing.diagnostics import diagnose
+from mtmm_jax.balancing.layerwise import Tapped, gramian_engine
 from mtmm_jax.balancing.split import Split
-from mtmm_jax.registry import choose
+from mtmm_jax.registry import ConfigError, choose
 
 PyTree = Any
 
@@ -52,9 +53,34 @@ def choose_engine(engine: str, losses_fn: Any, balancer: Balancer) -> str:
     rule = balancer.rule
     if rule.needs == "losses":
         return "losses"
-    if rule.needs == "gramian" and not rule.second_sample and isinstance(losses_fn, Split):
-        return "representation"
+    if rule.needs == "gramian" and not rule.second_sample:
+        if isinstance(losses_fn, Split):
+            return "representation"
+        if isinstance(losses_fn, Tapped):
+            return "gramian"
     return "full"
+
+
+def prepare(
+    engine: str,
+    losses_fn: Any,
+    setting: engines.Setting,
+    params: PyTree,
+    args: tuple[Any, ...],
+    other: tuple[Any, ...] | None,
+) -> engines.Prepared:
+    """Runs the named engine as far as the evidence."""
+    if setting.rule.second_sample and other is None:
+        raise ConfigError("balancing: this method needs a second batch: fn(..., other=args)")
+    if engine == "full":
+        other = other if setting.rule.second_sample else None
+        return engines.full_engine(losses_fn, setting, params, args, other)
+    table = {
+        "losses": engines.losses_engine,
+        "representation": engines.representation_engine,
+        "gramian": gramian_engine,
+    }
+    return table[engine](losses_fn, setting, params, args)
 
 
 def value_and_grad(
@@ -76,8 +102,9 @@ def value_and_grad(
             labels should be masked inside; a `Split` also keeps a task's NaN from the others.
         balancer: from `balancing.build` or one of the methods.
         engine: how task gradients are computed: `"losses"` (one backward pass, for rules that need
-            losses only), `"representation"` (at the cut of a `Split`), `"full"` (of all shared
-            parameters), or `"auto"`.
+            losses only), `"representation"` (at the cut of a `Split`), `"gramian"` (of all
+            shared parameters, layer by layer, of a `Tapped`), `"full"` (K x P numbers), or
+            `"auto"`, the cheapest.
         axis_name: the device axis under `pmap` or `shard_map`. Under `jit` with sharded global
             arrays it stays None.
         shared: which parameters are shared: a pytree of bools like the parameters or a callable
@@ -108,7 +135,7 @@ def value_and_grad(
         else:
             labels = shared_labels(shared, params)
         setting = engines.Setting(rule, num_tasks, axis_name, labels, heads, chunk)
-        prepared = engines.prepare(engine, losses_fn, setting, params, args, other)
+        prepared = prepare(engine, losses_fn, setting, params, args, other)
         chex.assert_shape(prepared.losses, (num_tasks,))
         outcome = decide(rule, state.rule, prepared.evidence)
         grads = prepared.finish(outcome)

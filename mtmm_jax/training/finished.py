@@ -24,13 +24,16 @@ class Finished:
     variables: dict[str, Any]
 
 
-def open_run(path: str | Path, config: dict[str, Any] | None = None) -> Finished:
-    """Opens a workdir at its best checkpoint.
+def open_run(
+    path: str | Path, config: dict[str, Any] | None = None, step: int | str = "best"
+) -> Finished:
+    """Opens a workdir at one of its checkpoints.
 
     Args:
         path: the workdir.
         config: with data, when the run is to be evaluated; without, only the spec that the run
             kept is used.
+        step: "best" by the validation score, "last", or a step that is kept.
     """
     workdir = Workdir.at(path)
     stored = workdir.read("config.json")
@@ -45,7 +48,8 @@ def open_run(path: str | Path, config: dict[str, Any] | None = None) -> Finished
         raise ConfigError(f"--workdir: {workdir.path} has no checkpoint yet")
     checkpoints = Checkpoints(workdir.checkpoints, stored["checkpoint"]["keep"])
     try:
-        step = checkpoints.best()
+        named = {"best": checkpoints.best, "last": checkpoints.latest}
+        step = named[step]() if step in named else step
         if step is None:
             raise ConfigError(f"--workdir: {workdir.path} has no checkpoint yet")
         state, _ = checkpoints.restore(step, jax.eval_shape(experiment.init))

@@ -58,7 +58,7 @@ def _loop_gradients(p: Any, b: Any) -> list[Any]:
 
 
 @functools.cache
-def _looped(kind: str, at_cut: bool) -> Any:
+def _looped(kind: str) -> Any:
     """The balanced gradient from the loop's task gradients, through the Optax face."""
     p, b = toy.params(), toy.batch()
     tasks = _loop_gradients(p, b)
@@ -80,7 +80,7 @@ def test_full_gradients_equal_a_loop_over_samples(kind, losses_fn):
     p, b = toy.params(), toy.batch()
     balancer, fn = _stepper(kind, "full", losses_fn, head_gradients="own")
     out = jax.jit(fn)(p, balancer.init(p), b, other=(b,))
-    trunk, heads, weights = _looped(kind, False)
+    trunk, heads, weights = _looped(kind)
     _close(out.grads["trunk"], trunk)
     _close(out.grads["heads"], heads)
     _close(out.diagnostics["weights"], weights)
@@ -90,7 +90,7 @@ def test_full_gradients_equal_a_loop_over_samples(kind, losses_fn):
 def test_chunks_agree(chunk):
     p, b = toy.params(), toy.batch()
     balancer, fn = _stepper("upgrad", "full", chunk=chunk)
-    _close(jax.jit(fn)(p, balancer.init(p), b).grads["trunk"], _looped("upgrad", False)[0])
+    _close(jax.jit(fn)(p, balancer.init(p), b).grads["trunk"], _looped("upgrad")[0])
 
 
 def test_losses_only_methods_agree_over_engines():
@@ -111,7 +111,7 @@ def test_losses_only_methods_agree_over_engines():
 
 
 def test_representation_rows_are_the_gradients_at_the_cut():
-    """Its Gramian equals that of gradients taken with respect to the shared tensor, task by task."""
+    """Its Gramian equals that of task-by-task gradients at the shared tensor."""
     p, b = toy.params(), toy.batch()
     balancer, fn = _stepper("mgda", "representation")
     out = jax.jit(fn)(p, balancer.init(p), b)
@@ -334,3 +334,59 @@ def test_wrong_engines_are_refused():
         fn(p, balancer.init(p), b)
     with pytest.raises(ConfigError, match="choices: full, gramian, representation"):
         _stepper("cagrad", "losses")
+
+
+def _tapped(prefix: str = "") -> Any:
+    """A Linen trunk with two Dense layers, a norm between them, heads outside; taps by name."""
+    import flax.linen as nn
+
+    from mtmm_jax.layers import taps
+
+    class Trunk(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            x = nn.Dense(7, name="first")(x)
+            return nn.Dense(toy.HIDDEN, use_bias=False, name="second")(nn.LayerNorm()(nn.tanh(x)))
+
+    def losses(p: Any, b: Any) -> Any:
+        shared = {
+            "hidden": Trunk().apply({"params": p["trunk"]}, b["x"]),
+            "mask": b["present"].any(1),
+        }
+        return toy.readout(p, [shared] * toy.K, {"seen": b["present"].sum()}, b)
+
+    p = toy.params()
+    p["trunk"] = Trunk().init(jax.random.key(0), toy.batch()["x"])["params"]
+    return p, losses, balancing.Tapped(*taps.tap(losses, prefix="trunk/"))
+
+
+@pytest.mark.parametrize("kind", ["equal", "cagrad", "upgrad"])
+def test_layerwise_gramian_equals_the_full_one(kind):
+    p, losses, tapped = _tapped()
+    b = toy.batch()
+    assert set(tapped.layers(p, b)) == {"first", "second"}
+    outs = []
+    for losses_fn, engine in ((losses, "full"), (tapped, "gramian"), (tapped, "full")):
+        balancer, fn = _stepper(kind, engine, losses_fn, head_gradients="own")
+        outs.append(jax.jit(fn)(p, balancer.init(p), b))
+    for out in outs[1:]:
+        _close(out.grads, outs[0].grads)
+        _close(out.diagnostics["cosines"], outs[0].diagnostics["cosines"])
+    _, fn = _stepper(kind, "gramian", tapped, "d", head_gradients="own")
+    parts = jax.tree.map(lambda x: x.reshape(4, -1, *x.shape[1:]), b)
+    many = jax.pmap(fn, axis_name="d", in_axes=(None, None, 0))(p, balancer.init(p), parts)
+    _close(jax.tree.map(lambda x: x[1], many.grads), outs[0].grads)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_both_ways_through_a_layer_agree(bias):
+    from mtmm_jax.balancing.layerwise import layer_gramian
+
+    rng = np.random.default_rng(0)
+    for samples, width in ((4, 30), (30, 4)):
+        x, d = rng.normal(size=(samples, width)), rng.normal(size=(3, samples, 5))
+        rows = np.concatenate(
+            [np.einsum("ni,knd->kid", x, d).reshape(3, -1)] + ([d.sum(1)] if bias else []), axis=1
+        )
+        got = layer_gramian(jnp.asarray(x, jnp.float32), jnp.asarray(d, jnp.float32), bias)
+        np.testing.assert_allclose(got, rows @ rows.T, rtol=1e-4, atol=1e-3)

@@ -151,7 +151,8 @@ def test_optimality_conditions(k):
     for family, j in oracles.matrices(k).items():
         g = j @ j.T
         _, w, _ = run("mgda", j)
-        assert w.min() >= 0 and abs(w.sum() - 1) < 1e-9
+        assert w.min() >= 0
+        assert abs(w.sum() - 1) < 1e-9
         assert (g @ w).min() >= (w @ g @ w) * (1 - 1e-5), family
         for kind, alpha in (("nash", 1), ("fairgrad", 2)):
             hyper = {"max_norm": 0.0} if kind == "nash" else {"alpha": 2.0}

@@ -87,6 +87,7 @@ def test_structure_stands_and_an_absent_task_keeps_its_state(kind):
     same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), shapes, state)
     assert all(jax.tree.leaves(same)), "a step changes the state's structure"
     step = jax.jit(step)
+    jax.jit(step, donate_argnums=0)(balancer.init(params), jnp.ones(K, bool))
     state = step(step(state, jnp.ones(K, bool)), jnp.ones(K, bool))
     after = step(state, jnp.asarray([True, True, False, True, True]))
     for old, new in zip(jax.tree.leaves(state.rule), jax.tree.leaves(after.rule), strict=True):
@@ -106,20 +107,22 @@ def test_finite_on_hard_matrices(kind):
     hard += [np.concatenate([j[:2], -j[:2], j[:1]])]
     for number, matrix in enumerate(hard):
         v, w, _ = run(kind, matrix, losses, dtype=np.float32)
-        assert np.isfinite(v).all() and np.isfinite(w).all(), number
+        assert np.isfinite(v).all(), number
+        assert np.isfinite(w).all(), number
     v, w, _ = run(kind, j * np.logspace(-1.5, 1.5, K)[:, None], losses)
-    assert np.isfinite(v).all() and np.isfinite(w).all()
+    assert np.isfinite(v).all()
+    assert np.isfinite(w).all()
 
 
 @pytest.mark.parametrize("kind", balancing.METHODS)
 def test_one_task_is_the_gradient_itself(kind):
     j, losses, other = _case(3, 1)
-    v, w, _ = run(kind, j, losses, other=other)
+    v, _, _ = run(kind, j, losses, other=other)
     cosine = v @ j[0] / np.linalg.norm(v) / np.linalg.norm(j[0])
     assert cosine > 1 - 1e-9
     if kind not in ALONE_SCALES:
         ratio = np.linalg.norm(v) / np.linalg.norm(j[0])
-        allowed = {"uncertainty": 0.5, "cagrad": 1.5, "pbi": 1.0}.get(kind, 1.0)
+        allowed = 1.5 if kind == "cagrad" else 1.0
         np.testing.assert_allclose(ratio, allowed, rtol=1e-6)
 
 
@@ -136,7 +139,8 @@ def test_many_tasks(kind, k):
     state = balancer.init({"x": rows["x"][0]})
     evidence = gather(losses, present, rows, others)
     outcome = jax.jit(lambda s, e: decide(balancer.rule, s, e))(state.rule, evidence)
-    assert np.isfinite(outcome.weights).all() and np.isfinite(outcome.gradient["x"]).all()
+    assert np.isfinite(outcome.weights).all()
+    assert np.isfinite(outcome.gradient["x"]).all()
     assert not np.asarray(outcome.weights)[~np.asarray(present)].any()
 
 
@@ -190,7 +194,8 @@ def test_the_table_is_complete_and_documented():
         assert getattr(balancing, name) is constructor
         text = constructor.__doc__
         assert "Cost:" in text, name
-        assert "Use it:" in text and "Not:" in text, name
+        assert "Use it:" in text, name
+        assert "Not:" in text, name
     assert {k for k in balancing.METHODS if make(k, 2).rule.needs == "jacobian"} == JACOBIAN
 
 

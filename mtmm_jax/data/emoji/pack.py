@@ -84,7 +84,7 @@ def pack(npm: Path, out: Path, limit: int | None = None, quiet: bool = False) ->
     drawings = {style: draw(npm, entries, style) for style in asset.STYLES}
     for style, tiles in drawings.items():
         path = out / f"{style}.webp"
-        asset.to_sheet(tiles).save(path, "WEBP", quality=QUALITY, method=6, exact=False)
+        asset.to_sheet(tiles).save(path, "WEBP", quality=QUALITY)
     streams, spans = record(entries, quiet)
     for voice, wave in track(streams.items(), "encoding speech", disable=quiet):
         (out / f"{voice}.ogg").write_bytes(ogg.encode(wave, asset.RATE, COMPRESSION))

@@ -20,6 +20,8 @@ TEXTS = ("name", "name+keywords")
 VOCABULARY = 2000
 LATEST = 0.25  # seconds by which an utterance may start late in training
 _NOISE_SECONDS = 30
+_CHOICES = 2  # draws: which utterance, which wording
+_SHORT = 1 / 3  # share of the training texts that are the name alone
 # Mirroring would make these another emoji: letters, clocks, flags, "left" and "right".
 _HANDED = {"arrow", "time", "alphanum", "keycap", "country-flag", "subdivision-flag", "punctuation"}
 
@@ -41,7 +43,9 @@ def emoji(
     evaluation style i comes with utterance i. Splits are by concept.
 
     Args:
-        text: "name", or "name+keywords" (what it is called, then what people search it by).
+        text: "name", or "name+keywords" (what it is called, then what people search it by; a
+            third of the training texts are the name alone, so that either is understood). The
+            tokenizer knows the words of both.
         image_size: side of the pictures: float32 in -1..1, white background in evaluation.
         styles: which drawings, of "noto" and "twemoji".
         seconds: length of the audio, longer utterances are cut (1 in 250 at 2 s).
@@ -62,8 +66,8 @@ def emoji(
         if value <= 0:
             raise ConfigError(f"{where}.{name}: {value} is not positive")
     table = load(data_dir)
-    texts = _texts(table, text)
-    training = [t for t, split in zip(texts, table.split, strict=True) if split == "train"]
+    full = _with_keywords(table)
+    training = [t for t, split in zip(full, table.split, strict=True) if split == "train"]
     tokenizer_json = train_tokenizer(training, VOCABULARY)
     tokenizer = read_tokenizer(tokenizer_json)
     length = round(seconds * RATE)
@@ -82,7 +86,8 @@ def emoji(
             styles,
             image_size,
             length,
-            encode(tokenizer, texts, text_length),
+            encode(tokenizer, list(table.names), text_length),
+            encode(tokenizer, full, text_length) if text == "name+keywords" else None,
             _flippable(table),
             _noise(max(_NOISE_SECONDS * RATE, 2 * length)),
         ),
@@ -95,9 +100,8 @@ def emoji(
     )
 
 
-def _texts(table: Emoji, text: str) -> list[str]:
-    if text == "name":
-        return list(table.names)
+def _with_keywords(table: Emoji) -> list[str]:
+    """Each name, then those of its keywords that are not in it already."""
     pairs = zip(table.names, table.keywords, strict=True)
     return [
         " ".join([name, *(word for word in words if word not in name)]) for name, words in pairs
@@ -149,7 +153,7 @@ def _noise(length: int) -> np.ndarray:
 
 
 def _draws(text_length: int) -> int:
-    return 1 + augmentation.IMAGE_DRAWS + augmentation.AUDIO_DRAWS + text_length
+    return _CHOICES + augmentation.IMAGE_DRAWS + augmentation.AUDIO_DRAWS + text_length
 
 
 def _compose(
@@ -157,7 +161,8 @@ def _compose(
     styles: tuple[str, ...],
     size: int,
     length: int,
-    tokens: np.ndarray,
+    named: np.ndarray,
+    described: np.ndarray | None,
     flippable: np.ndarray,
     noise: np.ndarray,
     rows: np.ndarray,
@@ -167,16 +172,18 @@ def _compose(
     concept, style = np.divmod(rows, len(styles))
     drawn = np.array([STYLES.index(name) for name in styles])[style]
     planes = np.stack([table.drawings[STYLES[s]][c] for c, s in zip(concept, drawn, strict=True)])
-    ids = tokens[concept]
+    full = named if described is None else described
+    ids = full[concept]
     if chance is None:
         said = drawn
         spans = table.spans[concept, said]
         image = images.plain(planes, size)
         sound = audio.fit([table.speech[start:stop] for start, stop in spans], length)
     else:
-        at = np.cumsum([1, augmentation.IMAGE_DRAWS, augmentation.AUDIO_DRAWS])
-        for_voice, for_image, for_audio, for_text = np.split(chance, at, axis=1)
-        said = (for_voice[:, 0] < 0.5).astype(int)
+        at = np.cumsum([_CHOICES, augmentation.IMAGE_DRAWS, augmentation.AUDIO_DRAWS])
+        choices, for_image, for_audio, for_text = np.split(chance, at, axis=1)
+        said = (choices[:, 0] < 0.5).astype(int)
+        ids = np.where(choices[:, 1:] < _SHORT, named[concept], ids)
         spans = table.spans[concept, said]
         image = augmentation.image(planes, size, for_image, flippable[concept])
         latest = round(LATEST * RATE)

@@ -1,0 +1,195 @@
+"""The parameter Gramian without the K x P task gradients: engine `gramian`.
+
+For a dense layer `y = x W + b` the gradient of task k is `X^T D_k` with `D_k` its gradient at the
+pre-activations, so `<g_i, g_j> = <D_i, (X X^T + 1) D_j>`: K pullbacks stop at the pre-activations,
+and the update of the layer is `X^T sum_k w_k D_k`, without a second backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mtmm_jax.balancing.core import (
+    Array,
+    Evidence,
+    Outcome,
+    Rows,
+    balancing_dtype,
+    combine,
+    gramian_of,
+    mask_gramian,
+    mask_rows,
+    paths_of,
+)
+from mtmm_jax.balancing.engines import (
+    Prepared,
+    Setting,
+    local,
+    pullbacks,
+    tally,
+    total,
+    without_nan,
+)
+from mtmm_jax.registry import ConfigError
+
+PyTree = Any
+_HIGHEST = jax.lax.Precision.HIGHEST
+
+
+class Layer(NamedTuple):
+    """A tapped dense layer: its pre-activations' shape and where its parameters are.
+
+    Attributes:
+        output: shape and dtype of the pre-activations `[..., features]`.
+        kernel: path of the `[inputs, features]` leaf.
+        bias: path of the `[features]` leaf, or None.
+    """
+
+    output: jax.ShapeDtypeStruct
+    kernel: str
+    bias: str | None
+
+
+class Tapped(NamedTuple):
+    """Losses whose dense layers can be tapped; callable as a plain `losses_fn`.
+
+    `mtmm_jax.layers.taps` makes one of any Linen model.
+
+    Attributes:
+        losses_fn: `(params, taps, *args) -> (sums [K], counts [K], aux, inputs)`: adds `taps[name]`
+            to the pre-activations of each layer and returns the layers' `inputs`.
+        layers: `(params, *args) -> {name: Layer}`, what can be tapped; each used exactly once.
+    """
+
+    losses_fn: Callable[..., tuple[Array, Array, PyTree, Mapping[str, Array]]]
+    layers: Callable[..., dict[str, Layer]]
+
+    def __call__(self, params: PyTree, *args: Any) -> tuple[Array, Array, PyTree]:
+        return self.losses_fn(params, {}, *args)[:3]
+
+
+def _flat(x: Array, lead: int) -> Array:
+    """`[..., features]` with everything between the first `lead` axes and the last one merged."""
+    return x.reshape(*x.shape[:lead], -1, x.shape[-1]).astype(balancing_dtype(x.dtype))
+
+
+def layer_gramian(inputs: Array, deltas: Array, has_bias: bool) -> Array:
+    """`[K, K]` inner products of a dense layer's task gradients, the cheaper of two ways.
+
+    Args:
+        inputs: `[N, inputs]`.
+        deltas: `[K, N, features]`.
+        has_bias: whether the bias is balanced, too.
+    """
+    (num, width), (tasks, _, features) = inputs.shape, deltas.shape
+    through_samples = tasks * num * features * (num + tasks) + num * num * width
+    through_weights = tasks * width * features * (num + tasks)
+    if through_samples < through_weights:
+        similarity = jnp.matmul(inputs, inputs.T, precision=_HIGHEST)
+        spread = jnp.einsum(
+            "nm,kmd->knd", similarity + (1 if has_bias else 0), deltas, precision=_HIGHEST
+        )
+        return gramian_of({"": deltas}, {"": spread})
+    rows = {"kernel": jnp.einsum("ni,knd->kid", inputs, deltas, precision=_HIGHEST)}
+    return gramian_of(rows | ({"bias": deltas.sum(1)} if has_bias else {}))
+
+
+def gramian_engine(
+    losses_fn: Any, setting: Setting, params: PyTree, args: tuple[Any, ...]
+) -> Prepared:
+    """Layer by layer; parameters without a tap go by their task gradients."""
+    if not isinstance(losses_fn, Tapped):
+        raise ConfigError("balancing.engine: 'gramian' needs a balancing.Tapped")
+    if setting.rule.needs == "jacobian" or setting.rule.second_sample:
+        raise ConfigError(
+            "balancing.engine: this method needs the task gradients themselves; choices: auto, full"
+        )
+    axis_name, num_tasks = setting.axis_name, setting.num_tasks
+    names, treedef = paths_of(params), jax.tree.structure(params)
+    shared = {name for name, label in zip(names, setting.labels, strict=True) if label}
+    layers = {
+        name: layer
+        for name, layer in losses_fn.layers(params, *args).items()
+        if layer.kernel in shared and (layer.bias is None or layer.bias in shared)
+    }
+    tapped = {layer.kernel for layer in layers.values()}
+    tapped |= {layer.bias for layer in layers.values() if layer.bias is not None}
+    values = dict(zip(names, jax.tree.leaves(local(params, axis_name)), strict=True))
+    taps = {name: jnp.zeros(x.output.shape, x.output.dtype) for name, x in layers.items()}
+    rest = {name: values[name] for name in names if name in shared - tapped}
+    heads = {name: values[name] for name in names if name not in shared}
+
+    def forward(taps: PyTree, rest: PyTree, heads: PyTree) -> tuple[Array, Any]:
+        merged = values | rest | heads
+        whole = jax.tree.unflatten(treedef, [merged[name] for name in names])
+        sums, counts, aux, inputs = losses_fn.losses_fn(whole, taps, *args)
+        return sums, (counts, aux, inputs)
+
+    sums, pull, (counts, aux, inputs) = jax.vjp(
+        forward, local(taps, axis_name), rest, heads, has_aux=True
+    )
+    tallied = tally(sums, counts, axis_name)
+    units = jnp.diag(tallied.cotangent(jnp.ones_like(tallied.losses), sums.dtype))
+    deltas, rest_rows = pullbacks(lambda ct: pull(ct)[:2], units, num_tasks)
+    rest_rows = total(rest_rows, axis_name)
+    gramian = _global_gramian(layers, inputs, deltas, rest_rows, axis_name)
+    gramian = gramian.astype(tallied.losses.dtype)
+    present = tallied.present & jnp.isfinite(jnp.diagonal(gramian))
+    evidence = Evidence(
+        losses=jnp.where(present, tallied.losses, 0),
+        present=present,
+        gramian=mask_gramian(present, gramian),
+    )
+
+    def finish(outcome: Outcome) -> PyTree:
+        weights = outcome.weights
+        mixed = combine(weights, mask_rows(present, deltas))
+        found = combine(weights, mask_rows(present, rest_rows))
+        layer_gradients: Rows = {}
+        for name, layer in layers.items():
+            delta = _flat(mixed[name], 0)
+            gradient = jnp.matmul(_flat(inputs[name], 0).T, delta)
+            layer_gradients[layer.kernel] = gradient.astype(values[layer.kernel].dtype)
+            if layer.bias is not None:
+                layer_gradients[layer.bias] = delta.sum(0).astype(values[layer.bias].dtype)
+        own = jnp.ones_like(weights) if setting.heads == "own" else weights
+        head_gradients = pull(tallied.cotangent(own, sums.dtype))[2]
+        local_ones = total(layer_gradients | head_gradients, axis_name)
+        for name in heads:
+            local_ones[name] = without_nan(local_ones[name], present)
+        found = found | local_ones
+        return jax.tree.unflatten(treedef, [found[name] for name in names])
+
+    return Prepared(tallied.losses, evidence, finish, aux)
+
+
+def _global_gramian(
+    layers: Mapping[str, Layer],
+    inputs: Mapping[str, Array],
+    deltas: Mapping[str, Array],
+    rest_rows: Rows,
+    axis_name: Any,
+) -> Array:
+    """Of the gradients summed over devices: samples of all devices meet in every layer."""
+
+    def gathered(x: Array, axis: int) -> Array:
+        if axis_name is None:
+            return x
+        return jax.lax.all_gather(x, axis_name, axis=axis, tiled=True)
+
+    parts = [
+        layer_gramian(
+            gathered(_flat(inputs[name], 0), 0),
+            gathered(_flat(deltas[name], 1), 1),
+            layer.bias is not None,
+        )
+        for name, layer in layers.items()
+    ]
+    if rest_rows:
+        parts.append(gramian_of(rest_rows))
+    dtype = balancing_dtype(*(part.dtype for part in parts))
+    return sum(part.astype(dtype) for part in parts)

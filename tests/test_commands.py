@@ -1,0 +1,206 @@
+"""The commands as a person uses them: a small run from nothing, stopped, killed, resumed, asked."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+DATA = Path(tempfile.gettempdir()) / "mtmm-jax-tests-data"
+SMALL = (
+    "--config.data.image_size=16",
+    "--config.data.seconds=0.6",
+    f"--config.data.data_dir={DATA}",
+    "--config.model.width=16",
+    "--config.batch_size=8",
+    "--config.evaluation.batch_size=64",
+    "--config.evaluation.every=8",
+    "--config.evaluation.log_every=2",
+    "--config.checkpoint.every=3",
+    "--config.steps=16",
+)
+
+
+def _environment():
+    cache = Path(tempfile.gettempdir()) / "mtmm-jax-tests-commands"
+    return {**os.environ, "MTMM_JAX_CACHE": str(cache), "JAX_PLATFORMS": "cpu"}
+
+
+def _start(command, *arguments, **options):
+    return subprocess.Popen(
+        [sys.executable, "-W", "error::RuntimeWarning", "-m", f"mtmm_jax.{command}", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=_environment(),
+        **options,
+    )
+
+
+def _run(command, *arguments):
+    process = _start(command, *arguments)
+    out, err = process.communicate(timeout=400)
+    return process.returncode, out, err
+
+
+def _train(workdir, *more):
+    return ("train", "--config", "emoji", "--workdir", str(workdir), *SMALL, *more)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    code, out, err = _run(*_train(workdir))
+    assert code == 0, err
+    return workdir, out
+
+
+def _parameters(workdir):
+    """The last checkpoint's parameters, as bytes."""
+    from mtmm_jax.training.finished import open_run
+
+    run = open_run(workdir, step="last")
+    import jax
+
+    leaves = jax.tree_util.tree_leaves_with_path(run.variables)
+    return {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
+
+
+def test_a_run_leaves_what_it_says(finished):
+    workdir, out = finished
+    for words in ("parameters", "tasks x modalities", "steps/s", "all modalities", "trivial"):
+        assert words in out
+    results = json.loads((workdir / "results.json").read_text())
+    assert set(results) == {"validation", "test", "baselines"}
+    assert set(results["test"]) == {"category", "subcategory", "year", "retrieval"}
+    assert set(results["baselines"]) == {"trivial", "only image", "only text", "only audio"}
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records if r["split"] == "train"] == list(range(2, 17, 2))
+    assert [r["step"] for r in records if r["split"] == "validation"] == [8, 16]
+    assert list((workdir / "events").glob("events*"))
+    report = (workdir / "report.html").read_text()
+    assert report.count("data:image/png;base64") > 20
+    assert not re.search(r"(src|href)='(?!data:|#)", report)
+
+
+def test_a_finished_run_is_not_run_again(finished):
+    workdir, _ = finished
+    before = (workdir / "metrics.jsonl").read_bytes()
+    code, out, err = _run(*_train(workdir))
+    assert code == 0, err
+    assert "all modalities" in out
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_stopped_and_resumed_equals_never_stopped(finished, tmp_path, number):
+    workdir = tmp_path / "stopped"
+    process = _start(*_train(workdir))
+    deadline = time.monotonic() + 300
+    journal = workdir / "metrics.jsonl"
+    saved = workdir / "checkpoints"
+    while not any(name.name.isdigit() for name in (saved.iterdir() if saved.exists() else ())):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=120)
+    if number == signal.SIGINT:
+        assert process.returncode == 130, err
+        assert "the same command goes on from there" in err
+    code, out, err = _run(*_train(workdir))
+    assert code == 0, err
+    assert "resuming from step" in out
+    assert _parameters(workdir) == _parameters(finished[0])
+    steps = [json.loads(line)["step"] for line in journal.read_text().splitlines()]
+    assert steps == sorted(steps)
+
+
+def test_evaluate_repeats_the_results(finished):
+    workdir, _ = finished
+    results = json.loads((workdir / "results.json").read_text())
+    code, out, err = _run("evaluate", "--workdir", str(workdir), "--json")
+    assert code == 0, err
+    assert json.loads(out) == results["test"]
+    code, out, err = _run(
+        "evaluate", "--workdir", str(workdir), "--json", "--only", "text", "--split", "validation"
+    )
+    assert code == 0, err
+    assert json.loads(out) == results["baselines"]["only text"]["validation"]
+
+
+def test_predict_takes_any_subset_of_the_modalities(finished, tmp_path):
+    workdir, _ = finished
+    Image.new("RGB", (40, 60), "red").save(tmp_path / "a.png")
+    soundfile.write(tmp_path / "a.wav", np.sin(np.arange(8000) / 5), 8000)
+    image, audio = ("--image", str(tmp_path / "a.png")), ("--audio", str(tmp_path / "a.wav"))
+    code, out, err = _run(
+        "predict", "--workdir", str(workdir), "--json", *image, *audio, "--text", "red apple"
+    )
+    assert code == 0, err
+    answers = json.loads(out)
+    assert 0 < answers["category"]["probability"] <= 1
+    assert 2000 < answers["year"]["prediction"] < 2030
+    assert set(answers["retrieval"]["nearest"]) == {"image -> text", "text -> image"}
+    assert "image-text" in answers["retrieval"]["similarity"]
+    code, out, err = _run("predict", "--workdir", str(workdir), *audio)
+    assert code == 0, err
+    assert "not without image, text" in out
+
+
+BAD = {
+    "key": (_train("{new}", "--config.optimizr.kind=sgd"), "unknown config key 'optimizr'"),
+    "block": (_train("{new}", "--config.model.fusion.kind=concatt"), "choices: bottleneck, concat"),
+    "modality": (
+        _train("{new}", "--config.model.encoders={'imagee': 'resnet'}"),
+        "model.encoders.imagee: unknown modality 'imagee'",
+    ),
+    "encoder": (_train("{new}", "--config.model.encoders.image=None"), "'image' has no encoder"),
+    "task": (_train("{new}", "--config.tasks.year.kind=regresion"), "unknown kind 'regresion'"),
+    "label": (_train("{new}", "--config.tasks.year.target=yeer"), "the data has no label 'yeer'"),
+    "batch": (
+        _train("{new}", "--config.devices=3"),
+        "devices: 3: needs 'all' or a number from 1 to 1",
+    ),
+    "config": (("train", "--config", "emojy", "--workdir", "{new}"), "did you mean 'emoji'?"),
+    "workdir": (_train("{run}", "--config.seed=5"), "holds the run of another config: seed: 0 -> 5"),
+    "foreign": (_train("{tmp}"), "is not empty and holds no run"),
+    "image": (("predict", "--workdir", "{run}", "--image", "{tmp}/bad.png"), "cannot read"),
+    "audio": (("predict", "--workdir", "{run}", "--audio", "{tmp}/bad.wav"), "cannot read"),
+    "option": (("predict", "--workdir", "{run}", "--imag", "x"), "unknown modality 'imag'"),
+    "nothing": (("predict", "--workdir", "{run}"), "give one or more of: --image, --text, --audio"),
+    "nowhere": (("predict", "--workdir", "{tmp}/no", "--text", "x"), "no folder"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_mistakes_are_one_line_and_exit_code_2(finished, tmp_path, case):
+    command, message = BAD[case]
+    (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    (tmp_path / "bad.wav").write_bytes(b"RIFFnothing")
+    workdir = finished[0]
+    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
+    places = {"new": tmp_path / "new", "run": workdir, "tmp": tmp_path}
+    code, _, err = _run(*(re.sub(r"{(new|run|tmp)}", lambda m: str(places[m[1]]), w) for w in command))
+    assert code == 2, err
+    assert message in err
+    assert len(err.strip().splitlines()) == 1, err
+    assert not (tmp_path / "new").exists()
+    assert before == {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
+
+
+def test_dry_run_prints_and_stops(tmp_path):
+    code, out, err = _run(*_train(tmp_path / "new"), "--dry_run")
+    assert code == 0, err
+    for words in ("parameters", "tasks x modalities", "memory a device", "activations"):
+        assert words in out
+    assert not (tmp_path / "new").exists()
