@@ -1,4 +1,4 @@
-"""Ships configs/ inside the installed package, as mtmm_jax.configs; all else is in pyproject.toml."""
+"""Ships configs/ in the installed package, as mtmm_jax.configs; all else: pyproject.toml."""
 
 from setuptools import find_packages, setup
 

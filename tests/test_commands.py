@@ -1,5 +1,6 @@
 """The commands as a person uses them: a small run from nothing, stopped, killed, resumed, asked."""
 
+import importlib
 import json
 import os
 import re
@@ -168,11 +169,14 @@ BAD = {
     "task": (_train("{new}", "--config.tasks.year.kind=regresion"), "unknown kind 'regresion'"),
     "label": (_train("{new}", "--config.tasks.year.target=yeer"), "the data has no label 'yeer'"),
     "batch": (
-        _train("{new}", "--config.devices=3"),
-        "devices: 3: needs 'all' or a number from 1 to 1",
+        _train("{new}", "--config.devices=9", "--config.batch_size=9"),
+        "devices: 9: needs 'all' or a number from 1 to",
     ),
     "config": (("train", "--config", "emojy", "--workdir", "{new}"), "did you mean 'emoji'?"),
-    "workdir": (_train("{run}", "--config.seed=5"), "holds the run of another config: seed: 0 -> 5"),
+    "workdir": (
+        _train("{run}", "--config.seed=5"),
+        "holds the run of another config: seed: 0 -> 5",
+    ),
     "foreign": (_train("{tmp}"), "is not empty and holds no run"),
     "image": (("predict", "--workdir", "{run}", "--image", "{tmp}/bad.png"), "cannot read"),
     "audio": (("predict", "--workdir", "{run}", "--audio", "{tmp}/bad.wav"), "cannot read"),
@@ -183,14 +187,17 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_mistakes_are_one_line_and_exit_code_2(finished, tmp_path, case):
-    command, message = BAD[case]
+def test_mistakes_are_one_line_and_exit_code_2(finished, tmp_path, case, monkeypatch, capsys):
+    (command, *arguments), message = BAD[case]
+    monkeypatch.setenv("MTMM_JAX_CACHE", "")
     (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     (tmp_path / "bad.wav").write_bytes(b"RIFFnothing")
     workdir = finished[0]
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
     places = {"new": tmp_path / "new", "run": workdir, "tmp": tmp_path}
-    code, _, err = _run(*(re.sub(r"{(new|run|tmp)}", lambda m: str(places[m[1]]), w) for w in command))
+    words = [re.sub(r"{(new|run|tmp)}", lambda m: str(places[m[1]]), w) for w in arguments]
+    code = importlib.import_module(f"mtmm_jax.{command}").main(words)
+    err = capsys.readouterr().err
     assert code == 2, err
     assert message in err
     assert len(err.strip().splitlines()) == 1, err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -106,4 +107,41 @@ def comparison(columns: Mapping[str, Mapping[str, Any]], headlines: Mapping[str,
     axis.set_ylim(bottom=max(axis.get_ylim()[0], -0.5))
     axis.legend(frameon=False, fontsize=8, ncols=len(columns), loc="upper center",
                 bbox_to_anchor=(0.5, 1.17))  # fmt: skip
+    return figure
+
+
+def answers(arrays: Mapping[str, np.ndarray], key: str) -> Figure:
+    """Queries and their best answers as pictures and names; the right answer is framed."""
+    queries, found = arrays[f"query/{key}"], arrays[f"answer/{key}"]
+    way = key.split("/")[0]
+    asked, given = way.split("_to_")
+    rows, columns = len(queries), 2 + found.shape[1]
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(1.35 * columns, 1.25 * rows), squeeze=False, layout="constrained"
+    )
+    figure.suptitle(f"{asked} asked, {given} found, best first; the right one framed", fontsize=10)
+
+    def show(axis: Any, identity: int, kind: str, right: bool = False) -> None:
+        name = textwrap.shorten(str(arrays[f"name/{identity}"]), 48, placeholder="..")
+        words = textwrap.fill(name, 17)
+        if kind == "text":
+            axis.text(
+                0.5, 0.5, words, ha="center", va="center", fontsize=8, transform=axis.transAxes
+            )
+        else:
+            axis.imshow(arrays[f"picture/{identity}"])
+            axis.set_xlabel(words, fontsize=6)
+        for spine in axis.spines.values():
+            spine.set_visible(right)
+            spine.set_color("tab:green")
+            spine.set_linewidth(3)
+
+    for row, query, best in zip(axes, queries, found, strict=True):
+        for axis in row:
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+        show(row[0], query, asked)
+        row[1].text(0.5, 0.5, "\u2192", ha="center", va="center", fontsize=16)
+        for axis, answer in zip(row[2:], best, strict=True):
+            show(axis, answer, given, answer == query)
     return figure

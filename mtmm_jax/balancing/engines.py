@@ -6,6 +6,7 @@ An engine runs the forward pass and as much of the backward pass as the evidence
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -27,7 +28,7 @@ from mtmm_jax.balancing.core import (
     mask_rows,
     paths_of,
 )
-from mtmm_jax.balancing.split import Split, crossing, gated
+from mtmm_jax.balancing.split import Split, crossing
 from mtmm_jax.registry import ConfigError
 
 PyTree = Any
@@ -130,23 +131,30 @@ def losses_engine(
     losses_fn: LossesFn, setting: Setting, params: PyTree, args: tuple[Any, ...]
 ) -> Prepared:
     """ONE backward pass with the weights: all that rules of the losses tier need."""
-    protected = isinstance(losses_fn, Split)
-    plain = gated(losses_fn, setting.num_tasks) if protected else losses_fn
+    if isinstance(losses_fn, Split):
+        cut = split_at_cut(losses_fn, setting, params, args)
+        tallied, aux, clean = cut.tallied, cut.aux, [False] * len(setting.labels)
 
-    def forward(params: PyTree) -> tuple[Array, tuple[Array, PyTree]]:
-        sums, counts, aux = plain(params, *args)
-        return sums, (counts, aux)
+        def pull(weights: Array) -> PyTree:
+            return cut.gradient(weights, tallied.present)
+    else:
+        variable = local(params, setting.axis_name)
+        sums, pull_sums, (counts, aux) = jax.vjp(
+            lambda p: _with_aux(losses_fn(p, *args)), variable, has_aux=True
+        )
+        tallied, clean = tally(sums, counts, setting.axis_name), setting.labels
 
-    sums, pull, (counts, aux) = jax.vjp(forward, local(params, setting.axis_name), has_aux=True)
-    tallied = tally(sums, counts, setting.axis_name)
+        def pull(weights: Array) -> PyTree:
+            return pull_sums(tallied.cotangent(weights, sums.dtype))[0]
+
     present = tallied.present
     evidence = Evidence(jnp.where(present, tallied.losses, 0), present)
 
     def backward(weights: Array) -> list[Array]:
-        gradient = total(pull(tallied.cotangent(weights, sums.dtype))[0], setting.axis_name)
+        leaves = jax.tree.leaves(total(pull(weights), setting.axis_name))
         return [
-            leaf if label and not protected else without_nan(leaf, present)
-            for leaf, label in zip(jax.tree.leaves(gradient), setting.labels, strict=True)
+            leaf if keep else without_nan(leaf, present)
+            for leaf, keep in zip(leaves, clean, strict=True)
         ]
 
     def finish(outcome: Outcome) -> PyTree:
@@ -159,45 +167,90 @@ def losses_engine(
     return Prepared(tallied.losses, evidence, finish, aux)
 
 
-class _Cut(NamedTuple):
-    """A split model, pulled back as far as the cut: every task's row, and how to go on."""
+def _with_aux(result: tuple[Array, Array, PyTree]) -> tuple[Array, tuple[Array, PyTree]]:
+    sums, counts, aux = result
+    return sums, (counts, aux)
+
+
+class Cut(NamedTuple):
+    """A split model after its forward pass, and how to go back over either half.
+
+    Attributes:
+        tallied: the losses.
+        aux: of the readout.
+        extra: whatever else the trunk returned.
+        pull_readout: weights -> (gradient of all parameters, each task's gradient at the cut).
+        pull_trunk: a gradient at the cut -> gradients of the trunk's variables.
+    """
 
     tallied: Tally
     aux: PyTree
-    rows: list[Array]
-    pull_readout: Callable[[Array], PyTree]
-    own: PyTree
-    pull_trunk: Callable[[list[Array]], tuple[PyTree]]
+    extra: PyTree
+    pull_readout: Callable[[Array], tuple[PyTree, list[list[Array]]]]
+    pull_trunk: Callable[[list[Array]], tuple[PyTree, ...]]
+
+    def rows(self) -> tuple[PyTree, list[Array]]:
+        """The heads' own gradients, and all task gradients at the cut: ONE pullback for both."""
+        own, copies = self.pull_readout(jnp.ones_like(self.tallied.losses))
+        return own, [jnp.stack(leaf) for leaf in zip(*copies, strict=True)]
+
+    def gradient(self, weights: Array, present: Array) -> PyTree:
+        """Of the weighted loss. An excluded task has cotangent 0, but `0 * NaN` is NaN: what it
+        sends to the cut is dropped there, by selection, before it can reach the trunk."""
+        heads, copies = self.pull_readout(weights)
+        mixed = [
+            functools.reduce(
+                jnp.add, [jnp.where(present[k], x, jnp.zeros_like(x)) for k, x in enumerate(leaf)]
+            )
+            for leaf in zip(*copies, strict=True)
+        ]
+        return jax.tree.map(jnp.add, self.pull_trunk(mixed)[0], heads)
 
 
-def _pull_to_cut(split: Split, setting: Setting, params: PyTree, args: tuple[Any, ...]) -> _Cut:
-    """One pullback through the readout: all K rows, and the heads' own gradients with them."""
-    params = local(params, setting.axis_name)
+def pull_to_cut(
+    trunk: Callable[..., tuple[PyTree, PyTree, PyTree]],
+    variables: tuple[PyTree, ...],
+    readout: Callable[..., tuple[Array, Array, PyTree]],
+    setting: Setting,
+    params: PyTree,
+    args: tuple[Any, ...],
+) -> Cut:
+    """Forward through `trunk(*variables) -> (shared, trunk_aux, extra)` and the readout.
 
-    def trunk(params: PyTree) -> tuple[list[Array], tuple[PyTree, PyTree]]:
-        shared, trunk_aux = split.trunk(params, *args)
-        return crossing(shared).floats, (shared, trunk_aux)
+    Every task reads its own copy of what crosses the cut, so one pullback separates them.
+    """
 
-    floats, pull_trunk, (shared, trunk_aux) = jax.vjp(trunk, params, has_aux=True)
+    def floats_of(*variables: PyTree) -> tuple[list[Array], tuple[PyTree, PyTree, PyTree]]:
+        shared, trunk_aux, extra = trunk(*variables)
+        return crossing(shared).floats, (shared, trunk_aux, extra)
+
+    floats, pull_trunk, (shared, trunk_aux, extra) = jax.vjp(floats_of, *variables, has_aux=True)
     if not floats:
         raise ConfigError("balancing: no floating array crosses the cut between trunk and readout")
     rebuild = crossing(shared).rebuild
 
-    def readout(params: PyTree, copies: list[list[Array]]) -> tuple[Array, tuple[Array, PyTree]]:
+    def read(params: PyTree, copies: list[list[Array]]) -> tuple[Array, tuple[Array, PyTree]]:
         rebuilt = [rebuild(copy) for copy in copies]
-        sums, counts, aux = split.readout(params, rebuilt, trunk_aux, *args)
-        return sums, (counts, aux)
+        return _with_aux(readout(params, rebuilt, trunk_aux, *args))
 
-    sums, pull, (counts, aux) = jax.vjp(readout, params, [floats] * setting.num_tasks, has_aux=True)
+    copies = [floats] * setting.num_tasks
+    variable = local(params, setting.axis_name)
+    sums, pull, (counts, aux) = jax.vjp(read, variable, copies, has_aux=True)
     tallied = tally(sums, counts, setting.axis_name)
-    own, copies = pull(tallied.cotangent(jnp.ones_like(tallied.losses), sums.dtype))
-    return _Cut(
+    return Cut(
         tallied=tallied,
         aux=aux,
-        rows=[jnp.stack(leaf) for leaf in zip(*copies, strict=True)],
-        pull_readout=lambda weights: pull(tallied.cotangent(weights, sums.dtype))[0],
-        own=own,
+        extra=extra,
+        pull_readout=lambda weights: pull(tallied.cotangent(weights, sums.dtype)),
         pull_trunk=pull_trunk,
+    )
+
+
+def split_at_cut(split: Split, setting: Setting, params: PyTree, args: tuple[Any, ...]) -> Cut:
+    """`pull_to_cut` with the trunk as a function of all parameters."""
+    variable = local(params, setting.axis_name)
+    return pull_to_cut(
+        lambda p: (*split.trunk(p, *args), None), (variable,), split.readout, setting, params, args
     )
 
 
@@ -216,8 +269,9 @@ def representation_engine(
             "themselves; choices: auto, full"
         )
     axis_name = setting.axis_name
-    cut = _pull_to_cut(losses_fn, setting, params, args)
-    gramian = total(gramian_of({str(i): row for i, row in enumerate(cut.rows)}), axis_name)
+    cut = split_at_cut(losses_fn, setting, params, args)
+    own, rows = cut.rows()
+    gramian = total(gramian_of({str(i): row for i, row in enumerate(rows)}), axis_name)
     gramian = gramian.astype(cut.tallied.losses.dtype)
     present = cut.tallied.present & jnp.isfinite(jnp.diagonal(gramian))
     evidence = Evidence(
@@ -227,9 +281,8 @@ def representation_engine(
     )
 
     def finish(outcome: Outcome) -> PyTree:
-        mixed = combine(outcome.weights, mask_rows(present, cut.rows))
-        (trunk,) = cut.pull_trunk(mixed)
-        heads = cut.own if setting.heads == "own" else cut.pull_readout(outcome.weights)
+        (trunk,) = cut.pull_trunk(combine(outcome.weights, mask_rows(present, rows)))
+        heads = own if setting.heads == "own" else cut.pull_readout(outcome.weights)[0]
         heads = jax.tree.map(lambda g: without_nan(g, present), total(heads, axis_name))
         return jax.tree.map(jnp.add, total(trunk, axis_name), heads)
 
@@ -308,9 +361,9 @@ def _split_gradients(
 
     It also keeps a task's NaN in its own row, which K pullbacks through everything cannot.
     """
-    cut = _pull_to_cut(split, setting, params, args)
+    cut = split_at_cut(split, setting, params, args)
     labels, axis_name = setting.labels, setting.axis_name
-    rows_at_cut = mask_rows(cut.tallied.present, cut.rows)
+    rows_at_cut = mask_rows(cut.tallied.present, cut.rows()[1])
 
     def pull(cotangent: list[Array], which: bool) -> list[Array]:
         return _pick(jax.tree.leaves(cut.pull_trunk(cotangent)[0]), labels, which)
@@ -318,7 +371,7 @@ def _split_gradients(
     rows = pullbacks(lambda ct: pull(ct, True), rows_at_cut, setting.chunk)
 
     def heads(weights: Array) -> list[Array]:
-        through_readout = _pick(jax.tree.leaves(cut.pull_readout(weights)), labels, False)
+        through_readout = _pick(jax.tree.leaves(cut.pull_readout(weights)[0]), labels, False)
         through_trunk = pull(combine(weights, rows_at_cut), False)
         return total(
             [a + b for a, b in zip(through_readout, through_trunk, strict=True)], axis_name

@@ -29,11 +29,12 @@ from mtmm_jax.balancing.engines import (
     Prepared,
     Setting,
     local,
+    pull_to_cut,
     pullbacks,
-    tally,
     total,
     without_nan,
 )
+from mtmm_jax.balancing.split import Split
 from mtmm_jax.registry import ConfigError
 
 PyTree = Any
@@ -55,21 +56,28 @@ class Layer(NamedTuple):
 
 
 class Tapped(NamedTuple):
-    """Losses whose dense layers can be tapped; callable as a plain `losses_fn`.
+    """A `Split` whose trunk has taps on its dense layers; callable as a plain `losses_fn`.
 
-    `mtmm_jax.layers.taps` makes one of any Linen model.
+    `mtmm_jax.layers.taps` makes one of a trunk of Linen modules.
 
     Attributes:
-        losses_fn: `(params, taps, *args) -> (sums [K], counts [K], aux, inputs)`: adds `taps[name]`
-            to the pre-activations of each layer and returns the layers' `inputs`.
+        trunk: `(params, taps, *args) -> (shared, trunk_aux, inputs)`: adds `taps[name]` to the
+            pre-activations of each layer and returns the layers' `inputs`.
+        readout: as in `Split`.
         layers: `(params, *args) -> {name: Layer}`, what can be tapped; each used exactly once.
     """
 
-    losses_fn: Callable[..., tuple[Array, Array, PyTree, Mapping[str, Array]]]
+    trunk: Callable[..., tuple[PyTree, PyTree, Mapping[str, Array]]]
+    readout: Callable[..., tuple[Array, Array, PyTree]]
     layers: Callable[..., dict[str, Layer]]
 
+    @property
+    def split(self) -> Split:
+        """The same model without taps."""
+        return Split(lambda params, *args: self.trunk(params, {}, *args)[:2], self.readout)
+
     def __call__(self, params: PyTree, *args: Any) -> tuple[Array, Array, PyTree]:
-        return self.losses_fn(params, {}, *args)[:3]
+        return self.split(params, *args)
 
 
 def _flat(x: Array, lead: int) -> Array:
@@ -90,9 +98,10 @@ def layer_gramian(inputs: Array, deltas: Array, has_bias: bool) -> Array:
     through_weights = tasks * width * features * (num + tasks)
     if through_samples < through_weights:
         similarity = jnp.matmul(inputs, inputs.T, precision=_HIGHEST)
-        spread = jnp.einsum(
-            "nm,kmd->knd", similarity + (1 if has_bias else 0), deltas, precision=_HIGHEST
-        )
+        similarity = similarity + (1 if has_bias else 0)
+        # Batched rather than one einsum over k and d: no transposed copy of the deltas.
+        similarity = jnp.broadcast_to(similarity, (tasks, num, num))
+        spread = jnp.matmul(similarity, deltas, precision=_HIGHEST)
         return gramian_of({"": deltas}, {"": spread})
     rows = {"kernel": jnp.einsum("ni,knd->kid", inputs, deltas, precision=_HIGHEST)}
     return gramian_of(rows | ({"bias": deltas.sum(1)} if has_bias else {}))
@@ -101,7 +110,10 @@ def layer_gramian(inputs: Array, deltas: Array, has_bias: bool) -> Array:
 def gramian_engine(
     losses_fn: Any, setting: Setting, params: PyTree, args: tuple[Any, ...]
 ) -> Prepared:
-    """Layer by layer; parameters without a tap go by their task gradients."""
+    """Layer by layer; shared parameters without a tap go by their task gradients.
+
+    A shared parameter is what the trunk reads; what the readout does with it is not balanced.
+    """
     if not isinstance(losses_fn, Tapped):
         raise ConfigError("balancing.engine: 'gramian' needs a balancing.Tapped")
     if setting.rule.needs == "jacobian" or setting.rule.second_sample:
@@ -120,21 +132,25 @@ def gramian_engine(
     tapped |= {layer.bias for layer in layers.values() if layer.bias is not None}
     values = dict(zip(names, jax.tree.leaves(local(params, axis_name)), strict=True))
     taps = {name: jnp.zeros(x.output.shape, x.output.dtype) for name, x in layers.items()}
-    rest = {name: values[name] for name in names if name in shared - tapped}
-    heads = {name: values[name] for name in names if name not in shared}
+    rest = {name: values[name] for name in names if name not in tapped}
 
-    def forward(taps: PyTree, rest: PyTree, heads: PyTree) -> tuple[Array, Any]:
-        merged = values | rest | heads
+    def trunk(taps: PyTree, rest: PyTree) -> tuple[PyTree, PyTree, PyTree]:
+        merged = values | rest
         whole = jax.tree.unflatten(treedef, [merged[name] for name in names])
-        sums, counts, aux, inputs = losses_fn.losses_fn(whole, taps, *args)
-        return sums, (counts, aux, inputs)
+        return losses_fn.trunk(whole, taps, *args)
 
-    sums, pull, (counts, aux, inputs) = jax.vjp(
-        forward, local(taps, axis_name), rest, heads, has_aux=True
-    )
-    tallied = tally(sums, counts, axis_name)
-    units = jnp.diag(tallied.cotangent(jnp.ones_like(tallied.losses), sums.dtype))
-    deltas, rest_rows = pullbacks(lambda ct: pull(ct)[:2], units, num_tasks)
+    variables = (local(taps, axis_name), rest)
+    cut = pull_to_cut(trunk, variables, losses_fn.readout, setting, params, args)
+    tallied, inputs = cut.tallied, cut.extra
+    own, rows_at_cut = cut.rows()
+    rows_at_cut = mask_rows(tallied.present, rows_at_cut)
+    untapped = shared - tapped
+
+    def pull(cotangent: list[Array]) -> tuple[PyTree, Rows]:
+        deltas, rest = cut.pull_trunk(cotangent)
+        return deltas, {name: rest[name] for name in untapped}
+
+    deltas, rest_rows = pullbacks(pull, rows_at_cut, num_tasks)
     rest_rows = total(rest_rows, axis_name)
     gramian = _global_gramian(layers, inputs, deltas, rest_rows, axis_name)
     gramian = gramian.astype(tallied.losses.dtype)
@@ -156,15 +172,16 @@ def gramian_engine(
             layer_gradients[layer.kernel] = gradient.astype(values[layer.kernel].dtype)
             if layer.bias is not None:
                 layer_gradients[layer.bias] = delta.sum(0).astype(values[layer.bias].dtype)
-        own = jnp.ones_like(weights) if setting.heads == "own" else weights
-        head_gradients = pull(tallied.cotangent(own, sums.dtype))[2]
+        heads = own if setting.heads == "own" else cut.pull_readout(weights)[0]
+        read = dict(zip(names, jax.tree.leaves(heads), strict=True))
+        head_gradients = {name: read[name] for name in names if name not in shared}
         local_ones = total(layer_gradients | head_gradients, axis_name)
-        for name in heads:
+        for name in head_gradients:
             local_ones[name] = without_nan(local_ones[name], present)
         found = found | local_ones
         return jax.tree.unflatten(treedef, [found[name] for name in names])
 
-    return Prepared(tallied.losses, evidence, finish, aux)
+    return Prepared(tallied.losses, evidence, finish, cut.aux)
 
 
 def _global_gramian(

@@ -63,36 +63,3 @@ def crossing(shared: PyTree) -> Crossing:
         )
 
     return Crossing([leaf for f, leaf in zip(is_float, leaves, strict=True) if f], rebuild)
-
-
-@jax.custom_vjp
-def _gate(floats: list[Array]) -> list[Array]:
-    return floats
-
-
-def _gate_forward(floats: list[Array]) -> tuple[list[Array], None]:
-    return floats, None
-
-
-def _gate_backward(_: None, cotangents: list[Array]) -> tuple[list[Array]]:
-    finite = jnp.stack([jnp.all(jnp.isfinite(ct)) for ct in cotangents]).all()
-    return ([jnp.where(finite, ct, jnp.zeros_like(ct)) for ct in cotangents],)
-
-
-_gate.defvjp(_gate_forward, _gate_backward)
-
-
-def gated(split: Split, num_tasks: int) -> Callable[..., tuple[Array, Array, PyTree]]:
-    """`split` as a plain `losses_fn` in which a task's NaN gradient stops at the cut.
-
-    A task that is left out gets cotangent zero, but zero times the NaN or infinity inside its own
-    backward pass is NaN again; without the gate that would reach the trunk and spoil the others.
-    """
-
-    def losses_fn(params: PyTree, *args: Any) -> tuple[Array, Array, PyTree]:
-        shared, trunk_aux = split.trunk(params, *args)
-        cut = crossing(shared)
-        copies = [cut.rebuild(_gate(cut.floats)) for _ in range(num_tasks)]
-        return split.readout(params, copies, jax.lax.stop_gradient(trunk_aux), *args)
-
-    return losses_fn

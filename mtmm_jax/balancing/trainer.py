@@ -120,6 +120,8 @@ def value_and_grad(
     """
     rule, num_tasks = balancer.rule, balancer.num_tasks
     engine = choose_engine(engine, losses_fn, balancer)
+    if isinstance(losses_fn, Tapped) and engine != "gramian":
+        losses_fn = losses_fn.split
     if engine == "losses" and rule.needs != "losses":
         choose(engine, ("representation", "gramian", "full"), "balancing.engine", "engine")
     default = "weighted" if rule.needs == "losses" else "own"
@@ -130,8 +132,9 @@ def value_and_grad(
     def fn(
         params: PyTree, state: BalancerState, *args: Any, other: tuple[Any, ...] | None = None
     ) -> Balanced:
-        if shared is None and isinstance(losses_fn, Split):
-            labels = engines.reaches(losses_fn.trunk, params, *args)
+        if shared is None and isinstance(losses_fn, Split | Tapped):
+            cut = losses_fn if isinstance(losses_fn, Split) else losses_fn.split
+            labels = engines.reaches(cut.trunk, params, *args)
         else:
             labels = shared_labels(shared, params)
         setting = engines.Setting(rule, num_tasks, axis_name, labels, heads, chunk)

@@ -125,9 +125,13 @@ def split(trunk: str) -> balancing.Split:
 def tapped_mlp() -> balancing.Tapped:
     """The MLP with a tap at every layer's pre-activations."""
 
-    def losses_fn(params: PyTree, taps: Any, batch: PyTree) -> tuple[Any, ...]:
+    def trunk(params: PyTree, taps: Any, batch: PyTree) -> tuple[Any, ...]:
         shared, inputs = _mlp(params["trunk"], taps, batch["x"])
-        return *_readout(params, [shared] * len(params["heads"]), batch), inputs
+        return shared, None, inputs
+
+    def readout(params: PyTree, copies: Any, aux: None, batch: PyTree) -> tuple[Any, ...]:
+        del aux
+        return _readout(params, copies, batch)
 
     def layers(params: PyTree, batch: PyTree) -> dict[str, balancing.Layer]:
         rows = batch["x"].shape[0]
@@ -140,7 +144,7 @@ def tapped_mlp() -> balancing.Tapped:
             for i, layer in enumerate(params["trunk"])
         }
 
-    return balancing.Tapped(losses_fn, layers)
+    return balancing.Tapped(trunk, readout, layers)
 
 
 def shared_labels(params: PyTree) -> PyTree:

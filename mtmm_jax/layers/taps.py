@@ -1,9 +1,7 @@
 """Taps on the Dense layers of any Linen model, for the Gramian engine of `mtmm_jax.balancing`.
 
-The pair of functions returned here are the two fields of `balancing.Tapped`:
-
-    model_losses = lambda params, batch: ...   # calls `model.apply` inside
-    losses_fn = balancing.Tapped(*taps.tap(model_losses))
+tapped_trunk, layers = taps.tap(trunk)     # `trunk` calls `model.apply` inside
+losses_fn = balancing.Tapped(tapped_trunk, readout, layers)
 """
 
 from __future__ import annotations
@@ -27,9 +25,9 @@ class TappedLayer(NamedTuple):
 
 
 def _run(
-    losses_fn: Callable[..., Any], taps: Mapping[str, jax.Array], names: Any, args: tuple[Any, ...]
+    trunk: Callable[..., Any], taps: Mapping[str, jax.Array], names: Any, args: tuple[Any, ...]
 ) -> tuple[Any, list[tuple[str, nn.Dense, jax.Array, jax.Array]]]:
-    """Runs `losses_fn`, adding taps; returns its result and every call of a Dense layer."""
+    """Runs `trunk`, adding taps; returns its result and every call of a Dense layer."""
     calls: list[tuple[str, nn.Dense, jax.Array, jax.Array]] = []
 
     def interceptor(next_fun: Any, call_args: Any, kwargs: Any, context: Any) -> Any:
@@ -43,18 +41,18 @@ def _run(
         return output + taps[name] if name in taps else output
 
     with nn.intercept_methods(interceptor):
-        return losses_fn(*args), calls
+        return trunk(*args), calls
 
 
-def tap(losses_fn: Callable[..., Any], prefix: str = "") -> tuple[Callable[..., Any], Any]:
-    """The two fields of `balancing.Tapped` for a `losses_fn` that calls Linen modules.
+def tap(trunk: Callable[..., Any], prefix: str = "") -> tuple[Callable[..., Any], Any]:
+    """The `trunk` and `layers` of `balancing.Tapped`, for a trunk that calls Linen modules.
 
     A Dense layer that is called more than once, or that is not found among the parameters, is not
     tapped and goes by its task gradients. Layers inside `nn.scan`, `nn.vmap` or `nn.remat` cannot
-    be tapped: cut the model with `balancing.Split` there.
+    be tapped.
 
     Args:
-        losses_fn: `(params, *args) -> (sums, counts, aux)`.
+        trunk: `(params, *args) -> (shared, trunk_aux)`, as in `balancing.Split`.
         prefix: what precedes the module's path in the paths of `params`, such as `"model/"`.
     """
 
@@ -62,7 +60,7 @@ def tap(losses_fn: Callable[..., Any], prefix: str = "") -> tuple[Callable[..., 
         found: dict[str, list[TappedLayer]] = {}
 
         def trace(params: PyTree, *args: Any) -> None:
-            for name, module, inputs, output in _run(losses_fn, {}, None, (params, *args))[1]:
+            for name, module, inputs, output in _run(trunk, {}, None, (params, *args))[1]:
                 kernel = f"{prefix}{name}/kernel"
                 bias = f"{prefix}{name}/bias" if module.use_bias else None
                 shape = jax.ShapeDtypeStruct(output.shape, output.dtype)
@@ -77,7 +75,7 @@ def tap(losses_fn: Callable[..., Any], prefix: str = "") -> tuple[Callable[..., 
         return {name: x[0] for name, x in found.items() if len(x) == 1 and x[0].kernel in known}
 
     def tapped(params: PyTree, taps: Mapping[str, jax.Array], *args: Any) -> tuple[Any, ...]:
-        (sums, counts, aux), calls = _run(losses_fn, taps, set(taps), (params, *args))
-        return sums, counts, aux, {name: jnp.asarray(inputs) for name, _, inputs, _ in calls}
+        (shared, trunk_aux), calls = _run(trunk, taps, set(taps), (params, *args))
+        return shared, trunk_aux, {name: jnp.asarray(inputs) for name, _, inputs, _ in calls}
 
     return tapped, layers

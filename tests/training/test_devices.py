@@ -1,4 +1,4 @@
-"""n devices do what one does: gradients with SGD, normalisation synchronised, negatives gathered."""
+"""n devices do what one does: the same SGD gradients, norms synchronised, negatives gathered."""
 
 import functools
 
@@ -66,7 +66,7 @@ def test_gradients_on_several_devices_equal_those_on_one(method, engine, absent)
 
 
 def test_a_batch_that_does_not_divide_is_refused():
-    with pytest.raises(ConfigError, match=r"batch_size: 6 does not divide over 4 .* among \[1, 2, 3\]"):
+    with pytest.raises(ConfigError, match=r"batch_size: 6 does not divide .* among \[1, 2, 3\]"):
         parallel.device_count(4, 6)
     with pytest.raises(ConfigError, match="devices: 9: needs 'all' or a number from 1 to 4"):
         parallel.device_count(9, 9)

@@ -1,0 +1,51 @@
+"""The package as a whole: light to import, lazy, and in one piece when installed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import mtmm_jax
+
+
+def _python(code):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_importing_the_package_loads_nothing_of_it():
+    loaded = _python(
+        "import sys, mtmm_jax; print(*[m for m in sys.modules if m.startswith(('mtmm_jax.', 'jax', "
+        "'flax', 'optax', 'orbax', 'grain', 'tensorflow', 'torch', 'numpy', 'matplotlib'))])"
+    )
+    assert loaded == []
+
+
+def test_balancing_brings_only_its_own():
+    loaded = _python(
+        "import sys; from mtmm_jax import balancing; print(*sorted({m.split('.')[1] for m in "
+        "sys.modules if m.startswith('mtmm_jax.')} | {m for m in sys.modules if m in ('flax', "
+        "'orbax', 'grain', 'tensorflow', 'torch', 'ml_collections', 'matplotlib')}))"
+    )
+    assert loaded == ["balancing", "registry"]
+
+
+def test_rooms_are_found_when_asked_for():
+    assert mtmm_jax.registry.ConfigError.__name__ == "ConfigError"
+    assert "fusion" in dir(mtmm_jax)
+
+
+def test_neither_tensorflow_nor_torch_is_needed():
+    loaded = _python(
+        "import sys, mtmm_jax.train, mtmm_jax.training.loop, mtmm_jax.analysis.report;"
+        "print(*[m for m in ('tensorflow', 'torch') if m in sys.modules])"
+    )
+    assert loaded == []
+
+
+def test_every_folder_of_code_is_a_package():
+    root = Path(mtmm_jax.__file__).parent
+    for folder in {path.parent for path in root.rglob("*.py")}:
+        assert (folder / "__init__.py").exists(), folder
