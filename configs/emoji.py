@@ -10,7 +10,7 @@ def get_config() -> ConfigDict:
     return ConfigDict(
         {
             "seed": 0,
-            "steps": 1500,
+            "steps": 1000,
             "batch_size": 64,
             "devices": 1,
             "data": {"kind": "emoji", "text": "name+keywords", "text_length": 32},

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mtmm_jax.command import console, guarded, prepare_jax
 
@@ -32,41 +33,52 @@ def parser() -> argparse.ArgumentParser:
 @guarded
 def main(argv: Sequence[str] | None = None) -> int:
     arguments, overrides = parser().parse_known_args(argv)
-    started = time.monotonic()
     prepare_jax()
 
     from mtmm_jax import training
-    from mtmm_jax.analysis import write_report
     from mtmm_jax.registry import ConfigError
-    from mtmm_jax.training import results as final
-    from mtmm_jax.training.checkpoints import Checkpoints
-    from mtmm_jax.training.experiment import memory_table, parameter_table, task_table
-    from mtmm_jax.training.logs import results_table
-    from mtmm_jax.training.loop import train
-    from mtmm_jax.training.workdir import Workdir
 
-    out = console()
     config = training.apply_overrides(training.load(arguments.config), overrides)
     if not arguments.workdir and not arguments.dry_run:
         raise ConfigError("--workdir: is missing; name the run's folder, such as runs/emoji")
     experiment = training.assemble(config)
-
-    import jax
-
-    shapes = jax.eval_shape(experiment.init)
-    out.print(parameter_table(shapes.params))
-    out.print(task_table(experiment.model))
     if arguments.dry_run:
-        out.print(memory_table(experiment))
-        return 0
+        from mtmm_jax.training.experiment import memory_table
 
-    workdir = Workdir(Path(arguments.workdir))
+        describe(experiment)
+        console().print(memory_table(experiment))
+        return 0
+    fit(experiment, arguments.workdir)
+    return 0
+
+
+def describe(experiment: Any) -> None:
+    """The parameter table and the task x modality matrix."""
+    from mtmm_jax.training.experiment import parameter_table, task_table
+
+    console().print(parameter_table(experiment.shapes.params))
+    console().print(task_table(experiment.model))
+
+
+def fit(experiment: Any, path: str | Path) -> dict[str, Any]:
+    """Trains, or goes on training, in a folder; evaluates, reports, and returns the results."""
+    from mtmm_jax.analysis import write_report
+    from mtmm_jax.training import results as final
+    from mtmm_jax.training.checkpoints import Checkpoints
+    from mtmm_jax.training.logs import results_table
+    from mtmm_jax.training.loop import train
+    from mtmm_jax.training.workdir import Workdir
+
+    started = time.monotonic()
+    out = console()
+    workdir = Workdir(Path(path))
     workdir.claim(experiment.config, experiment.source.spec, experiment.source.assets)
+    describe(experiment)
     checkpoints = Checkpoints(workdir.checkpoints, experiment.config["checkpoint"]["keep"])
     try:
         train(experiment, workdir, checkpoints, out)
         if not workdir.results.exists():
-            state, _ = checkpoints.restore(checkpoints.best(), shapes)
+            state, _ = checkpoints.restore(checkpoints.best(), experiment.shapes)
             out.print(f"evaluating the best checkpoint, step {int(state.step)}")
             results, states = final.final_results(experiment, state.variables)
             final.save_examples(experiment, workdir, states)
@@ -81,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out.print(f"results      {workdir.results}", soft_wrap=True)
     out.print(f"report       {workdir.report}", soft_wrap=True)
     out.print(f"done in {time.monotonic() - started:.0f} s")
-    return 0
+    return results
 
 
 if __name__ == "__main__":

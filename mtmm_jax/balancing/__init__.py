@@ -1,4 +1,49 @@
-"""K losses or K gradients -> one update: multi-task gradient balancing as Optax transforms."""
+"""K losses or K gradients -> one update: multi-task gradient balancing as Optax transforms.
+
+Useful alone: this package imports jax, optax and chex only. A method is a function
+`method(num_tasks, **hyper)`; `METHODS` is the table, `build` makes one from a config.
+
+With one's own task gradients (leaves `[K, *shape]`), first in a chain:
+
+    import jax, jax.numpy as jnp, optax
+    from mtmm_jax import balancing
+
+    params = {"w": jnp.zeros(3)}
+    losses_of = lambda p: jnp.stack([jnp.sum((p["w"] - 1) ** 2), jnp.sum((p["w"] + 2) ** 2)])
+    optimizer = optax.chain(balancing.cagrad(2, c=0.4), optax.clip_by_global_norm(1.0),
+                            optax.sgd(0.1))
+    state = optimizer.init(params)
+    grads = jax.jacrev(losses_of)(params)
+    updates, state = optimizer.update(grads, state, params, losses=losses_of(params))
+    params = optax.apply_updates(params, updates)
+    weights = balancing.current_weights(state)
+
+Or from the losses, paying only for what the method needs, `Split` being the model cut in two:
+
+    split = balancing.Split(trunk, readout)
+    step = balancing.value_and_grad(split, balancing.upgrad(K))
+    losses, grads, state, diagnostics, aux = step(params, state, batch)
+
+Clipping, Adam, `MultiSteps` and `apply_if_finite` come AFTER the balancer.
+
+| tier | cost | methods |
+|---|---|---|
+| losses | one backward pass at any K | equal static uncertainty dwa gls rlw imtl_l famo stch |
+| | | performance cosmos pbi |
+| gramian | one backward pass, K gradients at the cut (engine `representation`); | mgda pcgrad |
+| | K pullbacks (`gramian`, `full`) for those of the parameters | cagrad imtl_g nash fairgrad |
+| | | upgrad dualproj aligned_mtl pcd krum gradvac conflict_free gradnorm affinity |
+| gramian, two batches | twice K pullbacks | sdmgrad modo learned |
+| jacobian | K pullbacks, K x P numbers | graddrop moco db_mtl excess_mtl trimmed_mean |
+
+Which one: begin with `equal`, then `static` with weights from the losses' units. Likelihoods of
+different units: `uncertainty`. Many tasks, no budget: `famo`, `dwa`. Conflicts to be resolved
+without sacrificing a task: `upgrad`; keeping the mean in sight: `cagrad`; one main task: `pcd`;
+losses of incomparable scale: `nash`, `imtl_g`, `aligned_mtl`. Every method's docstring says more.
+
+A task that is absent from a batch, or whose loss or gradient is not finite, is left out exactly as
+if its row were deleted, weighs 0, and is counted in the state's `absences`.
+"""
 
 from mtmm_jax.balancing import solvers
 from mtmm_jax.balancing.adaptive_losses import dwa, famo, imtl_l, performance, rlw

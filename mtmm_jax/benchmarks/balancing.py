@@ -26,14 +26,14 @@ from mtmm_jax.registry import choose
 
 TASKS = (2, 4, 8, 16, 40)
 QUICK_METHODS = ("equal", "famo", "mgda", "pcgrad", "cagrad", "nash", "upgrad")
+ENGINES = ("losses", "representation", "gramian", "full")
 BATCH = {"mlp": 128, "resnet": 16}
 
 
 class Step:
     """One compiled training step with SGD, its parameters donated from call to call."""
 
-    def __init__(self, trunk: str, num_tasks: int, method: str, engine: str, chunk: int) -> None:
-        balancer = balancing.build(method, num_tasks)
+    def __init__(self, trunk: str, num_tasks: int, balancer: Any, engine: str, chunk: int) -> None:
         losses_fn = models.tapped_mlp() if engine == "gramian" else models.split(trunk)
         second = balancer.rule.second_sample
         fn = balancing.value_and_grad(
@@ -43,7 +43,7 @@ class Step:
         def step(params: Any, state: Any, batch: Any) -> tuple[Any, Any]:
             out = fn(params, state, batch, other=(batch,) if second else None)
             params = jax.tree.map(lambda p, g: p - 1e-3 * g, params, out.grads)
-            return params, out.state
+            return params, self.after(losses_fn, balancer, params, out.state, batch)
 
         self.params = models.init(trunk, num_tasks)
         self.state = balancer.init(self.params, models.shared_labels)
@@ -51,6 +51,11 @@ class Step:
         jitted = jax.jit(step, donate_argnums=(0, 1))
         self.compiled = jitted.lower(self.params, self.state, self.batch).compile()
         self.megabytes = self.compiled.memory_analysis().temp_size_in_bytes / 2**20
+
+    def after(self, losses_fn: Any, balancer: Any, params: Any, state: Any, batch: Any) -> Any:
+        """What the method does once the parameters have moved: nothing."""
+        del losses_fn, balancer, params, batch
+        return state
 
     def __call__(self) -> None:
         self.params, self.state = self.compiled(self.params, self.state, self.batch)
@@ -60,22 +65,10 @@ class Step:
 class FamoTwice(Step):
     """FAMO as published: the losses of the same batch once more after the step."""
 
-    def __init__(self, trunk: str, num_tasks: int) -> None:
-        super().__init__(trunk, num_tasks, "equal", "losses", 1)
-        balancer = balancing.famo(num_tasks, after="same")
-        losses_fn = models.split(trunk)
-        fn = balancing.value_and_grad(losses_fn, balancer, shared=models.shared_labels)
-
-        def step(params: Any, state: Any, batch: Any) -> tuple[Any, Any]:
-            out = fn(params, state, batch)
-            params = jax.tree.map(lambda p, g: p - 1e-3 * g, params, out.grads)
-            sums, counts, _ = losses_fn(params, batch)
-            return params, balancer.observe(out.state, sums / counts)
-
-        self.state = balancer.init(self.params)
-        jitted = jax.jit(step, donate_argnums=(0, 1))
-        self.compiled = jitted.lower(self.params, self.state, self.batch).compile()
-        self.megabytes = self.compiled.memory_analysis().temp_size_in_bytes / 2**20
+    def after(self, losses_fn: Any, balancer: Any, params: Any, state: Any, batch: Any) -> Any:
+        """Forward again, and learn."""
+        sums, counts, _ = losses_fn(params, batch)
+        return balancer.observe(state, sums / counts)
 
 
 def engines_of(method: str, trunk: str) -> list[str]:
@@ -128,16 +121,26 @@ def _row(
 
 
 def measure_steps(
-    trunk: str, k: int, methods: Sequence[str], seconds: float, peers: bool, chunk: int
+    trunk: str,
+    k: int,
+    methods: Sequence[str],
+    engines: Sequence[str],
+    seconds: float,
+    peers: bool,
+    chunk: int,
 ) -> list[dict]:
     """Rows of one trunk and number of tasks, everything interleaved in one run."""
-    calls: dict[tuple, Any] = {("equal", "losses", None): Step(trunk, k, "equal", "losses", 1)}
+    calls: dict[tuple, Any] = {
+        ("equal", "losses", None): Step(trunk, k, balancing.equal(k), "losses", 1)
+    }
     for method in methods:
         for engine in engines_of(method, trunk):
-            if (method, engine, None) not in calls:
-                calls[method, engine, None] = Step(trunk, k, method, engine, min(chunk, k))
+            if (method, engine, None) not in calls and engine in engines:
+                built = balancing.build(method, k)
+                calls[method, engine, None] = Step(trunk, k, built, engine, min(chunk, k))
     if "famo" in methods:
-        calls["famo(same)", "losses", None] = FamoTwice(trunk, k)
+        famo = balancing.famo(k, after="same")
+        calls["famo(same)", "losses", None] = FamoTwice(trunk, k, famo, "losses", 1)
     memory = {name: step.megabytes for name, step in calls.items()}
     if peers:
         from mtmm_jax.benchmarks import balancing_peers as others
@@ -189,6 +192,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict]:
     )
     parser.add_argument("--tasks", type=int, nargs="+", help=f"default: {TASKS}; --quick: 4 16")
     parser.add_argument("--methods", nargs="+", help="default: all; --quick: a few")
+    parser.add_argument("--engines", nargs="+", default=ENGINES, choices=ENGINES)
     parser.add_argument("--trunk", nargs="+", default=["mlp"], choices=sorted(BATCH))
     parser.add_argument("--chunk", type=int, default=1, help="pullbacks per call, engine full")
     parser.add_argument("--peers", action="store_true", help="beside torch and torchjd")
@@ -203,7 +207,9 @@ def main(argv: Sequence[str] | None = None) -> list[dict]:
     seconds = 0.3 if options.quick else 2.0
     rows = measure_solvers(tasks, methods, seconds)
     for trunk in options.trunk:
-        measure = functools.partial(measure_steps, trunk, methods=methods, seconds=seconds)
+        measure = functools.partial(
+            measure_steps, trunk, methods=methods, engines=options.engines, seconds=seconds
+        )
         for k in tasks:
             rows += measure(k, peers=options.peers, chunk=options.chunk)
     print(f"{'trunk':8}{'tasks':>6} {'method':16}{'engine':16}{'ms':>10}{'/equal':>8}{'+MB':>9}")

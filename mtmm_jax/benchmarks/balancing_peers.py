@@ -5,6 +5,7 @@ Needs `torch` and `torchjd`, installed by the user; nothing else here imports th
 
 from __future__ import annotations
 
+import copy
 import itertools
 import threading
 import time
@@ -85,14 +86,14 @@ def steps(trunk: str, method: str, batch: dict[str, np.ndarray]) -> dict[str, Ca
     x = x if trunk == "mlp" else x.permute(0, 3, 1, 2).contiguous()
     targets = torch.from_numpy(batch["y"])
 
-    def losses() -> tuple[list[Any], Any]:
+    def losses(body: nn.Module) -> tuple[list[Any], Any]:
         features = body(x)
         pairs = zip(heads, targets, strict=True)
         return [((h(features) - y) ** 2).mean() for h, y in pairs], features
 
     def equal() -> None:
         optimizer.zero_grad()
-        torch.stack(losses()[0]).mean().backward()
+        torch.stack(losses(body)[0]).mean().backward()
         optimizer.step()
 
     if method == "equal":
@@ -103,7 +104,7 @@ def steps(trunk: str, method: str, batch: dict[str, np.ndarray]) -> dict[str, Ca
 
     def by_autojac() -> None:
         optimizer.zero_grad()
-        each, features = losses()
+        each, features = losses(body)
         autojac.mtl_backward(each, features=features)
         autojac.jac_to_grad(body.parameters(), aggregator)
         optimizer.step()
@@ -113,13 +114,15 @@ def steps(trunk: str, method: str, batch: dict[str, np.ndarray]) -> dict[str, Ca
     if weighting is not None and trunk == "mlp":
         from torchjd.autogram import Engine
 
-        engine = Engine(body)
+        hooked = copy.deepcopy(body)  # the engine's hooks would slow the other steps down
+        own = torch.optim.SGD([*hooked.parameters(), *heads.parameters()], lr=1e-3)
+        engine = Engine(hooked, batch_dim=None)  # the losses are means over the batch
 
         def by_autogram() -> None:
-            optimizer.zero_grad()
-            each = torch.stack(losses()[0])
+            own.zero_grad()
+            each = torch.stack(losses(hooked)[0])
             each.backward(weighting(engine.compute_gramian(each)))
-            optimizer.step()
+            own.step()
 
         found["autogram"] = by_autogram
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -46,6 +47,11 @@ class Experiment:
 
     def init(self) -> TrainState:
         return init_state(self.model, self.balancer, self.optimizer, self.config["seed"])
+
+    @functools.cached_property
+    def shapes(self) -> TrainState:
+        """The state's tree with shapes and dtypes, and no numbers."""
+        return jax.eval_shape(self.init)
 
     def step(self) -> Any:
         """The pure step, not yet wrapped for devices."""
@@ -124,7 +130,7 @@ def task_table(built: Model) -> Table:
 
 def memory_table(experiment: Experiment) -> Table:
     """What the compiled step takes, by the compiler's own account."""
-    state = jax.eval_shape(experiment.init)
+    state = experiment.shapes
     per_device = experiment.config["batch_size"] // experiment.devices
     batch = jax.eval_shape(lambda: experiment.model.spec.example(per_device))
     step = experiment.step()

@@ -6,8 +6,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.training.checkpoints import Checkpoints
 from mtmm_jax.training.experiment import Experiment, assemble
@@ -52,7 +50,7 @@ def open_run(
         step = named[step]() if step in named else step
         if step is None:
             raise ConfigError(f"--workdir: {workdir.path} has no checkpoint yet")
-        state, _ = checkpoints.restore(step, jax.eval_shape(experiment.init))
+        state, _ = checkpoints.restore(step, experiment.shapes)
     finally:
         checkpoints.close()
     return Finished(workdir, experiment, step, state.variables)

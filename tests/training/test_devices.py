@@ -56,9 +56,7 @@ def test_gradients_on_several_devices_equal_those_on_one(method, engine, absent)
             jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(gradient), strict=True
         ):
             scale = max(1.0, float(np.abs(a).max()))
-            np.testing.assert_allclose(
-                b, a, atol=1e-5 * scale, err_msg=jax.tree_util.keystr(path)
-            )
+            np.testing.assert_allclose(b, a, atol=1e-5 * scale, err_msg=jax.tree_util.keystr(path))
         for a, b in zip(
             jax.tree.leaves(state.batch_stats), jax.tree.leaves(other.batch_stats), strict=True
         ):
