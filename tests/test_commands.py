@@ -89,7 +89,7 @@ def test_a_run_leaves_what_it_says(finished):
     assert [r["step"] for r in records if r["split"] == "validation"] == [8, 16]
     assert list((workdir / "events").glob("events*"))
     report = (workdir / "report.html").read_text()
-    assert report.count("data:image/png;base64") > 20
+    assert report.count("data:image/png;base64") == 7
     assert not re.search(r"(src|href)='(?!data:|#)", report)
 
 

@@ -53,15 +53,8 @@ from mtmm_jax.balancing.affinity import (
     first_order_affinity,
     lookahead_affinity,
 )
-from mtmm_jax.balancing.core import (
-    Balancer,
-    BalancerState,
-    Evidence,
-    Mixed,
-    Rule,
-    current_weights,
-    gramian_of,
-)
+from mtmm_jax.balancing.closed_forms import aligned_mtl, conflict_free, imtl_g, krum
+from mtmm_jax.balancing.core import Balancer, BalancerState, Evidence, Mixed, Rule, current_weights
 from mtmm_jax.balancing.diagnostics import (
     condition_number,
     conflict_rate,
@@ -70,23 +63,12 @@ from mtmm_jax.balancing.diagnostics import (
     magnitude_similarity,
 )
 from mtmm_jax.balancing.gradvac import gradvac
-from mtmm_jax.balancing.gramian_rules import (
-    aligned_mtl,
-    cagrad,
-    conflict_free,
-    dualproj,
-    fairgrad,
-    imtl_g,
-    krum,
-    mgda,
-    nash,
-    pcgrad,
-    upgrad,
-)
+from mtmm_jax.balancing.gramian_rules import cagrad, dualproj, fairgrad, mgda, nash, pcgrad, upgrad
 from mtmm_jax.balancing.jacobian_rules import db_mtl, excess_mtl, graddrop, moco, trimmed_mean
 from mtmm_jax.balancing.layerwise import Layer, Tapped
 from mtmm_jax.balancing.losses_only import equal, static, uncertainty
 from mtmm_jax.balancing.methods import METHODS, build
+from mtmm_jax.balancing.rows import gramian_of
 from mtmm_jax.balancing.scalarisations import cosmos, gls, pbi, stch
 from mtmm_jax.balancing.split import Split
 from mtmm_jax.balancing.stateful_rules import gradnorm, learned, modo, pcd, sdmgrad

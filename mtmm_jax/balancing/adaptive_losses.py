@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtmm_jax.balancing.core import Array, Balancer, Evidence, Rows, Rule
+from mtmm_jax.balancing.core import Balancer, Evidence, Rule
 from mtmm_jax.balancing.losses_only import (
     Learned,
     learned_init,
@@ -18,6 +18,7 @@ from mtmm_jax.balancing.losses_only import (
     task_vector,
 )
 from mtmm_jax.balancing.randomness import RandomState, random_init, random_next
+from mtmm_jax.balancing.rows import Array, Rows
 from mtmm_jax.registry import ConfigError, choose
 
 
@@ -141,9 +142,10 @@ def dwa(num_tasks: int, temperature: float = 2.0, epoch: int = 100) -> Balancer:
 
     def observe(state: DwaState, values: Array) -> DwaState:
         measured = jnp.isfinite(values)
-        return roll(state, jnp.where(measured, values, 0), measured) if epoch == 0 else state
+        return roll(state, jnp.where(measured, values, 0), measured)
 
-    return Balancer(Rule("losses", init, weigh, observe), num_tasks)
+    waits = (observe, False, "losses") if epoch == 0 else ()
+    return Balancer(Rule("losses", init, weigh, *waits), num_tasks)
 
 
 class FamoState(NamedTuple):
@@ -213,9 +215,10 @@ def famo(
         return weights, state._replace(before=before, pending=state.pending | present)
 
     def observe(state: FamoState, values: Array) -> FamoState:
-        return learn(state, values, jnp.isfinite(values)) if after == "same" else state
+        return learn(state, values, jnp.isfinite(values))
 
-    return Balancer(Rule("losses", init, weigh, observe), num_tasks)
+    waits = (observe, False, "losses") if after == "same" else ()
+    return Balancer(Rule("losses", init, weigh, *waits), num_tasks)
 
 
 def performance(
@@ -279,4 +282,4 @@ def performance(
         chosen = jnp.where(measured, blended, ratio)
         return chosen, seen | measured
 
-    return Balancer(Rule("losses", init, weigh, observe), num_tasks)
+    return Balancer(Rule("losses", init, weigh, observe, observes="metrics"), num_tasks)

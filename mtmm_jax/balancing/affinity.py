@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from mtmm_jax.balancing.core import Array, Balancer, Evidence, Rows, Rule
+from mtmm_jax.balancing.core import Balancer, Evidence, Rule
 from mtmm_jax.balancing.diagnostics import cosines
 from mtmm_jax.balancing.losses_only import rule_dtype, task_vector
+from mtmm_jax.balancing.rows import Array, Rows
 from mtmm_jax.registry import ConfigError
 
 

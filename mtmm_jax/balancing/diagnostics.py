@@ -5,7 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from mtmm_jax.balancing.core import Array, Evidence
+from mtmm_jax.balancing.core import Evidence
+from mtmm_jax.balancing.rows import Array
 
 
 def cosines(gramian: Array) -> Array:

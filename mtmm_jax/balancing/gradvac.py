@@ -7,10 +7,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtmm_jax.balancing.core import Array, Balancer, Evidence, Rows, Rule
+from mtmm_jax.balancing.core import Balancer, Evidence, Rule
 from mtmm_jax.balancing.gramian_rules import random_orders
 from mtmm_jax.balancing.losses_only import rule_dtype
 from mtmm_jax.balancing.randomness import RandomState, random_init, random_next
+from mtmm_jax.balancing.rows import Array, Rows
 from mtmm_jax.balancing.wrappers import grouped
 from mtmm_jax.registry import ConfigError, choose
 

@@ -12,21 +12,18 @@ import jax
 import jax.numpy as jnp
 
 from mtmm_jax.balancing import solvers
-from mtmm_jax.balancing.core import (
+from mtmm_jax.balancing.core import Balancer, Evidence, Mixed, Rule
+from mtmm_jax.balancing.losses_only import rule_dtype, stateless
+from mtmm_jax.balancing.randomness import RandomState, random_init, random_next
+from mtmm_jax.balancing.rows import (
     Array,
-    Balancer,
-    Evidence,
-    Mixed,
     Rows,
-    Rule,
     balancing_dtype,
     combine,
     gramian_of,
     per_task,
     select_tasks,
 )
-from mtmm_jax.balancing.losses_only import rule_dtype, stateless
-from mtmm_jax.balancing.randomness import RandomState, random_init, random_next
 from mtmm_jax.balancing.stateful_rules import restrict, write_back
 from mtmm_jax.registry import ConfigError, choose
 

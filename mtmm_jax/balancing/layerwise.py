@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtmm_jax.balancing.core import (
+from mtmm_jax.balancing.core import Evidence, Outcome
+from mtmm_jax.balancing.cut import Setting, local, pull_to_cut, total
+from mtmm_jax.balancing.engines import Prepared, pullbacks, without_nan
+from mtmm_jax.balancing.rows import (
     Array,
-    Evidence,
-    Outcome,
     Rows,
     balancing_dtype,
     combine,
@@ -24,15 +25,6 @@ from mtmm_jax.balancing.core import (
     mask_gramian,
     mask_rows,
     paths_of,
-)
-from mtmm_jax.balancing.engines import (
-    Prepared,
-    Setting,
-    local,
-    pull_to_cut,
-    pullbacks,
-    total,
-    without_nan,
 )
 from mtmm_jax.balancing.split import Split
 from mtmm_jax.registry import ConfigError

@@ -12,15 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtmm_jax.balancing.core import (
-    Array,
-    Balancer,
-    Evidence,
-    Rows,
-    Rule,
-    balancing_dtype,
-    select_tasks,
-)
+from mtmm_jax.balancing.core import Balancer, Evidence, Rule
+from mtmm_jax.balancing.rows import Array, Rows, balancing_dtype, select_tasks
 from mtmm_jax.registry import ConfigError
 
 PyTree = Any

@@ -7,21 +7,10 @@ from typing import Any
 
 from mtmm_jax.balancing.adaptive_losses import dwa, famo, imtl_l, performance, rlw
 from mtmm_jax.balancing.affinity import affinity
+from mtmm_jax.balancing.closed_forms import aligned_mtl, conflict_free, imtl_g, krum
 from mtmm_jax.balancing.core import Balancer
 from mtmm_jax.balancing.gradvac import gradvac
-from mtmm_jax.balancing.gramian_rules import (
-    aligned_mtl,
-    cagrad,
-    conflict_free,
-    dualproj,
-    fairgrad,
-    imtl_g,
-    krum,
-    mgda,
-    nash,
-    pcgrad,
-    upgrad,
-)
+from mtmm_jax.balancing.gramian_rules import cagrad, dualproj, fairgrad, mgda, nash, pcgrad, upgrad
 from mtmm_jax.balancing.jacobian_rules import db_mtl, excess_mtl, graddrop, moco, trimmed_mean
 from mtmm_jax.balancing.losses_only import equal, static, uncertainty
 from mtmm_jax.balancing.scalarisations import cosmos, gls, pbi, stch

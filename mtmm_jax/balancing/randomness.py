@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtmm_jax.balancing.core import Array
+from mtmm_jax.balancing.rows import Array
 
 
 class RandomState(NamedTuple):

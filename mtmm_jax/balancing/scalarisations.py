@@ -8,8 +8,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtmm_jax.balancing.core import Array, Balancer, Evidence, Rows, Rule, select_tasks
+from mtmm_jax.balancing.core import Balancer, Evidence, Rule
 from mtmm_jax.balancing.losses_only import rule_dtype, stateless, task_vector
+from mtmm_jax.balancing.rows import Array, Rows, select_tasks
 from mtmm_jax.balancing.solvers import uniform
 from mtmm_jax.registry import ConfigError
 

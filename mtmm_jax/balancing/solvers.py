@@ -283,7 +283,7 @@ def power_fixed_point(gramian: Array, alpha: float, mask: Array, max_iterations:
     weight = jnp.where(mask, weight, 1)
     ratio = jnp.sqrt(weight)
     # Opposed gradients alone have no finite w; the ridge bounds it, at rounding level elsewhere.
-    correlation = correlation + _ridge(size, dtype) * jnp.eye(size, dtype=dtype)
+    correlation = correlation + float(jnp.finfo(dtype).eps) * jnp.eye(size, dtype=dtype)
     matrix = correlation * ratio[:, None] * ratio[None, :]
     power = 1 / alpha
     lengths = jnp.asarray([1, 0.5, 0.25, 0.1, 0.03, 0.01, 0.001], dtype)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtmm_jax.balancing.core import Array
+from mtmm_jax.balancing.rows import Array
 
 PyTree = Any
 

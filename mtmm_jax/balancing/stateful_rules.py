@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import optax
 
 from mtmm_jax.balancing import solvers
-from mtmm_jax.balancing.core import Array, Balancer, Evidence, Rows, Rule, select_tasks
+from mtmm_jax.balancing.core import Balancer, Evidence, Rule
 from mtmm_jax.balancing.losses_only import Learned, learned_init, learned_step, rule_dtype
+from mtmm_jax.balancing.rows import Array, Rows, select_tasks
 from mtmm_jax.registry import ConfigError
 
 

@@ -8,17 +8,11 @@ from typing import Any, NamedTuple
 import chex
 
 from mtmm_jax.balancing import engines
-from mtmm_jax.balancing.core import (
-    Array,
-    Balancer,
-    BalancerState,
-    advance,
-    decide,
-    not_finite,
-    shared_labels,
-)
+from mtmm_jax.balancing.core import Balancer, BalancerState, advance, decide
+from mtmm_jax.balancing.cut import Setting
 from mtmm_jax.balancing.diagnostics import diagnose
 from mtmm_jax.balancing.layerwise import Tapped, gramian_engine
+from mtmm_jax.balancing.rows import Array, not_finite, shared_labels
 from mtmm_jax.balancing.split import Split
 from mtmm_jax.registry import ConfigError, choose
 
@@ -64,7 +58,7 @@ def choose_engine(engine: str, losses_fn: Any, balancer: Balancer) -> str:
 def prepare(
     engine: str,
     losses_fn: Any,
-    setting: engines.Setting,
+    setting: Setting,
     params: PyTree,
     args: tuple[Any, ...],
     other: tuple[Any, ...] | None,
@@ -137,7 +131,7 @@ def value_and_grad(
             labels = engines.reaches(cut.trunk, params, *args)
         else:
             labels = shared_labels(shared, params)
-        setting = engines.Setting(rule, num_tasks, axis_name, labels, heads, chunk)
+        setting = Setting(rule, num_tasks, axis_name, labels, heads, chunk)
         prepared = prepare(engine, losses_fn, setting, params, args, other)
         chex.assert_shape(prepared.losses, (num_tasks,))
         outcome = decide(rule, state.rule, prepared.evidence)

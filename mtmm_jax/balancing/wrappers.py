@@ -10,20 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from mtmm_jax.balancing import solvers
-from mtmm_jax.balancing.core import (
-    Array,
-    Balancer,
-    Evidence,
-    Mixed,
-    Rows,
-    Rule,
-    combine,
-    gramian_of,
-    mixed_gradient,
-    paths_of,
-    per_task,
-)
+from mtmm_jax.balancing.core import Balancer, Evidence, Mixed, Rule, mixed_gradient
 from mtmm_jax.balancing.losses_only import rule_dtype
+from mtmm_jax.balancing.rows import Array, Rows, combine, gramian_of, paths_of, per_task
 from mtmm_jax.registry import ConfigError, choose
 
 PyTree = Any
@@ -61,6 +50,7 @@ def _wrap(
         weigh,
         None if rule.observe is None else observe,
         rule.second_sample,
+        rule.observes,
     )
     return Balancer(wrapped, inner.num_tasks)
 
@@ -306,7 +296,8 @@ def grouped(inner: Balancer, by: str | Mapping[str, str] = "layer") -> Balancer:
     def observe(state: GroupedState, values: Array) -> GroupedState:
         return GroupedState({k: rule.observe(v, values) for k, v in state.inner.items()})
 
-    wrapped = Rule("jacobian", init, weigh, None if rule.observe is None else observe)
+    seen = None if rule.observe is None else observe
+    wrapped = Rule("jacobian", init, weigh, seen, observes=rule.observes)
     return Balancer(wrapped, num_tasks)
 
 

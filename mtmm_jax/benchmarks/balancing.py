@@ -146,6 +146,7 @@ def measure_steps(
         from mtmm_jax.benchmarks import balancing_peers as others
 
         batch = models.data(trunk, k, BATCH[trunk])
+        print(f"{trunk}, {k} tasks: peers on {others.choose_threads(trunk, batch)} thread(s)")
         for method in ["equal", *(m for m in methods if m in others.AGGREGATORS)]:
             for engine, call in others.steps(trunk, method, batch).items():
                 calls[method, engine, "torchjd"] = call

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -126,6 +127,27 @@ def steps(trunk: str, method: str, batch: dict[str, np.ndarray]) -> dict[str, Ca
 
         found["autogram"] = by_autogram
     return found
+
+
+def choose_threads(trunk: str, batch: dict[str, np.ndarray]) -> int:
+    """Gives PyTorch the number of threads at which its equal-weight step is fastest just now.
+
+    On a busy machine OpenMP threads that wait for each other can cost it a factor of ten.
+    """
+    call = steps(trunk, "equal", batch)["equal"]
+    cost = {}
+    for threads in range(1, (os.cpu_count() or 1) + 1):
+        torch.set_num_threads(threads)
+        call()
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - start)
+        cost[threads] = sorted(times)[2]
+    best = min(cost, key=cost.__getitem__)
+    torch.set_num_threads(best)
+    return best
 
 
 def peak_mb(call: Callable[[], None]) -> float:

@@ -72,6 +72,11 @@ def assemble(config: Any, spec: Spec | None = None) -> Experiment:
     source = None if spec else registry.build(data.SOURCES, plain["data"], where="data")
     built = model.build(plain["model"], plain["tasks"], spec or source.spec)
     balancer, trainer = _balancing(plain["balancing"], built)
+    if balancer.rule.second_sample and plain["batch_size"] % (2 * devices):
+        raise ConfigError(
+            f"batch_size: {plain['batch_size']}: this balancing method halves each device's batch "
+            f"into two samples; choose a multiple of {2 * devices}"
+        )
     optimizer, rates = optimizers.build(plain["optimizer"], plain["steps"])
     best = plain["checkpoint"]["best"]
     registry.choose(best, ("mean", *built.tasks), "checkpoint.best", "task")
@@ -82,6 +87,11 @@ def _balancing(config: Any, built: Model) -> tuple[Any, dict[str, Any]]:
     config = {"kind": config} if isinstance(config, str) else dict(config)
     trainer = {key: config.pop(key) for key in TRAINER_KEYS if key in config}
     balancer = balancing.build(config, len(built.tasks))
+    if balancer.rule.observes == "losses":
+        raise ConfigError(
+            "balancing: this form waits for later losses, which training does not hand back; "
+            "famo: after='next', dwa: epoch of 1 or more steps"
+        )
     cuts = {task.reads for task in built.tasks.values()}
     if (
         balancer.rule.needs != "losses"

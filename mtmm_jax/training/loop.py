@@ -207,7 +207,7 @@ def _validate(
 ) -> tuple[Any, float]:
     results = evaluator.results(state.variables, evaluation_batches(experiment, "validation"))
     journal.write(number, "validation", results)
-    if experiment.balancer.rule.observe is not None:
+    if experiment.balancer.rule.observes == "metrics":
         state = _observe(experiment, state, headlines(experiment.model, results))
     return state, score(experiment, results)
 

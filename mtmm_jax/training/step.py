@@ -95,7 +95,15 @@ def make_step(
             shared=shared_parameters,
         )
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        out = grad(state.params, state.balancing, state.batch_stats, batch, key)
+        first, second = halves(batch) if balancer.rule.second_sample else (batch, None)
+        out = grad(
+            state.params,
+            state.balancing,
+            state.batch_stats,
+            first,
+            key,
+            other=None if second is None else (state.batch_stats, second, key),
+        )
         updates, optimizer_state = optimizer.update(out.grads, state.optimizer, state.params)
         fine = jnp.isfinite(optax.tree.norm(updates))
         new = TrainState(
@@ -111,6 +119,11 @@ def make_step(
         return new, figures
 
     return step
+
+
+def halves(batch: Batch) -> tuple[Batch, Batch]:
+    """Two independent samples for the methods that need them: every other row."""
+    return tuple(jax.tree.map(lambda x, i=i: x[i::2], batch) for i in (0, 1))
 
 
 def _merged(old: Any, new: Any) -> Any:

@@ -1,0 +1,52 @@
+"""Every balancing method trains the assembled model: one step, finite, all weights told."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from mtmm_jax import balancing, training
+from mtmm_jax.registry import ConfigError
+from mtmm_jax.training import config as configs
+from mtmm_jax.training.experiment import _balancing
+from mtmm_jax.training.step import init_state, make_step
+from tests import toy
+
+# A small model without convolutions: the methods differ in balancing, not in the encoders.
+MODEL = {
+    "width": 8,
+    "encoders": {"text": {"kind": "text_gru", "bidirectional": False}},
+    "fusion": "concat",
+}
+TASKS = {
+    "kind": {"kind": "classification", "target": "kind"},
+    "again": {"kind": "classification", "target": "kind"},
+    "size": {"kind": "regression"},
+}
+
+
+@pytest.mark.parametrize("method", balancing.METHODS)
+def test_one_step_with_every_method(method):
+    built = toy.model.build(MODEL, TASKS, toy.SPEC)
+    balancer, options = _balancing(method, built)
+    optimizer = optax.sgd(0.1)
+    state = init_state(built, balancer, optimizer, seed=0)
+    step = jax.jit(make_step(built, balancer, optimizer, seed=0, **options))
+    new, figures = step(state, toy.batch(8))
+    assert np.isfinite(figures["losses"]).all()
+    assert figures["weights"].shape == (3,)
+    assert not figures["skipped"]
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.params, new.params)
+    assert max(jax.tree.leaves(moved)) > 0
+    assert jax.tree.structure(new) == jax.tree.structure(state)
+
+
+def test_forms_that_training_cannot_feed_are_refused():
+    built = toy.model.build(MODEL, TASKS, toy.SPEC)
+    with pytest.raises(ConfigError, match="famo: after='next'"):
+        _balancing({"kind": "famo", "after": "same"}, built)
+    config = configs.load("emoji").to_dict()
+    config |= {"balancing": "modo", "batch_size": 63, "model": MODEL, "tasks": TASKS}
+    config["checkpoint"]["best"] = "mean"
+    with pytest.raises(ConfigError, match="batch_size: 63: .* choose a multiple of 2"):
+        training.assemble(config, toy.SPEC)
