@@ -6,10 +6,6 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg", force=False)
-
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure

@@ -164,9 +164,7 @@ def measure_steps(
 
 def plot(rows: Sequence[dict], path: str) -> None:
     """Relative step time against the number of tasks, a line per method and engine."""
-    import matplotlib
 
-    matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     trunks = sorted({row["trunk"] for row in rows} - {"solver"})

@@ -79,9 +79,7 @@ def descend(method: str, steps: int, learning_rate: float) -> np.ndarray:
 
 def plot(paths: dict[str, np.ndarray], path: str) -> None:
     """Paths over the contours of the mean loss, a panel for each method."""
-    import matplotlib
 
-    matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     axis = jnp.linspace(-11, 11, 151)
