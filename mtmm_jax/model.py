@@ -12,7 +12,6 @@ of the shared tensors.
 from __future__ import annotations
 
 import dataclasses
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -24,7 +23,7 @@ from flax import traverse_util
 from mtmm_jax import fusion, heads, registry, sharing, tasks
 from mtmm_jax.batch import Batch, Spec, Tokens, choose_all, clean
 from mtmm_jax.encoders import ENCODERS
-from mtmm_jax.layers import batch_bernoulli
+from mtmm_jax.layers import Run, batch_bernoulli
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.tasks.task import FUSED, Task, modalities_of, parse_reads
 
@@ -55,7 +54,7 @@ class Model:
 
     def init(self, key: jax.Array, batch: Batch) -> dict[str, Any]:
         """Variables: `{"params": ..., "batch_stats": ...}`. Pure; may be traced."""
-        run = _Run({}, key, {"train": False, "axis_name": None}, init=True)
+        run = Run({}, key, {"train": False, "axis_name": None}, init=True)
         shared = self._trunk(run, batch["inputs"])
         self._readout(run, dict.fromkeys(self.tasks, shared))
         return run.variables
@@ -70,7 +69,7 @@ class Model:
         axis_name: str | None = None,
     ) -> tuple[dict[str, Tokens], dict[str, Any]]:
         """Everything that tasks read, and `{"batch_stats": ..., "intermediates": ...}`."""
-        run = _Run(variables, key, {"train": train, "axis_name": axis_name})
+        run = Run(variables, key, {"train": train, "axis_name": axis_name})
         return self._trunk(run, inputs), run.updates
 
     def readout(
@@ -83,7 +82,7 @@ class Model:
         axis_name: str | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """`{task: prediction}` from `{task: its copy of shared}`, and intermediates."""
-        run = _Run(variables, key, {"train": train, "axis_name": axis_name})
+        run = Run(variables, key, {"train": train, "axis_name": axis_name})
         return self._readout(run, shared), run.updates
 
     def __call__(
@@ -129,7 +128,7 @@ class Model:
     def reads(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(read for task in self.tasks.values() for read in task.reads))
 
-    def _trunk(self, run: _Run, inputs: Mapping[str, Any]) -> dict[str, Tokens]:
+    def _trunk(self, run: Run, inputs: Mapping[str, Any]) -> dict[str, Tokens]:
         inputs = clean({name: inputs[name] for name in self.encoders if name in inputs})
         if not inputs:
             raise ConfigError(f"inputs: none of {', '.join(self.encoders)} is in the batch")
@@ -150,7 +149,7 @@ class Model:
                 shared[read] = self._tokens(read, encoded, run)
         return shared
 
-    def _tokens(self, name: str, encoded: Mapping[str, Tokens], run: _Run) -> Tokens:
+    def _tokens(self, name: str, encoded: Mapping[str, Tokens], run: Run) -> Tokens:
         """A modality's tokens; one that is absent from the whole batch has no row present.
 
         Its encoder is not run: only the shapes of what it would give are needed.
@@ -163,7 +162,7 @@ class Model:
         shapes = jax.eval_shape(lambda: self.encoders[name].apply(own, entry))
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
-    def _drop_modalities(self, run: _Run, encoded: dict[str, Tokens]) -> dict[str, Tokens]:
+    def _drop_modalities(self, run: Run, encoded: dict[str, Tokens]) -> dict[str, Tokens]:
         if not (run.mode["train"] and self.modality_dropout and len(encoded) > 1):
             return encoded
         present = jnp.stack([tokens.present for tokens in encoded.values()], axis=-1)
@@ -180,7 +179,7 @@ class Model:
             for i, (name, tokens) in enumerate(encoded.items())
         }
 
-    def _readout(self, run: _Run, shared: Mapping[str, Mapping[str, Tokens]]) -> dict[str, Any]:
+    def _readout(self, run: Run, shared: Mapping[str, Mapping[str, Tokens]]) -> dict[str, Any]:
         fused = {name: shared[name][FUSED] for name in self.tasks if FUSED in shared[name]}
         own = run("sharing", self.sharing, fused) if fused else {}
         predictions = {}
@@ -190,62 +189,6 @@ class Model:
             }
             predictions[name] = run(f"heads/{name}", task.head, read)
         return predictions
-
-
-class _Run:
-    """One pass: applies modules by path, hands out keys by path, collects what they update."""
-
-    def __init__(
-        self,
-        variables: Mapping[str, Any],
-        key: jax.Array | None,
-        mode: dict[str, Any],
-        init: bool = False,
-    ) -> None:
-        self.variables: dict[str, Any] = dict(variables)
-        self.mode, self.initialising, self._key = mode, init, key
-        self.updates: dict[str, Any] = {}
-
-    def key(self, path: str) -> jax.Array:
-        return jax.random.fold_in(self._key, zlib.crc32(path.encode()))
-
-    def own(self, path: str) -> dict[str, Any]:
-        """The variables of the module at `path`, by collection."""
-        found = {name: _get(tree, path.split("/")) for name, tree in self.variables.items()}
-        return {name: value for name, value in found.items() if value is not None}
-
-    def __call__(self, path: str, module: nn.Module, *args: Any) -> Any:
-        keys = tuple(path.split("/"))
-        if self.initialising and _get(self.variables.get("params", {}), keys) is None:
-            output, variables = module.init_with_output(
-                {"params": self.key(path)}, *args, **self.mode
-            )
-            for collection in ("params", "batch_stats"):
-                _put(self.variables.setdefault(collection, {}), keys, variables.get(collection, {}))
-            return output
-        own = self.own(path)
-        rngs = {} if self._key is None else {"dropout": self.key(path)}
-        mutable = ["intermediates", *(["batch_stats"] if self.mode["train"] else [])]
-        output, updates = module.apply(own, *args, **self.mode, rngs=rngs, mutable=mutable)
-        for collection, value in updates.items():
-            _put(self.updates.setdefault(collection, {}), keys, value)
-        return output
-
-
-def _get(tree: Mapping[str, Any], keys: Iterable[str]) -> Any:
-    for key in keys:
-        if key not in tree:
-            return None
-        tree = tree[key]
-    return tree
-
-
-def _put(tree: dict[str, Any], keys: tuple[str, ...], value: Any) -> None:
-    if not value:
-        return
-    for key in keys[:-1]:
-        tree = tree.setdefault(key, {})
-    tree[keys[-1]] = value
 
 
 def shared_parameters(params: Mapping[str, Any]) -> Any:

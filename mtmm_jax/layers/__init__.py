@@ -15,3 +15,4 @@ from mtmm_jax.layers.norms import NORMS as NORMS
 from mtmm_jax.layers.norms import BatchNorm as BatchNorm
 from mtmm_jax.layers.norms import GroupNorm as GroupNorm
 from mtmm_jax.layers.positions import sinusoid as sinusoid
+from mtmm_jax.layers.run import Run as Run
