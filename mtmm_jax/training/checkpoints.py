@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from mtmm_jax.registry import ConfigError
@@ -40,6 +41,8 @@ class Checkpoints:
         step = int(state.step)
         if self.latest() == step:
             return
+        # The next steps are given this state's buffers to write into while it is being saved.
+        state = jax.tree.map(jnp.copy, state)
         self._orbax.save_checkpointables_async(
             step,
             {"state": state},

@@ -59,7 +59,8 @@ class Watch:
     """A progress bar on a terminal, a line now and then elsewhere."""
 
     def __init__(self, console: Console, steps: int, start: int, tasks: tuple[str, ...]) -> None:
-        self._console, self._steps, self._start, self._names = console, steps, start, tasks
+        self._console, self._steps, self._names = console, steps, tasks
+        self._first: int | None = None
         self._began = self._spoke = time.monotonic()
         self._bar = Progress(
             TextColumn("step"),
@@ -71,7 +72,9 @@ class Watch:
             console=console,
             disable=not console.is_terminal,
         )
-        self._id = self._bar.add_task("", total=steps, completed=start, speed="", figures="")
+        self._id = self._bar.add_task(
+            "", total=steps, completed=start, speed="compiling", figures=""
+        )
 
     def __enter__(self) -> Watch:
         self._bar.start()
@@ -80,20 +83,27 @@ class Watch:
     def __exit__(self, *exception: Any) -> None:
         self._bar.stop()
 
+    def say(self, line: str) -> None:
+        """A line above the bar."""
+        self._bar.console.print(line, highlight=False)
+
     def update(self, step: int, losses: Any, weights: Any) -> None:
         """Each task's loss and, after an x, its weight."""
         now = time.monotonic()
-        speed = (step - self._start) / max(now - self._began, 1e-9)
+        if self._first is None:  # the steps before it waited for the compiler
+            self._first, self._began = step, now
+        speed = (step - self._first) / max(now - self._began, 1e-9)
         figures = "  ".join(
             f"{name} {loss:.3f} x{weight:.2f}"
             for name, loss, weight in zip(self._names, losses, weights, strict=True)
         )
-        self._bar.update(self._id, completed=step, speed=f"{speed:.1f} steps/s", figures=figures)
+        shown = f"{speed:.1f} steps/s" if speed else "compiled"
+        self._bar.update(self._id, completed=step, speed=shown, figures=figures)
         if self._bar.disable and (now - self._spoke > 10 or step == self._steps):
             self._spoke = now
-            left = (self._steps - step) / max(speed, 1e-9)
+            left = f"{(self._steps - step) / speed:.0f} s left  " if speed else ""
             self._console.print(
-                f"step {step}/{self._steps}  {speed:.1f} steps/s  {left:.0f} s left  {figures}",
+                f"step {step}/{self._steps}  {shown}  {left}{figures}",
                 highlight=False,
             )
 

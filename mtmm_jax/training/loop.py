@@ -117,7 +117,9 @@ def train(
                 pending = []
             latest_score = None
             if number % experiment.config["evaluation"]["every"] == 0 or number == steps:
-                state, latest_score = _validate(experiment, evaluator, journal, number, state)
+                state, latest_score = _validate(
+                    experiment, evaluator, journal, watch, number, state
+                )
                 last.pause()
             due = number % experiment.config["checkpoint"]["every"] == 0
             if due or latest_score is not None or number == steps or stop.signal:
@@ -203,10 +205,22 @@ def _named(names: tuple[str, ...], values: Any) -> dict[str, float]:
 
 
 def _validate(
-    experiment: Experiment, evaluator: Evaluator, journal: Journal, number: int, state: Any
+    experiment: Experiment,
+    evaluator: Evaluator,
+    journal: Journal,
+    watch: Watch,
+    number: int,
+    state: Any,
 ) -> tuple[Any, float]:
     results = evaluator.results(state.variables, evaluation_batches(experiment, "validation"))
     journal.write(number, "validation", results)
+    watch.say(
+        f"step {number}, validation: "
+        + "  ".join(
+            f"{name} {task.headline} {results[name][task.headline]:.3f}"
+            for name, task in experiment.model.tasks.items()
+        )
+    )
     if experiment.balancer.rule.observes == "metrics":
         state = _observe(experiment, state, headlines(experiment.model, results))
     return state, score(experiment, results)
