@@ -1,4 +1,4 @@
-"""Devices: how one pure step runs on one device, on several, or on a mesh.
+"""Devices: how one pure step runs on one device or on several.
 
 A step is written once, as `step(state, batch, *, axis_name=None)`; `wrap` is the only place that
 knows how many devices there are. Inside a step the collectives below are no-ops when `axis_name`
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
+from importlib import metadata
 from typing import Any
 
 import jax
@@ -82,14 +83,6 @@ def split(batch: Any, devices: int) -> Any:
     return jax.tree.map(lambda x: np.reshape(x, (devices, -1, *np.shape(x)[1:])), batch)
 
 
-def merge(outputs: Any, devices: int) -> Any:
-    """The rows of all devices in one array, on the host: the inverse of `split`."""
-    outputs = jax.device_get(outputs)
-    if devices == 1:
-        return outputs
-    return jax.tree.map(lambda x: np.reshape(x, (-1, *np.shape(x)[2:])), outputs)
-
-
 def replicate(state: Any, devices: int) -> Any:
     """The state that `wrap` takes: one copy a device."""
     if devices == 1:
@@ -110,6 +103,8 @@ def first(state: Any, devices: int) -> Any:
 
 # XLA's newer CPU fusions halve the speed of convolutions; Transformers do not gain by the switch.
 CPU_FLAGS = {"--xla_cpu_experimental_ynn_fusion_type": ""}
+# A flag that a release does not know ends the process, so it is set only where it was tried.
+CPU_FLAGS_KNOWN = ((0, 10), (0, 12))
 
 
 def set_cpu_flags() -> None:
@@ -117,7 +112,8 @@ def set_cpu_flags() -> None:
 
     `MTMM_JAX_CPU_FLAGS=0` switches them off; a flag that the user sets in `XLA_FLAGS` is kept.
     """
-    if os.environ.get("MTMM_JAX_CPU_FLAGS", "1") == "0":
+    release = tuple(int(part) for part in metadata.version("jaxlib").split(".")[:2])
+    if os.environ.get("MTMM_JAX_CPU_FLAGS", "1") == "0" or release not in CPU_FLAGS_KNOWN:
         return
     flags = os.environ.get("XLA_FLAGS", "")
     wanted = [f"{name}={value}" for name, value in CPU_FLAGS.items() if name not in flags]

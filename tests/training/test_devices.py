@@ -77,8 +77,3 @@ def test_replicate_and_first_are_inverse():
     assert there["a"].shape == (4, 3)
     back = parallel.first(there, 4)
     np.testing.assert_array_equal(back["a"], tree["a"])
-
-
-def test_rows_split_and_merge():
-    rows = {"x": np.arange(12).reshape(6, 2)}
-    np.testing.assert_array_equal(parallel.merge(parallel.split(rows, 3), 3)["x"], rows["x"])
