@@ -46,6 +46,7 @@ if its row were deleted, weighs 0, and is counted in the state's `absences`.
 """
 
 from mtmm_jax.balancing import solvers
+from mtmm_jax.balancing.accumulation import split_rows
 from mtmm_jax.balancing.adaptive_losses import dwa, famo, imtl_l, performance, rlw
 from mtmm_jax.balancing.affinity import (
     affinity,
@@ -143,6 +144,7 @@ __all__ = [
     "shared_by_path",
     "smoothed",
     "solvers",
+    "split_rows",
     "static",
     "stch",
     "trimmed_mean",

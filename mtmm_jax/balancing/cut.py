@@ -27,6 +27,7 @@ class Setting(NamedTuple):
         labels: for every parameter leaf, is it shared?
         heads: `"own"` or `"weighted"`, the gradient of the leaves that are not shared.
         chunk: how many pullbacks of engine `full` run as one vmapped call.
+        counts: `[K]`, of the whole batch, if the args are one microbatch of it.
     """
 
     rule: Rule
@@ -35,6 +36,7 @@ class Setting(NamedTuple):
     labels: list[bool]
     heads: str
     chunk: int
+    counts: Array | None = None
 
 
 class Tally(NamedTuple):
@@ -67,12 +69,14 @@ def local(tree: PyTree, axis_name: Any) -> PyTree:
     return jax.tree.map(lambda x: jax.lax.pcast(x, axis_name, to="varying"), tree)
 
 
-def tally(sums: Array, counts: Array, axis_name: Any) -> Tally:
-    """Divides once, after the sum over devices."""
-    dtype = balancing_dtype(sums.dtype)
-    sums, counts = (
-        total(jax.lax.stop_gradient(x).astype(dtype), axis_name) for x in (sums, counts)
-    )
+def tally(sums: Array, counts: Array, setting: Setting) -> Tally:
+    """Divides once, after the sum over devices, by the counts of the whole batch."""
+    dtype, axis_name = balancing_dtype(sums.dtype), setting.axis_name
+    sums = total(jax.lax.stop_gradient(sums).astype(dtype), axis_name)
+    if setting.counts is None:
+        counts = total(jax.lax.stop_gradient(counts).astype(dtype), axis_name)
+    else:
+        counts = setting.counts.astype(dtype)
     counted = counts > 0
     scale = jnp.where(counted, 1 / jnp.where(counted, counts, 1), 0)
     losses = jnp.where(counted, sums * scale, 0)
@@ -82,6 +86,13 @@ def tally(sums: Array, counts: Array, axis_name: Any) -> Tally:
 def with_aux(result: tuple[Array, Array, PyTree]) -> tuple[Array, tuple[Array, PyTree]]:
     sums, counts, aux = result
     return sums, (counts, aux)
+
+
+def without_nan(tree: PyTree, present: Array) -> PyTree:
+    """An excluded task's own leaves come back as `0 * NaN`; with all present nothing changes."""
+    return jax.tree.map(
+        lambda leaf: jnp.where(present.all() | jnp.isfinite(leaf), leaf, jnp.zeros_like(leaf)), tree
+    )
 
 
 class Cut(NamedTuple):
@@ -110,6 +121,7 @@ class Cut(NamedTuple):
         """Of the weighted loss. An excluded task has cotangent 0, but `0 * NaN` is NaN: what it
         sends to the cut is dropped there, by selection, before it can reach the trunk."""
         heads, copies = self.pull_readout(weights)
+        heads = without_nan(heads, present)
         mixed = [
             functools.reduce(
                 jnp.add, [jnp.where(present[k], x, jnp.zeros_like(x)) for k, x in enumerate(leaf)]
@@ -148,7 +160,7 @@ def pull_to_cut(
     copies = [floats] * setting.num_tasks
     variable = local(params, setting.axis_name)
     sums, pull, (counts, aux) = jax.vjp(read, variable, copies, has_aux=True)
-    tallied = tally(sums, counts, setting.axis_name)
+    tallied = tally(sums, counts, setting)
     return Cut(
         tallied=tallied,
         aux=aux,

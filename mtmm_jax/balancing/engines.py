@@ -1,7 +1,7 @@
 """How task gradients are computed: one function per engine, all with the same answer.
 
 An engine runs the forward pass and as much of the backward pass as the evidence needs, and returns
-`Prepared`, whose `finish` turns the balancer's decision into the gradient of all parameters.
+`Prepared`, whose `backward` turns the balancer's weights into gradients.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtmm_jax.balancing.core import Evidence, Outcome, gather
+from mtmm_jax.balancing.core import Evidence, gather
 from mtmm_jax.balancing.cut import (
     Setting,
     Tally,
@@ -22,6 +22,7 @@ from mtmm_jax.balancing.cut import (
     tally,
     total,
     with_aux,
+    without_nan,
 )
 from mtmm_jax.balancing.rows import (
     Array,
@@ -42,17 +43,39 @@ LossesFn = Callable[..., tuple[Array, Array, PyTree]]
 class Prepared(NamedTuple):
     """The state of affairs between the evidence and the decision.
 
+    Of one microbatch all of it is a part of a sum: losses, Gramian, rows and gradients add up.
+
     Attributes:
         losses: `[K]`, global means as they are, NaN included.
-        evidence: what the rule sees.
-        finish: the decision -> gradient of all parameters.
+        present: `[K]` bool: counted and finite, as far as is known.
+        backward: `(weights [K], present [K]) -> ` this device's gradient of all parameters; zero
+            for those whose rows are known.
         aux: what `losses_fn` returned besides.
+        gramian: `[K, K]`, over all devices, if the engine finds one.
+        rows: this device's task gradients, if the engine finds them.
+        others: those of the second sample.
     """
 
     losses: Array
-    evidence: Evidence
-    finish: Callable[[Outcome], PyTree]
+    present: Array
+    backward: Callable[[Array, Array], PyTree]
     aux: PyTree
+    gramian: Array | None = None
+    rows: Rows | None = None
+    others: Rows | None = None
+
+    def evidence(self, axis_name: Any) -> Evidence:
+        """What the rule sees: task gradients are summed over devices BEFORE their Gramian, since
+        balancing acts on global ones; what is not finite is absent, and zero."""
+        if self.rows is not None:
+            rows, others = total((self.rows, self.others), axis_name)
+            return gather(self.losses, self.present, rows, others)
+        if self.gramian is None:
+            return Evidence(jnp.where(self.present, self.losses, 0), self.present)
+        gramian = self.gramian.astype(self.losses.dtype)
+        present = self.present & jnp.isfinite(jnp.diagonal(gramian))
+        losses = jnp.where(present, self.losses, 0)
+        return Evidence(losses, present, mask_gramian(present, gramian))
 
 
 def reaches(function: Callable[..., PyTree], params: PyTree, *args: Any) -> list[bool]:
@@ -64,49 +87,38 @@ def reaches(function: Callable[..., PyTree], params: PyTree, *args: Any) -> list
     return [id(v) in read for v in closed.jaxpr.invars]
 
 
-def without_nan(leaf: Array, present: Array) -> Array:
-    """An excluded task's own leaves come back as `0 * NaN`; with all present nothing changes."""
-    return jnp.where(present.all() | jnp.isfinite(leaf), leaf, jnp.zeros_like(leaf))
-
-
 def losses_engine(
     losses_fn: LossesFn, setting: Setting, params: PyTree, args: tuple[Any, ...]
 ) -> Prepared:
     """ONE backward pass with the weights: all that rules of the losses tier need."""
     if isinstance(losses_fn, Split):
         cut = split_at_cut(losses_fn, setting, params, args)
-        tallied, aux, clean = cut.tallied, cut.aux, [False] * len(setting.labels)
-
-        def pull(weights: Array) -> PyTree:
-            return cut.gradient(weights, tallied.present)
+        tallied, aux, pull = cut.tallied, cut.aux, cut.gradient
     else:
         variable = local(params, setting.axis_name)
         sums, pull_sums, (counts, aux) = jax.vjp(
             lambda p: with_aux(losses_fn(p, *args)), variable, has_aux=True
         )
-        tallied, clean = tally(sums, counts, setting.axis_name), setting.labels
+        tallied = tally(sums, counts, setting)
 
-        def pull(weights: Array) -> PyTree:
-            return pull_sums(tallied.cotangent(weights, sums.dtype))[0]
+        def pull(weights: Array, present: Array) -> PyTree:
+            pulled = pull_sums(tallied.cotangent(weights, sums.dtype))[0]
+            return _choose(setting.labels, pulled, without_nan(pulled, present))
 
-    present = tallied.present
-    evidence = Evidence(jnp.where(present, tallied.losses, 0), present)
+    def backward(weights: Array, present: Array) -> PyTree:
+        weighted = pull(weights, present)
+        if setting.heads == "weighted" or all(setting.labels):
+            return weighted
+        return _choose(setting.labels, weighted, pull(jnp.ones_like(weights), present))
 
-    def backward(weights: Array) -> list[Array]:
-        leaves = jax.tree.leaves(total(pull(weights), setting.axis_name))
-        return [
-            leaf if keep else without_nan(leaf, present)
-            for leaf, keep in zip(leaves, clean, strict=True)
-        ]
+    return Prepared(tallied.losses, tallied.present, backward, aux)
 
-    def finish(outcome: Outcome) -> PyTree:
-        leaves = backward(outcome.weights)
-        if setting.heads == "own" and not all(setting.labels):
-            own = backward(jnp.ones_like(outcome.weights))
-            leaves = [w if s else o for w, o, s in zip(leaves, own, setting.labels, strict=True)]
-        return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
-    return Prepared(tallied.losses, evidence, finish, aux)
+def _choose(labels: list[bool], shared: PyTree, heads: PyTree) -> PyTree:
+    """The shared leaves of one pytree and the others of another."""
+    first, treedef = jax.tree.flatten(shared)
+    pairs = zip(labels, first, jax.tree.leaves(heads), strict=True)
+    return jax.tree.unflatten(treedef, [a if label else b for label, a, b in pairs])
 
 
 def representation_engine(
@@ -123,25 +135,17 @@ def representation_engine(
             "balancing.engine: this method needs the task gradients of the parameters "
             "themselves; choices: auto, full"
         )
-    axis_name = setting.axis_name
     cut = split_at_cut(losses_fn, setting, params, args)
     own, rows = cut.rows()
-    gramian = total(gramian_of({str(i): row for i, row in enumerate(rows)}), axis_name)
-    gramian = gramian.astype(cut.tallied.losses.dtype)
-    present = cut.tallied.present & jnp.isfinite(jnp.diagonal(gramian))
-    evidence = Evidence(
-        losses=jnp.where(present, cut.tallied.losses, 0),
-        present=present,
-        gramian=mask_gramian(present, gramian),
-    )
+    gramian = total(gramian_of({str(i): row for i, row in enumerate(rows)}), setting.axis_name)
 
-    def finish(outcome: Outcome) -> PyTree:
-        (trunk,) = cut.pull_trunk(combine(outcome.weights, mask_rows(present, rows)))
-        heads = own if setting.heads == "own" else cut.pull_readout(outcome.weights)[0]
-        heads = jax.tree.map(lambda g: without_nan(g, present), total(heads, axis_name))
-        return jax.tree.map(jnp.add, total(trunk, axis_name), heads)
+    def backward(weights: Array, present: Array) -> PyTree:
+        (trunk,) = cut.pull_trunk(combine(weights, mask_rows(present, rows)))
+        heads = own if setting.heads == "own" else cut.pull_readout(weights)[0]
+        return jax.tree.map(jnp.add, trunk, without_nan(heads, present))
 
-    return Prepared(cut.tallied.losses, evidence, finish, cut.aux)
+    tallied = cut.tallied
+    return Prepared(tallied.losses, tallied.present, backward, cut.aux, gramian)
 
 
 def pullbacks(pull: Callable[[PyTree], PyTree], cotangents: PyTree, chunk: int) -> PyTree:
@@ -195,16 +199,14 @@ def _plain_gradients(
     sums, pull, (counts, aux) = jax.vjp(
         forward, _pick(leaves, labels, True), _pick(leaves, labels, False), has_aux=True
     )
-    tallied = tally(sums, counts, setting.axis_name)
+    tallied = tally(sums, counts, setting)
     units = jnp.diag(tallied.cotangent(jnp.ones_like(tallied.losses), sums.dtype))
     rows = pullbacks(lambda ct: pull(ct)[0], units, setting.chunk)
     names = _pick(paths_of(params), labels, True)
     return _TaskGradients(
         tallied=tallied,
-        rows=dict(zip(names, total(rows, setting.axis_name), strict=True)),
-        heads=lambda weights: total(
-            pull(tallied.cotangent(weights, sums.dtype))[1], setting.axis_name
-        ),
+        rows=dict(zip(names, rows, strict=True)),
+        heads=lambda weights: pull(tallied.cotangent(weights, sums.dtype))[1],
         aux=aux,
     )
 
@@ -217,7 +219,7 @@ def _split_gradients(
     It also keeps a task's NaN in its own row, which K pullbacks through everything cannot.
     """
     cut = split_at_cut(split, setting, params, args)
-    labels, axis_name = setting.labels, setting.axis_name
+    labels = setting.labels
     rows_at_cut = mask_rows(cut.tallied.present, cut.rows()[1])
 
     def pull(cotangent: list[Array], which: bool) -> list[Array]:
@@ -228,14 +230,12 @@ def _split_gradients(
     def heads(weights: Array) -> list[Array]:
         through_readout = _pick(jax.tree.leaves(cut.pull_readout(weights)[0]), labels, False)
         through_trunk = pull(combine(weights, rows_at_cut), False)
-        return total(
-            [a + b for a, b in zip(through_readout, through_trunk, strict=True)], axis_name
-        )
+        return [a + b for a, b in zip(through_readout, through_trunk, strict=True)]
 
     names = _pick(paths_of(params), labels, True)
     return _TaskGradients(
         tallied=cut.tallied,
-        rows=dict(zip(names, total(rows, axis_name), strict=True)),
+        rows=dict(zip(names, rows, strict=True)),
         heads=heads,
         aux=cut.aux,
     )
@@ -263,24 +263,20 @@ def full_engine(
     args: tuple[Any, ...],
     other: tuple[Any, ...] | None = None,
 ) -> Prepared:
-    """All K task gradients of the shared parameters, K x P numbers.
-
-    Task gradients are summed over devices BEFORE their Gramian: balancing acts on global ones.
-    """
+    """All K task gradients of the shared parameters, K x P numbers."""
     first = task_gradients(losses_fn, setting, params, args)
-    tallied, others = first.tallied, None
-    present = tallied.present
+    present, others = first.tallied.present, None
     if other is not None:
         second = task_gradients(losses_fn, setting, params, other)
         present, others = present & second.tallied.present, second.rows
-    evidence = gather(tallied.losses, present, first.rows, others)
-    names, labels = paths_of(params), setting.labels
 
-    def finish(outcome: Outcome) -> PyTree:
-        weights = outcome.weights
+    def backward(weights: Array, present: Array) -> PyTree:
         heads = first.heads(jnp.ones_like(weights) if setting.heads == "own" else weights)
-        heads = [without_nan(leaf, evidence.present) for leaf in heads]
-        shared = [outcome.gradient[name] for name in _pick(names, labels, True)]
-        return jax.tree.unflatten(jax.tree.structure(params), _merge(shared, heads, labels))
+        leaves, treedef = jax.tree.flatten(params)
+        shared = [jnp.zeros_like(leaf) for leaf in _pick(leaves, setting.labels, True)]
+        merged = _merge(shared, without_nan(heads, present), setting.labels)
+        return jax.tree.unflatten(treedef, merged)
 
-    return Prepared(tallied.losses, evidence, finish, first.aux)
+    return Prepared(
+        first.tallied.losses, present, backward, first.aux, rows=first.rows, others=others
+    )

@@ -13,16 +13,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtmm_jax.balancing.core import Evidence, Outcome
-from mtmm_jax.balancing.cut import Setting, local, pull_to_cut, total
-from mtmm_jax.balancing.engines import Prepared, pullbacks, without_nan
+from mtmm_jax.balancing.cut import Setting, local, pull_to_cut, total, without_nan
+from mtmm_jax.balancing.engines import Prepared, pullbacks
 from mtmm_jax.balancing.rows import (
     Array,
     Rows,
     balancing_dtype,
     combine,
     gramian_of,
-    mask_gramian,
     mask_rows,
     paths_of,
 )
@@ -143,37 +141,23 @@ def gramian_engine(
         return deltas, {name: rest[name] for name in untapped}
 
     deltas, rest_rows = pullbacks(pull, rows_at_cut, num_tasks)
-    rest_rows = total(rest_rows, axis_name)
-    gramian = _global_gramian(layers, inputs, deltas, rest_rows, axis_name)
-    gramian = gramian.astype(tallied.losses.dtype)
-    present = tallied.present & jnp.isfinite(jnp.diagonal(gramian))
-    evidence = Evidence(
-        losses=jnp.where(present, tallied.losses, 0),
-        present=present,
-        gramian=mask_gramian(present, gramian),
-    )
+    gramian = _global_gramian(layers, inputs, deltas, total(rest_rows, axis_name), axis_name)
 
-    def finish(outcome: Outcome) -> PyTree:
-        weights = outcome.weights
+    def backward(weights: Array, present: Array) -> PyTree:
         mixed = combine(weights, mask_rows(present, deltas))
         found = combine(weights, mask_rows(present, rest_rows))
-        layer_gradients: Rows = {}
         for name, layer in layers.items():
             delta = _flat(mixed[name], 0)
             gradient = jnp.matmul(_flat(inputs[name], 0).T, delta)
-            layer_gradients[layer.kernel] = gradient.astype(values[layer.kernel].dtype)
+            found[layer.kernel] = gradient.astype(values[layer.kernel].dtype)
             if layer.bias is not None:
-                layer_gradients[layer.bias] = delta.sum(0).astype(values[layer.bias].dtype)
+                found[layer.bias] = delta.sum(0).astype(values[layer.bias].dtype)
         heads = own if setting.heads == "own" else cut.pull_readout(weights)[0]
         read = dict(zip(names, jax.tree.leaves(heads), strict=True))
-        head_gradients = {name: read[name] for name in names if name not in shared}
-        local_ones = total(layer_gradients | head_gradients, axis_name)
-        for name in head_gradients:
-            local_ones[name] = without_nan(local_ones[name], present)
-        found = found | local_ones
+        found |= without_nan({name: read[name] for name in names if name not in shared}, present)
         return jax.tree.unflatten(treedef, [found[name] for name in names])
 
-    return Prepared(tallied.losses, evidence, finish, cut.aux)
+    return Prepared(tallied.losses, tallied.present, backward, cut.aux, gramian)
 
 
 def _global_gramian(

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import chex
+import jax
 
 from mtmm_jax.balancing import engines
+from mtmm_jax.balancing.accumulation import accumulate, global_counts
 from mtmm_jax.balancing.core import Balancer, BalancerState, advance, decide
-from mtmm_jax.balancing.cut import Setting
+from mtmm_jax.balancing.cut import Setting, total
 from mtmm_jax.balancing.diagnostics import diagnose
 from mtmm_jax.balancing.layerwise import Tapped, gramian_engine
-from mtmm_jax.balancing.rows import Array, not_finite, shared_labels
+from mtmm_jax.balancing.rows import Array, Rows, not_finite, paths_of, shared_labels
 from mtmm_jax.balancing.split import Split
 from mtmm_jax.registry import ConfigError, choose
 
@@ -29,7 +31,8 @@ class Balanced(NamedTuple):
         grads: like the parameters; the sum over devices is done.
         state: the balancer's next state.
         diagnostics: named arrays, see `diagnostics.diagnose`.
-        aux: what `losses_fn` returned besides, of this device.
+        aux: what `losses_fn` returned besides, of this device; with a leading axis over the
+            microbatches if there are any.
     """
 
     losses: Array
@@ -77,6 +80,14 @@ def prepare(
     return table[engine](losses_fn, setting, params, args)
 
 
+def _with_shared(grads: PyTree, mixed: Rows) -> PyTree:
+    """The balanced gradient of the shared leaves beside that of the others."""
+    leaves, treedef = jax.tree.flatten(grads)
+    named = zip(paths_of(grads), leaves, strict=True)
+    found = [mixed[path].astype(leaf.dtype) if path in mixed else leaf for path, leaf in named]
+    return jax.tree.unflatten(treedef, found)
+
+
 def value_and_grad(
     losses_fn: Any,
     balancer: Balancer,
@@ -86,6 +97,7 @@ def value_and_grad(
     shared: PyTree | Callable[[PyTree], PyTree] | None = None,
     head_gradients: str | None = None,
     chunk: int = 1,
+    microbatches: Callable[..., Sequence[tuple[Any, ...]]] | None = None,
 ) -> Callable[..., Balanced]:
     """Like `jax.value_and_grad`, for K losses balanced into one gradient.
 
@@ -107,6 +119,11 @@ def value_and_grad(
             `sum_k w_k loss_k` (the default of losses-only methods), or `"own"`, that of
             `sum_k loss_k` (the default of the others).
         chunk: for `"full"`: how many pullbacks run as one vmapped call; speed against memory.
+        microbatches: gradient accumulation: `(*args) -> [args_1, ..., args_n]`, with
+            `split_rows` for instance. The balanced gradient is that of the whole batch, and one
+            microbatch is in memory at a time, at the price of a second forward pass. Not for
+            `"gramian"`, whose layers need all samples at once. Losses that compare the samples
+            of a batch compare those of a microbatch.
 
     Returns:
         `fn(params, state, *args, other=None) -> Balanced`. `other` is a tuple of args, a second
@@ -120,6 +137,11 @@ def value_and_grad(
         choose(engine, ("representation", "gramian", "full"), "balancing.engine", "engine")
     default = "weighted" if rule.needs == "losses" else "own"
     heads = choose(head_gradients or default, ("weighted", "own"), "balancing.head_gradients")
+    if microbatches is not None and engine == "gramian":
+        raise ConfigError(
+            "balancing.engine: 'gramian' needs all samples at once and cannot accumulate over "
+            "microbatches; choices: full, or representation with a Split"
+        )
     if chunk < 1:
         choose(chunk, ("1", "2", "..."), "balancing.chunk")
 
@@ -132,16 +154,28 @@ def value_and_grad(
         else:
             labels = shared_labels(shared, params)
         setting = Setting(rule, num_tasks, axis_name, labels, heads, chunk)
-        prepared = prepare(engine, losses_fn, setting, params, args, other)
+        if microbatches is None:
+            prepared = prepare(engine, losses_fn, setting, params, args, other)
+        else:
+            micros = microbatches(*args)
+            others = [None] * len(micros) if other is None else microbatches(*other)
+            counts = global_counts(losses_fn, params, micros, axis_name)
+            part = lambda counts, *a: prepare(  # noqa: E731
+                engine, losses_fn, setting._replace(counts=counts), *a
+            )
+            prepared = accumulate(part, counts, params, micros, others)
         chex.assert_shape(prepared.losses, (num_tasks,))
-        outcome = decide(rule, state.rule, prepared.evidence)
-        grads = prepared.finish(outcome)
+        evidence = prepared.evidence(axis_name)
+        outcome = decide(rule, state.rule, evidence)
+        grads = total(prepared.backward(outcome.weights, evidence.present), axis_name)
+        if outcome.gradient is not None:
+            grads = _with_shared(grads, outcome.gradient)
         skipped = not_finite(grads)
         return Balanced(
             losses=prepared.losses,
             grads=grads,
-            state=advance(state, outcome, prepared.evidence.present, skipped),
-            diagnostics=diagnose(prepared.evidence, outcome.weights, skipped),
+            state=advance(state, outcome, evidence.present, skipped),
+            diagnostics=diagnose(evidence, outcome.weights, skipped),
             aux=prepared.aux,
         )
 

@@ -32,7 +32,7 @@ class Experiment:
         config: plain dicts, as written to the workdir.
         source: the data; None where a finished run is only asked, with the spec that it kept.
         model, balancer, optimizer, rates: what the step is made of.
-        trainer: the options of `balancing.value_and_grad`.
+        trainer: the options of `make_step`.
         devices: the number of local devices.
     """
 
@@ -72,15 +72,36 @@ def assemble(config: Any, spec: Spec | None = None) -> Experiment:
     source = None if spec else registry.build(data.SOURCES, plain["data"], where="data")
     built = model.build(plain["model"], plain["tasks"], spec or source.spec)
     balancer, trainer = _balancing(plain["balancing"], built)
-    if balancer.rule.second_sample and plain["batch_size"] % (2 * devices):
+    options = dict(plain["optimizer"])
+    trainer["accumulate"] = _microbatches(options.pop("accumulate", 1), plain, balancer, devices)
+    if trainer["accumulate"] > 1 and trainer.get("engine") == "gramian":
         raise ConfigError(
-            f"batch_size: {plain['batch_size']}: this balancing method halves each device's batch "
-            f"into two samples; choose a multiple of {2 * devices}"
+            "optimizer.accumulate: engine 'gramian' needs all samples at once; "
+            "balancing.engine choices: auto, representation, full"
         )
-    optimizer, rates = optimizers.build(plain["optimizer"], plain["steps"])
+    optimizer, rates = optimizers.build(options, plain["steps"])
     best = plain["checkpoint"]["best"]
     registry.choose(best, ("mean", *built.tasks), "checkpoint.best", "task")
     return Experiment(plain, source, built, balancer, optimizer, rates, trainer, devices)
+
+
+def _microbatches(count: Any, config: dict[str, Any], balancer: Any, devices: int) -> int:
+    """`optimizer.accumulate`, checked together with the batch size."""
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise ConfigError(f"optimizer.accumulate: {count!r} is not a number from 1 upwards")
+    parts = {
+        "devices": devices,
+        "samples that this balancing method compares": 2 if balancer.rule.second_sample else 1,
+        "microbatches (optimizer.accumulate)": count,
+    }
+    least = math.prod(parts.values())
+    if config["batch_size"] % least:
+        said = " x ".join(f"{n} {what}" for what, n in parts.items() if n > 1)
+        raise ConfigError(
+            f"batch_size: {config['batch_size']} does not divide into {said}; "
+            f"choose a multiple of {least}"
+        )
+    return count
 
 
 def _balancing(config: Any, built: Model) -> tuple[Any, dict[str, Any]]:

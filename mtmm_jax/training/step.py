@@ -79,23 +79,36 @@ def make_step(
     optimizer: optax.GradientTransformation,
     *,
     seed: int,
-    engine: str = "auto",
+    accumulate: int = 1,
+    **trainer: Any,
 ) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
     """`step(state, batch, *, axis_name=None) -> (state, figures)`.
 
     A step whose final update is not finite changes nothing but the step's number.
+
+    Args:
+        model, balancer, optimizer: the parts.
+        seed: of dropout and the like.
+        accumulate: how many microbatches each device's batch is taken in; batch statistics,
+            and losses that compare the samples of a batch, are those of a microbatch.
+        **trainer: options of `balancing.value_and_grad`: engine, head_gradients, chunk.
     """
+
+    def microbatches(batch_stats: Any, batch: Batch, key: jax.Array) -> list[tuple[Any, ...]]:
+        parts = enumerate(balancing.split_rows(batch, accumulate))
+        return [(batch_stats, part, jax.random.fold_in(key, i)) for i, part in parts]
 
     def step(state: TrainState, batch: Batch, *, axis_name: str | None = None):
         grad = balancing.value_and_grad(
             split_of(model, axis_name),
             balancer,
-            engine=engine,
             axis_name=axis_name,
             shared=shared_parameters,
+            microbatches=microbatches if accumulate > 1 else None,
+            **trainer,
         )
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        first, second = halves(batch) if balancer.rule.second_sample else (batch, None)
+        first, second = _samples(batch, balancer)
         out = grad(
             state.params,
             state.balancing,
@@ -104,12 +117,15 @@ def make_step(
             key,
             other=None if second is None else (state.batch_stats, second, key),
         )
+        stats = out.aux["batch_stats"]
+        if accumulate > 1:
+            stats = jax.tree.map(lambda x: x.mean(0), stats)
         updates, optimizer_state = optimizer.update(out.grads, state.optimizer, state.params)
         fine = jnp.isfinite(optax.tree.norm(updates))
         new = TrainState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
-            batch_stats=_merged(state.batch_stats, out.aux["batch_stats"]),
+            batch_stats=_merged(state.batch_stats, stats),
             optimizer=optimizer_state,
             balancing=out.state,
         )
@@ -121,9 +137,9 @@ def make_step(
     return step
 
 
-def halves(batch: Batch) -> tuple[Batch, Batch]:
-    """Two independent samples for the methods that need them: every other row."""
-    return tuple(jax.tree.map(lambda x, i=i: x[i::2], batch) for i in (0, 1))
+def _samples(batch: Batch, balancer: Any) -> tuple[Batch, Batch | None]:
+    """Two independent samples, every other row, for the methods that need them."""
+    return balancing.split_rows(batch, 2) if balancer.rule.second_sample else (batch, None)
 
 
 def _merged(old: Any, new: Any) -> Any:

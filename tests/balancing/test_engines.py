@@ -321,6 +321,86 @@ def test_remat_changes_nothing():
         _close(*grads)
 
 
+@pytest.mark.parametrize(
+    ("kind", "engine"), [*TIERS[1:4], *TIERS[5:], ("cagrad", "plain"), ("uncertainty", "plain")]
+)
+def test_microbatches_equal_the_whole_batch(kind, engine):
+    """Labels are missing unevenly, one task from a whole microbatch; on one device and on two."""
+    p, b = toy.params(), toy.batch(filler=np.nan)
+    b["present"] = b["present"].at[0::4, 0].set(False)
+    losses_fn = toy.whole if engine == "plain" else toy.SPLIT
+    losses_fn = _masked(losses_fn)
+    engine = "auto" if engine == "plain" else engine
+    _, plain = _stepper(kind, engine, losses_fn)
+    split = lambda b: [(part,) for part in balancing.split_rows(b, 4)]  # noqa: E731
+    balancer, fn = _stepper(kind, engine, losses_fn, microbatches=split)
+    state = balancer.init(p)
+    expected = jax.jit(plain)(p, state, b, other=(b,))
+    got = jax.jit(fn)(p, state, b, other=(b,))
+    for name in ("losses", "grads", "state", "diagnostics"):
+        _close(getattr(got, name), getattr(expected, name))
+    assert got.aux["seen"].shape == (4,)
+    assert got.aux["seen"].sum() == b["present"].sum()
+    half = lambda b: [(part,) for part in balancing.split_rows(b, 2)]  # noqa: E731
+    _, fn = _stepper(kind, engine, losses_fn, axis_name="d", microbatches=half)
+    parts = jax.tree.map(lambda x: x.reshape(2, -1, *x.shape[1:]), b)
+    step = lambda p, s, b: fn(p, s, b, other=(b,)).grads  # noqa: E731
+    many = jax.pmap(step, axis_name="d", in_axes=(None, None, 0))(p, state, parts)
+    _close(jax.tree.map(lambda x: x[1], many), expected.grads)
+
+
+def _masked(losses_fn: Any) -> Any:
+    """Fillers replaced before the losses, as a plain function has to do it itself."""
+    clean = lambda b: b | {"y": jnp.where(b["present"][:, :, None], b["y"], 0)}  # noqa: E731
+    if not isinstance(losses_fn, balancing.Split):
+        return lambda p, b: losses_fn(p, clean(b))
+    return balancing.Split(
+        losses_fn.trunk, lambda p, copies, aux, b: losses_fn.readout(p, copies, aux, clean(b))
+    )
+
+
+def test_a_task_diverging_in_one_microbatch_is_left_out_of_all():
+    p, b = toy.params(), toy.batch()
+    split = lambda b: [(part,) for part in balancing.split_rows(b, 2)]  # noqa: E731
+    for kind in ("cagrad", "uncertainty", "db_mtl"):
+        balancer, fn = _stepper(kind, "auto", microbatches=split)
+        step, state = jax.jit(fn), balancer.init(p)
+        bad = step(p, state, b | {"y": b["y"].at[0, 1].set(jnp.inf)})
+        absent = step(p, state, b | {"present": b["present"].at[:, 1].set(False)})
+        _close(bad.grads, absent.grads)
+        _close(bad.state, absent.state)
+        np.testing.assert_array_equal(bad.diagnostics["present"], [True, False, True])
+
+
+def test_microbatches_need_less_memory():
+    """The activations of one microbatch at a time; what is compiled says so."""
+    rng = np.random.default_rng(0)
+    p = {"trunk": [jnp.asarray(rng.normal(size=(64, 64)), jnp.float32) for _ in range(8)]}
+    b = {"x": jnp.asarray(rng.normal(size=(4096, 64)), jnp.float32)}
+
+    def losses_fn(p: Any, b: Any) -> Any:
+        x = functools.reduce(lambda x, w: jnp.tanh(x @ w), p["trunk"], b["x"])
+        return jnp.stack([x.sum(), (x**2).sum()]), jnp.full((2,), x.shape[0], x.dtype), None
+
+    sizes = []
+    for parts in (1, 8):
+        split = lambda b, n=parts: [(part,) for part in balancing.split_rows(b, n)]  # noqa: E731
+        balancer = make("pcgrad", 2)
+        fn = balancing.value_and_grad(
+            losses_fn, balancer, microbatches=split if parts > 1 else None
+        )
+        compiled = jax.jit(fn).lower(p, balancer.init(p), b).compile()
+        sizes.append(compiled.memory_analysis().temp_size_in_bytes)
+    assert sizes[1] < sizes[0] / 3
+
+
+def test_wrong_microbatches_are_refused():
+    with pytest.raises(ConfigError, match="3 equal parts"):
+        balancing.split_rows(toy.batch(), 3)
+    with pytest.raises(ConfigError, match="choices: full, or representation"):
+        _stepper("cagrad", "gramian", microbatches=lambda b: [(b,)])
+
+
 def test_wrong_engines_are_refused():
     p, b = toy.params(), toy.batch()
     with pytest.raises(ConfigError, match="needs a balancing.Split"):

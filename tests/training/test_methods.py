@@ -48,5 +48,34 @@ def test_forms_that_training_cannot_feed_are_refused():
     config = configs.load("emoji").to_dict()
     config |= {"balancing": "modo", "batch_size": 63, "model": MODEL, "tasks": TASKS}
     config["checkpoint"]["best"] = "mean"
-    with pytest.raises(ConfigError, match="batch_size: 63: .* choose a multiple of 2"):
+    with pytest.raises(ConfigError, match="batch_size: 63 .* choose a multiple of 2"):
+        training.assemble(config, toy.SPEC)
+
+
+@pytest.mark.parametrize("method", ["uncertainty", "pcgrad", "graddrop"])
+def test_accumulation_trains_as_the_whole_batch_does(method):
+    """Without dropout and batch statistics, one SGD step over four microbatches is the same."""
+    built = toy.model.build(MODEL, TASKS, toy.SPEC)
+    balancer, options = _balancing(method, built)
+    optimizer = optax.sgd(0.1)
+    state, batch = init_state(built, balancer, optimizer, seed=0), toy.batch(8)
+    steps = [
+        jax.jit(make_step(built, balancer, optimizer, seed=0, accumulate=n, **options))
+        for n in (1, 4)
+    ]
+    (one, told), (four, also_told) = (step(state, batch) for step in steps)
+    close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5)  # noqa: E731
+    jax.tree.map(close, one.params, four.params)
+    jax.tree.map(close, told, also_told)
+
+
+def test_microbatches_must_divide_the_batch():
+    config = configs.load("emoji").to_dict()
+    config |= {"balancing": "pcgrad", "batch_size": 8, "model": MODEL, "tasks": TASKS}
+    config["checkpoint"]["best"] = "mean"
+    config["optimizer"]["accumulate"] = 3
+    with pytest.raises(ConfigError, match="3 microbatches .* choose a multiple of 3"):
+        training.assemble(config, toy.SPEC)
+    config["optimizer"]["accumulate"] = 0
+    with pytest.raises(ConfigError, match="optimizer.accumulate: 0 is not a number"):
         training.assemble(config, toy.SPEC)
