@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib import ticker
 from matplotlib.figure import Figure
 
 Records = Sequence[Mapping[str, Any]]
@@ -56,6 +57,86 @@ def task_weights(records: Records, tasks: Sequence[str]) -> Figure:
     axis.set_ylabel("weight")
     axis.legend(frameon=False, ncols=min(4, len(tasks)))
     return figure
+
+
+def gradient_conflicts(records: Records) -> Figure:
+    """Mean cosines between the tasks' gradients beside conflicts, norms and balance over time.
+
+    For the train records of gradient methods, which have `cosines`; each of them counts the same.
+    """
+    tasks = records[0]["cosines"]["tasks"]
+    few = len(tasks) <= 12
+    side = 2.2 + 0.45 * len(tasks) if few else 2.4 + 0.13 * len(tasks)
+    figure = plt.figure(figsize=(side + 6, max(side, 5)), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(side, 6))
+    cosines = _known_mean(np.array([r["cosines"]["mean"] for r in records], float))
+    np.fill_diagonal(cosines, np.nan)  # a task agrees with itself: no news
+    _heat_map(left.subplots(), cosines, tasks, numbers=few)
+    _conflict_curves(right.subplots(3, sharex=True), records, tasks)
+    return figure
+
+
+def _known_mean(values: np.ndarray) -> np.ndarray:
+    """Over the first axis, NaN left out; NaN where nothing else is."""
+    known = np.isfinite(values)
+    total = np.where(known, values, 0.0).sum(0)
+    return np.where(known.any(0), total / np.maximum(known.sum(0), 1), np.nan)
+
+
+def _heat_map(axis: Any, cosines: np.ndarray, tasks: Sequence[str], numbers: bool) -> None:
+    colours = plt.get_cmap("RdBu").with_extremes(bad="0.9")
+    picture = axis.imshow(cosines, cmap=colours, vmin=-1, vmax=1)
+    size = 9 if numbers else 5
+    axis.set_xticks(range(len(tasks)), tasks, rotation=90, fontsize=size)
+    axis.set_yticks(range(len(tasks)), tasks, fontsize=size)
+    bar = axis.figure.colorbar(picture, ax=axis, location="top", shrink=0.8)
+    bar.set_ticks([-1, 0, 1], labels=["\u22121: opposed", "0", "1: agreed"])
+    bar.set_label("mean cosine between gradients")
+    if numbers:
+        for row, column in zip(*np.nonzero(np.isfinite(cosines)), strict=True):
+            value = round(cosines[row, column], 2) + 0.0  # no minus before a zero
+            ink = "white" if abs(value) > 0.6 else "black"
+            shown = f"{value:.2f}".replace("-", "\u2212")
+            axis.text(column, row, shown, ha="center", va="center", color=ink, fontsize=8)
+
+
+def _conflict_curves(axes: Sequence[Any], records: Records, tasks: Sequence[str]) -> None:
+    steps = [r["step"] for r in records]
+
+    def draw(axis: Any, values: Sequence[float], colour: Any) -> None:
+        raw = np.array(values, float)
+        axis.plot(steps, raw, color=colour, alpha=0.25, linewidth=1)
+        axis.plot(steps, _smooth(raw), color=colour)
+
+    rate, norms, balance = axes
+    draw(rate, [r["conflict_rate"] for r in records], "tab:red")
+    rate.set(ylabel="share of pairs\nin conflict", ylim=(-0.03, 1.03))
+    colours = plt.get_cmap("tab10" if len(tasks) <= 10 else "turbo", max(len(tasks), 10))
+    for i, task in enumerate(tasks):
+        values = np.array([r["gradient_norm"][task] for r in records], float)
+        smooth = _smooth(np.where(values > 0, values, np.nan))
+        norms.plot(steps, smooth, color=colours(i), label=task, linewidth=1.2)
+    norms.set(ylabel="gradient norm", yscale="log")
+    if len(tasks) <= 12:
+        norms.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    draw(balance, [r["condition_number"] for r in records], "tab:purple")
+    balance.set(yscale="log", xlabel="step")
+    balance.set_ylabel("condition number", color="tab:purple")
+    other = balance.twinx()
+    draw(other, [r["magnitude_similarity"] for r in records], "tab:green")
+    other.set_ylim(-0.03, 1.03)
+    other.set_ylabel("similarity of norms", color="tab:green")
+    for axis in (norms, balance):
+        _plain_log_ticks(axis)
+
+
+def _plain_log_ticks(axis: Any) -> None:
+    """2 and 50 in place of powers of ten: the ranges are short, the panels low."""
+    low, high = axis.get_ylim()
+    between = (1,) if high / low > 100 else (1, 2, 5) if high / low > 8 else (1, 2, 3, 4, 6)
+    axis.yaxis.set_major_locator(ticker.LogLocator(subs=between))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter(ticker.NullFormatter())
 
 
 def confusion(counts: np.ndarray, classes: Sequence[str], title: str) -> Figure:

@@ -29,9 +29,18 @@ pre { background: #f6f6f6; padding: 1em; overflow: auto; font-size: 13px }
 nav a { margin-right: 1em }
 """
 
+# For a reader who does not train models; by the figure's name.
+_CAPTIONS = {
+    "gradient conflicts": "While learning, each task pulls the shared part of the model its own "
+    "way: on the left, tasks that pulled the same way on average are blue and tasks that pulled "
+    "against each other red; on the right, over the steps, the share of pairs at odds, how hard "
+    "each task pulled, and how unbalanced the pulls were (similarity 1: equally hard; a high "
+    "condition number: one drowns another, or two are almost the same or opposite).",
+}
+
 
 def figures(workdir: Workdir) -> dict[str, Figure]:
-    """The run's pictures by name: results, learning curves, task weights, confusion, retrieval."""
+    """The run's pictures by name: results, curves, weights, conflicts, confusion, retrieval."""
     config, results, spec = (
         workdir.read("config.json"),
         workdir.read("results.json"),
@@ -46,6 +55,9 @@ def figures(workdir: Workdir) -> dict[str, Figure]:
         "learning curves": plots.learning_curves(records, headlines),
         "task weights": plots.task_weights(records, tuple(headlines)),
     }
+    told = [r for r in records if "cosines" in r]
+    if told and len(headlines) > 1:
+        drawn["gradient conflicts"] = plots.gradient_conflicts(told)
     for name, task in model.tasks.items():
         if f"confusion/{name}" in arrays:
             classes = spec.targets[task.target].classes
@@ -60,7 +72,10 @@ def figures(workdir: Workdir) -> dict[str, Figure]:
 def write_report(workdir: Workdir) -> None:
     """Writes `report.html`: figures, tables, examples and the config; no other file is needed."""
     config, results = workdir.read("config.json"), workdir.read("results.json")
-    pictures = {name: _image(_png(figure), name) for name, figure in figures(workdir).items()}
+    pictures = {
+        name: _image(_png(figure), name) + _caption(name)
+        for name, figure in figures(workdir).items()
+    }
     tables = "".join(
         f"<h3>{split}</h3>{_table(comparison(results, split))}" for split in reversed(SPLITS)
     )
@@ -112,6 +127,10 @@ def _kind(spec: Any) -> str:
 def _image(png: bytes, alternative: str) -> str:
     data = base64.b64encode(png).decode()
     return f"<img alt='{html.escape(alternative)}' src='data:image/png;base64,{data}'>"
+
+
+def _caption(name: str) -> str:
+    return f"<p>{html.escape(_CAPTIONS[name])}</p>" if name in _CAPTIONS else ""
 
 
 def _table(columns: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> str:

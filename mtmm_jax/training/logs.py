@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Mapping
@@ -16,6 +17,8 @@ from tensorboardX import SummaryWriter
 
 from mtmm_jax.training.workdir import write
 
+PAIRS_UP_TO = 8  # tasks: 28 curves of pairs; more than that nobody reads as curves
+
 
 class Journal:
     """metrics.jsonl and TensorBoard events, one record a log step or validation."""
@@ -29,12 +32,14 @@ class Journal:
         self._events = SummaryWriter(str(events), purge_step=from_step + 1)
 
     def write(self, step: int, split: str, figures: Mapping[str, Any]) -> None:
-        """Figures are numbers, or one more level of `{task: number}`."""
+        """Figures are numbers, `{task: number}`, or `{"tasks": names, "mean": K x K rows}`.
+
+        TensorBoard gets the numbers, and of few tasks' symmetric matrix one curve a pair.
+        """
         self._file.write(json.dumps({"step": step, "split": split, **figures}) + "\n")
         self._file.flush()
         for name, value in figures.items():
-            nested = value if isinstance(value, Mapping) else {"": value}
-            for key, number in nested.items():
+            for key, number in _scalars(value).items():
                 if isinstance(number, int | float) and np.isfinite(number):
                     tag = f"{split}/{name}/{key}".rstrip("/")
                     self._events.add_scalar(tag, number, step)
@@ -42,6 +47,19 @@ class Journal:
     def close(self) -> None:
         self._file.close()
         self._events.close()
+
+
+def _scalars(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        return {"": value}
+    rows = value.get("mean")
+    if not isinstance(rows, list):
+        return value
+    names = value["tasks"]
+    if len(names) > PAIRS_UP_TO:
+        return {}
+    pairs = itertools.combinations(range(len(names)), 2)
+    return {f"{names[i]}/{names[j]}": rows[i][j] for i, j in pairs}
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:

@@ -158,9 +158,7 @@ def _log(
         figures = jax.tree.map(lambda x: x[0], figures)
     names = tuple(experiment.model.tasks)
     present = np.stack([f["present"] for f in figures])
-    losses = np.stack([f["losses"] for f in figures]).astype(np.float64)
-    counted = np.where(present, losses, 0.0).sum(0) / np.maximum(present.sum(0), 1)
-    mean_losses = np.where(present.any(0), counted, np.nan)
+    mean_losses = _mean(_stacked(figures, "losses"), present)
     weights = np.stack([f["weights"] for f in figures]).mean(0)
     now = time.monotonic()
     seconds = max(now - last.since, 1e-9)
@@ -176,7 +174,7 @@ def _log(
             "data_wait": last.waited / seconds,
             "skipped": int(sum(f["skipped"] for f in figures)),
             "absent": _named(names, (~present).sum(0)),
-            **_diagnostics(figures),
+            **_diagnostics(names, figures),
         },
     )
     watch.update(number, mean_losses, weights)
@@ -194,10 +192,44 @@ def _log(
         )
 
 
-def _diagnostics(figures: list[dict[str, Any]]) -> dict[str, Any]:
-    """The scalar diagnostics of gradient methods, averaged."""
+def _diagnostics(names: tuple[str, ...], figures: list[dict[str, Any]]) -> dict[str, Any]:
+    """What gradient methods tell, averaged: scalars, the tasks' gradient norms, their cosines.
+
+    A task counts in the steps that it is present in, a pair in those that both are, and the
+    scalars, which are about pairs, in the steps that have one. Figures that are not finite,
+    as in a skipped step, count nowhere.
+    """
+    if "cosines" not in figures[0]:
+        return {}
+    present = np.stack([f["present"] for f in figures])
+    together = present[:, :, None] & present[:, None, :]
+    finite = np.isfinite(_stacked(figures, "norms")).all(1)  # NaN < 0 would be no conflict
+    paired = (present.sum(1) > 1) & finite
     scalars = [k for k in figures[0] if k != "skipped" and np.ndim(figures[0][k]) == 0]
-    return {key: float(np.mean([f[key] for f in figures])) for key in scalars}
+    return {
+        **{key: _finite_mean(figures, key, paired).item() for key in scalars},
+        "gradient_norm": _named(names, _finite_mean(figures, "norms", present)),
+        "cosines": {
+            "tasks": list(names),
+            "mean": _finite_mean(figures, "cosines", together).round(3).tolist(),
+        },
+    }
+
+
+def _finite_mean(figures: list[dict[str, Any]], key: str, counted: np.ndarray) -> np.ndarray:
+    values = _stacked(figures, key)
+    return _mean(values, counted & np.isfinite(values))
+
+
+def _stacked(figures: list[dict[str, Any]], key: str) -> np.ndarray:
+    return np.stack([f[key] for f in figures]).astype(np.float64)
+
+
+def _mean(values: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """Over the steps that count; NaN where none does."""
+    count = counted.sum(0)
+    total = np.where(counted, values, 0.0).sum(0)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def _named(names: tuple[str, ...], values: Any) -> dict[str, float]:

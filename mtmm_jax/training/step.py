@@ -131,7 +131,7 @@ def make_step(
         )
         kept = state.replace(step=state.step + 1)
         new = jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, kept)
-        figures = {"losses": out.losses, "skipped": ~fine, **out.diagnostics}
+        figures = {"losses": out.losses, **out.diagnostics, "skipped": ~fine}
         return new, figures
 
     return step

@@ -1,0 +1,85 @@
+"""The report of a run: which figures it draws, and what it says about them."""
+
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from matplotlib import pyplot as plt
+
+from mtmm_jax import report, train
+from mtmm_jax.analysis import plots
+
+DATA = Path(tempfile.gettempdir()) / "mtmm-jax-tests-data"
+# One small encoder, two tasks: little to compile.
+SMALL = (
+    "--config.data.image_size=16",
+    "--config.data.seconds=0.6",
+    f"--config.data.data_dir={DATA}",
+    "--config.model.width=8",
+    "--config.model.encoders.image=None",
+    "--config.model.encoders.audio=None",
+    "--config.tasks.year=None",
+    "--config.tasks.retrieval=None",
+    "--config.batch_size=8",
+    "--config.evaluation.batch_size=64",
+    "--config.evaluation.baselines=False",
+    "--config.evaluation.log_every=2",
+    "--config.steps=4",
+)
+
+
+def _record(step, tasks, value=0.0):
+    """A train record with a mean cosine of `value` between all tasks."""
+    rows = np.where(np.eye(len(tasks), dtype=bool), 1.0, value)
+    return {
+        "step": step,
+        "conflict_rate": 0.5,
+        "condition_number": 3.0,
+        "magnitude_similarity": 0.8,
+        "gradient_norm": dict.fromkeys(tasks, 1.0),
+        "cosines": {"tasks": list(tasks), "mean": rows.tolist()},
+    }
+
+
+@pytest.mark.parametrize(("method", "there"), [("pcgrad", True), ("equal", False)])
+def test_gradient_conflicts_are_drawn_for_methods_that_know_them(
+    tmp_path, method, there, capsys, monkeypatch
+):
+    monkeypatch.setenv("MTMM_JAX_CACHE", "")
+    workdir, folder = tmp_path / "run", tmp_path / "figures"
+    arguments = ["--config", "emoji", "--workdir", str(workdir), *SMALL]
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam needs it
+        code = train.main([*arguments, f"--config.balancing={method}"])
+    assert code == 0, capsys.readouterr().err
+    page = (workdir / "report.html").read_text()
+    assert ("<h2 id='Gradient conflicts'>" in page) == there
+    assert ("each task pulls the shared part" in page) == there
+    code = report.main(["--workdir", str(workdir), "--figures", str(folder)])
+    assert code == 0, capsys.readouterr().err
+    assert (folder / "gradient_conflicts.png").exists() == there
+    assert (folder / "task_weights.png").exists()
+
+
+@pytest.mark.parametrize("tasks", [2, 12, 13, 40])
+def test_few_tasks_have_their_cosines_as_numbers(tasks):
+    names = [f"t{i}" for i in range(tasks)]
+    figure = plots.gradient_conflicts([_record(s, names, v) for s, v in ((5, -0.5), (9, 0.1))])
+    figure.draw_without_rendering()
+    heat_map = figure.subfigs[0].axes[0]
+    assert heat_map.images[0].get_clim() == (-1, 1)
+    texts = [text.get_text() for text in heat_map.texts]
+    assert texts == (["−0.20"] * tasks * (tasks - 1) if tasks <= 12 else [])
+    plt.close(figure)
+
+
+def test_tasks_that_never_met_leave_holes():
+    records = [_record(s, ("a", "b"), np.nan) for s in (5, 9)]
+    for record in records:
+        record["gradient_norm"]["b"] = np.nan
+        record["condition_number"] = record["conflict_rate"] = np.nan
+    figure = plots.gradient_conflicts(records)
+    figure.draw_without_rendering()
+    assert not figure.subfigs[0].axes[0].texts
+    plt.close(figure)
