@@ -11,10 +11,11 @@ from typing import Any
 
 
 def prepare_jax() -> None:
-    """Compiler flags and the persistent compile cache (`MTMM_JAX_CACHE`, off if it is empty)."""
+    """Compiler flags, malloc and the persistent compile cache (`MTMM_JAX_CACHE`, empty: off)."""
     from mtmm_jax import parallel
 
     parallel.set_cpu_flags()
+    parallel.keep_freed_memory()
     import jax
 
     default = Path.home() / ".cache" / "mtmm_jax" / "compiled"

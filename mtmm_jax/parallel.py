@@ -7,7 +7,9 @@ is None, so the same code is the single-device program.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from collections.abc import Callable
 from functools import partial
 from importlib import metadata
@@ -118,3 +120,23 @@ def set_cpu_flags() -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     wanted = [f"{name}={value}" for name, value in CPU_FLAGS.items() if name not in flags]
     os.environ["XLA_FLAGS"] = " ".join([flags, *wanted]).strip()
+
+
+# glibc's names: M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX.
+MALLOC_OPTIONS = {-4: 0, -1: 2**31 - 1, -8: 1}
+
+
+def keep_freed_memory() -> bool:
+    """Makes glibc's malloc keep what is freed; call it before jax computes for the first time.
+
+    By default every large buffer goes back to the system, and each step on the CPU faults its
+    temporaries in anew. The price: the process stays as large as it has ever been. Nothing
+    happens on other systems and C libraries; `MTMM_JAX_CPU_FLAGS=0` switches it off.
+
+    Returns:
+        Whether it was applied.
+    """
+    if os.environ.get("MTMM_JAX_CPU_FLAGS", "1") == "0" or not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and all(mallopt(*pair) == 1 for pair in MALLOC_OPTIONS.items())
