@@ -4,213 +4,227 @@
     python -m mtmm_jax.benchmarks.balancing --trunk mlp resnet --peers --json balancing.json
 
 Rows: trunk ("solver" for the rule alone inside jit), tasks, method, engine, step_ms,
-relative_to_equal (our own equal-weight step of the same run), extra_mb (over that step), peer.
+relative_to_equal (our own equal-weight step, timed in turns with it), extra_mb (over that step;
+a peer's over the peer's equal-weight step), peer.
+
+With --json the file is rewritten after each trunk and number of tasks, and what stands in it
+already, measured with the same settings on the same machine, is not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
-from collections.abc import Callable, Sequence
+import gc
+import json
+import os
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from mtmm_jax import balancing
-from mtmm_jax.balancing.core import decide, gather
+from mtmm_jax import balancing, parallel
 from mtmm_jax.benchmarks import balancing_models as models
-from mtmm_jax.benchmarks.timing import interleaved, write_json
+from mtmm_jax.benchmarks.balancing_plot import plot
+from mtmm_jax.benchmarks.balancing_steps import BATCH, FAMO_TWICE, build, engines_of, solver_call
+from mtmm_jax.benchmarks.timing import interleaved, machine, write_json
 from mtmm_jax.registry import choose
 
 TASKS = (2, 4, 8, 16, 40)
 QUICK_METHODS = ("equal", "famo", "mgda", "pcgrad", "cagrad", "nash", "upgrad")
 ENGINES = ("losses", "representation", "gramian", "full")
-BATCH = {"mlp": 128, "resnet": 16}
+GROUP = 8
+Name = tuple[str, str, str | None]  # method, engine, peer
+EQUAL: Name = ("equal", "losses", None)
 
 
-class Step:
-    """One compiled training step with SGD, its parameters donated from call to call."""
-
-    def __init__(self, trunk: str, num_tasks: int, balancer: Any, engine: str, chunk: int) -> None:
-        losses_fn = models.tapped_mlp() if engine == "gramian" else models.split(trunk)
-        second = balancer.rule.second_sample
-        fn = balancing.value_and_grad(
-            losses_fn, balancer, engine=engine, shared=models.shared_labels, chunk=chunk
-        )
-
-        def step(params: Any, state: Any, batch: Any) -> tuple[Any, Any]:
-            out = fn(params, state, batch, other=(batch,) if second else None)
-            params = jax.tree.map(lambda p, g: p - 1e-3 * g, params, out.grads)
-            return params, self.after(losses_fn, balancer, params, out.state, batch)
-
-        self.params = models.init(trunk, num_tasks)
-        self.state = balancer.init(self.params, models.shared_labels)
-        self.batch = jax.tree.map(jnp.asarray, models.data(trunk, num_tasks, BATCH[trunk]))
-        jitted = jax.jit(step, donate_argnums=(0, 1))
-        self.compiled = jitted.lower(self.params, self.state, self.batch).compile()
-        self.megabytes = self.compiled.memory_analysis().temp_size_in_bytes / 2**20
-
-    def after(self, losses_fn: Any, balancer: Any, params: Any, state: Any, batch: Any) -> Any:
-        """What the method does once the parameters have moved: nothing."""
-        del losses_fn, balancer, params, batch
-        return state
-
-    def __call__(self) -> None:
-        self.params, self.state = self.compiled(self.params, self.state, self.batch)
-        jax.block_until_ready(self.params)
+def planned(trunk: str, k: int, options: argparse.Namespace) -> list[Name]:
+    """What to measure for a trunk and number of tasks; a method's peers follow it."""
+    if trunk == "solver":
+        rules = {m: balancing.build(m, 2).rule for m in options.methods}
+        return [(m, "jit", None) for m, rule in rules.items() if rule.needs == "gramian"]
+    names = [EQUAL, *_peers("equal", trunk, options)]
+    for method in options.methods:
+        names += [(method, e, None) for e in engines_of(method, trunk) if e in options.engines]
+        if method == "famo":
+            names.append((FAMO_TWICE, "losses", None))
+        names += _peers(method, trunk, options)
+    return [name for name in dict.fromkeys(names) if not _too_slow(trunk, k, name, options)]
 
 
-class FamoTwice(Step):
-    """FAMO as published: the losses of the same batch once more after the step."""
+def _peers(method: str, trunk: str, options: argparse.Namespace) -> list[Name]:
+    if not options.peers:
+        return []
+    from mtmm_jax.benchmarks import balancing_peers as others
 
-    def after(self, losses_fn: Any, balancer: Any, params: Any, state: Any, batch: Any) -> Any:
-        """Forward again, and learn."""
-        sums, counts, _ = losses_fn(params, batch)
-        return balancer.observe(state, sums / counts)
-
-
-def engines_of(method: str, trunk: str) -> list[str]:
-    """The engines that can give a method its evidence."""
-    rule = balancing.build(method, 2).rule
-    if rule.needs == "losses":
-        return ["losses"]
-    if rule.needs == "jacobian" or rule.second_sample:
-        return ["full"]
-    return ["representation", "full", *(["gramian"] if trunk == "mlp" else [])]
+    return [(method, engine, "torchjd") for engine in others.engines_of(method, trunk)]
 
 
-def solver_call(method: str, num_tasks: int) -> Callable[[], Any]:
-    """The rule alone, inside jit, on conflicting random gradients."""
-    rng = np.random.default_rng(num_tasks)
-    rows = {"x": jnp.asarray(rng.normal(size=(num_tasks, 2 * num_tasks)), jnp.float32)}
-    balancer = balancing.build(method, num_tasks)
-    state = balancer.init({"x": rows["x"][0]})
-    losses = jnp.linspace(0.5, 1.5, num_tasks)
-    evidence = gather(losses, jnp.ones(num_tasks, bool), rows, rows)
-    evidence = evidence._replace(grads=None)
-    decided = jax.jit(lambda s, e: decide(balancer.rule, s, e))
-    return lambda: jax.block_until_ready(decided(state.rule, evidence))
+def _too_slow(trunk: str, k: int, name: Name, options: argparse.Namespace) -> bool:
+    return trunk == "resnet" and name[1:] == ("full", None) and k > options.full_tasks
 
 
-def measure_solvers(tasks: Sequence[int], methods: Sequence[str], seconds: float) -> list[dict]:
+def left_out(options: argparse.Namespace) -> list[str]:
+    """A line for what --full_tasks leaves out, and one for the peers that cannot be built."""
+    lines = []
+    if options.peers:
+        from mtmm_jax.benchmarks import balancing_peers as others
+
+        known = [m for m in options.methods if m in others.AGGREGATORS]
+        lacking = [m for m in known if not others.engines_of(m, "mlp")]
+        if lacking:
+            lines.append(f"left out (torchjd lacks a package for it): {', '.join(lacking)}")
+    tasks = [k for k in options.tasks if k > options.full_tasks]
+    if "resnet" in options.trunk and "full" in options.engines and tasks:
+        reach = {m: engines_of(m, "resnet") for m in options.methods}
+        alone = ", ".join(m for m, engines in reach.items() if engines == ["full"])
+        counts = " ".join(map(str, tasks))
+        line = f"left out (--full_tasks {options.full_tasks}): engine full, resnet, {counts} tasks"
+        lines.append(line + (f"; no other engine has {alone}" if alone else ""))
+    return lines
+
+
+def grouped(names: Sequence[Name]) -> Iterator[list[Name]]:
+    """About `GROUP` names at a time, a method's engines and peers together."""
+    group: list[Name] = []
+    for i, name in enumerate(names):
+        group.append(name)
+        last = i + 1 == len(names) or names[i + 1][0] != name[0]
+        if last and (len(group) >= GROUP or i + 1 == len(names)):
+            yield group
+            group = []
+
+
+def measure_solvers(k: int, names: Sequence[Name], seconds: float) -> list[dict]:
     """Rows of the rules alone, Gramian tier."""
+    times = interleaved({name: solver_call(name[0], k) for name in names}, seconds)
+    return [_row("solver", k, name, ms, None, None) for name, ms in times.items()]
+
+
+def measure_steps(
+    trunk: str, k: int, names: Sequence[Name], seconds: float, chunk: int
+) -> list[dict]:
+    """Rows of one trunk and number of tasks; each group beside the same equal-weight step."""
+    base = build(trunk, k, *EQUAL[:2], 1)
+    torch_floor = _torch_floor(trunk, k) if any(name[2] for name in names) else None
     rows = []
-    for k in tasks:
-        chosen = [m for m in methods if balancing.build(m, 2).rule.needs == "gramian"]
-        times = interleaved({m: solver_call(m, k) for m in chosen}, seconds) if chosen else {}
-        rows += [_row("solver", k, m, "jit", ms, None, None) for m, ms in times.items()]
+    for group in grouped(names):
+        calls: dict[Name, Any] = {EQUAL: base}
+        extra: dict[Name, float] = {EQUAL: 0.0}
+        for name in group:
+            if name != EQUAL:
+                calls[name], megabytes = _step(trunk, k, name, chunk)
+                extra[name] = megabytes - (torch_floor if name[2] else base.megabytes)
+        # OpenMP's threads spin for milliseconds after a torch step, at the cost of the next one.
+        mixed = any(name[2] for name in group)
+        times = interleaved(calls, seconds, warm=mixed)
+        rows += [_row(trunk, k, n, times[n], times[n] / times[EQUAL], extra[n]) for n in group]
+        calls.clear()
+        _release()
     return rows
 
 
-def _row(
-    trunk: str,
-    k: int,
-    method: str,
-    engine: str,
-    ms: float,
-    relative: Any,
-    mb: Any,
-    peer: Any = None,
-) -> dict[str, Any]:
+def _step(trunk: str, k: int, name: Name, chunk: int) -> tuple[Any, float]:
+    method, engine, peer = name
+    if not peer:
+        step = build(trunk, k, method, engine, chunk)
+        return step, step.megabytes
+    from mtmm_jax.benchmarks import balancing_peers as others
+
+    call = others.step(trunk, method, engine, models.data(trunk, k, BATCH[trunk]))
+    call()  # what the first step makes and keeps is no part of the others
+    return call, others.peak_mb(call)
+
+
+def _torch_floor(trunk: str, k: int) -> float:
+    from mtmm_jax.benchmarks import balancing_peers as others
+
+    threads = others.choose_threads(trunk, models.data(trunk, k, BATCH[trunk]))
+    print(f"  peers on {threads} thread(s)", flush=True)
+    return _step(trunk, k, ("equal", "equal", "torchjd"), 1)[1]
+
+
+def _release() -> None:
+    gc.collect()
+    jax.clear_caches()
+
+
+def _row(trunk: str, k: int, name: Name, ms: float, relative: Any, mb: Any) -> dict[str, Any]:
+    method, engine, peer = name
     rounded = {"step_ms": round(ms, 4), "relative_to_equal": relative and round(relative, 3)}
     extra = None if mb is None else round(mb, 1)
     names = {"trunk": trunk, "tasks": k, "method": method, "engine": engine}
     return names | rounded | {"extra_mb": extra, "peer": peer}
 
 
-def measure_steps(
-    trunk: str,
-    k: int,
-    methods: Sequence[str],
-    engines: Sequence[str],
-    seconds: float,
-    peers: bool,
-    chunk: int,
-) -> list[dict]:
-    """Rows of one trunk and number of tasks, everything interleaved in one run."""
-    calls: dict[tuple, Any] = {
-        ("equal", "losses", None): Step(trunk, k, balancing.equal(k), "losses", 1)
-    }
-    for method in methods:
-        for engine in engines_of(method, trunk):
-            if (method, engine, None) not in calls and engine in engines:
-                built = balancing.build(method, k)
-                calls[method, engine, None] = Step(trunk, k, built, engine, min(chunk, k))
-    if "famo" in methods:
-        famo = balancing.famo(k, after="same")
-        calls["famo(same)", "losses", None] = FamoTwice(trunk, k, famo, "losses", 1)
-    memory = {name: step.megabytes for name, step in calls.items()}
-    if peers:
-        from mtmm_jax.benchmarks import balancing_peers as others
+class Store:
+    """The rows measured so far, and the JSON file that they stand in, if there is one."""
 
-        batch = models.data(trunk, k, BATCH[trunk])
-        print(f"{trunk}, {k} tasks: peers on {others.choose_threads(trunk, batch)} thread(s)")
-        for method in ["equal", *(m for m in methods if m in others.AGGREGATORS)]:
-            for engine, call in others.steps(trunk, method, batch).items():
-                calls[method, engine, "torchjd"] = call
-                call()
-                memory[method, engine, "torchjd"] = others.peak_mb(call)
-    times = interleaved(calls, seconds)
-    base = times["equal", "losses", None]
-    rows = []
-    for (method, engine, peer), ms in times.items():
-        floor = memory["equal", "equal" if peer else "losses", peer]
-        extra = memory[method, engine, peer] - floor
-        rows.append(_row(trunk, k, method, engine, ms, ms / base, extra, peer))
-    return rows
+    def __init__(self, path: str | None, options: argparse.Namespace, kept_freed: bool) -> None:
+        self.path = Path(path) if path else None
+        self.settings = {
+            "seconds": options.seconds,
+            "chunk": options.chunk,
+            "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        }
+        self.machine = machine() | {"keep_freed_memory": kept_freed}
+        if options.peers:
+            self.machine["peers"] = {n: metadata.version(n) for n in ("torch", "torchjd")}
+        self.rows: list[dict] = []
+        if self.path and self.path.exists():
+            self._resume(json.loads(self.path.read_text()))
 
+    def _resume(self, document: dict) -> None:
+        before = document.get("machine", {})
+        if "peers" in before and "peers" not in self.machine:
+            self.machine["peers"] = before["peers"]
+        now = {"settings": self.settings} | self.machine
+        then = {"settings": document.get("settings")} | before
+        if "peers" not in then:
+            now.pop("peers", None)
+        differing = sorted(key for key in now | then if now.get(key) != then.get(key))
+        if not differing:
+            self.rows = document["rows"]
+            return
+        old = self.path.with_name(f"{self.path.name}.old")
+        os.replace(self.path, old)
+        print(f"{self.path}: other {', '.join(differing)}; starts anew, moved to {old.name}")
 
-def plot(rows: Sequence[dict], path: str) -> None:
-    """Relative step time against the number of tasks, a line per method and engine."""
+    def missing(self, trunk: str, k: int, names: Sequence[Name]) -> list[Name]:
+        """Those of the names that have no row."""
+        pair = [row for row in self.rows if (row["trunk"], row["tasks"]) == (trunk, k)]
+        present = {(row["method"], row["engine"], row["peer"]) for row in pair}
+        return [name for name in names if name not in present]
 
-    import matplotlib.pyplot as plt
-
-    trunks = sorted({row["trunk"] for row in rows} - {"solver"})
-    figure, axes = plt.subplots(1, max(len(trunks), 1), squeeze=False, figsize=(7 * len(trunks), 5))
-    for axis, trunk in zip(axes[0], trunks, strict=True):
-        lines: dict[str, list[tuple[int, float]]] = {}
-        for row in rows:
-            if row["trunk"] == trunk:
-                label = " ".join(filter(None, (row["peer"], row["method"], row["engine"])))
-                lines.setdefault(label, []).append((row["tasks"], row["relative_to_equal"]))
-        for label, points in sorted(lines.items()):
-            axis.plot(*zip(*sorted(points), strict=True), marker="o", label=label)
-        axis.set(xscale="log", yscale="log", title=trunk, xlabel="tasks", ylabel="time / equal")
-        axis.legend(fontsize=6)
-    figure.tight_layout()
-    figure.savefig(path)
-    plt.close(figure)
+    def add(self, rows: Sequence[dict]) -> None:
+        """Takes rows up, in the order of the trunks and tasks, and writes the file."""
+        order = ["solver", *sorted(BATCH)]
+        self.rows.extend(rows)
+        self.rows.sort(key=lambda row: (order.index(row["trunk"]), row["tasks"]))
+        if self.path:
+            write_json(self.path, self.rows, self.machine, self.settings)
 
 
-def main(argv: Sequence[str] | None = None) -> list[dict]:
-    """Measures, prints, and writes what was asked for."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--tasks", type=int, nargs="+", help=f"default: {TASKS}; --quick: 4 16")
-    parser.add_argument("--methods", nargs="+", help="default: all; --quick: a few")
-    parser.add_argument("--engines", nargs="+", default=ENGINES, choices=ENGINES)
-    parser.add_argument("--trunk", nargs="+", default=["mlp"], choices=sorted(BATCH))
-    parser.add_argument("--chunk", type=int, default=1, help="pullbacks per call, engine full")
-    parser.add_argument("--peers", action="store_true", help="beside torch and torchjd")
-    parser.add_argument("--quick", action="store_true", help="fewer methods, shorter timing")
-    parser.add_argument("--json", help="write the rows here")
-    parser.add_argument("--plot", help="write a picture here")
-    options = parser.parse_args(argv)
-    tasks = options.tasks or ((4, 16) if options.quick else TASKS)
-    methods = options.methods or (QUICK_METHODS if options.quick else tuple(balancing.METHODS))
-    for method in methods:
-        choose(method, balancing.METHODS, "--methods", "method")
-    seconds = 0.3 if options.quick else 2.0
-    rows = measure_solvers(tasks, methods, seconds)
-    for trunk in options.trunk:
-        measure = functools.partial(
-            measure_steps, trunk, methods=methods, engines=options.engines, seconds=seconds
-        )
-        for k in tasks:
-            rows += measure(k, peers=options.peers, chunk=options.chunk)
+def measure(store: Store, options: argparse.Namespace) -> None:
+    """Measures what the store has not, one trunk and number of tasks after the other."""
+    for trunk in ("solver", *options.trunk):
+        for k in options.tasks:
+            names = planned(trunk, k, options)
+            todo = store.missing(trunk, k, names)
+            kept = f", {len(names) - len(todo)} kept" if len(todo) < len(names) else ""
+            methods = ", ".join(dict.fromkeys(name[0] for name in todo)) or "nothing"
+            print(f"{trunk}, {k} tasks: {len(todo)} to measure{kept}: {methods}", flush=True)
+            if not todo:
+                continue
+            if trunk == "solver":
+                store.add(measure_solvers(k, todo, options.seconds))
+            else:
+                store.add(measure_steps(trunk, k, todo, options.seconds, options.chunk))
+            _release()
+
+
+def _print_table(rows: Sequence[dict]) -> None:
     print(f"{'trunk':8}{'tasks':>6} {'method':16}{'engine':16}{'ms':>10}{'/equal':>8}{'+MB':>9}")
     for row in rows:
         relative = "" if row["relative_to_equal"] is None else f"{row['relative_to_equal']:.2f}"
@@ -219,11 +233,54 @@ def main(argv: Sequence[str] | None = None) -> list[dict]:
             f"{row['trunk']:8}{row['tasks']:>6} {row['method']:16}{row['engine']:16}"
             f"{row['step_ms']:>10.3f}{relative:>8}{extra:>9} {row['peer'] or ''}"
         )
-    if options.json:
-        write_json(options.json, rows)
+
+
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--tasks", type=int, nargs="+", help=f"default: {TASKS}; --quick: 4 16")
+    add("--methods", nargs="+", help="default: all; --quick: a few")
+    add("--engines", nargs="+", default=ENGINES, choices=ENGINES)
+    add("--trunk", nargs="+", default=["mlp"], choices=sorted(BATCH))
+    add("--chunk", type=int, default=1, help="pullbacks per call, engine full")
+    full = "most tasks at which the resnet is measured with engine full: its one pullback a "
+    full += (
+        "task takes minutes to compile and run; above, the engine is left out, and with it each "
+    )
+    full += "method that has no other (default: %(default)s)"
+    add("--full_tasks", type=int, default=8, help=full)
+    add("--seconds", type=float, help="timing of each, at least 5 steps; default 2; --quick: 0.3")
+    add("--peers", action="store_true", help="beside torch and torchjd")
+    add("--quick", action="store_true", help="fewer methods, shorter timing")
+    freed = "freed memory stays in the process, for both frameworks, as in the training command"
+    add("--keep_freed_memory", action="store_true", help=freed)
+    add("--json", help="write the rows here; rows that stand in it are not measured again")
+    add("--plot", help="write a picture here")
+    options = parser.parse_args(argv)
+    options.tasks = options.tasks or ((4, 16) if options.quick else TASKS)
+    quick = QUICK_METHODS if options.quick else tuple(balancing.METHODS)
+    options.methods = options.methods or quick
+    if options.seconds is None:
+        options.seconds = 0.3 if options.quick else 2.0
+    for method in options.methods:
+        choose(method, balancing.METHODS, "--methods", "method")
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> list[dict]:
+    """Measures, prints, and writes what was asked for."""
+    options = _options(argv)
+    kept_freed = options.keep_freed_memory and parallel.keep_freed_memory()
+    store = Store(options.json, options, kept_freed)
+    measure(store, options)
+    _print_table(store.rows)
+    for line in left_out(options):
+        print(line)
     if options.plot:
-        plot(rows, options.plot)
-    return rows
+        plot(store.rows, options.plot)
+    return store.rows
 
 
 if __name__ == "__main__":

@@ -5,18 +5,18 @@ Needs `torch` and `torchjd`, installed by the user; nothing else here imports th
 
 from __future__ import annotations
 
-import copy
 import itertools
 import os
-import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler would write two lines a use
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from mtmm_jax.benchmarks.balancing_models import OUTPUTS, STAGES, WIDTHS
 
@@ -76,8 +76,20 @@ def _aggregator(method: str, num_tasks: int) -> Any:
     return getattr(aggregation, AGGREGATORS[method])(**kwargs)
 
 
-def steps(trunk: str, method: str, batch: dict[str, np.ndarray]) -> dict[str, Callable[[], None]]:
-    """name -> one training step: `equal`, or `autojac` and (where it exists) `autogram`."""
+def engines_of(method: str, trunk: str) -> list[str]:
+    """`equal`, or `autojac` and (where it exists) `autogram`; none for a method torchjd has not,
+    or has not without a package that is not installed."""
+    if method not in AGGREGATORS:
+        return ["equal"] if method == "equal" else []
+    try:
+        weighting = getattr(_aggregator(method, 2), "gramian_weighting", None)
+    except ImportError:
+        return []
+    return ["autojac", *(["autogram"] if weighting is not None and trunk == "mlp" else [])]
+
+
+def step(trunk: str, method: str, engine: str, batch: dict[str, np.ndarray]) -> Callable[[], None]:
+    """One training step with SGD, of a model of its own."""
     torch.manual_seed(0)
     num_tasks = len(batch["y"])
     body = _trunk(trunk)
@@ -86,86 +98,76 @@ def steps(trunk: str, method: str, batch: dict[str, np.ndarray]) -> dict[str, Ca
     x = torch.from_numpy(batch["x"])
     x = x if trunk == "mlp" else x.permute(0, 3, 1, 2).contiguous()
     targets = torch.from_numpy(batch["y"])
+    backward = _backward(method, engine, body, num_tasks)
 
-    def losses(body: nn.Module) -> tuple[list[Any], Any]:
+    def run() -> None:
+        optimizer.zero_grad()
         features = body(x)
         pairs = zip(heads, targets, strict=True)
-        return [((h(features) - y) ** 2).mean() for h, y in pairs], features
-
-    def equal() -> None:
-        optimizer.zero_grad()
-        torch.stack(losses(body)[0]).mean().backward()
+        backward([((head(features) - y) ** 2).mean() for head, y in pairs], features)
         optimizer.step()
 
-    if method == "equal":
-        return {"equal": equal}
+    return run
+
+
+def _backward(method: str, engine: str, body: nn.Module, num_tasks: int) -> Callable[..., None]:
+    if engine == "equal":
+        return lambda losses, features: torch.stack(losses).mean().backward()
     from torchjd import autojac
+    from torchjd.autogram import Engine
 
     aggregator = _aggregator(method, num_tasks)
 
-    def by_autojac() -> None:
-        optimizer.zero_grad()
-        each, features = losses(body)
-        autojac.mtl_backward(each, features=features)
+    def by_autojac(losses: list[Any], features: Any) -> None:
+        autojac.mtl_backward(losses, features=features)
         autojac.jac_to_grad(body.parameters(), aggregator)
-        optimizer.step()
 
-    found = {"autojac": by_autojac}
-    weighting = getattr(aggregator, "gramian_weighting", None)
-    if weighting is not None and trunk == "mlp":
-        from torchjd.autogram import Engine
+    if engine == "autojac":
+        return by_autojac
+    grams = Engine(body, batch_dim=None)  # the losses are means over the batch
 
-        hooked = copy.deepcopy(body)  # the engine's hooks would slow the other steps down
-        own = torch.optim.SGD([*hooked.parameters(), *heads.parameters()], lr=1e-3)
-        engine = Engine(hooked, batch_dim=None)  # the losses are means over the batch
+    def by_autogram(losses: list[Any], features: Any) -> None:
+        del features
+        each = torch.stack(losses)
+        each.backward(aggregator.gramian_weighting(grams.compute_gramian(each)))
 
-        def by_autogram() -> None:
-            own.zero_grad()
-            each = torch.stack(losses(hooked)[0])
-            each.backward(weighting(engine.compute_gramian(each)))
-            own.step()
-
-        found["autogram"] = by_autogram
-    return found
+    return by_autogram
 
 
 def choose_threads(trunk: str, batch: dict[str, np.ndarray]) -> int:
     """Gives PyTorch the number of threads at which its equal-weight step is fastest just now.
 
-    On a busy machine OpenMP threads that wait for each other can cost it a factor of ten.
+    On a busy machine OpenMP threads that wait for each other can cost it a factor of ten. The
+    best time counts: a passing disturbance must not take a thread away for the whole run.
     """
-    call = steps(trunk, "equal", batch)["equal"]
+    call = step(trunk, "equal", "equal", batch)
     cost = {}
     for threads in range(1, (os.cpu_count() or 1) + 1):
         torch.set_num_threads(threads)
         call()
         times = []
-        for _ in range(5):
+        for _ in range(15):
             start = time.perf_counter()
             call()
             times.append(time.perf_counter() - start)
-        cost[threads] = sorted(times)[2]
+        cost[threads] = min(times)
     best = min(cost, key=cost.__getitem__)
     torch.set_num_threads(best)
     return best
 
 
 def peak_mb(call: Callable[[], None]) -> float:
-    """Highest resident memory during a call over that before it, sampled every millisecond."""
-    status, done, peak = Path("/proc/self/statm"), threading.Event(), [0]
+    """Most bytes of tensors that a call holds at a time beside what was there before it.
 
-    def resident() -> int:
-        return int(status.read_text().split()[1]) * 4096
-
-    def watch() -> None:
-        while not done.is_set():
-            peak[0] = max(peak[0], resident())
-            time.sleep(0.001)
-
-    before = resident()
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    call()
-    done.set()
-    watcher.join()
-    return (peak[0] - before) / 2**20
+    The last step's gradients go first, so this is the rise from the lowest level, not the level.
+    Like XLA's `temp_size_in_bytes` it leaves out what the kernels allocate for themselves.
+    """
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        call()
+    events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
+    live = lowest = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        live += event.nbytes()
+        lowest = min(lowest, live)
+        peak = max(peak, live - lowest)
+    return peak / 2**20

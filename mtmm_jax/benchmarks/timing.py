@@ -14,12 +14,16 @@ from typing import Any
 import jax
 
 
-def interleaved(calls: Mapping[str, Callable[[], Any]], seconds: float = 2.0) -> dict[str, float]:
+def interleaved(
+    calls: Mapping[Any, Callable[[], Any]], seconds: float = 2.0, warm: bool = False
+) -> dict[Any, float]:
     """Median milliseconds of each call, taken in turns so that drift hits all of them alike.
 
     Args:
         calls: name -> a call that returns when its work is done.
         seconds: how long to measure each, at least five times.
+        warm: before each timed call below 0.2 s, the same call untimed: threads of the call before
+            come to rest, its own are awake, as when it runs over and over.
     """
     cost = {}
     for name, call in calls.items():
@@ -31,6 +35,8 @@ def interleaved(calls: Mapping[str, Callable[[], Any]], seconds: float = 2.0) ->
     rounds = max(5, min(200, int(seconds * len(calls) / max(sum(cost.values()), 1e-6))))
     for _ in range(rounds):
         for name, call in calls.items():
+            if warm and cost[name] < 0.2:
+                call()
             start = time.perf_counter()
             call()
             times[name].append(time.perf_counter() - start)
@@ -53,6 +59,16 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write_json(path: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows and machine as one JSON document."""
-    Path(path).write_text(json.dumps({"machine": machine(), "rows": list(rows)}, indent=1) + "\n")
+def write_json(
+    path: str | Path,
+    rows: Sequence[Mapping[str, Any]],
+    machine_block: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> None:
+    """Rows and machine as one JSON document, which is whole at every moment."""
+    block = machine() if machine_block is None else machine_block
+    document = {"machine": block, **({"settings": settings} if settings else {}), "rows": rows}
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_text(json.dumps(document, indent=1) + "\n")
+    os.replace(part, path)
