@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from mtmm_jax.balancing.cut import total
 from mtmm_jax.balancing.engines import LossesFn, Prepared
@@ -91,8 +90,7 @@ def _after(done: PyTree, args: PyTree) -> PyTree:
     zero = (jax.lax.bitcast_convert_type(last, jnp.uint32) >> 31) >> 1
 
     def tied(x: Any) -> Any:
-        array = isinstance(x, jax.Array | np.ndarray)
-        if not array or jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        if not hasattr(x, "dtype") or jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
             return x
         return x ^ (zero != 0) if x.dtype == bool else x + zero.astype(x.dtype)
 
