@@ -28,17 +28,24 @@ from mtmm_jax.registry import ConfigError, choose
 
 Batch = dict[str, Any]
 
+MODALITY_KINDS = ("image", "text", "audio", "video", "table", "series")
+TARGET_KINDS = ("class", "number", "labels", "tokens", "boxes")
+
 
 @dataclasses.dataclass(frozen=True)
 class Modality:
     """What a source knows of one input.
 
     Attributes:
-        kind: what it is: image, text, audio, video, table, series ...
+        kind: one of `MODALITY_KINDS`. An image is `[H, W, 3]` and a video `[T, H, W, 3]`, both in
+            -1..1, audio is `[samples]` in -1..1, text `[tokens]` of ids with a mask, a table
+            `[columns]`, a series `[T, channels]`; text, video and series have a mask where lengths
+            vary.
         shape: of one example's `x`, without the batch; `None` where the length varies.
         dtype: of `x`.
         vocabulary: the number of token ids, for text.
-        rate: samples per second, for audio and series.
+        rate: samples, frames or steps per second, for audio, video and series.
+        names: of a table's columns or a series' channels.
     """
 
     kind: str
@@ -46,6 +53,7 @@ class Modality:
     dtype: str
     vocabulary: int | None = None
     rate: float | None = None
+    names: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +61,16 @@ class Target:
     """What a source knows of one label.
 
     Attributes:
-        kind: "class" (an index) or "number" (a float).
+        kind: one of `TARGET_KINDS`: "class" (an index, or a probability per class), "number" (a
+            float), "labels" (0 or 1 per class, any number of them 1), "tokens" (`length` ids, 0
+            after the end) or "boxes" (`length` slots, a dict of "boxes" `[N, 4]` as y0, x0, y1, x1
+            in 0..1, "classes" `[N]` and "valid" `[N]` bool).
         classes: the names of the classes, in the order of their indices.
         frequencies: of the classes in the train split.
         mean, std: of a number on the train split; losses see it standardised, metrics do not.
         made_from: the modalities that the label can be read off; a task with this label may not
             read them.
+        length: of tokens, or the number of boxes that there is room for.
     """
 
     kind: str
@@ -67,6 +79,22 @@ class Target:
     mean: float = 0.0
     std: float = 1.0
     made_from: tuple[str, ...] = ()
+    length: int = 0
+
+    def blank(self, batch_size: int) -> Any:
+        """`y` of a batch without labels: zeros of the right shape and dtype."""
+        choose(self.kind, TARGET_KINDS, "target.kind")
+        if self.kind == "boxes":
+            slots = (batch_size, self.length)
+            return {
+                "boxes": np.zeros((*slots, 4), np.float32),
+                "classes": np.zeros(slots, np.int32),
+                "valid": np.zeros(slots, bool),
+            }
+        shapes = {"labels": (len(self.classes),), "tokens": (self.length,)}
+        floating = self.kind in ("number", "labels")
+        shape = (batch_size, *shapes.get(self.kind, ()))
+        return np.zeros(shape, np.float32 if floating else np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,9 +127,8 @@ class Spec:
             inputs[name] = {"x": x, "present": present}
             if modality.kind == "text":
                 inputs[name]["mask"] = np.ones((batch_size, shape[0]), bool)
-        dtypes = {"class": np.int32, "number": np.float32}
         targets = {
-            name: {"y": np.zeros(batch_size, dtypes[target.kind]), "present": present}
+            name: {"y": target.blank(batch_size), "present": present}
             for name, target in self.targets.items()
         }
         return {"inputs": inputs, "targets": targets, "weight": np.ones(batch_size, np.float32)}
@@ -135,7 +162,17 @@ class Spec:
             for key in ("y", "present"):
                 if key not in entry:
                     raise ConfigError(f"{where}.targets.{name}: has no {key!r}")
-                sizes[f"{where}.targets.{name}.{key}"] = np.shape(entry[key])[0]
+                sizes[f"{where}.targets.{name}.{key}"] = len(jax.tree.leaves(entry[key])[0])
+            blank = self.targets[name].blank(1)
+            for found, wanted in zip(
+                jax.tree.leaves(entry["y"]), jax.tree.leaves(blank), strict=True
+            ):
+                soft = self.targets[name].kind == "class" and np.ndim(found) == 2
+                if np.shape(found)[1:] != wanted.shape[1:] and not soft:
+                    raise ConfigError(
+                        f"{where}.targets.{name}.y: is {found.dtype}{list(np.shape(found))}; the "
+                        f"spec says {wanted.dtype}{['B', *wanted.shape[1:]]}"
+                    )
         if len(set(sizes.values())) > 1:
             raise ConfigError(f"{where}: batch sizes differ: {sizes}")
 
