@@ -1,12 +1,12 @@
 """Data: from files to batches. `SOURCES` names the data sets; `readers` read single files.
 
 A source has a `spec`, endless `train` batches, one ordered pass of `batches` over a split, and the
-`assets` that prediction needs.
+`assets` that prediction needs. `build` makes one from a config, `mix` one out of several.
 """
 
-from mtmm_jax.data.emoji import emoji
+from mtmm_jax.data.build import OPTIONS, SOURCES, build
+from mtmm_jax.data.mixing import MIXINGS
+from mtmm_jax.data.mixture import mix, rename
 from mtmm_jax.data.source import Source
 
-SOURCES = {"emoji": emoji}
-
-__all__ = ["SOURCES", "Source"]
+__all__ = ["MIXINGS", "OPTIONS", "SOURCES", "Source", "build", "mix", "rename"]

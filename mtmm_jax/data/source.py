@@ -43,7 +43,7 @@ class Source:
         seed: of shuffling and augmentation, unless `train` is given one.
         parts: the train split in the parts that `mixing` weighs; all of it by default.
         mixing: how the parts share the batches.
-        reports: what `mixing.observe` is to be told of: for each part the targets it carries.
+        carries: what each part has of the spec, where they differ.
         workers: threads that make batches, each a whole one; 0 makes them when asked for.
         finish: what is done to every finished batch, of training and evaluation.
     """
@@ -60,7 +60,7 @@ class Source:
     seed: int = 0
     parts: tuple[np.ndarray, ...] = ()
     mixing: Mixing = dataclasses.field(default_factory=accumulate)
-    reports: tuple[tuple[str, ...], ...] = ()
+    carries: tuple[Spec, ...] = ()
     workers: int = 1
     finish: Callable[[Batch], Batch] = lambda batch: batch
 
@@ -193,15 +193,12 @@ class Training:
     def shares(self) -> tuple[float, ...]:
         return self._plan.shares
 
-    def observe(self, scores: Mapping[str, float]) -> None:
-        """Headlines at validation, by target, larger is better: for mixings that look at them."""
+    def observe(self, scores: np.ndarray) -> None:
+        """A score for each part, larger is better, for the mixings that look at them."""
         change = self.source.mixing.observe
-        if change is None:
-            return
-        known = [[scores[t] for t in part if t in scores] for part in self.source.reports]
-        means = np.array([np.mean(values) if values else np.nan for values in known])
-        shares = change(np.array(self._plan.shares), means)
-        self._start(self.step, self._plan.change(shares, self.step, self.batch_size))
+        if change is not None:
+            shares = change(np.array(self._plan.shares), np.asarray(scores, np.float64))
+            self._start(self.step, self._plan.change(shares, self.step, self.batch_size))
 
     def get_state(self) -> dict[str, Any]:
         """JSON."""

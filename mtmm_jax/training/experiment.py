@@ -69,9 +69,11 @@ def assemble(config: Any, spec: Spec | None = None) -> Experiment:
     plain = configs.as_dict(config)
     devices = parallel.device_count(plain["devices"], plain["batch_size"])
     parallel.device_count(devices, plain["evaluation"]["batch_size"])
-    source = None if spec else registry.build(data.SOURCES, plain["data"], where="data")
+    source = None if spec else data.build(plain["data"])
     built = model.build(plain["model"], plain["tasks"], spec or source.spec)
     balancer, trainer = _balancing(plain["balancing"], built)
+    if source is not None:
+        _check_mixing(source, built, balancer)
     options = dict(plain["optimizer"])
     trainer["accumulate"] = _microbatches(options.pop("accumulate", 1), plain, balancer, devices)
     if trainer["accumulate"] > 1 and trainer.get("engine") == "gramian":
@@ -83,6 +85,20 @@ def assemble(config: Any, spec: Spec | None = None) -> Experiment:
     best = plain["checkpoint"]["best"]
     registry.choose(best, ("mean", *built.tasks), "checkpoint.best", "task")
     return Experiment(plain, source, built, balancer, optimizer, rates, trainer, devices)
+
+
+def _check_mixing(source: Any, built: Model, balancer: Any) -> None:
+    """Gradients of tasks that never meet in a step cannot be balanced against each other."""
+    if source.mixing.per != "step" or balancer.rule.needs == "losses":
+        return
+    together = [
+        sum(t.target in spec.targets for t in built.tasks.values()) for spec in source.carries
+    ]
+    if max(together, default=0) < 2:
+        raise ConfigError(
+            "data.mixing: a step holds one source and so one task, and this balancing method "
+            "compares tasks within a step; choose per='batch', or a method that needs losses only"
+        )
 
 
 def _microbatches(count: Any, config: dict[str, Any], balancer: Any, devices: int) -> int:
@@ -186,6 +202,8 @@ def _itemsize(dtype: Any) -> int:
 def check_batch(experiment: Experiment, batch: Any) -> None:
     """The first batch against the spec, and every task against the labels that it has."""
     experiment.source.spec.check(batch)
+    if experiment.source.mixing.per == "step":
+        return  # it has the labels of one source only
     for name, task in experiment.model.tasks.items():
         if task.target is not None and task.target not in batch["targets"]:
             raise ConfigError(

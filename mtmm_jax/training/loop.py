@@ -15,8 +15,11 @@ import numpy as np
 from rich.console import Console
 
 from mtmm_jax import parallel
+from mtmm_jax.batch import Spec
+from mtmm_jax.data.source import Training
 from mtmm_jax.evaluation import Evaluator, headlines
 from mtmm_jax.registry import ConfigError
+from mtmm_jax.tasks.task import modalities_of
 from mtmm_jax.training.checkpoints import Checkpoints
 from mtmm_jax.training.experiment import Experiment, check_batch
 from mtmm_jax.training.logs import Journal, Watch
@@ -113,13 +116,13 @@ def train(
             state, figures = step(state, batch)
             pending.append(figures)
             if number % experiment.config["evaluation"]["log_every"] == 0 or number == steps:
-                _log(experiment, journal, watch, number, pending, last)
+                _log(experiment, journal, watch, number, pending, last, iterator)
                 pending = []
             latest_score = None
             if number % experiment.config["evaluation"]["every"] == 0 or number == steps:
-                state, latest_score = _validate(
-                    experiment, evaluator, journal, watch, number, state
-                )
+                state, results = _validate(experiment, evaluator, journal, watch, number, state)
+                latest_score = score(experiment, results)
+                iterator.observe(_part_scores(experiment, results))
                 last.pause()
             due = number % experiment.config["checkpoint"]["every"] == 0
             if due or latest_score is not None or number == steps or stop.signal:
@@ -151,6 +154,7 @@ def _log(
     number: int,
     pending: list[Any],
     last: _Progress,
+    iterator: Training,
 ) -> None:
     """Means over the steps since the last log; fetched once, so the device is rarely waited for."""
     figures = jax.device_get(pending)
@@ -172,6 +176,8 @@ def _log(
             "learning_rate": float(experiment.rates(number - 1)),
             "steps_per_second": done / seconds,
             "data_wait": last.waited / seconds,
+            "epoch": iterator.epochs[0] if len(iterator.epochs) == 1 else list(iterator.epochs),
+            **({"data_shares": list(iterator.shares)} if len(iterator.shares) > 1 else {}),
             "skipped": int(sum(f["skipped"] for f in figures)),
             "absent": _named(names, (~present).sum(0)),
             **_diagnostics(names, figures),
@@ -243,7 +249,7 @@ def _validate(
     watch: Watch,
     number: int,
     state: Any,
-) -> tuple[Any, float]:
+) -> tuple[Any, dict[str, Any]]:
     results = evaluator.results(state.variables, evaluation_batches(experiment, "validation"))
     journal.write(number, "validation", results)
     watch.say(
@@ -255,7 +261,7 @@ def _validate(
     )
     if experiment.balancer.rule.observes == "metrics":
         state = _observe(experiment, state, headlines(experiment.model, results))
-    return state, score(experiment, results)
+    return state, results
 
 
 def _observe(experiment: Experiment, state: Any, figures: dict[str, float]) -> TrainState:
@@ -264,3 +270,22 @@ def _observe(experiment: Experiment, state: Any, figures: dict[str, float]) -> T
     whole = parallel.first(state, experiment.devices)
     balanced = experiment.balancer.observe(whole.balancing, values)
     return state.replace(balancing=parallel.replicate(balanced, experiment.devices))
+
+
+def _part_scores(experiment: Experiment, results: Any) -> np.ndarray:
+    """`[S]`, for each part of the data the mean headline of the tasks that it carries."""
+    figures = headlines(experiment.model, results)
+    tasks = experiment.model.tasks
+
+    def carried(name: str, spec: Spec) -> bool:
+        task = tasks[name]
+        if task.target is not None:
+            return task.target in spec.targets
+        reads = {m for read in task.reads for m in modalities_of(read, experiment.model.encoders)}
+        return reads <= set(spec.modalities)
+
+    parts = [
+        [figures[name] for name in tasks if carried(name, spec)]
+        for spec in experiment.source.carries or (experiment.source.spec,)
+    ]
+    return np.array([np.mean(part) if part else np.nan for part in parts])

@@ -1,0 +1,64 @@
+"""`config.data` -> a source: an entry of the table, and the options that every source takes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mtmm_jax import registry
+from mtmm_jax.data.emoji import emoji
+from mtmm_jax.data.mixing import mixing as build_mixing
+from mtmm_jax.data.mixture import mix, rename
+from mtmm_jax.data.source import Source
+from mtmm_jax.registry import ConfigError
+
+
+def mixture(
+    *,
+    sources: Mapping[str, Any],
+    mixing: Any = "proportional",
+    seed: int = 0,
+    where: str = "data",
+) -> Source:
+    """Several sources as one.
+
+    Args:
+        sources: name -> the section of each, as it would stand under `data`.
+        mixing: an entry of `MIXINGS`: how they share the training batches.
+        seed: of shuffling and augmentation, unless training has its own.
+        where: given by `build`.
+    """
+    if not isinstance(sources, Mapping):
+        raise ConfigError(f"{where}.sources: {sources!r}; needs a section for each source")
+    built = {name: build(config, f"{where}.sources.{name}") for name, config in sources.items()}
+    whole = mix(built, build_mixing(mixing, f"{where}.mixing"), where)
+    return dataclasses.replace(whole, seed=seed)
+
+
+SOURCES: dict[str, Callable[..., Source]] = {"emoji": emoji, "mixture": mixture}
+
+
+def _workers(source: Source, count: Any, where: str) -> Source:
+    if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+        raise ConfigError(f"{where}: {count!r} is not a number of threads from 0 upwards")
+    return dataclasses.replace(source, workers=count)
+
+
+# In the order in which they are applied.
+OPTIONS: dict[str, Callable[[Source, Any, str], Source]] = {
+    "rename": lambda source, names, where: rename(source, names),
+    "workers": _workers,
+}
+"""Options that stand beside those of the source's own: rename (of modalities and targets),
+workers (threads that make batches)."""
+
+
+def build(config: Any, where: str = "data") -> Source:
+    """A source by name or section; `config` may hold any of `OPTIONS` besides."""
+    section = {"kind": config} if isinstance(config, str) else dict(config)
+    options = {key: section.pop(key) for key in OPTIONS if key in section}
+    source = registry.build(SOURCES, section, where=where)
+    for key, value in options.items():
+        source = OPTIONS[key](source, value, f"{where}.{key}")
+    return source

@@ -1,0 +1,203 @@
+"""Several data sets as one source: what one of them lacks is absent in its rows, never made up.
+
+Modalities and labels of the same name are the same thing, and must agree; `rename` tells apart what
+is not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from mtmm_jax.batch import Batch, Modality, Spec, Target
+from mtmm_jax.data.mixing import Mixing
+from mtmm_jax.data.source import SPLITS, Source, weighted
+from mtmm_jax.registry import ConfigError, choose
+
+_BITS = 40  # of a row's number within its own source
+
+
+def rename(source: Source, names: Mapping[str, str]) -> Source:
+    """The same source with other names for modalities and targets."""
+    known = [*source.spec.modalities, *source.spec.targets]
+    for old in names:
+        choose(old, known, f"data.{source.name}.rename", "modality or target")
+    new = [names.get(name, name) for name in known]
+    for name in new:
+        if new.count(name) > 1:
+            raise ConfigError(f"data.{source.name}.rename: two things would be called {name!r}")
+
+    def renamed(entries: Mapping[str, Any]) -> dict[str, Any]:
+        return {names.get(name, name): entry for name, entry in entries.items()}
+
+    def compose(rows: np.ndarray, chance: np.ndarray | None) -> Batch:
+        batch = source.compose(rows, chance)
+        parts = {key: renamed(batch[key]) for key in ("inputs", "targets")}
+        return {**batch, **parts}
+
+    targets = {
+        name: dataclasses.replace(t, made_from=tuple(names.get(m, m) for m in t.made_from))
+        for name, t in source.spec.targets.items()
+    }
+    suffix = ".tokenizer.json"
+    assets = {
+        names.get(name.removesuffix(suffix), name.removesuffix(suffix)) + suffix
+        if name.endswith(suffix)
+        else name: content
+        for name, content in source.assets.items()
+    }
+    spec = Spec(renamed(source.spec.modalities), renamed(targets))
+    return dataclasses.replace(source, spec=spec, compose=compose, assets=assets)
+
+
+def mix(sources: Mapping[str, Source], mixing: Mixing, where: str = "data") -> Source:
+    """One source out of several.
+
+    Rows are drawn from the train splits as `mixing` says; validation and test hold all rows of
+    all sources. With `mixing.per == "step"` a training batch has only the modalities and targets
+    of its source, so a step is compiled once for each source and computes nothing in vain.
+    """
+    if not sources:
+        raise ConfigError(f"{where}.sources: is empty; name one or more")
+    for name, source in sources.items():
+        if source.parts:
+            raise ConfigError(f"{where}.sources.{name}: has parts of its own, which mix only once")
+    built = tuple(sources.values())
+    codes = [
+        {split: (np.int64(i) << _BITS) + s.rows[split] for split in s.rows}
+        for i, s in enumerate(built)
+    ]
+    return Source(
+        name="+".join(sources),
+        spec=Spec(
+            _union([s.spec.modalities for s in built], _same_modality, sources, where),
+            _union([s.spec.targets for s in built], _joined_target, sources, where),
+        ),
+        rows={
+            split: np.concatenate([own[split] for own in codes if split in own])
+            for split in SPLITS
+            if any(split in own for own in codes)
+        },
+        compose=_Composer(built, mixing.per),
+        draws=max(s.draws for s in built),
+        assets=_assets(sources, where),
+        describe=lambda id: built[id % len(built)].describe(id // len(built)),
+        picture=lambda id: _picture(built[id % len(built)], id // len(built)),
+        seed=built[0].seed,
+        parts=tuple(own["train"] for own in codes),
+        mixing=mixing,
+        carries=tuple(s.spec for s in built),
+    )
+
+
+def _picture(source: Source, id: int) -> np.ndarray:
+    if source.picture is None:
+        return np.full((8, 8, 3), 255, np.uint8)
+    return source.picture(id)
+
+
+def _assets(sources: Mapping[str, Source], where: str) -> dict[str, bytes]:
+    assets: dict[str, bytes] = {}
+    for name, source in sources.items():
+        for file, content in source.assets.items():
+            if assets.setdefault(file, content) != content:
+                raise ConfigError(
+                    f"{where}.sources.{name}: its {file} differs from that of another source; "
+                    "give its modality another name with `rename`"
+                )
+    return assets
+
+
+def _union(
+    parts: Sequence[Mapping[str, Any]],
+    join: Callable[[Any, Any], Any],
+    names: Mapping[str, Any],
+    where: str,
+) -> dict[str, Any]:
+    """All entries; those of the same name joined, or refused."""
+    found: dict[str, Any] = {}
+    for source, entries in zip(names, parts, strict=True):
+        for name, entry in entries.items():
+            joined = join(found[name], entry) if name in found else entry
+            if joined is None:
+                raise ConfigError(
+                    f"{where}.sources.{source}: its {name!r} is {entry}, and another source's is "
+                    f"{found[name]}; they must agree, or bear different names (`rename`)"
+                )
+            found[name] = joined
+    return found
+
+
+def _same_modality(a: Modality, b: Modality) -> Modality | None:
+    return a if a == b else None
+
+
+def _joined_target(a: Target, b: Target) -> Target | None:
+    """Statistics may differ between sources; those of the first one hold."""
+    what = ("kind", "classes", "made_from", "length")
+    return a if all(getattr(a, key) == getattr(b, key) for key in what) else None
+
+
+class _Composer:
+    """Rows of several sources -> one batch."""
+
+    def __init__(self, sources: Sequence[Source], per: str) -> None:
+        self.sources, self.per = sources, per
+        plain = [s.compose(s.rows["train"][:1], None) for s in sources]
+        self.templates = {
+            key: {name: entry for batch in plain for name, entry in batch[key].items()}
+            for key in ("inputs", "targets")
+        }
+
+    def __call__(self, rows: np.ndarray, chance: np.ndarray | None) -> Batch:
+        which, own = rows >> _BITS, rows & ((1 << _BITS) - 1)
+        batches, places = [], []
+        for i in np.unique(which):
+            source, here = self.sources[i], np.flatnonzero(which == i)
+            drawn = None if chance is None or not source.augment else chance[here, : source.draws]
+            batch = weighted(source.compose(own[here], drawn))
+            batches.append({**batch, "id": batch["id"] * len(self.sources) + i})
+            places.append(here)
+        if len(batches) == 1 and self.per == "step":
+            return batches[0]
+        order = np.argsort(np.concatenate(places), kind="stable")
+        joined: Batch = {
+            key: np.concatenate([batch[key] for batch in batches])[order].astype(dtype)
+            for key, dtype in (("id", np.int32), ("weight", np.float32))
+        }
+        for key, template in self.templates.items():
+            joined[key] = {
+                name: _join([b[key].get(name) for b in batches], places, entry, order)
+                for name, entry in template.items()
+            }
+        return joined
+
+
+def _join(
+    parts: Sequence[Any], places: Sequence[np.ndarray], template: Any, order: np.ndarray
+) -> Any:
+    """One modality or target of the sources that have it, and blanks for the others."""
+
+    def blank(count: int) -> Any:
+        return jax.tree.map(lambda x: np.zeros((count, *x.shape[1:]), x.dtype), template)
+
+    whole = [
+        blank(len(here)) if part is None else part for part, here in zip(parts, places, strict=True)
+    ]
+    return jax.tree.map(lambda *leaves: _stack(leaves)[order], *whole)
+
+
+def _stack(leaves: Sequence[np.ndarray]) -> np.ndarray:
+    """Concatenated along the rows; shorter ones padded with zeros."""
+    shape = tuple(max(sizes) for sizes in zip(*(x.shape[1:] for x in leaves), strict=True))
+    wide = [
+        x
+        if x.shape[1:] == shape
+        else np.pad(x, [(0, 0), *((0, n - m) for n, m in zip(shape, x.shape[1:], strict=True))])
+        for x in leaves
+    ]
+    return np.concatenate(wide)
