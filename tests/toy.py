@@ -10,6 +10,8 @@ SPEC = Spec(
         "image": Modality("image", (16, 16, 3), "float32"),
         "text": Modality("text", (6,), "int32", vocabulary=20),
         "audio": Modality("audio", (1600,), "float32", rate=4000.0),
+        "table": Modality("table", (5,), "float32", names=tuple("vwxyz")),
+        "series": Modality("series", (12, 3), "float32", rate=10.0),
     },
     targets={
         "kind": Target("class", classes=("a", "b", "c"), frequencies=(0.5, 0.3, 0.2)),
@@ -71,6 +73,19 @@ def batch(size=8, seed=0, holes=True):
         values = entry.get("x", entry.get("y"))
         if values.dtype == np.float32:
             values[~entry["present"]] = np.nan
+    more = {
+        "table": {"x": rng.standard_normal((size, 5)), "mask": rng.random((size, 5)) < 0.8},
+        "series": {
+            "x": rng.standard_normal((size, 12, 3)),
+            "mask": np.arange(12) < rng.integers(5, 13, size)[:, None],
+        },
+    }
+    for name, entry in more.items():
+        there = present()
+        mask = entry["mask"] | (np.arange(entry["mask"].shape[1]) == 0)
+        x = entry["x"].astype(np.float32)
+        x[~there] = np.nan
+        inputs[name] = {"x": x, "mask": mask, "present": there}
     return {
         "inputs": inputs,
         "targets": targets,

@@ -1,6 +1,6 @@
 """Raw input -> `Tokens`. One file per modality; each encoder has a stem and a body.
 
-An encoder is a Linen module with
+An encoder is an `Encoder`, a Linen module with
 
     stem(entry)     one modality's inputs -> Tokens
     first(tokens)   the body up to its cut
@@ -12,7 +12,14 @@ all taking `train` and `axis_name`. Encoders do not pool; heads do.
 
 from mtmm_jax.encoders.audio import LogMelCNN as LogMelCNN
 from mtmm_jax.encoders.audio import log_mel as log_mel
+from mtmm_jax.encoders.encoder import Encoder as Encoder
 from mtmm_jax.encoders.image import ResNet as ResNet
+from mtmm_jax.encoders.series import Conv1D as Conv1D
+from mtmm_jax.encoders.series import GRUSeries as GRUSeries
+from mtmm_jax.encoders.series import TransformerSeries as TransformerSeries
+from mtmm_jax.encoders.table import MLPTable as MLPTable
+from mtmm_jax.encoders.table import TransformerTable as TransformerTable
+from mtmm_jax.encoders.text import BagText as BagText
 from mtmm_jax.encoders.text import GRUText as GRUText
 from mtmm_jax.encoders.text import TransformerText as TransformerText
 
@@ -20,5 +27,11 @@ ENCODERS = {
     "resnet": ResNet,
     "text_transformer": TransformerText,
     "text_gru": GRUText,
+    "text_bag": BagText,
     "log_mel_cnn": LogMelCNN,
+    "conv1d": Conv1D,
+    "series_gru": GRUSeries,
+    "series_transformer": TransformerSeries,
+    "table_mlp": MLPTable,
+    "table_transformer": TransformerTable,
 }

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtmm_jax.batch import Modality, Tokens
+from mtmm_jax.encoders.encoder import Encoder
 from mtmm_jax.layers import NORMS
 from mtmm_jax.registry import choose
 
@@ -44,11 +45,10 @@ def log_mel(
     return jnp.log(1e-5 + power @ mel_filters(length // 2 + 1, mels, rate))
 
 
-class LogMelCNN(nn.Module):
+class LogMelCNN(Encoder):
     """log-mel -> stride-2 convolutions over time and frequency -> a token per time step.
 
     Attributes:
-        width: of the tokens it gives.
         rate: samples per second.
         modality: the name that its tokens carry.
         preset: size: tiny or small.
@@ -57,8 +57,7 @@ class LogMelCNN(nn.Module):
         cut: how many convolutions belong to the first half of the body.
     """
 
-    width: int
-    rate: float
+    rate: float = 16_000.0
     modality: str = "audio"
     preset: str = "tiny"
     mels: int = 40
@@ -102,12 +101,6 @@ class LogMelCNN(nn.Module):
         x, mask, seconds = self._run(slice(self.cut, None), tokens, mode)
         values = self.project(x.reshape(*x.shape[:2], -1))
         return self._tokens(values[:, :, None], mask, seconds)
-
-    def __call__(
-        self, entry: Mapping[str, Any], *, train: bool = False, axis_name: str | None = None
-    ) -> Tokens:
-        mode = {"train": train, "axis_name": axis_name}
-        return self.second(self.first(self.stem(entry, **mode), **mode), **mode)
 
     def _run(
         self, part: slice, tokens: Tokens, mode: dict[str, Any]

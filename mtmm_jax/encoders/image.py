@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mtmm_jax.batch import Modality, Tokens
+from mtmm_jax.encoders.encoder import Encoder
 from mtmm_jax.layers import NORMS
 from mtmm_jax.registry import choose
 
@@ -58,11 +59,10 @@ class _Block(nn.Module):
         return nn.relu(x + h)
 
 
-class ResNet(nn.Module):
+class ResNet(Encoder):
     """ResNet (He et al. 2016): a feature map as a grid of tokens.
 
     Attributes:
-        width: of the tokens it gives.
         modality: the name that its tokens carry.
         preset: size: tiny, small, 18 or 34.
         stem_kind: "small" (3 x 3, for images of about 32 pixels), "half" (4 x 4 with stride 2: a
@@ -71,7 +71,6 @@ class ResNet(nn.Module):
         cut: how many stages belong to the first half of the body.
     """
 
-    width: int
     modality: str = "image"
     preset: str = "tiny"
     stem_kind: str = "small"
@@ -117,12 +116,6 @@ class ResNet(nn.Module):
     def second(self, tokens: Tokens, **mode: Any) -> Tokens:
         tokens = self._run(self.stages[self.cut :], tokens, mode)
         return tokens.replace_values(self.project(tokens.values))
-
-    def __call__(
-        self, entry: Mapping[str, Any], *, train: bool = False, axis_name: str | None = None
-    ) -> Tokens:
-        mode = {"train": train, "axis_name": axis_name}
-        return self.second(self.first(self.stem(entry, **mode), **mode), **mode)
 
     def _run(self, stages: list[Any], tokens: Tokens, mode: dict[str, Any]) -> Tokens:
         x, present = tokens.grid(), tokens.present
