@@ -29,7 +29,7 @@ from mtmm_jax.registry import ConfigError, choose
 Batch = dict[str, Any]
 
 MODALITY_KINDS = ("image", "text", "audio", "video", "table", "series")
-TARGET_KINDS = ("class", "number", "labels", "tokens", "boxes")
+TARGET_KINDS = ("class", "number", "labels", "tokens", "boxes", "wave")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,14 +63,16 @@ class Target:
     Attributes:
         kind: one of `TARGET_KINDS`: "class" (an index, or a probability per class), "number" (a
             float), "labels" (0 or 1 per class, any number of them 1), "tokens" (`length` ids, 0
-            after the end) or "boxes" (`length` slots, a dict of "boxes" `[N, 4]` as y0, x0, y1, x1
-            in 0..1, "classes" `[N]` and "valid" `[N]` bool).
+            after the end), "boxes" (`length` slots, a dict of "boxes" `[N, 4]` as y0, x0, y1, x1
+            in 0..1, "classes" `[N]` and "valid" `[N]` bool) or "wave" (`length` samples in -1..1,
+            silence after the end).
         classes: the names of the classes, in the order of their indices.
         frequencies: of the classes in the train split.
         mean, std: of a number on the train split; losses see it standardised, metrics do not.
         made_from: the modalities that the label can be read off; a task with this label may not
             read them.
-        length: of tokens, or the number of boxes that there is room for.
+        length: of tokens or a wave, or the number of boxes that there is room for.
+        rate: of a wave, in samples per second.
     """
 
     kind: str
@@ -80,6 +82,7 @@ class Target:
     std: float = 1.0
     made_from: tuple[str, ...] = ()
     length: int = 0
+    rate: float | None = None
 
     def blank(self, batch_size: int) -> Any:
         """`y` of a batch without labels: zeros of the right shape and dtype."""
@@ -91,8 +94,9 @@ class Target:
                 "classes": np.zeros(slots, np.int32),
                 "valid": np.zeros(slots, bool),
             }
-        shapes = {"labels": (len(self.classes),), "tokens": (self.length,)}
-        floating = self.kind in ("number", "labels")
+        shapes = {"labels": (len(self.classes),)}
+        shapes |= {"tokens": (self.length,), "wave": (self.length,)}
+        floating = self.kind in ("number", "labels", "wave")
         shape = (batch_size, *shapes.get(self.kind, ()))
         return np.zeros(shape, np.float32 if floating else np.int32)
 
