@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from mtmm_jax.command import console, guarded, prepare_jax
+from mtmm_jax.registry import ConfigError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,15 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepare_jax()
 
     from mtmm_jax import training
-    from mtmm_jax.registry import ConfigError
     from mtmm_jax.train import fit
     from mtmm_jax.training.results import comparison
     from mtmm_jax.training.workdir import write
 
-    try:
-        seeds = [int(seed) for seed in arguments.seeds.split(",")]
-    except ValueError as error:
-        raise ConfigError(f"--seeds: {arguments.seeds!r} is no list such as 0,1,2") from error
+    seeds = seeds_of(arguments.seeds)
     runs = {}
     for seed in seeds:
         config = training.apply_overrides(training.load(arguments.config), overrides)
@@ -57,6 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json:
         write(Path(arguments.json), (json.dumps(runs, indent=1) + "\n").encode())
     return 0
+
+
+def seeds_of(text: str) -> list[int]:
+    try:
+        return [int(seed) for seed in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"--seeds: {text!r} is no list such as 0,1,2") from error
 
 
 def summary(columns: Sequence[Mapping[str, Any]], title: str) -> Any:

@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mtmm_jax import registry
+from mtmm_jax.data.bucketing import bucket
 from mtmm_jax.data.emoji import emoji
+from mtmm_jax.data.labels import hide, semi
 from mtmm_jax.data.mixing import mixing as build_mixing
 from mtmm_jax.data.mixture import mix, rename
 from mtmm_jax.data.source import Source
@@ -48,10 +50,19 @@ def _workers(source: Source, count: Any, where: str) -> Source:
 # In the order in which they are applied.
 OPTIONS: dict[str, Callable[[Source, Any, str], Source]] = {
     "rename": lambda source, names, where: rename(source, names),
+    "hide": lambda source, shares, where: hide(source, shares, where=where),
+    "semi": lambda source, options, where: semi(source, **options, where=where),
+    "bucket": lambda source, edges, where: bucket(source, edges, where=where),
     "workers": _workers,
 }
-"""Options that stand beside those of the source's own: rename (of modalities and targets),
-workers (threads that make batches)."""
+"""Options that stand beside those of the source's own:
+
+rename: modalities and targets, `{old: new}`.
+hide: keep only a share of the training labels, `{target: share}`.
+semi: a fixed share of labelled rows in every batch, `{"target": name, "labelled": share}`.
+bucket: trim texts and series to one of a few lengths, `{modality: [lengths]}`.
+workers: threads that make batches.
+"""
 
 
 def build(config: Any, where: str = "data") -> Source:

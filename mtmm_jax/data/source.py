@@ -45,7 +45,8 @@ class Source:
         mixing: how the parts share the batches.
         carries: what each part has of the spec, where they differ.
         workers: threads that make batches, each a whole one; 0 makes them when asked for.
-        finish: what is done to every finished batch, of training and evaluation.
+        finish: what is done to every finished batch, of training and evaluation; it is given the
+            rows of the global batch, so that all hosts do the same.
     """
 
     name: str
@@ -62,7 +63,7 @@ class Source:
     mixing: Mixing = dataclasses.field(default_factory=accumulate)
     carries: tuple[Spec, ...] = ()
     workers: int = 1
-    finish: Callable[[Batch], Batch] = lambda batch: batch
+    finish: Callable[[Batch, np.ndarray], Batch] = lambda batch, rows: batch
 
     @property
     def size(self) -> int:
@@ -111,14 +112,11 @@ class Source:
         for start in range(0, size, batch_size):
             places = np.arange(start, start + batch_size)
             real = places < size
-            batch = weighted(self.compose(rows[np.minimum(places, size - 1)], None))
-            yield self.finish(
-                {
-                    **batch,
-                    "id": np.where(real, batch["id"], -1).astype(np.int32),
-                    "weight": real * batch["weight"],
-                }
-            )
+            chosen = rows[np.minimum(places, size - 1)]
+            batch = weighted(self.compose(chosen, None))
+            ids = np.where(real, batch["id"], -1).astype(np.int32)
+            whole = {**batch, "id": ids, "weight": real * batch["weight"]}
+            yield self.finish(whole, chosen)
 
 
 def weighted(batch: Batch) -> Batch:
@@ -164,16 +162,17 @@ class Training:
         )
 
     def _make(self, step: int) -> Batch:
-        part, position = (x[self._slice] for x in self._plan.rows(int(step), self.batch_size))
+        part, position = self._plan.rows(int(step), self.batch_size)
         epoch, place, rows = (np.zeros_like(part) for _ in range(3))
         for i in np.unique(part):
             here = part == i
             epoch[here], place[here] = self._orders[i](position[here])
             rows[here] = self._parts[i][place[here]]
-        chance = None
+        mine, chance = self._slice, None
         if self.source.augment and self.source.draws:
-            chance = uniform(self.source.draws, self._seed, part, epoch, place)
-        return self.source.finish(weighted(self.source.compose(rows, chance)))
+            coordinates = (part[mine], epoch[mine], place[mine])
+            chance = uniform(self.source.draws, self._seed, *coordinates)
+        return self.source.finish(weighted(self.source.compose(rows[mine], chance)), rows)
 
     def __iter__(self) -> Training:
         return self

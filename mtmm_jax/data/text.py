@@ -1,4 +1,4 @@
-"""Text to token ids: a small byte-pair tokenizer, trained on the train split's texts only."""
+"""Text to token ids: tokenizers trained on the train split's texts, or any `tokenizer.json`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+from mtmm_jax.registry import ConfigError
 
-PADDING, UNKNOWN = 0, 1
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+
+PADDING, UNKNOWN = 0, 1  # of the tokenizers trained here
 SPECIAL = ("[PAD]", "[UNK]")
+_PADDINGS = ("[PAD]", "<pad>", "<|pad|>", "<PAD>")
 
 
 def train_tokenizer(texts: Sequence[str], vocabulary: int) -> str:
@@ -42,17 +45,102 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int) -> str:
     return tokenizer.to_str(pretty=True)
 
 
+def train_characters(texts: Sequence[str]) -> str:
+    """A `tokenizer.json` of the characters that the texts have, for transcripts and CTC.
+
+    Id 0 is padding and CTC's blank, 1 stands for any character that the texts lack, the others
+    are in the order of Unicode. Nothing is normalised, so `decode` gives back every text of known
+    characters as it was: change case and accents before, if they are not to be told apart.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    characters = sorted(set().union(*texts))
+    if not characters:
+        raise ConfigError("tokenizer: there is no character in the texts to train it on")
+    # The special names are in the vocabulary only: as added tokens they would be looked for in
+    # texts, and a "[PAD]" that someone wrote would become a blank.
+    ids = {token: i for i, token in enumerate((*SPECIAL, *characters))}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token=SPECIAL[UNKNOWN]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return tokenizer.to_str(pretty=True)
+
+
 def read_tokenizer(tokenizer_json: str | bytes) -> Tokenizer:
+    """Any `tokenizer.json`: normalisation (lower case and so on) and special tokens are the file's.
+
+    A length that the file cuts or pads to is forgotten: lengths are the source's to say.
+    """
     from tokenizers import Tokenizer
 
-    text = tokenizer_json.decode() if isinstance(tokenizer_json, bytes) else tokenizer_json
-    return Tokenizer.from_str(text)
+    try:
+        text = tokenizer_json.decode() if isinstance(tokenizer_json, bytes) else tokenizer_json
+        tokenizer = Tokenizer.from_str(text)
+    except Exception as error:  # the library raises nothing more specific
+        raise ConfigError(f"tokenizer.json: cannot be read: {error}") from error
+    tokenizer.no_truncation()
+    if tokenizer.padding:  # kept without its length: it says which id pads
+        keep = ("pad_id", "pad_token", "pad_type_id")
+        tokenizer.enable_padding(**{key: tokenizer.padding[key] for key in keep})
+    return tokenizer
 
 
-def encode(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> np.ndarray:
-    """`[N, length]` int32, cut at the end, padded with `PADDING`."""
-    ids = np.full((len(texts), length), PADDING, np.int32)
-    for row, encoding in zip(ids, tokenizer.encode_batch(list(texts)), strict=True):
-        kept = encoding.ids[:length]
-        row[: len(kept)] = kept
-    return ids
+def padding_id(tokenizer: Tokenizer) -> int | None:
+    """What the file pads with, or else the id of a token such as [PAD]; None if there is none."""
+    if tokenizer.padding:
+        return tokenizer.padding["pad_id"]
+    found = (tokenizer.token_to_id(token) for token in _PADDINGS)
+    return next((id for id in found if id is not None), None)
+
+
+def encode(tokenizer: Tokenizer, texts: Sequence[str], length: int | None) -> np.ndarray:
+    """`[N, length]` int32, cut at the end, padded with `padding_id`; as `encode_with_mask`."""
+    return encode_with_mask(tokenizer, texts, length)[0]
+
+
+def encode_with_mask(
+    tokenizer: Tokenizer, texts: Sequence[str], length: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """`[N, length]` int32 ids, and bool where there is a token.
+
+    Special tokens ([CLS], [SEP]) are set as the file says, and stay where a text is cut. Filled up
+    with `padding_id`, or 0 where the tokenizer has none: the mask holds for any.
+
+    Args:
+        tokenizer: from `read_tokenizer`.
+        texts: any number of them.
+        length: tokens, special ones included; None is the longest text's.
+    """
+    special = tokenizer.num_special_tokens_to_add(False)
+    if length is not None and length <= special:
+        raise ConfigError(
+            f"text: {length} tokens leave no room for a word beside the tokenizer's {special} "
+            "special ones"
+        )
+    encodings = _encodings(tokenizer, list(texts))
+    if special:
+        if length is not None:
+            for encoding in encodings:
+                encoding.truncate(length - special)
+        encodings = [tokenizer.post_process(encoding) for encoding in encodings]
+    rows = [encoding.ids[:length] for encoding in encodings]
+    width = max([1, *map(len, rows)]) if length is None else length
+    ids = np.full((len(rows), width), padding_id(tokenizer) or 0, np.int32)
+    for into, row in zip(ids, rows, strict=True):
+        into[: len(row)] = row
+    counts = np.array([len(row) for row in rows], np.int64)
+    return ids, np.arange(width) < counts[:, None]
+
+
+def _encodings(tokenizer: Tokenizer, texts: list[str]) -> list[Encoding]:
+    """Without special tokens; of a tokenizer that pads, one by one: a batch would be padded."""
+    if tokenizer.padding:
+        return [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    return tokenizer.encode_batch(texts, add_special_tokens=False)
+
+
+def decode(tokenizer: Tokenizer, ids: np.ndarray) -> list[str]:
+    """The texts of `[N, length]` ids, without padding and special tokens."""
+    padding = padding_id(tokenizer)
+    rows = [[id for id in row if id != padding] for row in np.asarray(ids).tolist()]
+    return tokenizer.decode_batch(rows, skip_special_tokens=True)

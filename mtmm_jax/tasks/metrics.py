@@ -71,6 +71,72 @@ def top(k: int) -> Metric:
     return Metric(update, add, lambda s: {f"top{k}": _ratio(s["hits"], s["count"])})
 
 
+def average_precision() -> Metric:
+    """The area under each class's precision-recall steps; the mean over classes with a positive.
+
+    AP = sum_n (R_n - R_{n-1}) P_n over the distinct scores from the highest down, so that rows
+    level with each other are taken together and a constant scores the class's share of positives.
+    Logits `[B, C]`, labels `[B, C]` of 0 and 1; rows weigh as the batch says.
+    """
+
+    def update(logits: jax.Array, labels: Any) -> dict[str, jax.Array]:
+        weight = labels.weight.astype(jnp.float32)
+        kept = weight[:, None] > 0
+        truth = jnp.zeros_like(logits) if labels.y is None else labels.y
+        return {
+            "score": jnp.where(kept, logits.astype(jnp.float32), 0.0),
+            "truth": jnp.where(kept, truth, 0.0) > 0.5,
+            "weight": weight,
+        }
+
+    def compute(state: dict[str, np.ndarray]) -> dict[str, float]:
+        kept = state["weight"] > 0
+        weight = state["weight"][kept].astype(np.float64)
+        pairs = zip(state["score"][kept].T, state["truth"][kept].T, strict=True)
+        values = [_average_precision(score, truth, weight) for score, truth in pairs if truth.any()]
+        return {"average_precision": float(np.mean(values)) if values else float("nan")}
+
+    return Metric(update, collect, compute)
+
+
+def _average_precision(score: np.ndarray, truth: np.ndarray, weight: np.ndarray) -> float:
+    order = np.argsort(-score, kind="stable")
+    score, hits, weight = score[order], (truth * weight)[order], weight[order]
+    ends = np.append(np.flatnonzero(np.diff(score)), len(score) - 1)
+    found, taken = np.cumsum(hits)[ends], np.cumsum(weight)[ends]
+    return float((np.diff(found, prepend=0.0) * found / taken).sum() / found[-1])
+
+
+def label_f1(thresholds: np.ndarray) -> Metric:
+    """micro- and macro-F1 of labels `[B, C]`, each said where its probability is above its own.
+
+    Macro is the mean over the classes that occur or are said; a constant state, so it adds up.
+
+    Args:
+        thresholds: `[C]` probabilities in (0, 1).
+    """
+    cut = np.log(thresholds) - np.log1p(-np.asarray(thresholds, np.float64))
+
+    def update(logits: jax.Array, labels: Any) -> dict[str, jax.Array]:
+        weight = labels.weight.astype(jnp.float32)[:, None]
+        said = jnp.where(weight > 0, logits.astype(jnp.float32) > cut.astype(np.float32), False)
+        truth = jnp.zeros_like(logits) if labels.y is None else labels.y
+        true = jnp.where(weight > 0, truth, 0.0) > 0.5
+        counts = {"hits": said & true, "said": said, "true": true}
+        return {key: jnp.where(rows, weight, 0.0).sum(0) for key, rows in counts.items()}
+
+    def compute(state: dict[str, Any]) -> dict[str, float]:
+        hits, said, true = (np.asarray(state[k], np.float64) for k in ("hits", "said", "true"))
+        seen = said + true > 0
+        f1 = 2 * hits[seen] / (said + true)[seen]
+        return {
+            "micro_f1": _ratio(2 * hits.sum(), (said + true).sum()),
+            "macro_f1": float(f1.mean()) if seen.any() else float("nan"),
+        }
+
+    return Metric(update, add, compute)
+
+
 def regression_errors(mean: float, std: float) -> Metric:
     """R2, mean absolute error and root mean squared error, in the label's own unit.
 

@@ -9,13 +9,33 @@ import pytest
 
 from mtmm_jax import data
 from mtmm_jax.data.emoji import prepared
+from mtmm_jax.data.emoji.asset import STYLES
+from mtmm_jax.registry import parameters
 
 CACHE = Path(tempfile.gettempdir()) / "mtmm-jax-tests-data"
 
 
+# What the entries of the table cannot do without.
+NEEDED = {
+    "mixture": {
+        "sources": {
+            style: {
+                "kind": "emoji",
+                "styles": style,
+                "data_dir": str(CACHE),
+                "rename": {"style": f"is_{style}"},
+            }
+            for style in STYLES
+        }
+    },
+}
+
+
 @functools.cache
 def _source(name: str) -> data.Source:
-    return data.SOURCES[name](data_dir=str(CACHE))
+    build = data.SOURCES[name]
+    options = {"data_dir": str(CACHE)} if "data_dir" in parameters(build) else {}
+    return build(**options, **NEEDED.get(name, {}))
 
 
 @functools.cache

@@ -1,0 +1,150 @@
+"""Any number of classes at once: a sigmoid cross-entropy for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtmm_jax.batch import Spec, Target
+from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.tasks import metrics
+from mtmm_jax.tasks.task import Labels, Task, find_target, masked
+
+_EDGE = 1e-4  # frequencies this near to 0 or 1 are taken to be there: their log odds are finite
+
+
+def multilabel(
+    name: str,
+    spec: Spec,
+    *,
+    make_head: Any,
+    where: str,
+    reads: str | Iterable[str] = "fused",
+    target: str | None = None,
+    head: str | Mapping[str, Any] = "vector",
+    pos_weight: str | float | Sequence[float] = 1.0,
+    prior_bias: bool = False,
+    threshold: str | float = 0.5,
+) -> Task:
+    """-mean_c [w_c y_c log s(z_c) + (1 - y_c) log(1 - s(z_c))], s the logistic function.
+
+    Args:
+        name, spec, make_head, where: given by the model.
+        reads: what the head reads.
+        target: the label's name; the task's own name by default.
+        head: an entry of `heads.HEADS`.
+        pos_weight: w, one for all classes or one for each: more than 1 finds more of what is rare,
+            and says it in vain more often. "balanced" is (1 - f) / f, f the class's frequency.
+        prior_bias: adds to the head's output the constant that fits the frequencies best, so that
+            training begins from there (Lin et al. 2017, section 3.3) rather than from one half.
+        threshold: the probability above which a label is said, in F1 and in words; "prior" is each
+            class's own frequency.
+    """
+    target, label = find_target(name, target, "labels", spec, where)
+    classes = label.classes
+    odds = _log_odds(label)
+    weights = _pos_weights(pos_weight, label, odds, f"{where}.pos_weight")
+    thresholds = _thresholds(threshold, label, odds, f"{where}.threshold")
+    module = make_head(head, where=f"{where}.head", size=len(classes))
+    if prior_bias:
+        _needs_frequencies(label, f"{where}.prior_bias", prior_bias)
+        module = Biased(module, tuple((odds + np.log(weights)).tolist()))
+
+    def loss(logits: jax.Array, labels: Labels, axis_name: str | None):
+        del axis_name
+        z = logits.astype(jnp.float32)
+        if labels.y is None:
+            return masked(z[:, 0], labels.weight)
+        y = jnp.where(labels.weight[:, None] > 0, labels.y, 0.0)
+        found, missed = jax.nn.log_sigmoid(z), jax.nn.log_sigmoid(-z)
+        each = weights.astype(np.float32) * y * found + (1.0 - y) * missed
+        return masked(-each.mean(-1), labels.weight)
+
+    def decode(logits: np.ndarray) -> dict[str, Any]:
+        p = _probability(np.asarray(logits, np.float64))
+        order = np.argsort(-p, kind="stable")
+        said = [i for i in order if p[i] > thresholds[i]]
+        shown = said if len(said) > 5 else order[:5]
+        return {
+            "prediction": [classes[i] for i in said],
+            "best": {classes[i]: float(p[i]) for i in shown},
+        }
+
+    return Task(
+        name=name,
+        kind="multilabel",
+        reads=reads,
+        target=target,
+        head=module,
+        loss=loss,
+        metrics={
+            "average_precision": metrics.average_precision(),
+            "f1": metrics.label_f1(thresholds),
+        },
+        headline="average_precision",
+        decode=decode,
+        trivial=odds.astype(np.float32),
+    )
+
+
+class Biased(nn.Module):
+    """A head, plus a constant; its parameters are the head's own, at the head's own paths."""
+
+    head: nn.Module
+    bias: tuple[float, ...]
+
+    def setup(self) -> None:
+        nn.share_scope(self, self.head)
+
+    def __call__(self, tokens: Any, **mode: Any) -> jax.Array:
+        z = self.head(tokens, **mode)
+        return z + jnp.asarray(self.bias, z.dtype)
+
+
+def _log_odds(label: Target) -> np.ndarray:
+    """`[C]` of the frequencies; those of one half where they are not known."""
+    frequencies = np.asarray(label.frequencies or (0.5,) * len(label.classes), np.float64)
+    frequencies = np.clip(frequencies, _EDGE, 1 - _EDGE)
+    return np.log(frequencies) - np.log1p(-frequencies)
+
+
+def _probability(logits: np.ndarray) -> np.ndarray:
+    return 0.5 * (1.0 + np.tanh(0.5 * logits))
+
+
+def _needs_frequencies(label: Target, where: str, value: Any) -> None:
+    if not label.frequencies:
+        raise ConfigError(f"{where}: {value!r} needs the classes' frequencies; the data has none")
+
+
+def _pos_weights(value: Any, label: Target, odds: np.ndarray, where: str) -> np.ndarray:
+    if isinstance(value, str):
+        choose(value, ("balanced",), where)
+        _needs_frequencies(label, where, value)
+        return np.exp(-odds)
+    try:
+        given = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        given = np.zeros(())
+    count = len(label.classes)
+    if given.shape not in ((), (count,)) or not np.isfinite(given).all() or not (given > 0).all():
+        raise ConfigError(
+            f"{where}: {value!r}; needs 'balanced', a positive number, or one for each of "
+            f"{count} classes"
+        )
+    return np.broadcast_to(given, (count,))
+
+
+def _thresholds(value: Any, label: Target, odds: np.ndarray, where: str) -> np.ndarray:
+    if isinstance(value, str):
+        choose(value, ("prior",), where)
+        _needs_frequencies(label, where, value)
+        return _probability(odds)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+        raise ConfigError(f"{where}: {value!r}; needs 'prior' or a number between 0 and 1")
+    return np.full(len(label.classes), float(value))
