@@ -29,7 +29,7 @@ from mtmm_jax.registry import ConfigError, choose
 Batch = dict[str, Any]
 
 MODALITY_KINDS = ("image", "text", "audio", "video", "table", "series")
-TARGET_KINDS = ("class", "number", "labels", "tokens", "boxes", "wave")
+TARGET_KINDS = ("class", "number", "labels", "tokens", "boxes", "wave", "mask", "path")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,15 +64,18 @@ class Target:
         kind: one of `TARGET_KINDS`: "class" (an index, or a probability per class), "number" (a
             float), "labels" (0 or 1 per class, any number of them 1), "tokens" (`length` ids, 0
             after the end), "boxes" (`length` slots, a dict of "boxes" `[N, 4]` as y0, x0, y1, x1
-            in 0..1, "classes" `[N]` and "valid" `[N]` bool) or "wave" (`length` samples in -1..1,
-            silence after the end).
+            in 0..1, "classes" `[N]` and "valid" `[N]` bool), "wave" (`length` samples in -1..1,
+            silence after the end), "mask" (an index for each pixel of `shape`, below 0 where it is
+            not known) or "path" (a dict of "points" of `shape` and "valid" `[N]` bool).
         classes: the names of the classes, in the order of their indices.
         frequencies: of the classes in the train split.
-        mean, std: of a number on the train split; losses see it standardised, metrics do not.
+        mean, std: of a number, or of all coordinates of a path, on the train split; losses see it
+            standardised, metrics do not.
         made_from: the modalities that the label can be read off; a task with this label may not
             read them.
         length: of tokens or a wave, or the number of boxes that there is room for.
         rate: of a wave, in samples per second.
+        shape: of a mask `[height, width]` or a path `[points, coordinates]`.
     """
 
     kind: str
@@ -83,6 +86,7 @@ class Target:
     made_from: tuple[str, ...] = ()
     length: int = 0
     rate: float | None = None
+    shape: tuple[int, ...] = ()
 
     def blank(self, batch_size: int) -> Any:
         """`y` of a batch without labels: zeros of the right shape and dtype."""
@@ -94,7 +98,12 @@ class Target:
                 "classes": np.zeros(slots, np.int32),
                 "valid": np.zeros(slots, bool),
             }
-        shapes = {"labels": (len(self.classes),)}
+        if self.kind == "path":
+            return {
+                "points": np.zeros((batch_size, *self.shape), np.float32),
+                "valid": np.zeros((batch_size, *self.shape[:1]), bool),
+            }
+        shapes = {"labels": (len(self.classes),), "mask": self.shape}
         shapes |= {"tokens": (self.length,), "wave": (self.length,)}
         floating = self.kind in ("number", "labels", "wave")
         shape = (batch_size, *shapes.get(self.kind, ()))

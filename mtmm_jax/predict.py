@@ -65,7 +65,7 @@ def read_inputs(rest: Sequence[str], workdir: Any) -> dict[str, Any]:
             continue
         modality = spec.modalities[name]
         choose(modality.kind, READERS, f"--{name}", "kind of file")
-        extra = (workdir.asset("tokenizer.json"),) if modality.kind == "text" else ()
+        extra = (workdir.tokenizer(name),) if modality.kind == "text" else ()
         inputs[name] = READERS[modality.kind](value, modality, *extra)
     if not inputs:
         raise ConfigError(

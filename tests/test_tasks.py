@@ -96,6 +96,33 @@ def test_cross_entropy_with_smoothing_is_optax():
     np.testing.assert_allclose(total, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_probability_per_class_is_a_label_too(smoothing):
+    config = {"kind": "classification", "label_smoothing": smoothing}
+    task, logits = toy.build({"kind": config}).tasks["kind"], _prediction("kind", 8)
+    soft = np.random.default_rng(1).dirichlet(np.ones(3), 8).astype(np.float32)
+    weight = jnp.asarray([1.0, 0.0] * 4)
+    expected = optax.softmax_cross_entropy(logits, optax.smooth_labels(soft, smoothing))
+    soft[1::2] = np.nan  # of rows that do not count
+    labels = Labels(jnp.asarray(soft), weight)
+    total, count = task.loss(logits, labels, None)
+    np.testing.assert_allclose(total, expected[::2].sum(), rtol=1e-5)
+    assert count == 4
+    gradient = jax.grad(lambda z: task.loss(z, labels, None)[0])(logits)
+    assert np.isfinite(gradient).all()
+    assert not gradient[1::2].any()
+    y = np.nan_to_num(soft).argmax(1).astype(np.int32)
+    hard = Labels(jnp.asarray(y), weight)
+    sharp = Labels(jax.nn.one_hot(y, 3), weight)
+    np.testing.assert_allclose(*(task.loss(logits, x, None)[0] for x in (hard, sharp)), rtol=1e-5)
+    for name, metric in task.metrics.items():
+        wanted = jax.device_get(metric.update(logits, hard))
+        # Calibration scores against the probabilities themselves; the others see the likeliest.
+        for same in (sharp,) if name == "calibration" else (labels, sharp):
+            got = jax.device_get(metric.update(logits, same))
+            jax.tree.map(np.testing.assert_array_equal, got, wanted)
+
+
 def test_classification_figures_are_sklearns():
     y, logits = RNG.integers(0, 5, 60), RNG.standard_normal((60, 5)).astype(np.float32)
     labels = Labels(jnp.asarray(y), jnp.ones(60))
@@ -131,7 +158,8 @@ def _retrieve(queries, candidates, ids):
 def test_retrieval_is_a_plain_loop():
     ids = np.arange(20)
     a, b = RNG.standard_normal((2, 20, 4)).astype(np.float32)
-    ranks = [int((b @ a[i] > b[i] @ a[i]).sum()) + 1 for i in range(20)]
+    products = a.astype(np.float64) @ b.T.astype(np.float64)
+    ranks = [int((row > row[i]).sum()) + 1 for i, row in enumerate(products)]
     figures = _retrieve(a, b, ids)
     assert figures["a_to_b_recall@3"] == pytest.approx(np.mean([r <= 3 for r in ranks]))
     assert figures["a_to_b_median_rank"] == pytest.approx(np.median(ranks))

@@ -4,9 +4,9 @@ A source has a `spec`, endless `train` batches, one ordered pass of `batches` ov
 `assets` that prediction needs. `build` makes one from a config, `mix` one out of several.
 """
 
-from mtmm_jax.data.build import OPTIONS, SOURCES, build
+from mtmm_jax.data.build import OPTIONS, SOURCES, build, in_step
 from mtmm_jax.data.mixing import MIXINGS
 from mtmm_jax.data.mixture import mix, rename
 from mtmm_jax.data.source import Source
 
-__all__ = ["MIXINGS", "OPTIONS", "SOURCES", "Source", "build", "mix", "rename"]
+__all__ = ["MIXINGS", "OPTIONS", "SOURCES", "Source", "build", "in_step", "mix", "rename"]

@@ -8,11 +8,20 @@ from typing import Any
 
 from mtmm_jax import registry
 from mtmm_jax.data.bucketing import bucket
+from mtmm_jax.data.digits import digits
 from mtmm_jax.data.emoji import emoji
+from mtmm_jax.data.emoji.clips import emoji_clips
+from mtmm_jax.data.emoji.scenes import emoji_scenes
+from mtmm_jax.data.films import films
+from mtmm_jax.data.generator import generator
 from mtmm_jax.data.labels import hide, semi
+from mtmm_jax.data.manifest import manifest, video_folder
 from mtmm_jax.data.mixing import mixing as build_mixing
 from mtmm_jax.data.mixture import mix, rename
+from mtmm_jax.data.mixup import mixup
 from mtmm_jax.data.source import Source
+from mtmm_jax.data.tfds_source import tfds
+from mtmm_jax.data.vowels import vowels
 from mtmm_jax.registry import ConfigError
 
 
@@ -38,7 +47,19 @@ def mixture(
     return dataclasses.replace(whole, seed=seed)
 
 
-SOURCES: dict[str, Callable[..., Source]] = {"emoji": emoji, "mixture": mixture}
+SOURCES: dict[str, Callable[..., Source]] = {
+    "emoji": emoji,
+    "emoji_scenes": emoji_scenes,
+    "emoji_clips": emoji_clips,
+    "films": films,
+    "digits": digits,
+    "vowels": vowels,
+    "generator": generator,
+    "manifest": manifest,
+    "video_folder": video_folder,
+    "tfds": tfds,
+    "mixture": mixture,
+}
 
 
 def _workers(source: Source, count: Any, where: str) -> Source:
@@ -52,6 +73,7 @@ OPTIONS: dict[str, Callable[[Source, Any, str], Source]] = {
     "rename": lambda source, names, where: rename(source, names),
     "hide": lambda source, shares, where: hide(source, shares, where=where),
     "semi": lambda source, options, where: semi(source, **options, where=where),
+    "mixup": lambda source, alpha, where: mixup(source, alpha, where),
     "bucket": lambda source, edges, where: bucket(source, edges, where=where),
     "workers": _workers,
 }
@@ -61,13 +83,22 @@ rename: modalities and targets, `{old: new}`.
 hide: keep only a share of the training labels, `{target: share}`.
 semi: a fixed share of labelled rows in every batch, `{"target": name, "labelled": share}`.
 bucket: trim texts and series to one of a few lengths, `{modality: [lengths]}`.
+mixup: blend neighbouring examples and their labels, the parameter of the Beta distribution.
 workers: threads that make batches.
+
+`in_step` (modality -> rows of `augment_jit.AUGMENTATIONS`) is left to the training step.
 """
+
+
+def in_step(config: Any) -> Mapping[str, str]:
+    """What the training step is to do to its batches on the device: modality -> augmentations."""
+    return {} if isinstance(config, str) else config.get("in_step") or {}
 
 
 def build(config: Any, where: str = "data") -> Source:
     """A source by name or section; `config` may hold any of `OPTIONS` besides."""
     section = {"kind": config} if isinstance(config, str) else dict(config)
+    section.pop("in_step", None)
     options = {key: section.pop(key) for key in OPTIONS if key in section}
     source = registry.build(SOURCES, section, where=where)
     for key, value in options.items():

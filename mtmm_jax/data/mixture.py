@@ -100,10 +100,19 @@ def _picture(source: Source, id: int) -> np.ndarray:
     return source.picture(id)
 
 
+def _own_tokenizers(source: Source) -> dict[str, bytes]:
+    """A source's assets, with the tokenizer of all its texts as one for each of them."""
+    assets = dict(source.assets)
+    tokenizer = assets.pop("tokenizer.json", None)
+    texts = [name for name, m in source.spec.modalities.items() if m.kind == "text"]
+    own = {f"{name}.tokenizer.json": tokenizer for name in texts if tokenizer}
+    return own | assets
+
+
 def _assets(sources: Mapping[str, Source], where: str) -> dict[str, bytes]:
     assets: dict[str, bytes] = {}
     for name, source in sources.items():
-        for file, content in source.assets.items():
+        for file, content in _own_tokenizers(source).items():
             if assets.setdefault(file, content) != content:
                 raise ConfigError(
                     f"{where}.sources.{name}: its {file} differs from that of another source; "

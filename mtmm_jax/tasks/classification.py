@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from mtmm_jax.batch import Spec
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.tasks import metrics
+from mtmm_jax.tasks.calibration import class_calibration
 from mtmm_jax.tasks.task import Labels, Task, find_target, masked
 
 Build = Any  # (spec, **context) -> head module, given by model.py
@@ -30,6 +32,8 @@ def classification(
 ) -> Task:
     """-sum_c q_c log softmax(z)_c, q the label smoothed towards the uniform distribution.
 
+    A label is a class, or a probability per class (as mixup makes them); metrics see the likeliest.
+
     Args:
         name, spec, make_head, where: given by the model.
         reads: what the head reads.
@@ -47,8 +51,12 @@ def classification(
         log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
         if labels.y is None:
             return masked(log_p[:, 0], labels.weight)
-        y = jnp.clip(labels.y, 0, len(classes) - 1)
-        own = jnp.take_along_axis(log_p, y[:, None], axis=-1)[:, 0]
+        if labels.y.ndim == 2:
+            q = jnp.where(labels.weight[:, None] > 0, labels.y, 0).astype(jnp.float32)
+            own = (q * log_p).sum(-1)
+        else:
+            y = jnp.clip(labels.y, 0, len(classes) - 1)
+            own = jnp.take_along_axis(log_p, y[:, None], axis=-1)[:, 0]
         smooth = (1.0 - label_smoothing) * own + label_smoothing * log_p.mean(-1)
         return masked(-smooth, labels.weight)
 
@@ -62,10 +70,12 @@ def classification(
             "best": {classes[i]: float(p[i]) for i in best},
         }
 
-    figures = {"confusion": metrics.confusion(len(classes))}
+    figures = {"confusion": _hard(metrics.confusion(len(classes)))}
     if len(classes) > 20:
-        figures["top"] = metrics.top(5)
-    frequencies = label.frequencies or (0.0,) * len(classes)
+        figures["top"] = _hard(metrics.top(5))
+    figures["calibration"] = class_calibration()
+    # Logarithms, so that the trivial predictor's probabilities are the frequencies.
+    frequencies = np.log(np.maximum(label.frequencies or (1.0,) * len(classes), 1e-9))
     return Task(
         name=name,
         kind="classification",
@@ -78,3 +88,14 @@ def classification(
         decode=decode,
         trivial=np.asarray(frequencies, np.float32),
     )
+
+
+def _hard(metric: metrics.Metric) -> metrics.Metric:
+    """A metric of class labels that also takes a probability per class."""
+
+    def update(prediction: Any, labels: Labels) -> Any:
+        if labels.y is not None and labels.y.ndim == 2:
+            labels = dataclasses.replace(labels, y=labels.y.argmax(-1).astype(jnp.int32))
+        return metric.update(prediction, labels)
+
+    return metric._replace(update=update)

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from mtmm_jax import balancing, data, model, parallel, registry
 from mtmm_jax.batch import Spec
+from mtmm_jax.data.augment_jit import augmenter
 from mtmm_jax.model import Model
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.tasks.task import modalities_of
@@ -74,6 +75,8 @@ def assemble(config: Any, spec: Spec | None = None) -> Experiment:
     balancer, trainer = _balancing(plain["balancing"], built)
     if source is not None:
         _check_mixing(source, built, balancer)
+        if in_step := data.in_step(plain["data"]):
+            trainer["augment"] = augmenter(in_step, source.spec, "data.in_step")
     options = dict(plain["optimizer"])
     trainer["accumulate"] = _microbatches(options.pop("accumulate", 1), plain, balancer, devices)
     if trainer["accumulate"] > 1 and trainer.get("engine") == "gramian":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import optax
 
 from mtmm_jax import balancing
 from mtmm_jax.batch import Batch
+from mtmm_jax.data.augment_jit import example_keys
 from mtmm_jax.model import Model, shared_parameters
 
 
@@ -80,6 +82,7 @@ def make_step(
     *,
     seed: int,
     accumulate: int = 1,
+    augment: Callable[[jax.Array, Batch], Batch] | None = None,
     **trainer: Any,
 ) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
     """`step(state, batch, *, axis_name=None) -> (state, figures)`.
@@ -91,6 +94,7 @@ def make_step(
         seed: of dropout and the like.
         accumulate: how many microbatches each device's batch is taken in; batch statistics,
             and losses that compare the samples of a batch, are those of a microbatch.
+        augment: `(keys [B], batch) -> batch`, such as `data.augment_jit.augmenter` makes.
         **trainer: options of `balancing.value_and_grad`: engine, head_gradients, chunk.
     """
 
@@ -107,7 +111,10 @@ def make_step(
             microbatches=microbatches if accumulate > 1 else None,
             **trainer,
         )
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        root = jax.random.key(seed)
+        key = jax.random.fold_in(root, state.step)
+        if augment is not None:
+            batch = augment(example_keys(named(root, "augment"), state.step, batch["id"]), batch)
         first, second = _samples(batch, balancer)
         out = grad(
             state.params,
@@ -135,6 +142,11 @@ def make_step(
         return new, figures
 
     return step
+
+
+def named(key: jax.Array, name: str) -> jax.Array:
+    """The key of a purpose."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
 def _samples(batch: Batch, balancer: Any) -> tuple[Batch, Batch | None]:

@@ -110,6 +110,12 @@ class Workdir:
             )
         return path.read_bytes()
 
+    def tokenizer(self, modality: str) -> bytes:
+        """The tokenizer of one text modality: its own, or that of all texts."""
+        own = f"{modality}.tokenizer.json"
+        exists = (self.path / "assets" / own).exists()
+        return self.asset(own if exists else "tokenizer.json")
+
 
 def write(path: Path, content: bytes) -> None:
     """Writes a file so that it is whole or not there, whatever happens meanwhile."""

@@ -125,6 +125,13 @@ def test_names_can_be_told_apart():
     assert set(batch["targets"]) == {"kind", "sort", "size"}
 
 
+def test_every_text_keeps_its_tokenizer():
+    left = dataclasses.replace(source("left"), assets={"tokenizer.json": b"a"})
+    right = dataclasses.replace(source("right"), assets={"tokenizer.json": b"b"})
+    whole = mix({"left": left, "right": rename(right, {"text": "said"})}, mixing("accumulate"))
+    assert whole.assets == {"text.tokenizer.json": b"a", "said.tokenizer.json": b"b"}
+
+
 def test_built_from_a_config(monkeypatch):
     monkeypatch.setitem(data.SOURCES, "left", lambda: source("left"))
     monkeypatch.setitem(data.SOURCES, "right", lambda size=10: source("right", size))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mtmm_jax.data.emoji import prepared
+from mtmm_jax.data import packed
 
 SCRIPT = """
 import sys
@@ -36,21 +36,21 @@ def test_two_processes_prepare_at_once(tmp_path):
 
 
 def test_a_failed_preparation_leaves_nothing(tmp_path, monkeypatch):
-    def fail(folder):
+    def fail(name, folder):
         raise RuntimeError("disk on fire")
 
-    monkeypatch.setattr(prepared, "_builder", fail)
+    monkeypatch.setattr(packed, "_builder", fail)
     with pytest.raises(RuntimeError, match="disk on fire"):
-        prepared.prepare(tmp_path)
+        packed.prepare("emoji", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_cache_is_chosen_by_argument_then_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("MTMM_JAX_DATA", str(tmp_path / "environment"))
-    assert prepared.cache() == tmp_path / "environment"
-    assert prepared.cache(tmp_path) == tmp_path
+    assert packed.cache() == tmp_path / "environment"
+    assert packed.cache(tmp_path) == tmp_path
     monkeypatch.delenv("MTMM_JAX_DATA")
-    assert prepared.cache() == Path.home() / ".cache" / "mtmm_jax"
+    assert packed.cache() == Path.home() / ".cache" / "mtmm_jax"
 
 
 def test_what_is_loaded(table):

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import pytest
 
 from mtmm_jax import data, training
@@ -65,3 +66,20 @@ def test_gradients_of_tasks_that_never_meet_are_refused():
     training.assemble({**config, "balancing": {"kind": "uncertainty"}})
     both = {**config, "tasks": {**config["tasks"], "sort": "classification"}}
     training.assemble(both)
+
+
+def test_augmentation_in_the_step_is_checked_and_follows_the_step():
+    alone = {"data": {"kind": "right", "in_step": {"text": "token_dropout(0.5)"}}}
+    experiment = training.assemble({**CONFIG, **alone})
+    step, state = jax.jit(experiment.step()), experiment.init()
+    batch = next(experiment.source.train(8))
+    losses = []
+    for _ in range(2):
+        frozen, figures = step(state, batch)
+        losses.append(float(figures["losses"][0]))
+        state = state.replace(step=frozen.step)
+    assert losses[0] != losses[1]
+    plain = training.assemble({**CONFIG, "data": "right"})
+    assert float(jax.jit(plain.step())(experiment.init(), batch)[1]["losses"][0]) not in losses
+    with pytest.raises(ConfigError, match="data.in_step.text: .*crop takes image, not text"):
+        training.assemble({**CONFIG, "data": {"kind": "right", "in_step": {"text": "crop"}}})

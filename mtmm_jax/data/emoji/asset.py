@@ -7,9 +7,7 @@ several times faster than thousands of small ones, and because a reader can open
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -119,11 +117,3 @@ def files(folder: Path = FOLDER) -> list[Path]:
 def size(folder: Path = FOLDER) -> int:
     """Bytes of the whole asset."""
     return sum(path.stat().st_size for path in files(folder))
-
-
-def digest(paths: Iterable[Path]) -> str:
-    """A short hash of the files' names and bytes."""
-    total = hashlib.sha256()
-    for path in paths:
-        total.update(path.name.encode() + path.read_bytes())
-    return total.hexdigest()[:12]

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import io
 import os
-import shutil
-import sys
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from mtmm_jax.data import packed
 from mtmm_jax.data.emoji import asset
 from mtmm_jax.data.images import to_planes
 
@@ -45,63 +41,13 @@ class Emoji:
     voice: np.ndarray
 
 
-def cache(data_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Where prepared data live: the argument, else `$MTMM_JAX_DATA`, else the user's cache."""
-    chosen = data_dir or os.environ.get("MTMM_JAX_DATA") or "~/.cache/mtmm_jax"
-    return Path(chosen).expanduser()
-
-
-def prepare(data_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Makes the TFDS data set unless it is there. Returns the folder to give TFDS as `data_dir`.
-
-    Any number of processes may do so at once: each prepares in a folder of its own, and the first
-    to finish renames it into place. The folder's name carries a digest of the asset and of the
-    builder, so that a newer package never reads an older one's data.
-    """
-    builder = Path(__file__).with_name("emoji_dataset_builder.py")
-    made_from = [*asset.files(), builder]
-    final = cache(data_dir) / f"emoji-{asset.digest(made_from)}"
-    if final.is_dir():
-        return final
-    print(f"preparing the emoji data set in {final} (once, a few seconds)", file=sys.stderr)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    own = Path(tempfile.mkdtemp(prefix=f"{final.name}.incomplete-", dir=final.parent))
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS speaks of a download; there is none
-            _builder(own).download_and_prepare(file_format="array_record")
-        shutil.rmtree(own / "downloads", ignore_errors=True)
-        own.chmod(0o755)
-        os.rename(own, final)
-    except OSError:
-        if not final.is_dir():  # anything but another process having been first
-            raise
-    finally:
-        shutil.rmtree(own, ignore_errors=True)
-    return final
-
-
-def _builder(data_dir: Path) -> Any:
-    import tensorflow_datasets as tfds  # half a second to import, only when data are wanted
-
-    from mtmm_jax.data.emoji.emoji_dataset_builder import Builder
-
-    tfds.disable_progress_bar()
-    return Builder(data_dir=os.fspath(data_dir), file_format="array_record")
-
-
 def load(data_dir: str | os.PathLike[str] | None = None) -> Emoji:
     """Prepares if need be and reads everything."""
-    import tensorflow_datasets as tfds
+    import tensorflow_datasets as tfds  # half a second to import, only when data are wanted
 
-    builder = _builder(prepare(data_dir))
     skip = {"images": {style: tfds.decode.SkipDecoding() for style in asset.STYLES}}
-    rows, splits = [], []
-    for split in asset.SPLITS:
-        source = builder.as_data_source(split, decoders=skip)
-        rows += source.__getitems__(range(len(source)))
-        splits += [split] * len(source)
-    order = np.argsort([row["id"] for row in rows])
-    return _assemble(builder.info.features, [rows[i] for i in order], np.array(splits)[order])
+    examples = packed.load("emoji", data_dir, skip)
+    return _assemble(examples.features, examples.rows, examples.split)
 
 
 def _assemble(features: Any, rows: list[dict[str, Any]], split: np.ndarray) -> Emoji:

@@ -1,0 +1,46 @@
+"""17,472 films from their texts and figures: five tasks, most labels missing.
+
+python -m mtmm_jax.train --config configs/films.py --workdir runs/films
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "seed": 0,
+            "steps": 3000,
+            "batch_size": 128,
+            "devices": 1,
+            "data": {"kind": "films"},
+            "model": {
+                "width": 128,
+                "encoders": {
+                    "text": {"kind": "text_bag", "preset": "tiny", "word_dropout": 0.3},
+                    "table": {"kind": "table_mlp", "preset": "tiny"},
+                },
+                "fusion": {"kind": "concat"},
+                "sharing": {"kind": "hard"},
+                "modality_dropout": 0.1,
+            },
+            "tasks": {
+                "genre": {"kind": "multilabel"},
+                "tomatometer": {"kind": "regression"},
+                "metacritic": {"kind": "regression"},
+                "rating": {"kind": "classification"},
+                "box_office": {"kind": "regression"},
+            },
+            "balancing": {"kind": "equal"},
+            "optimizer": {
+                "kind": "adamw",
+                "learning_rate": 2e-3,
+                "schedule": "cosine",
+                "warmup": 0.05,
+                "weight_decay": 0.1,
+                "clip": 1.0,
+            },
+            "checkpoint": {"every": 500, "keep": 1, "best": "mean"},
+            "evaluation": {"every": 500, "batch_size": 512, "log_every": 50, "baselines": True},
+        }
+    )

@@ -1,0 +1,157 @@
+"""The rows of a JSONL or CSV file; a line that cannot be read is kept as such, with its reason."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from mtmm_jax.data.readers.limits import Limits, Unreadable
+from mtmm_jax.registry import ConfigError, choose
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """A manifest in memory.
+
+    Attributes:
+        path: of the manifest, for messages.
+        values: of each row: column -> value. What is absent is `None` or has no key.
+        lines: on which line of the file each row begins, from 1.
+        columns: that at least one row has.
+        broken: `(line, reason)` of what is no row.
+    """
+
+    path: Path
+    values: list[dict[str, Any]]
+    lines: list[int]
+    columns: frozenset[str]
+    broken: list[tuple[int, str]] = dataclasses.field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def column(self, name: str, where: str) -> list[Any]:
+        """Of every row, `None` where it is absent."""
+        choose(name, self.columns, where, f"column of {self.path}")
+        return [row.get(name) for row in self.values]
+
+
+def read_rows(path: Path, limits: Limits) -> Rows:
+    """The rows of a `.jsonl` or a `.csv` with a header, in UTF-8."""
+    if not path.is_file():
+        raise ConfigError(f"manifest: {path} does not exist, or is no file")
+    read = _FORMATS[choose(path.suffix.lower(), _FORMATS, f"manifest {path}", "kind of manifest")]
+    values, lines, broken = [], [], []
+    with path.open("rb") as file:
+        try:
+            for line, row in read(file, limits):
+                if isinstance(row, str):
+                    broken.append((line, row))
+                else:
+                    values.append(row)
+                    lines.append(line)
+        except ConfigError as error:
+            raise ConfigError(f"manifest {path}: {error}") from error
+    columns = frozenset(key for row in values for key in row)
+    return Rows(path, values, lines, columns, broken)
+
+
+def _lines(file: BinaryIO, limit: int) -> Iterator[tuple[int, bytes | None]]:
+    """`(number, line)` from 1, None for a line that is too long; a byte order mark is dropped."""
+    number = 0
+    while line := file.readline(limit + 1):
+        number += 1
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if len(line) <= limit:
+            yield number, line
+            continue
+        while line and not line.endswith(b"\n"):
+            line = file.readline(limit)
+        yield number, None
+
+
+def _jsonl(file: BinaryIO, limits: Limits) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    too_long = f"is longer than the limit of {limits.row_bytes:,} bytes"
+    for number, line in _lines(file, limits.row_bytes):
+        if line is None:
+            yield number, too_long
+        elif line.strip():
+            yield number, _told(_object, line)
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise Unreadable(f"is not UTF-8 at byte {error.start}") from error
+    except RecursionError as error:
+        raise Unreadable("is nested too deeply") from error
+    except ValueError as error:
+        raise Unreadable(f"is not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise Unreadable(f"is JSON, but no object: {str(row)[:60]}")
+    if b"\\ud" in line.lower():  # half of an escaped pair is no character
+        _encodes(json.dumps(row, ensure_ascii=False))
+    return row
+
+
+def _csv(file: BinaryIO, limits: Limits) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    too_long: list[int] = []
+
+    def text() -> Iterator[str]:
+        for number, line in _lines(file, limits.row_bytes):
+            if line is None:
+                too_long.append(number)
+            yield "\n" if line is None else line.decode(errors="surrogateescape")
+
+    reader = csv.reader(text(), strict=True)
+    try:
+        header = next(reader, None)
+    except csv.Error as error:
+        raise ConfigError(f"its header cannot be read: {error}") from error
+    if not header or too_long:
+        raise ConfigError("it has no header")
+    if len(set(header)) < len(header) or not all(header):
+        raise ConfigError(f"its header has empty or repeated names: {header}")
+    while True:
+        start = reader.line_num + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            yield start, f"is not CSV: {error}"
+            continue
+        if too_long:
+            yield too_long.pop(), f"is longer than the limit of {limits.row_bytes:,} bytes"
+        elif cells is None:
+            return
+        elif cells:
+            yield start, _told(_record, header, cells)
+
+
+def _record(header: list[str], cells: list[str]) -> dict[str, Any]:
+    if len(cells) != len(header):
+        raise Unreadable(f"has {len(cells)} cells, and the header {len(header)}")
+    _encodes("".join(cells))
+    return {name: cell if cell else None for name, cell in zip(header, cells, strict=True)}
+
+
+def _encodes(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise Unreadable("is not UTF-8, or has half of a character in it") from error
+
+
+def _told(read: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any] | str:
+    try:
+        return read(*args)
+    except Unreadable as error:
+        return str(error)
+
+
+_FORMATS = {".jsonl": _jsonl, ".csv": _csv}

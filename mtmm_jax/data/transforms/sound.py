@@ -1,0 +1,82 @@
+"""Transforms of sound: float32 samples in -1..1, mono."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+
+import numpy as np
+import soundfile
+
+from mtmm_jax.data import audio, augment
+from mtmm_jax.data.transforms.stage import Form, Stage, each, fraction, not_negative, positive
+from mtmm_jax.registry import ConfigError
+
+
+def samples(data: bytes, where: str) -> tuple[np.ndarray, int]:
+    """An encoded sound -> its channels' mean, and its rate."""
+    try:
+        wave, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, OSError, ValueError) as error:
+        raise ConfigError(f"{where}: cannot decode a sound: {error}") from error
+    return wave.mean(axis=1), rate
+
+
+def decode_audio(form: Form, where: str) -> Stage:
+    return Stage(Form("sound"), each(lambda data: samples(data, where)), each=True)
+
+
+def resample(form: Form, where: str, rate: int) -> Stage:
+    """To `rate` samples per second, band-limited."""
+    positive(where, rate=rate)
+    out = Form("audio", (None,), "float32", rate=float(rate))
+    if form.kind == "sound":
+        return Stage(out, each(lambda sound: audio.resample(*sound, rate)), each=True)
+    if form.rate == rate:
+        return Stage(form, lambda x, u: x)
+    own = round(form.rate)
+    return Stage(out, each(lambda wave: audio.resample(wave, own, rate)), each=True)
+
+
+def trim(form: Form, where: str, floor: float = 0.02) -> Stage:
+    """Drops what is quieter than `floor` of the peak before and after."""
+    fraction(where, floor=floor)
+    out = dataclasses.replace(form, shape=(None,))
+    return Stage(out, each(lambda wave: audio.trim(wave, form.rate, floor)), each=True)
+
+
+def fit(form: Form, where: str, seconds: float, late: float = 0.0) -> Stage:
+    """Cut or padded with silence to `seconds`.
+
+    With `late`, training examples start up to so many seconds late where there is room, and those
+    that are too long lose a random part of their ends instead of the last.
+    """
+    positive(where, seconds=seconds)
+    not_negative(where, late=late)
+    length, latest = round(seconds * form.rate), round(late * form.rate)
+    positive(where, samples=length)
+
+    def plain(wave: np.ndarray, u: None) -> np.ndarray:
+        return audio.fit([wave], length)[0]
+
+    def apply(wave: np.ndarray, u: np.ndarray) -> np.ndarray:
+        room = length - len(wave)
+        start = int(augment.below(u[0], min(room, latest) + 1 if room >= 0 else 1 - room))
+        if room < 0:
+            return wave[start : start + length]
+        out = np.zeros(length, np.float32)
+        out[start : start + len(wave)] = wave
+        return out
+
+    out = dataclasses.replace(form, shape=(length,))
+    if not latest:
+        return Stage(out, plain, each=True)
+    return Stage(out, apply, draws=1, plain=plain, each=True)
+
+
+def gain(form: Form, where: str, low: float = 0.5, high: float = 1.5) -> Stage:
+    """Louder or softer by a factor in `low`..`high`."""
+    positive(where, low=low, high=high)
+    if low > high:
+        raise ConfigError(f"{where}: low {low} is above high {high}")
+    return Stage(form, lambda x, u: augment.gain(x, u, low, high), draws=1)

@@ -1,0 +1,37 @@
+"""Transforms of text: strings, then token ids."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from mtmm_jax.data import augment, text
+from mtmm_jax.data.transforms.stage import Form, Stage, each, fraction, positive
+
+
+def lower(form: Form, where: str) -> Stage:
+    """Lower case."""
+    return Stage(form, each(str.lower), each=True)
+
+
+def tokenize(form: Form, where: str, length: int, vocabulary: int = 2000) -> Stage:
+    """`length` ids by a byte-pair tokenizer that is trained on the train split's texts."""
+    positive(where, length=length, vocabulary=vocabulary)
+
+    def fit(texts: Sequence[str]) -> str:
+        return text.train_tokenizer(texts, vocabulary)
+
+    def load(tokenizer_json: str) -> Stage:
+        tokenizer = text.read_tokenizer(tokenizer_json)
+        known = dataclasses.replace(out, vocabulary=tokenizer.get_vocab_size())
+        return Stage(known, lambda x, u: text.encode(tokenizer, x, length), load=load)
+
+    out = Form("text", (length,), "int32")
+    return Stage(out, None, fit=fit, load=load)
+
+
+def token_dropout(form: Form, where: str, share: float = 0.1) -> Stage:
+    """Replaces a share of the tokens by the unknown one."""
+    fraction(where, share=share)
+    (length,) = form.shape
+    return Stage(form, lambda x, u: augment.token_dropout(x, u, share), draws=length)
