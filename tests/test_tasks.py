@@ -148,6 +148,14 @@ def test_regression_figures_are_sklearns_in_the_labels_unit():
     assert figures["rmse"] == pytest.approx(oracle.mean_squared_error(y, guess) ** 0.5, rel=1e-4)
 
 
+@pytest.mark.parametrize("rows", [0, 1, 3])
+def test_r2_of_labels_that_do_not_vary_is_unknown(rows):
+    metric = metrics.regression_errors(2015.0, 4.0)
+    weight = (jnp.arange(3) < rows).astype(jnp.float32)
+    state = metric.update(jnp.array([0.3, 0.1, 0.2]), Labels(jnp.full(3, 1999.7), weight))
+    assert np.isnan(metric.compute(jax.device_get(state))["r2"])
+
+
 def _retrieve(queries, candidates, ids):
     metric = metrics.retrieval_ranks("a", "b", ks=(1, 3))
     prediction = {"vectors": {"a": queries, "b": candidates}}

@@ -158,7 +158,9 @@ def regression_errors(mean: float, std: float) -> Metric:
     def compute(state: dict[str, Any]) -> dict[str, float]:
         s = {key: float(value) for key, value in state.items()}
         spread = s["yy"] - s["y"] ** 2 / max(s["count"], 1.0)
-        unexplained = _ratio(s["squared"], spread)
+        # Below the rounding of float32 sums there is no spread to explain, as with a single row.
+        varies = spread > 1e-6 * max(s["yy"], 1.0)
+        unexplained = _ratio(s["squared"], spread if varies else 0.0)
         return {
             "r2": 1.0 - unexplained,
             "mae": std * _ratio(s["absolute"], s["count"]),
