@@ -10,15 +10,15 @@ def get_config() -> ConfigDict:
     return ConfigDict(
         {
             "seed": 0,
-            "steps": 3000,
+            "steps": 1000,
             "batch_size": 128,
             "devices": 1,
             "data": {"kind": "films"},
             "model": {
                 "width": 128,
                 "encoders": {
-                    "text": {"kind": "text_bag", "preset": "tiny", "word_dropout": 0.3},
-                    "table": {"kind": "table_mlp", "preset": "tiny"},
+                    "text": {"kind": "text_bag", "word_dropout": 0.6, "dropout": 0.4},
+                    "table": {"kind": "table_mlp"},
                 },
                 "fusion": {"kind": "concat"},
                 "sharing": {"kind": "hard"},
@@ -37,10 +37,10 @@ def get_config() -> ConfigDict:
                 "learning_rate": 2e-3,
                 "schedule": "cosine",
                 "warmup": 0.05,
-                "weight_decay": 0.1,
+                "weight_decay": 1.0,
                 "clip": 1.0,
             },
-            "checkpoint": {"every": 500, "keep": 1, "best": "mean"},
-            "evaluation": {"every": 500, "batch_size": 512, "log_every": 50, "baselines": True},
+            "checkpoint": {"every": 250, "keep": 1, "best": "mean"},
+            "evaluation": {"every": 250, "batch_size": 512, "log_every": 50, "baselines": True},
         }
     )
