@@ -11,27 +11,44 @@ all taking `train` and `axis_name`. Encoders do not pool; heads do.
 """
 
 from mtmm_jax.encoders.audio import LogMelCNN as LogMelCNN
-from mtmm_jax.encoders.audio import log_mel as log_mel
+from mtmm_jax.encoders.audio import MLPAudio as MLPAudio
+from mtmm_jax.encoders.audio import TransformerAudio as TransformerAudio
 from mtmm_jax.encoders.encoder import Encoder as Encoder
+from mtmm_jax.encoders.image import CNN as CNN
+from mtmm_jax.encoders.image import MLPImage as MLPImage
 from mtmm_jax.encoders.image import ResNet as ResNet
+from mtmm_jax.encoders.perceiver import Perceiver as Perceiver
 from mtmm_jax.encoders.series import Conv1D as Conv1D
 from mtmm_jax.encoders.series import GRUSeries as GRUSeries
 from mtmm_jax.encoders.series import TransformerSeries as TransformerSeries
 from mtmm_jax.encoders.table import MLPTable as MLPTable
 from mtmm_jax.encoders.table import TransformerTable as TransformerTable
 from mtmm_jax.encoders.text import BagText as BagText
+from mtmm_jax.encoders.text import Bert as Bert
 from mtmm_jax.encoders.text import GRUText as GRUText
 from mtmm_jax.encoders.text import TransformerText as TransformerText
+from mtmm_jax.encoders.video import VideoFrames as VideoFrames
+from mtmm_jax.encoders.vit import TubeletVideo as TubeletVideo
+from mtmm_jax.encoders.vit import ViT as ViT
 
 ENCODERS = {
+    "cnn": CNN,
     "resnet": ResNet,
+    "vit": ViT,
+    "image_mlp": MLPImage,
     "text_transformer": TransformerText,
+    "bert": Bert,
     "text_gru": GRUText,
     "text_bag": BagText,
     "log_mel_cnn": LogMelCNN,
+    "audio_transformer": TransformerAudio,
+    "audio_mlp": MLPAudio,
     "conv1d": Conv1D,
+    "video_frames": VideoFrames,
+    "video_tubelets": TubeletVideo,
     "series_gru": GRUSeries,
     "series_transformer": TransformerSeries,
     "table_mlp": MLPTable,
     "table_transformer": TransformerTable,
+    "perceiver": Perceiver,
 }

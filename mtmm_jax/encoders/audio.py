@@ -1,7 +1,9 @@
-"""Waveforms -> tokens: a log-mel spectrogram inside the graph, then a small CNN over it."""
+"""Waveforms -> tokens: a log-mel spectrogram inside the graph, then a small CNN, a Transformer over
+its patches, or an MLP over its frames."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,37 +14,61 @@ import numpy as np
 
 from mtmm_jax.batch import Modality, Tokens
 from mtmm_jax.encoders.encoder import Encoder
-from mtmm_jax.layers import NORMS
-from mtmm_jax.registry import choose
+from mtmm_jax.encoders.mlp import MLPEncoder
+from mtmm_jax.encoders.sequence import TransformerEncoder
+from mtmm_jax.layers import NORMS, cells, fill_up, patches, sinusoid
+from mtmm_jax.layers.spectrogram import log_mel
+from mtmm_jax.registry import ConfigError, choose
 
 # preset -> channels of the stride-2 convolutions
 CNNS = {"tiny": (16, 32, 64, 96), "small": (32, 64, 128, 256)}
 
 
-def mel_filters(bins: int, mels: int, rate: float) -> np.ndarray:
-    """`[bins, mels]`: triangles at equal distances on the mel scale m = 2595 log10(1 + f / 700)."""
-    top = 2595.0 * np.log10(1.0 + rate / 2 / 700.0)
-    edges = 700.0 * (10.0 ** (np.linspace(0.0, top, mels + 2) / 2595.0) - 1.0)
-    frequencies = np.linspace(0.0, rate / 2, bins)[:, None]
-    rising = (frequencies - edges[:-2]) / (edges[1:-1] - edges[:-2])
-    falling = (edges[2:] - frequencies) / (edges[2:] - edges[1:-1])
-    return np.maximum(0.0, np.minimum(rising, falling)).astype(np.float32)
+WINDOW, HOP = 0.032, 0.016  # seconds, to the nearest sample
 
 
-def log_mel(
-    wave: jax.Array, rate: float, *, mels: int = 40, window: float = 0.032, hop: float = 0.016
-) -> jax.Array:
-    """`[B, samples] -> [B, frames, mels]`: log(1e-5 + mel power), by Hann windows and rfft."""
-    size, step = round(window * rate), round(hop * rate)
-    count = 1 + (wave.shape[1] - size) // step
-    if count < 1:
-        raise ValueError(f"{wave.shape[1]} samples are shorter than one window of {size}")
-    index = np.arange(count)[:, None] * step + np.arange(size)
-    hann = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / size)).astype(np.float32)
-    length = 1 << (size - 1).bit_length()
-    spectrum = jnp.fft.rfft(wave.astype(jnp.float32)[:, index] * hann, n=length)
-    power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
-    return jnp.log(1e-5 + power @ mel_filters(length // 2 + 1, mels, rate))
+def _accepts(modality: Modality) -> bool:
+    return modality.kind == "audio" and len(modality.shape) == 1 and modality.rate is not None
+
+
+def hop(rate: float) -> float:
+    """Seconds from one frame to the next."""
+    return round(HOP * rate) / rate
+
+
+def spectrogram(entry: Mapping[str, Any], rate: float, mels: int) -> tuple[jax.Array, jax.Array]:
+    """`[B, frames, mels]`, each band's own mean taken out, and the frames' mask `[B, frames]`.
+
+    A frame is there if all of its samples are, and the first one always, so that padding a wave
+    with more silence changes nothing.
+    """
+    x = log_mel(entry["x"], rate, mels=mels, window=WINDOW, hop=HOP)
+    if "mask" in entry:
+        last = np.arange(x.shape[1]) * round(HOP * rate) + round(WINDOW * rate) - 1
+        last[0] = 0
+        mask = entry["mask"][:, last]
+    else:
+        mask = jnp.broadcast_to(entry["present"][:, None], x.shape[:2])
+    # Speech is loud or faint by the microphone's distance: take out each band's own mean.
+    keep = mask[..., None].astype(x.dtype)
+    mean = (x * keep).sum(1, keepdims=True) / jnp.maximum(keep.sum(1, keepdims=True), 1.0)
+    return (x - mean) / 3.0 * keep, mask
+
+
+def frame_tokens(x: jax.Array, mask: jax.Array, name: str, step: float) -> Tokens:
+    """`[B, frames, bands, C]` as float32 tokens at the seconds in the middle of their windows."""
+    batch, frames, bands, channels = x.shape
+    times = jnp.arange(frames, dtype=jnp.float32) * step + WINDOW / 2
+    times = jnp.repeat(times, bands)[:, None]
+    grid = (frames, bands) if bands > 1 else (frames,)
+    return Tokens.of(
+        x.reshape(batch, frames * bands, channels).astype(jnp.float32),
+        jnp.repeat(mask, bands, axis=1),
+        name,
+        grid=grid,
+        stride=(step, *((1.0,) * (len(grid) - 1))),
+        positions=jnp.broadcast_to(times, (batch, *times.shape)),
+    )
 
 
 class LogMelCNN(Encoder):
@@ -64,68 +90,115 @@ class LogMelCNN(Encoder):
     norm: str = "batch"
     cut: int = 2
 
-    @staticmethod
-    def accepts(modality: Modality) -> bool:
-        return modality.kind == "audio" and len(modality.shape) == 1 and modality.rate is not None
+    accepts = staticmethod(_accepts)
 
     def setup(self) -> None:
         choose(self.preset, CNNS, "log_mel_cnn.preset", "preset")
         choose(self.norm, NORMS, "log_mel_cnn.norm", "norm")
         channels = CNNS[self.preset]
         self.convs = [
-            nn.Conv(c, (3, 3), (2, 2), padding=1, use_bias=False, name=f"conv{i + 1}")
+            nn.Conv(
+                c,
+                (3, 3),
+                (2, 2),
+                padding=1,
+                use_bias=False,
+                dtype=self.precision,
+                name=f"conv{i + 1}",
+            )
             for i, c in enumerate(channels)
         ]
         self.norms = [NORMS[self.norm](name=f"norm{i + 1}") for i in range(len(channels))]
-        self.project = nn.Dense(self.width)
+        self.project = nn.Dense(self.width, dtype=jnp.float32)
 
     def stem(self, entry: Mapping[str, Any], **mode: Any) -> Tokens:
         """The spectrogram itself: a grid of frames x bands, one value each."""
         del mode
-        x = log_mel(entry["x"], self.rate, mels=self.mels)
-        samples, frames = entry["x"].shape[1], x.shape[1]
-        if "mask" in entry:
-            centres = (np.arange(frames) + 0.5) * (samples / frames)
-            mask = entry["mask"][:, centres.astype(int)]
-        else:
-            mask = jnp.broadcast_to(entry["present"][:, None], x.shape[:2])
-        # Speech is loud or faint by the microphone's distance: take out each band's own mean.
-        keep = mask[..., None].astype(x.dtype)
-        mean = (x * keep).sum(1, keepdims=True) / jnp.maximum(keep.sum(1, keepdims=True), 1.0)
-        return self._tokens(((x - mean) / 3.0)[..., None], mask, samples / self.rate)
+        x, mask = spectrogram(entry, self.rate, self.mels)
+        return frame_tokens(x[..., None], mask, self.modality, hop(self.rate))
 
     def first(self, tokens: Tokens, **mode: Any) -> Tokens:
-        return self._tokens(*self._run(slice(0, self.cut), tokens, mode))
+        return frame_tokens(*self._run(slice(0, self.cut), tokens, mode))
 
     def second(self, tokens: Tokens, **mode: Any) -> Tokens:
-        x, mask, seconds = self._run(slice(self.cut, None), tokens, mode)
-        values = self.project(x.reshape(*x.shape[:2], -1))
-        return self._tokens(values[:, :, None], mask, seconds)
+        x, mask, name, step = self._run(slice(self.cut, None), tokens, mode)
+        values = self.project(x.reshape(*x.shape[:2], math.prod(x.shape[2:])))
+        return frame_tokens(values[:, :, None], mask, name, step)
 
     def _run(
         self, part: slice, tokens: Tokens, mode: dict[str, Any]
-    ) -> tuple[jax.Array, jax.Array, float]:
-        x, span = tokens.grid(), tokens.layout[0]
-        mask = tokens.mask.reshape(x.shape[:3])[:, :, 0]
+    ) -> tuple[jax.Array, jax.Array, str, float]:
+        x, span = tokens.grid().astype(self.precision), tokens.layout[0]
+        mask, step = tokens.mask.reshape(x.shape[:3])[:, :, 0], span.stride[0]
         for conv, norm in zip(self.convs[part], self.norms[part], strict=True):
             # Output i of a stride-2 convolution sits on input 2i, and so does its mask; masked
             # frames are zero before each convolution, so padding more changes nothing.
             x = conv(x * mask[:, :, None, None].astype(x.dtype))
-            mask = mask[:, ::2]
+            mask, step = mask[:, ::2], 2 * step
             x = nn.relu(norm(x, mask, **mode))
-        return x, mask, span.stride[0] * span.grid[0]
+        return x, mask, span.name, step
 
-    def _tokens(self, x: jax.Array, mask: jax.Array, seconds: float) -> Tokens:
-        """`[B, frames, bands, C]` as tokens whose positions are their times in seconds."""
-        batch, frames, bands, channels = x.shape
-        times = (jnp.arange(frames, dtype=jnp.float32) + 0.5) * (seconds / frames)
-        times = jnp.repeat(times, bands)[:, None]
-        grid = (frames, bands) if bands > 1 else (frames,)
-        return Tokens.of(
-            x.reshape(batch, frames * bands, channels),
-            jnp.repeat(mask, bands, axis=1),
-            self.modality,
-            grid=grid,
-            stride=(seconds / frames, *((1.0,) * (len(grid) - 1))),
-            positions=jnp.broadcast_to(times, (batch, *times.shape)),
+
+class TransformerAudio(TransformerEncoder):
+    """log-mel -> patches of a few frames by a few bands -> Transformer.
+
+    Paper: Gong et al., Interspeech 2021 (AST), here with patches that do not overlap and with
+    sinusoidal positions, so that any length is read.
+
+    Attributes:
+        rate: samples per second.
+        modality: the name that its tokens carry.
+        mels: frequency bands.
+        frames, bands: of a patch.
+    """
+
+    rate: float = 16_000.0
+    modality: str = "audio"
+    mels: int = 40
+    frames: int = 4
+    bands: int = 10
+
+    accepts = staticmethod(_accepts)
+
+    @nn.compact
+    def stem(self, entry: Mapping[str, Any], **mode: Any) -> Tokens:
+        del mode
+        if self.mels % self.bands:
+            raise ConfigError(
+                f"audio_transformer.bands: {self.bands} do not divide {self.mels} mels"
+            )
+        x, mask = spectrogram(entry, self.rate, self.mels)
+        x = patches(fill_up(x, self.frames)[..., None], (self.frames, self.bands))
+        x = nn.Dense(self.size[1], dtype=self.precision, name="patches")(x).astype(jnp.float32)
+        at = sinusoid(cells(x.shape[1:3], (1.0, 1.0)), x.shape[-1])
+        values = x + at.reshape(x.shape[1:])
+        return frame_tokens(
+            values, mask[:, :: self.frames], self.modality, self.frames * hop(self.rate)
         )
+
+
+class MLPAudio(MLPEncoder):
+    """log-mel -> each frame with its neighbours -> two hidden layers: a token per frame.
+
+    The acoustic "DNN" (Hinton et al. 2012).
+
+    Attributes:
+        rate: samples per second.
+        modality: the name that its tokens carry.
+        mels: frequency bands.
+        context: neighbours on each side that are read with a frame.
+    """
+
+    rate: float = 16_000.0
+    modality: str = "audio"
+    mels: int = 40
+    context: int = 5
+
+    accepts = staticmethod(_accepts)
+
+    def stem(self, entry: Mapping[str, Any], **mode: Any) -> Tokens:
+        x, mask = spectrogram(entry, self.rate, self.mels)
+        count, window = x.shape[1], 2 * self.context + 1
+        x = jnp.pad(x, ((0, 0), (self.context, self.context), (0, 0)))
+        x = jnp.concatenate([x[:, i : i + count] for i in range(window)], axis=-1)
+        return frame_tokens(self._read(x, mode)[:, :, None], mask, self.modality, hop(self.rate))

@@ -6,8 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens
+from mtmm_jax.registry import ConfigError, choose
+
+DTYPES = ("float32", "bfloat16")
 
 
 class Encoder(nn.Module):
@@ -15,9 +20,17 @@ class Encoder(nn.Module):
 
     Attributes:
         width: of the tokens it gives.
+        dtype: of the matrix products and convolutions inside, "float32" or "bfloat16". Parameters,
+            statistics, softmax, recurrent states and the tokens that leave a stem or a half are
+            always float32, so that fusion can stand between any two of them.
     """
 
     width: int
+    dtype: str = "float32"
+
+    @property
+    def precision(self) -> Any:
+        return jnp.dtype(choose(self.dtype, DTYPES, "encoder.dtype", "dtype"))
 
     def stem(self, entry: Mapping[str, Any], **mode: Any) -> Tokens:
         raise NotImplementedError
@@ -33,3 +46,22 @@ class Encoder(nn.Module):
     ) -> Tokens:
         mode = {"train": train, "axis_name": axis_name}
         return self.second(self.first(self.stem(entry, **mode), **mode), **mode)
+
+
+def mask_of(entry: Mapping[str, Any]) -> jax.Array:
+    """The entry's mask, or all of a present row: `[B, N]` of an `x` that is `[B, N, ...]`."""
+    shape = entry["x"].shape[:2]
+    return entry.get("mask", jnp.broadcast_to(entry["present"][:, None], shape))
+
+
+def projection(encoder: Encoder, features: int, projected: bool) -> Any:
+    """The last layer, `features -> encoder.width`, in float32; none if not `projected`: pretrained
+    features then leave as they are."""
+    if projected:
+        return nn.Dense(encoder.width, dtype=jnp.float32, name="project")
+    if encoder.width != features:
+        raise ConfigError(
+            f"{type(encoder).__name__}.projected: without a projection the width is {features}, "
+            f"not {encoder.width}"
+        )
+    return lambda values: values.astype(jnp.float32)

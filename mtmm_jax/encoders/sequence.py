@@ -1,29 +1,22 @@
-"""Bodies for sequences of any modality: a Transformer and a GRU; others add the stems."""
+"""Bodies for sequences of any modality: a Transformer, a GRU and a mean; others add the stems."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens
 from mtmm_jax.encoders.encoder import Encoder
-from mtmm_jax.layers import GRU, TransformerBlock
+from mtmm_jax.layers import GRU, LayerNorm, TransformerBlock
 from mtmm_jax.registry import choose
 
 # preset -> layers, width, heads
 TRANSFORMERS = {"tiny": (2, 128, 4), "small": (4, 256, 4), "base": (12, 768, 12)}
 # preset -> width
 GRUS = {"tiny": 96, "small": 256}
-
-
-def mask_of(entry: Mapping[str, Any]) -> jax.Array:
-    """The entry's mask, or all of a present row: `[B, N]` of an `x` that is `[B, N, ...]`."""
-    shape = entry["x"].shape[:2]
-    return entry.get("mask", jnp.broadcast_to(entry["present"][:, None], shape))
 
 
 class TransformerEncoder(Encoder):
@@ -33,25 +26,32 @@ class TransformerEncoder(Encoder):
         preset: size: tiny, small or base.
         dropout: rate inside the blocks.
         cut: how many layers belong to the first half of the body.
+        remat: keep only each block's input for the backward pass and compute the rest again: a
+            third more time, for memory that hardly grows with depth.
     """
 
     preset: str = "tiny"
     dropout: float = 0.1
     cut: int = 1
+    remat: bool = False
+
+    presets: ClassVar[Mapping[str, tuple[int, ...]]] = TRANSFORMERS
 
     def setup(self) -> None:
         layers, _, heads = self.size
         self.blocks = [
-            TransformerBlock(heads, dropout=self.dropout, name=f"block{i + 1}")
+            TransformerBlock(
+                heads, dropout=self.dropout, dtype=self.precision, name=f"block{i + 1}"
+            )
             for i in range(layers)
         ]
-        self.norm = nn.LayerNorm()
-        self.project = nn.Dense(self.width)
+        self.norm = LayerNorm()
+        self.project = nn.Dense(self.width, dtype=jnp.float32)
 
     @property
-    def size(self) -> tuple[int, int, int]:
+    def size(self) -> tuple[int, ...]:
         """Layers, inner width, heads."""
-        return TRANSFORMERS[choose(self.preset, TRANSFORMERS, "encoder.preset", "preset")]
+        return self.presets[choose(self.preset, self.presets, "encoder.preset", "preset")]
 
     def first(self, tokens: Tokens, **mode: Any) -> Tokens:
         return self._run(self.blocks[: self.cut], tokens, mode)
@@ -62,9 +62,13 @@ class TransformerEncoder(Encoder):
 
     def _run(self, blocks: list[Any], tokens: Tokens, mode: dict[str, Any]) -> Tokens:
         x = tokens.values
+
+        def run(block: nn.Module, x: Any, mask: Any) -> Any:
+            return block(x, mask, **mode)
+
         for block in blocks:
-            x = block(x, tokens.mask, **mode)
-        return tokens.replace_values(x)
+            x = (nn.remat(run) if self.remat else run)(block, x, tokens.mask)
+        return tokens.replace_values(x.astype(jnp.float32))
 
 
 class GRUEncoder(Encoder):
@@ -81,10 +85,10 @@ class GRUEncoder(Encoder):
     bidirectional: bool = True
 
     def setup(self) -> None:
-        self.forward = GRU(self.size)
+        self.forward = GRU(self.size, dtype=self.precision)
         if self.bidirectional:
-            self.backward = GRU(self.size, reverse=True)
-        self.project = nn.Dense(self.width)
+            self.backward = GRU(self.size, reverse=True, dtype=self.precision)
+        self.project = nn.Dense(self.width, dtype=jnp.float32)
 
     @property
     def size(self) -> int:
@@ -101,3 +105,20 @@ class GRUEncoder(Encoder):
         if self.bidirectional:
             x = jnp.concatenate([x, self.backward(x, tokens.mask)], axis=-1)
         return tokens.replace_values(self.project(x))
+
+
+class MeanEncoder(Encoder):
+    """The mean of the tokens there are, and a linear map: one token."""
+
+    def setup(self) -> None:
+        self.project = nn.Dense(self.width, dtype=jnp.float32)
+
+    def first(self, tokens: Tokens, **mode: Any) -> Tokens:
+        del mode
+        return tokens
+
+    def second(self, tokens: Tokens, **mode: Any) -> Tokens:
+        del mode
+        values = self.project(tokens.mean())
+        name = tokens.layout[0].name
+        return Tokens.of(values[:, None], tokens.present[:, None], name)

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from mtmm_jax.batch import Modality, Tokens
-from mtmm_jax.encoders.encoder import Encoder
-from mtmm_jax.encoders.sequence import GRUEncoder, TransformerEncoder, mask_of
+from mtmm_jax.encoders.encoder import Encoder, mask_of
+from mtmm_jax.encoders.sequence import GRUEncoder, TransformerEncoder
 from mtmm_jax.layers import NORMS, sinusoid
 from mtmm_jax.registry import choose
 
@@ -45,13 +45,14 @@ class GRUSeries(GRUEncoder):
 
     def setup(self) -> None:
         super().setup()
-        self.read = nn.Dense(self.size)
+        self.read = nn.Dense(self.size, dtype=self.precision)
 
     def stem(self, entry: Mapping[str, Any], **mode: Any) -> Tokens:
         del mode
         x = entry["x"]
         at = _seconds(x.shape[1], x.shape[0], self.rate)
-        return Tokens.of(self.read(x), mask_of(entry), self.modality, positions=at)
+        values = self.read(x).astype(jnp.float32)
+        return Tokens.of(values, mask_of(entry), self.modality, positions=at)
 
 
 class TransformerSeries(TransformerEncoder):
@@ -69,11 +70,11 @@ class TransformerSeries(TransformerEncoder):
 
     def setup(self) -> None:
         super().setup()
-        self.read = nn.Dense(self.size[1])
+        self.read = nn.Dense(self.size[1], dtype=self.precision)
 
     def stem(self, entry: Mapping[str, Any], **mode: Any) -> Tokens:
         del mode
-        x = self.read(entry["x"])
+        x = self.read(entry["x"]).astype(jnp.float32)
         order = _seconds(x.shape[1], x.shape[0], None)
         at = _seconds(x.shape[1], x.shape[0], self.rate)
         values = x + sinusoid(order, x.shape[-1])
@@ -114,10 +115,12 @@ class Conv1D(Encoder):
         channels = self._channels()
         self.norms = [NORMS[self.norm](name=f"norm{i + 1}") for i in range(len(channels))]
         self.convs = [
-            nn.Conv(c, (3,), (2,), padding=1, use_bias=False, name=f"conv{i + 2}")
+            nn.Conv(
+                c, (3,), (2,), padding=1, use_bias=False, dtype=self.precision, name=f"conv{i + 2}"
+            )
             for i, c in enumerate(channels[1:])
         ]
-        self.project = nn.Dense(self.width)
+        self.project = nn.Dense(self.width, dtype=jnp.float32)
 
     @nn.compact
     def stem(self, entry: Mapping[str, Any], **mode: Any) -> Tokens:
@@ -134,6 +137,7 @@ class Conv1D(Encoder):
             (stride,),
             padding=((pad, kernel - stride - pad),),
             use_bias=False,
+            dtype=self.precision,
             name="conv1",
         )
         count = x.shape[1] // stride
@@ -162,4 +166,5 @@ class Conv1D(Encoder):
     @nn.nowrap
     def _tokens(self, x: jax.Array, mask: jax.Array, step: float) -> Tokens:
         at = _seconds(x.shape[1], x.shape[0], 1 / step)
+        x = x.astype(jnp.float32)
         return Tokens.of(x, mask, self.modality, stride=(step,), positions=at)

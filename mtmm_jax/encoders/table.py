@@ -12,54 +12,31 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from mtmm_jax.batch import Modality, Tokens
-from mtmm_jax.encoders.encoder import Encoder
-from mtmm_jax.encoders.sequence import TransformerEncoder, mask_of
-from mtmm_jax.layers import Dropout, gelu
-from mtmm_jax.registry import choose
-
-MLPS = {"tiny": 128, "small": 512}
+from mtmm_jax.encoders.encoder import mask_of
+from mtmm_jax.encoders.mlp import MLPEncoder
+from mtmm_jax.encoders.sequence import TransformerEncoder
 
 
 def _accepts(modality: Modality) -> bool:
     return modality.kind == "table" and len(modality.shape) == 1
 
 
-class MLPTable(Encoder):
+class MLPTable(MLPEncoder):
     """[x; mask] -> two hidden layers, a residual one between -> one token.
 
     Attributes:
         modality: the name that its token carries.
-        preset: size: tiny or small.
-        dropout: rate on the hidden layers.
     """
 
     modality: str = "table"
-    preset: str = "tiny"
-    dropout: float = 0.1
 
     accepts = staticmethod(_accepts)
 
-    def setup(self) -> None:
-        inner = MLPS[choose(self.preset, MLPS, "mlp_table.preset", "preset")]
-        self.read = nn.Dense(inner)
-        self.hidden = nn.Dense(inner)
-        self.project = nn.Dense(self.width)
-        self.drop = Dropout(self.dropout)
-        self.drop_again = Dropout(self.dropout)
-
     def stem(self, entry: Mapping[str, Any], **mode: Any) -> Tokens:
-        x, present = entry["x"], entry["present"]
+        x = entry["x"]
         known = mask_of(entry).astype(x.dtype)
-        h = self.drop(gelu(self.read(jnp.concatenate([x * known, known], axis=-1))), **mode)
-        return Tokens.of(h[:, None], present[:, None], self.modality)
-
-    def first(self, tokens: Tokens, **mode: Any) -> Tokens:
-        h = self.drop_again(gelu(self.hidden(tokens.values)), **mode)
-        return tokens.replace_values(tokens.values + h)
-
-    def second(self, tokens: Tokens, **mode: Any) -> Tokens:
-        del mode
-        return tokens.replace_values(self.project(tokens.values))
+        h = self._read(jnp.concatenate([x * known, known], axis=-1), mode)
+        return Tokens.of(h[:, None], entry["present"][:, None], self.modality)
 
 
 class TransformerTable(TransformerEncoder):

@@ -1,20 +1,23 @@
-"""Token ids -> tokens: a Transformer, a GRU and a bag of embeddings."""
+"""Token ids -> tokens: Transformers (BERT among them), a GRU and a bag of embeddings."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from mtmm_jax.batch import Modality, Tokens
-from mtmm_jax.encoders.encoder import Encoder
-from mtmm_jax.encoders.sequence import GRUEncoder, TransformerEncoder, mask_of
-from mtmm_jax.layers import Dropout, sinusoid
-from mtmm_jax.registry import choose
+from mtmm_jax.encoders.encoder import Encoder, mask_of, projection
+from mtmm_jax.encoders.sequence import GRUEncoder, TransformerEncoder
+from mtmm_jax.layers import Dropout, LayerNorm, TransformerBlock, sinusoid
+from mtmm_jax.registry import ConfigError, choose
 
 BAGS = {"tiny": 128, "small": 512}
+# preset -> layers, width, heads; the hidden layers are four times as wide
+BERTS = {"tiny": (2, 128, 2), "minilm": (6, 384, 12), "base": (12, 768, 12)}
 
 
 def _accepts(modality: Modality) -> bool:
@@ -59,6 +62,79 @@ class TransformerText(TransformerEncoder):
         tokens = _embed(entry, self.embedding, self.forget, self.modality, mode)
         positions = sinusoid(tokens.positions, tokens.values.shape[-1])
         return tokens.replace_values(tokens.values + positions)
+
+
+class Bert(TransformerEncoder):
+    """Embeddings, norm -> post-norm Transformer (Devlin et al. 2019).
+
+    `transfer.import_bert` reads Hugging Face's weights. The order of tokens is learned, up to
+    `length`.
+
+    Attributes:
+        vocabulary: the number of token ids.
+        modality: the name that its tokens carry.
+        preset: size: tiny, minilm (MiniLM-L6) or base.
+        length: the most tokens that it reads.
+        types: kinds of segment.
+        separator: the id of [SEP]; tokens after the first one are of the second kind, and so on.
+            None: all are of the first kind.
+        word_dropout: zeroes whole token embeddings in training.
+        projected: whether a linear map to `width` ends it.
+    """
+
+    vocabulary: int = 0
+    modality: str = "text"
+    length: int = 512
+    types: int = 2
+    separator: int | None = None
+    word_dropout: float = 0.0
+    projected: bool = True
+
+    presets: ClassVar[Mapping[str, tuple[int, ...]]] = BERTS
+    accepts = staticmethod(_accepts)
+
+    def setup(self) -> None:
+        layers, inner, heads = self.size
+        spread = nn.initializers.normal(0.02)
+        self.embedding = nn.Embed(self.vocabulary, inner, embedding_init=spread)
+        self.positions = self.param("positions", spread, (self.length, inner))
+        self.segments = self.param("types", spread, (self.types, inner))
+        self.embedding_norm = LayerNorm(1e-12)
+        self.forget = Dropout(self.word_dropout)
+        self.drop = Dropout(self.dropout)
+        self.blocks = [
+            TransformerBlock(
+                heads,
+                dropout=self.dropout,
+                post_norm=True,
+                epsilon=1e-12,
+                dtype=self.precision,
+                name=f"block{i + 1}",
+            )
+            for i in range(layers)
+        ]
+        self.project = projection(self, inner, self.projected)
+
+    def stem(self, entry: Mapping[str, Any], **mode: Any) -> Tokens:
+        ids = entry["x"]
+        if ids.shape[1] > self.length:
+            raise ConfigError(
+                f"bert.length: {ids.shape[1]} tokens are more than the {self.length} whose "
+                "positions are known"
+            )
+        tokens = _embed(entry, self.embedding, self.forget, self.modality, mode)
+        x = tokens.values + self.positions[: ids.shape[1]] + self.segments[self._types(ids)]
+        return tokens.replace_values(self.drop(self.embedding_norm(x), **mode))
+
+    def second(self, tokens: Tokens, **mode: Any) -> Tokens:
+        tokens = self._run(self.blocks[self.cut :], tokens, mode)
+        return tokens.replace_values(self.project(tokens.values))
+
+    def _types(self, ids: jax.Array) -> jax.Array:
+        if self.separator is None:
+            return jnp.zeros_like(ids)
+        ends = (ids == self.separator).astype(ids.dtype)
+        return jnp.minimum(jnp.cumsum(ends, axis=1) - ends, self.types - 1)
 
 
 class GRUText(GRUEncoder):
@@ -110,9 +186,9 @@ class BagText(Encoder):
         inner = BAGS[choose(self.preset, BAGS, "bag_text.preset", "preset")]
         self.embedding = nn.Embed(self.vocabulary, inner)
         self.forget = Dropout(self.word_dropout)
-        self.hidden = nn.Dense(inner)
+        self.hidden = nn.Dense(inner, dtype=self.precision)
         self.drop = Dropout(self.dropout)
-        self.project = nn.Dense(self.width)
+        self.project = nn.Dense(self.width, dtype=jnp.float32)
 
     def stem(self, entry: Mapping[str, Any], **mode: Any) -> Tokens:
         return _embed(entry, self.embedding, self.forget, self.modality, mode)

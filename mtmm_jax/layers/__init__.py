@@ -14,5 +14,10 @@ from mtmm_jax.layers.gru import GRU as GRU
 from mtmm_jax.layers.norms import NORMS as NORMS
 from mtmm_jax.layers.norms import BatchNorm as BatchNorm
 from mtmm_jax.layers.norms import GroupNorm as GroupNorm
+from mtmm_jax.layers.norms import LayerNorm as LayerNorm
+from mtmm_jax.layers.patches import cells as cells
+from mtmm_jax.layers.patches import fill_up as fill_up
+from mtmm_jax.layers.patches import patches as patches
+from mtmm_jax.layers.positions import fourier as fourier
 from mtmm_jax.layers.positions import sinusoid as sinusoid
 from mtmm_jax.layers.run import Run as Run

@@ -1,6 +1,8 @@
-"""Masked attention and the pre-norm Transformer block."""
+"""Masked attention and the Transformer block."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -8,6 +10,7 @@ import jax.numpy as jnp
 
 from mtmm_jax.layers.dropout import Dropout
 from mtmm_jax.layers.feed_forward import FeedForward
+from mtmm_jax.layers.norms import LayerNorm
 
 
 class Attention(nn.Module):
@@ -15,9 +18,14 @@ class Attention(nn.Module):
 
     softmax(Q K^T / sqrt(d)) V, in [B, H, N, d] order, which is the fast one on CPUs. A row whose
     keys are all masked attends to nothing and gives zero before the output projection, not NaN.
+
+    Attributes:
+        heads: how many parts the width is split into.
+        dtype: of the matrix products; the softmax is in float32.
     """
 
     heads: int = 4
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, queries: jax.Array, keys: jax.Array, mask: jax.Array) -> jax.Array:
@@ -26,7 +34,7 @@ class Attention(nn.Module):
             raise ValueError(f"width {width} does not divide over {self.heads} attention heads")
 
         def heads_of(x: jax.Array, name: str) -> jax.Array:
-            y = nn.Dense(width, name=name)(x)
+            y = nn.Dense(width, dtype=self.dtype, name=name)(x)
             return y.reshape(*x.shape[:2], self.heads, -1).transpose(0, 2, 1, 3)
 
         query, key, value = (
@@ -34,23 +42,34 @@ class Attention(nn.Module):
             heads_of(keys, "key"),
             heads_of(keys, "value"),
         )
-        logits = jnp.einsum("bhnd,bhmd->bhnm", query, key) * (width // self.heads) ** -0.5
-        logits = logits.astype(jnp.float32)
+        logits = jnp.einsum("bhnd,bhmd->bhnm", query, key, preferred_element_type=jnp.float32)
+        logits = logits * (width // self.heads) ** -0.5
         allowed = mask[:, None, None, :]
         logits = jnp.where(allowed, logits, jnp.finfo(jnp.float32).min)
         weights = jnp.where(allowed, jax.nn.softmax(logits), 0.0).astype(value.dtype)
         self.sow("intermediates", "weights", weights)
         mixed = jnp.einsum("bhnm,bhmd->bhnd", weights, value)
         mixed = mixed.transpose(0, 2, 1, 3).reshape(queries.shape)
-        return nn.Dense(width, name="out")(mixed)
+        return nn.Dense(width, dtype=self.dtype, name="out")(mixed)
 
 
 class TransformerBlock(nn.Module):
-    """x + Attention(LN x), then x + FeedForward(LN x)."""
+    """x + Attention(LN x), then x + FeedForward(LN x).
+
+    Attributes:
+        heads, expansion: of the attention, and of the feed-forward network's hidden layer.
+        dropout: rate on what is added to x, and inside the feed-forward network.
+        post_norm: LN(x + Attention(x)), then LN(x + FeedForward(x)), as at first (BERT).
+        epsilon: of the norms.
+        dtype: of the matrix products and of x; statistics and the softmax are in float32.
+    """
 
     heads: int = 4
     expansion: int = 4
     dropout: float = 0.0
+    post_norm: bool = False
+    epsilon: float = 1e-6
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
@@ -63,9 +82,18 @@ class TransformerBlock(nn.Module):
     ) -> jax.Array:
         """`x[B, N, D]`, `mask[B, N]`."""
         noise = {"train": train, "axis_name": axis_name}
-        h = nn.LayerNorm(name="attention_norm")(x)
-        h = Attention(self.heads, name="attention")(h, h, mask)
-        x = x + Dropout(self.dropout)(h, **noise)
-        h = nn.LayerNorm(name="feed_forward_norm")(x)
-        h = FeedForward(self.expansion * x.shape[-1], self.dropout, name="feed_forward")(h, **noise)
+        attention = Attention(self.heads, self.dtype, name="attention")
+        feed_forward = FeedForward(
+            self.expansion * x.shape[-1], self.dropout, self.dtype, name="feed_forward"
+        )
+        norm, again = (
+            LayerNorm(self.epsilon, name=name) for name in ("attention_norm", "feed_forward_norm")
+        )
+        x = x.astype(self.dtype)
+        if self.post_norm:
+            x = norm(x + Dropout(self.dropout)(attention(x, x, mask), **noise))
+            return again(x + Dropout(self.dropout)(feed_forward(x, **noise), **noise))
+        h = norm(x)
+        x = x + Dropout(self.dropout)(attention(h, h, mask), **noise)
+        h = feed_forward(again(x), **noise)
         return x + Dropout(self.dropout)(h, **noise)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -33,11 +35,12 @@ class FeedForward(nn.Module):
 
     hidden: int
     dropout: float = 0.0
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
         self, x: jax.Array, *, train: bool = False, axis_name: str | None = None
     ) -> jax.Array:
-        h = gelu(nn.Dense(self.hidden, name="up")(x))
+        h = gelu(nn.Dense(self.hidden, dtype=self.dtype, name="up")(x))
         h = Dropout(self.dropout)(h, train=train, axis_name=axis_name)
-        return nn.Dense(x.shape[-1], name="down")(h)
+        return nn.Dense(x.shape[-1], dtype=self.dtype, name="down")(h)

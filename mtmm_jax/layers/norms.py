@@ -78,7 +78,16 @@ class GroupNorm(nn.Module):
         axis_name: str | None = None,
     ) -> jax.Array:
         del present, train, axis_name
-        return nn.GroupNorm(self.groups, epsilon=self.epsilon, name="norm")(x)
+        norm = nn.GroupNorm(self.groups, epsilon=self.epsilon, name="norm")
+        return norm(x.astype(jnp.float32)).astype(x.dtype)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation, computed in float32 and given back in the dtype of x."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return super().__call__(x.astype(jnp.float32)).astype(x.dtype)
 
 
 NORMS = {"batch": BatchNorm, "group": GroupNorm}

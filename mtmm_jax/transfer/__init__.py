@@ -1,0 +1,12 @@
+"""What was learned elsewhere: pretrained weights into a model's variables.
+
+imported = import_bert(read_safetensors("model.safetensors"), "minilm")
+variables = load_pretrained(variables, imported, at="encoders/text")
+"""
+
+from mtmm_jax.transfer.bert import import_bert as import_bert
+from mtmm_jax.transfer.graft import load_pretrained as load_pretrained
+from mtmm_jax.transfer.mapping import Rule as Rule
+from mtmm_jax.transfer.mapping import convert as convert
+from mtmm_jax.transfer.safetensors import read_safetensors as read_safetensors
+from mtmm_jax.transfer.torchvision import import_resnet as import_resnet

@@ -1,0 +1,88 @@
+"""Hugging Face's BERT -> the variables of `encoders.Bert`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtmm_jax.encoders import Bert
+from mtmm_jax.encoders.text import BERTS
+from mtmm_jax.registry import choose
+from mtmm_jax.transfer.mapping import Rule, convert, transposed
+
+_EMBEDDINGS = r"(?:bert\.)?embeddings\."
+_LAYER = r"(?:bert\.)?encoder\.layer\.(?P<index>\d+)\."
+_BLOCK = "params/block{next}/"
+# Hugging Face's name within a layer -> ours
+_DENSE = {
+    r"attention\.self\.(query|key|value)": "attention/{1}",
+    r"attention\.output\.dense": "attention/out",
+    r"intermediate\.dense": "feed_forward/up",
+    r"output\.dense": "feed_forward/down",
+}
+_NORMS = {
+    r"attention\.output\.LayerNorm": "attention_norm",
+    r"output\.LayerNorm": "feed_forward_norm",
+}
+
+
+def _norm(pattern: str, path: str) -> tuple[Rule, Rule]:
+    """Old files say gamma and beta."""
+    return (
+        Rule(rf"{pattern}\.(?:weight|gamma)", f"{path}/scale"),
+        Rule(rf"{pattern}\.(?:bias|beta)", f"{path}/bias"),
+    )
+
+
+RULES = (
+    Rule(rf"{_EMBEDDINGS}word_embeddings\.weight", "params/embedding/embedding"),
+    Rule(rf"{_EMBEDDINGS}position_embeddings\.weight", "params/positions"),
+    Rule(rf"{_EMBEDDINGS}token_type_embeddings\.weight", "params/types"),
+    *_norm(rf"{_EMBEDDINGS}LayerNorm", "params/embedding_norm"),
+    *(Rule(rf"{_LAYER}{n}\.weight", f"{_BLOCK}{p}/kernel", transposed) for n, p in _DENSE.items()),
+    *(Rule(rf"{_LAYER}{n}\.bias", f"{_BLOCK}{p}/bias") for n, p in _DENSE.items()),
+    *(rule for n, p in _NORMS.items() for rule in _norm(f"{_LAYER}{n}", f"{_BLOCK}{p}")),
+)
+# The pooler and the heads of pretraining, and a constant that old files hold.
+IGNORED = r"(bert\.)?pooler\..*|cls\..*|.*position_ids"
+
+
+def _rows(tensors: Mapping[str, Any], pattern: str) -> int:
+    """How many rows the tensor of that name has; 1 where it is missing."""
+    found = [np.shape(x) for name, x in tensors.items() if re.fullmatch(pattern, name)]
+    return found[0][0] if found and found[0] else 1
+
+
+def import_bert(tensors: Mapping[str, Any], preset: str) -> dict[str, Any]:
+    """Variables `{"params": ...}` of a BERT, without its last linear map.
+
+    The encoder that fits is `{"kind": "bert", "preset": preset}` over the file's own tokenizer;
+    vocabulary, positions and types are as many as the tensors have. Give the result to
+    `load_pretrained`.
+
+    Args:
+        tensors: Hugging Face's names -> arrays, as `read_safetensors` gives them.
+        preset: of `encoders.Bert`.
+
+    Raises:
+        ConfigError: naming every tensor that is missing, left over or of another shape.
+    """
+    choose(preset, BERTS, "import_bert.preset", "preset")
+    rows = {rule.path: rule.pattern for rule in RULES[:3]}
+    rows = {path: _rows(tensors, pattern) for path, pattern in rows.items()}
+    module = Bert(
+        BERTS[preset][1],
+        preset=preset,
+        vocabulary=rows["params/embedding/embedding"],
+        length=rows["params/positions"],
+        types=rows["params/types"],
+        projected=False,
+    )
+    entry = {"x": jnp.zeros((1, 1), jnp.int32), "present": jnp.ones(1, bool)}
+    wanted = jax.eval_shape(module.init, jax.random.key(0), entry)
+    return convert(tensors, RULES, wanted, f"import_bert {preset}", IGNORED)

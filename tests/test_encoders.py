@@ -1,0 +1,255 @@
+"""What single encoders promise beyond the properties that tests/test_blocks.py asks of all."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from mtmm_jax import layers, model, registry
+from mtmm_jax.batch import clean
+from mtmm_jax.encoders import ENCODERS, audio
+from mtmm_jax.registry import ConfigError
+from tests import toy
+
+
+def _build(config, name="image"):
+    modality = toy.SPEC.modalities[name]
+    return registry.build(
+        ENCODERS,
+        config,
+        where="test",
+        width=16,
+        modality=name,
+        vocabulary=modality.vocabulary,
+        rate=modality.rate,
+    )
+
+
+def _first_modality(kind):
+    return next(n for n, m in toy.SPEC.modalities.items() if ENCODERS[kind].accepts(m))
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_bfloat16_is_close_and_leaves_as_float32(kind):
+    name = _first_modality(kind)
+    plain, narrow = (_build({"kind": kind, "dtype": d}, name=name) for d in ("float32", "bfloat16"))
+    entry = clean(toy.batch(holes=False)["inputs"])[name]
+    variables = toy.variables(plain, entry)
+
+    def halves(variables):
+        tokens, seen = None, []
+        for half in ("stem", "first", "second"):
+            given = entry if half == "stem" else tokens
+            tokens = narrow.apply(variables, given, method=half, train=False, axis_name=None)
+            seen.append(tokens)
+        return seen
+
+    there = toy.jit(plain.apply)(variables, entry)
+    back = toy.jit(halves)(variables)
+    assert [tokens.values.dtype for tokens in back] == [jnp.float32] * 3
+    shapes = jax.eval_shape(narrow.init, jax.random.key(0), entry)
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+    mask = np.asarray(there.mask)
+    wide, close = np.asarray(there.values)[mask], np.asarray(back[-1].values)[mask]
+    error = np.abs(wide - close).max() / np.abs(wide).max()
+    assert 1e-6 < error < 0.05  # and it is not float32 all the way
+    np.testing.assert_array_equal(back[-1].mask, mask)
+
+
+@pytest.mark.parametrize("kind", sorted(set(ENCODERS) - {"video_frames"}))
+def test_unknown_presets_and_dtypes_are_refused(kind):
+    name = _first_modality(kind)
+    entry = toy.SPEC.example(1)["inputs"][name]
+    for field, value in (("preset", "huge"), ("dtype", "float8")):
+        with pytest.raises(ConfigError, match=f"{field}: unknown {field} '{value}'.*; choices: "):
+            module = _build({"kind": kind, field: value}, name=name)
+            jax.eval_shape(module.init, jax.random.key(0), entry)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "message"),
+    [
+        ("image", {"kind": "vit", "patch": 5}, "vit.patch: 5 pixels do not divide .* 16 x 16"),
+        ("video", {"kind": "video_tubelets", "patch": 5}, "video_tubelets.patch: 5 pixels"),
+        ("image", {"kind": "perceiver", "patch": 5}, "perceiver.patch: 5 pixels do not divide"),
+        ("image", {"kind": "vit", "position_kind": "none"}, "vit.position_kind: unknown"),
+        ("image", {"kind": "cnn", "norm": "layer"}, "cnn.norm: unknown norm 'layer'"),
+        ("image", {"kind": "resnet", "projected": False}, "width is 128, not 16"),
+        ("image", {"kind": "resnet", "pixels": "raw"}, "resnet.pixels: .*: imagenet, plain"),
+        ("text", {"kind": "bert", "length": 5}, "bert.length: 6 tokens are more than the 5"),
+        ("audio", {"kind": "audio_transformer", "bands": 7}, "7 do not divide 40 mels"),
+        ("video", {"kind": "video_frames", "frame": "bert"}, "video.frame.kind: unknown kind"),
+        ("video", {"kind": "video_frames", "temporal": "max"}, "video.temporal.kind: unknown"),
+        (
+            "video",
+            {"kind": "video_frames", "frame": {"kind": "cnn", "depth": 3}},
+            "video.frame.depth: unknown hyper-parameter of cnn 'depth'",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(name, config, message):
+    entry = toy.SPEC.example(1)["inputs"][name]
+    with pytest.raises(ConfigError, match=message):
+        jax.eval_shape(_build(config, name=name).init, jax.random.key(0), entry)
+
+
+def _entry(name, **changes):
+    return {**clean(toy.batch(holes=False)["inputs"])[name], **changes}
+
+
+def test_a_cnn_is_its_formula():
+    module, entry = _build("cnn"), _entry("image")
+    variables = toy.variables(module, entry)
+    x = np.asarray(entry["x"], np.float64)
+    for name in ("conv1", "conv2"):
+        params = variables["params"][name]
+        padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        size = x.shape[1]
+        x = params["bias"] + sum(
+            padded[:, i : i + size, j : j + size] @ params["kernel"][i, j]
+            for i in range(3)
+            for j in range(3)
+        )
+        x = np.maximum(x, 0.0)
+        x = np.max([x[:, i::2, j::2] for i in range(2) for j in range(2)], axis=0)
+    last = variables["params"]["project"]
+    tokens = toy.jit(module.apply)(variables, entry)
+    np.testing.assert_allclose(tokens.grid(), x @ last["kernel"] + last["bias"], atol=1e-4)
+    np.testing.assert_allclose(tokens.positions[0, :2], [[2.0, 2.0], [2.0, 6.0]])
+
+
+def test_patches_are_blocks_of_the_grid():
+    x = np.arange(2 * 4 * 6 * 3).reshape(2, 4, 6, 3)
+    cut = layers.patches(x, (2, 3))
+    assert cut.shape == (2, 2, 2, 18)
+    np.testing.assert_array_equal(cut[1, 0, 1], x[1, :2, 3:].reshape(-1))
+    clip = np.arange(2 * 4 * 4 * 2 * 1).reshape(2, 4, 4, 2, 1)
+    np.testing.assert_array_equal(
+        layers.patches(clip, (2, 2, 1))[0, 1, 0, 1], clip[0, 2:, :2, 1:].reshape(-1)
+    )
+
+
+def test_fourier_positions_are_waves_of_growing_periods():
+    features = layers.fourier(np.array([[0.0], [1.0], [4.0]], np.float32), 3, longest=8.0)
+    periods = np.array([2.0, 4.0, 8.0])
+    angles = 2 * np.pi * np.array([[0.0], [1.0], [4.0]]) / periods
+    expected = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
+    np.testing.assert_allclose(features, expected, atol=1e-5)
+
+
+def test_rematerialised_blocks_have_the_same_parameters_and_gradients():
+    entry = _entry("text")
+    plain, saving = (_build({"kind": "bert", "remat": r}, name="text") for r in (False, True))
+    variables = toy.variables(plain, entry)
+    assert jax.tree.map(np.shape, toy.variables(saving, entry)) == jax.tree.map(np.shape, variables)
+
+    def gradient(module):
+        def loss(variables):
+            keys = {"dropout": jax.random.key(1)}
+            return jnp.square(module.apply(variables, entry, train=True, rngs=keys).mean()).sum()
+
+        return loss
+
+    assert "remat" in str(jax.make_jaxpr(jax.grad(gradient(saving)))(variables))
+    there, back = (toy.jit(jax.grad(gradient(m)))(variables) for m in (plain, saving))
+    for a, b in zip(jax.tree.leaves(there), jax.tree.leaves(back), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_a_vit_keeps_its_registers_and_may_give_its_summary():
+    entry = _entry("image")
+    modules = {
+        name: _build({"kind": "vit", **config})
+        for name, config in {
+            "registers": {"registers": 3},
+            "summary": {"summary": True, "position_kind": "learned"},
+        }.items()
+    }
+    tokens = {}
+    for name, module in modules.items():
+        variables = toy.variables(module, entry)
+        tokens[name] = toy.jit(module.apply)(variables, entry)
+        own = variables["params"]["registers"]
+        changed = {"params": {**variables["params"], "registers": jnp.cos(own)}}
+        moved = toy.jit(module.apply)(changed, entry).values
+        assert np.abs(moved - tokens[name].values).max() > 1e-3
+    assert tokens["registers"].grid().shape == (8, 2, 2, 16)
+    assert tokens["summary"].values.shape == (8, 1, 16)
+    assert [span.name for span in tokens["summary"].layout] == ["image"]
+
+
+@pytest.mark.parametrize(
+    ("temporal", "frame", "count"),
+    [
+        ("mean", {"kind": "resnet", "stem_kind": "half"}, 1),
+        ({"kind": "gru", "bidirectional": False}, {"kind": "vit", "patch": 16}, 3),
+        ("transformer", "image_mlp", 3),
+    ],
+)
+def test_a_clip_is_read_by_any_image_encoder_and_body(temporal, frame, count):
+    config = ConfigDict({"kind": "video_frames", "temporal": temporal, "frame": frame})
+    module, entry = _build(config, name="video"), _entry("video")
+    variables = toy.variables(module, entry)
+    tokens = toy.jit(module.apply)(variables, entry)
+    assert tokens.values.shape == (8, count, 16)
+    hash(module)
+    # In time: the first frame is not the second one.
+    swapped = {**entry, "x": entry["x"][:, [1, 0, 2]]}
+    seen = np.asarray(entry["mask"])[:, 1]
+    moved = toy.jit(module.apply)(variables, swapped)
+    difference = np.abs(moved.values - tokens.values)[seen].max((1, 2))
+    assert (difference < 1e-5).all() if temporal == "mean" else (difference > 1e-4).all()
+
+
+def test_absent_frames_are_in_no_statistics():
+    module = _build(
+        {"kind": "video_frames", "frame": {"kind": "cnn", "norm": "batch"}}, name="video"
+    )
+    entry = _entry("video")
+    variables = toy.variables(module, entry)
+    loud = np.where(entry["mask"][..., None, None, None], entry["x"], 50.0).astype(np.float32)
+    step = toy.jit(functools.partial(module.apply, train=True, mutable=["batch_stats"]))
+    (there, stats), (back, others) = (
+        step(variables, {**entry, "x": x}) for x in (entry["x"], loud)
+    )
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), stats, others)
+    mask = np.asarray(there.mask)
+    np.testing.assert_allclose(there.values[mask], back.values[mask], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "times"),
+    [
+        ("audio_mlp", "audio", [0.016, 0.032, 0.048]),
+        ("audio_transformer", "audio", [0.016, 0.016, 0.016, 0.016, 0.08]),
+        ("log_mel_cnn", "audio", [0.016, 0.016 + 16 * 0.016]),
+        ("series_gru", "series", [0.0, 0.1, 0.2]),
+        ("video_frames", "video", [0.0, 0.5, 1.0]),
+        ("video_tubelets", "video", [0.25, 0.25, 0.25, 0.25, 1.25]),
+    ],
+)
+def test_positions_are_seconds(kind, name, times):
+    module, entry = _build(kind, name=name), _entry(name)
+    tokens = toy.jit(module.apply)(toy.variables(module, entry), entry)
+    np.testing.assert_allclose(tokens.positions[0, : len(times), 0], times, atol=1e-6)
+
+
+def test_a_frame_of_sound_is_there_if_all_of_it_is():
+    entry = _entry("audio")
+    for samples, frames in ((1600, 24), (128 + 64, 2), (128 + 63, 1), (20, 1)):
+        mask = np.broadcast_to(np.arange(1600) < samples, (8, 1600))
+        x, kept = audio.spectrogram({**entry, "mask": mask}, 4000.0, 16)
+        np.testing.assert_array_equal(kept.sum(1), frames)
+        assert (np.asarray(x)[~np.asarray(kept)] == 0).all()
+
+
+def test_models_take_encoders_of_every_modality():
+    config = {**toy.MODEL, "encoders": {"video": "video_frames", "series": "perceiver"}}
+    built = model.build(config, {"kind": {"kind": "classification"}}, toy.SPEC)
+    shapes = jax.eval_shape(built.init, jax.random.key(0), toy.SPEC.example(2))
+    assert set(shapes["params"]["encoders"]) == {"video", "series"}
+    with pytest.raises(ConfigError, match="CNN does not read text .*; choices: text_tr.*perceiver"):
+        model.build({**config, "encoders": {"text": "cnn"}}, {"kind": "classification"}, toy.SPEC)
