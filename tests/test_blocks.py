@@ -189,8 +189,8 @@ def _tokens(modalities, holes, seed=0):
 @functools.cache
 def _fusion(kind, modalities):
     module = registry.build(FUSIONS, kind, where="test", width=WIDTH)
-    variables = jax.jit(module.init)(jax.random.key(0), _tokens(modalities, holes=False))
-    return module, variables, jax.jit(functools.partial(module.apply, mutable=["intermediates"]))
+    variables = toy.jit(module.init)(jax.random.key(0), _tokens(modalities, holes=False))
+    return module, variables, toy.jit(functools.partial(module.apply, mutable=["intermediates"]))
 
 
 FUSED = pytest.mark.parametrize(

@@ -324,6 +324,7 @@ def test_remat_changes_nothing():
 @pytest.mark.parametrize(
     ("kind", "engine"), [*TIERS[1:4], *TIERS[5:], ("cagrad", "plain"), ("uncertainty", "plain")]
 )
+@pytest.mark.slow
 def test_microbatches_equal_the_whole_batch(kind, engine):
     """Labels are missing unevenly, one task from a whole microbatch; on one device and on two."""
     p, b = toy.params(), toy.batch(filler=np.nan)
@@ -359,6 +360,7 @@ def _masked(losses_fn: Any) -> Any:
     )
 
 
+@pytest.mark.slow
 def test_a_task_diverging_in_one_microbatch_is_left_out_of_all():
     p, b = toy.params(), toy.batch()
     split = lambda b: [(part,) for part in balancing.split_rows(b, 2)]  # noqa: E731
@@ -372,6 +374,7 @@ def test_a_task_diverging_in_one_microbatch_is_left_out_of_all():
         np.testing.assert_array_equal(bad.diagnostics["present"], [True, False, True])
 
 
+@pytest.mark.slow
 def test_microbatches_need_less_memory():
     """The activations of one microbatch at a time; what is compiled says so."""
     rng = np.random.default_rng(0)

@@ -56,6 +56,7 @@ def run(npm: Path, out: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_two_runs_give_the_same_bytes(npm, tmp_path):
     pytest.importorskip("espeakng_loader", reason="needs the `voices` extra")
     for name in ("a", "b"):
