@@ -6,13 +6,31 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtmm_jax.batch import Spec, Tokens, clean
+from mtmm_jax.batch import Spec, Target, Tokens, clean
 from mtmm_jax.registry import ConfigError
 from tests import toy
 
 
 def test_spec_survives_json():
     assert Spec.from_dict(json.loads(json.dumps(toy.SPEC.to_dict()))) == toy.SPEC
+
+
+def test_masks_and_paths_have_the_shape_that_the_spec_says():
+    targets = {
+        "land": Target("mask", ("sea", "sand"), shape=(4, 6)),
+        "way": Target("path", shape=(5, 2)),
+    }
+    spec = Spec(toy.SPEC.modalities, targets)
+    assert Spec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    batch = spec.example(3)
+    spec.check(batch)
+    assert batch["targets"]["land"]["y"].shape == (3, 4, 6)
+    assert batch["targets"]["land"]["y"].dtype == np.int32
+    points = batch["targets"]["way"]["y"]
+    assert (points["points"].shape, points["valid"].shape) == ((3, 5, 2), (3, 5))
+    points["points"] = np.zeros((3, 5, 3), np.float32)
+    with pytest.raises(ConfigError, match="targets.way.y: is float32"):
+        spec.check(batch)
 
 
 def test_examples_and_random_batches_pass():

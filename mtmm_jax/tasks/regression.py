@@ -1,21 +1,59 @@
-"""A number: squared or Huber error of the standardised label."""
+"""A number: squared or Huber error of the standardised label, or a normal distribution for it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from mtmm_jax import registry
 from mtmm_jax.batch import Spec
-from mtmm_jax.registry import choose
+from mtmm_jax.registry import ConfigError
 from mtmm_jax.tasks import metrics
+from mtmm_jax.tasks.calibration import interval_calibration
 from mtmm_jax.tasks.task import Labels, Task, find_target, masked
 
-_LOSSES = {"mse": lambda error: 0.5 * jnp.square(error), "huber": optax.losses.huber_loss}
+
+class Error(NamedTuple):
+    """A loss: how many numbers the head gives, and `(prediction [B, size], y [B]) -> [B]`.
+
+    The first number is the label's standardised value; `refine` reads the head's output first.
+    """
+
+    size: int
+    values: Callable[[jax.Array, jax.Array], jax.Array]
+    refine: Callable[[jax.Array], jax.Array] = lambda prediction: prediction
+
+
+def _mse() -> Error:
+    return Error(1, lambda z, y: 0.5 * jnp.square(z[:, 0] - y))
+
+
+def _huber(*, delta: float = 1.0, where: str) -> Error:
+    if not delta > 0:
+        raise ConfigError(f"{where}.delta: {delta!r} is not a number above 0")
+    return Error(1, lambda z, y: optax.losses.huber_loss(z[:, 0], y, delta=delta))
+
+
+def _gaussian(*, limit: float = 8.0, where: str) -> Error:
+    if not limit > 0:
+        raise ConfigError(f"{where}.limit: {limit!r} is not a number above 0")
+
+    def refine(z: jax.Array) -> jax.Array:
+        # A soft clip: a variance that runs away can come back.
+        return jnp.stack([z[:, 0], limit * jnp.tanh(z[:, 1] / limit)], axis=1)
+
+    def values(z: jax.Array, y: jax.Array) -> jax.Array:
+        return 0.5 * (jnp.square(z[:, 0] - y) * jnp.exp(-z[:, 1]) + z[:, 1])
+
+    return Error(2, values, refine)
+
+
+LOSSES = {"mse": _mse, "huber": _huber, "gaussian": _gaussian}
 
 
 def regression(
@@ -27,40 +65,57 @@ def regression(
     reads: str | Iterable[str] = "fused",
     target: str | None = None,
     head: str | Mapping[str, Any] = "vector",
-    loss: str = "mse",
+    loss: str | Mapping[str, Any] = "mse",
 ) -> Task:
-    """1/2 (z - (y - mean) / std)^2, or its Huber form, linear beyond one standard deviation.
+    """1/2 (z - t)^2, t = (y - mean) / std; or Huber's form, linear beyond delta; or Gaussian.
+
+    Gaussian: the head also says a log variance s, and the loss is 1/2 ((z - t)^2 exp(-s) + s), the
+    negative log likelihood but for a constant (Nix and Weigend 1994): where the model errs it says
+    so, and nll, inside_90 and interval_error tell whether it is honest.
 
     Args:
         name, spec, make_head, where: given by the model.
         reads: what the head reads.
         target: the label's name; the task's own name by default.
         head: an entry of `heads.HEADS`.
-        loss: mse or huber.
+        loss: mse, huber (with delta, in standard deviations) or gaussian (with limit, the largest
+            |s|).
     """
     target, label = find_target(name, target, "number", spec, where)
-    error_of = _LOSSES[choose(loss, _LOSSES, f"{where}.loss", "loss")]
+    error = registry.build(LOSSES, loss, where=f"{where}.loss")
 
     def value(prediction: jax.Array, labels: Labels, axis_name: str | None):
         del axis_name
-        z = prediction[:, 0].astype(jnp.float32)
+        z = error.refine(prediction.astype(jnp.float32))
         if labels.y is None:
-            return masked(z, labels.weight)
+            return masked(z[:, 0], labels.weight)
         y = jnp.where(labels.weight > 0, (labels.y - label.mean) / label.std, 0.0)
-        return masked(error_of(z - y), labels.weight)
+        return masked(error.values(z, y), labels.weight)
 
     errors = metrics.regression_errors(label.mean, label.std)
+    figures = {"errors": errors._replace(update=lambda z, labels: errors.update(z[:, 0], labels))}
+    if error.size == 2:
+        honest = interval_calibration(label.mean, label.std)
+        figures["intervals"] = honest._replace(
+            update=lambda z, labels: honest.update(error.refine(z.astype(jnp.float32)), labels)
+        )
+
+    def decode(z: np.ndarray) -> dict[str, float]:
+        told = {"prediction": float(z[0]) * label.std + label.mean}
+        if error.size == 2:
+            log_variance = float(error.refine(jnp.asarray(z, jnp.float32)[None])[0, 1])
+            told["std"] = label.std * float(np.exp(0.5 * log_variance))
+        return told
+
     return Task(
         name=name,
         kind="regression",
         reads=reads,
         target=target,
-        head=make_head(head, where=f"{where}.head", size=1),
+        head=make_head(head, where=f"{where}.head", size=error.size),
         loss=value,
-        metrics={
-            "errors": errors._replace(update=lambda z, labels: errors.update(z[:, 0], labels))
-        },
+        metrics=figures,
         headline="r2",
-        decode=lambda z: {"prediction": float(z[0]) * label.std + label.mean},
-        trivial=np.zeros(1, np.float32),
+        decode=decode,
+        trivial=np.zeros(error.size, np.float32),
     )

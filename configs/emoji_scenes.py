@@ -1,0 +1,50 @@
+"""Find, name and count the emoji in a scene; three tasks, one model.
+
+python -m mtmm_jax.train --config configs/emoji_scenes.py --workdir runs/emoji_scenes
+
+20 minutes of CPU time, ten on two free cores. Expected on test, whose drawings are of concepts that
+training never shows: mAP@.5 .57 over 9 categories, .985 without classes (located@.5), count R2 .96,
+present categories' average precision .67. What is missing is the category, right for 62% of the
+boxes found (72% on training concepts): flags and people above .85, activities below .10.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "seed": 0,
+            "steps": 3000,
+            "batch_size": 32,
+            "devices": 1,
+            "data": {"kind": "emoji_scenes", "image_size": 64},
+            "model": {
+                "width": 128,
+                "encoders": {"image": {"kind": "resnet", "preset": "tiny", "stem_kind": "half"}},
+                "fusion": {"kind": "concat"},
+                "sharing": {"kind": "hard"},
+                "modality_dropout": 0.0,
+            },
+            "tasks": {
+                "boxes": {
+                    "kind": "detection",
+                    "reads": "image",
+                    "head": {"kind": "centres", "upsample": 1, "hidden": 64},
+                },
+                "count": {"kind": "regression", "reads": "image"},
+                "present_categories": {"kind": "multilabel", "reads": "image"},
+            },
+            "balancing": {"kind": "equal"},
+            "optimizer": {
+                "kind": "adamw",
+                "learning_rate": 3e-3,
+                "schedule": "cosine",
+                "warmup": 0.05,
+                "weight_decay": 0.05,
+                "clip": 1.0,
+            },
+            "checkpoint": {"every": 500, "keep": 1, "best": "boxes"},
+            "evaluation": {"every": 500, "batch_size": 128, "log_every": 10, "baselines": True},
+        }
+    )

@@ -1,0 +1,166 @@
+"""What a modality looked like, from what the model kept of it, or from the others alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtmm_jax.batch import Batch, Modality, Spec
+from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.tasks import metrics
+from mtmm_jax.tasks.task import Labels, Task, masked
+
+KINDS = ("image", "table", "series")
+
+
+@dataclasses.dataclass(frozen=True)
+class Reconstruction(Task):
+    """A task whose label is an input: `y` is `{"values": [B, F], "known": [B, F]}`.
+
+    Attributes:
+        modality: the input.
+        form: of the values that are to be said, without the batch.
+    """
+
+    modality: str = ""
+    form: tuple[int, ...] = ()
+
+    def labels(self, batch: Batch, present: Mapping[str, jax.Array]) -> Labels:
+        labels = super().labels(batch, present)
+        entry = batch["inputs"].get(self.modality)
+        if entry is None:
+            return dataclasses.replace(labels, weight=jnp.zeros_like(labels.weight))
+        x = jnp.asarray(entry["x"], jnp.float32)
+        here = jnp.asarray(entry["present"]).reshape(-1, *(1,) * (x.ndim - 1))
+        mask = jnp.asarray(entry.get("mask", jnp.ones(x.shape[:2], bool)))
+        known = here & mask.reshape(*mask.shape, *(1,) * (x.ndim - 2))
+        known = jnp.broadcast_to(known, x.shape)
+        x = jnp.where(known, x, 0.0)
+        if x.shape[1:] != self.form:
+            x = jax.image.resize(x, (x.shape[0], *self.form), "linear")
+            known = jnp.broadcast_to(here, x.shape)
+        y = {"values": x.reshape(len(x), -1), "known": known.reshape(len(x), -1)}
+        counts = entry["present"] & y["known"].any(1)
+        return dataclasses.replace(labels, y=y, weight=jnp.where(counts, labels.weight, 0.0))
+
+
+def reconstruction(
+    name: str,
+    spec: Spec,
+    *,
+    make_head: Any,
+    where: str,
+    reads: str | Iterable[str] = "fused",
+    modality: str | None = None,
+    size: int = 16,
+    head: str | Mapping[str, Any] = "vector",
+) -> Task:
+    """1/2 mean_f (z_f - x_f)^2 over the values x of a modality that are known.
+
+    From "fused" with `model.modality_dropout` it is masked modelling by whole modalities: where
+    fusion did not see this one, it has to come from the others. Read by others only, it is
+    translation; read from itself through a pooled vector, an autoencoder.
+
+    Args:
+        name, spec, make_head, where: given by the model.
+        reads: what the head reads.
+        modality: an image, a table or a series; the task's own name by default.
+        size: side of the picture that is to be said, if that is smaller than the image's.
+        head: an entry of `heads.HEADS` that gives a vector.
+    """
+    modality = modality or name
+    choose(modality, spec.modalities, f"{where}.modality", "modality")
+    form = _form(spec.modalities[modality], size, where)
+    count = int(np.prod(form))
+
+    def loss(prediction: jax.Array, labels: Labels, axis_name: str | None):
+        del axis_name
+        z = prediction.astype(jnp.float32)
+        if labels.y is None:
+            return masked(z[:, 0], labels.weight)
+        known = labels.y["known"]
+        squared = jnp.where(known, 0.5 * jnp.square(z - labels.y["values"]), 0.0)
+        mean = squared.sum(1) / jnp.maximum(known.sum(1), 1).astype(jnp.float32)
+        return masked(mean, labels.weight)
+
+    def decode(prediction: np.ndarray) -> dict[str, Any]:
+        return {"values": np.asarray(prediction, np.float64).reshape(form).round(4).tolist()}
+
+    return Reconstruction(
+        name=name,
+        kind="reconstruction",
+        reads=reads,
+        target=None,
+        head=make_head(head, where=f"{where}.head", size=count),
+        loss=loss,
+        metrics={"errors": explained(count)},
+        headline="r2",
+        decode=decode,
+        trivial=np.zeros(count, np.float32),
+        modality=modality,
+        form=form,
+    )
+
+
+def _form(modality: Modality, size: int, where: str) -> tuple[int, ...]:
+    choose(modality.kind, KINDS, f"{where}.modality", "kind of modality")
+    if None in modality.shape:
+        raise ConfigError(f"{where}.modality: lengths vary ({modality.shape}); needs a fixed one")
+    if modality.kind != "image":
+        return tuple(modality.shape)
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ConfigError(f"{where}.size: {size!r} is not a number of pixels from 1 upwards")
+    height, width, channels = modality.shape
+    return (min(size, height), min(size, width), channels)
+
+
+def explained(count: int) -> metrics.Metric:
+    """r2 and mse over all values: 1 - squared errors / squared distances from each value's mean.
+
+    Means and distances merge by Chan's formula, so that large means cost no precision.
+
+    Args:
+        count: of the values of a row.
+    """
+
+    def update(prediction: jax.Array, labels: Any) -> dict[str, jax.Array]:
+        if labels.y is None:
+            return dict.fromkeys(("count", "mean", "spread", "squared"), jnp.zeros(count))
+        weight = jnp.where(labels.y["known"], labels.weight[:, None], 0.0)
+        x = jnp.where(weight > 0, labels.y["values"], 0.0)
+        total = weight.sum(0)
+        mean = (weight * x).sum(0) / jnp.where(total > 0, total, 1.0)
+        error = jnp.where(weight > 0, prediction.astype(jnp.float32) - x, 0.0)
+        return {
+            "count": total,
+            "mean": mean,
+            "spread": (weight * jnp.square(x - mean)).sum(0),
+            "squared": (weight * jnp.square(error)).sum(0),
+        }
+
+    def merge(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+        a, b = ({k: np.asarray(v, np.float64) for k, v in s.items()} for s in (a, b))
+        total = a["count"] + b["count"]
+        share = b["count"] / np.where(total > 0, total, 1.0)
+        gap = b["mean"] - a["mean"]
+        return {
+            "count": total,
+            "mean": a["mean"] + share * gap,
+            "spread": a["spread"] + b["spread"] + gap**2 * a["count"] * share,
+            "squared": a["squared"] + b["squared"],
+        }
+
+    def compute(state: dict[str, Any]) -> dict[str, float]:
+        s = {key: float(np.sum(np.asarray(value, np.float64))) for key, value in state.items()}
+        nan = float("nan")
+        return {
+            "r2": 1.0 - s["squared"] / s["spread"] if s["spread"] > 0 else nan,
+            "mse": s["squared"] / s["count"] if s["count"] > 0 else nan,
+        }
+
+    return metrics.Metric(update, merge, compute)
