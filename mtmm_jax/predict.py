@@ -80,6 +80,7 @@ def ask(run: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     import numpy as np
 
     from mtmm_jax.evaluation import gallery as galleries
+    from mtmm_jax.tasks.synthesis import write_wave
     from mtmm_jax.tasks.task import modalities_of
 
     model = run.experiment.model
@@ -95,6 +96,9 @@ def ask(run: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
         one = jax.tree.map(lambda x: x[0] if np.ndim(x) else x, predictions[name])
         here = [r for r in task.reads if set(modalities_of(r, model.encoders)) & set(inputs)]
         answers[name] = task.decode(one) if len(here) == len(task.reads) else {}
+        if "wave" in answers[name]:
+            answers[name]["file"] = f"{name}.wav"
+            write_wave(f"{name}.wav", answers[name].pop("wave"), answers[name].pop("rate"))
         if task.kind == "retrieval" and gallery:
             answers[name]["nearest"] = {
                 f"{read} -> {other}": galleries.nearest(one["vectors"][read], gallery, name, other)
@@ -118,6 +122,8 @@ def show(answers: Mapping[str, Any]) -> None:
             for name, probability in answer["best"].items():
                 bar = "█" * round(30 * probability)
                 out.print(f"  {probability:6.1%}  {name}  [blue]{bar}[/blue]", highlight=False)
+        elif "file" in answer:
+            out.print(f"  {answer['seconds']:.1f} s in {answer['file']}", highlight=False)
         elif "prediction" in answer:
             out.print(f"  {answer['prediction']:.1f}", highlight=False)
         for pair, value in answer.get("similarity", {}).items():

@@ -5,7 +5,7 @@ import pytest
 
 from mtmm_jax import registry
 from mtmm_jax.batch import Modality, Spec
-from mtmm_jax.encoders import ENCODERS, audio, image, mlp, sequence, series, text, vit
+from mtmm_jax.encoders import ENCODERS, audio, image, mlp, sequence, series, speech, text, vit
 
 # kind -> its presets
 PRESETS = {
@@ -18,6 +18,7 @@ PRESETS = {
     "text_gru": sequence.GRUS,
     "text_bag": text.BAGS,
     "log_mel_cnn": audio.CNNS,
+    "log_mel_gru": speech.PRESETS,
     "audio_transformer": sequence.TRANSFORMERS,
     "audio_mlp": mlp.MLPS,
     "conv1d": series.CONVS,
@@ -86,6 +87,9 @@ COUNTS = {
     ("text_bag", "small", "text"): 16_021_248,
     ("log_mel_cnn", "tiny", "audio"): 152_880,
     ("log_mel_cnn", "small", "audio"): 585_184,
+    ("log_mel_gru", "tiny", "audio"): 96_128,
+    ("log_mel_gru", "small", "audio"): 586_752,
+    ("log_mel_gru", "base", "audio"): 3_339_008,
     ("audio_transformer", "tiny", "audio"): 435_072,
     ("audio_transformer", "small", "audio"): 3_235_840,
     ("audio_transformer", "base", "audio"): 85_284_352,

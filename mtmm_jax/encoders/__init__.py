@@ -21,6 +21,7 @@ from mtmm_jax.encoders.perceiver import Perceiver as Perceiver
 from mtmm_jax.encoders.series import Conv1D as Conv1D
 from mtmm_jax.encoders.series import GRUSeries as GRUSeries
 from mtmm_jax.encoders.series import TransformerSeries as TransformerSeries
+from mtmm_jax.encoders.speech import LogMelGRU as LogMelGRU
 from mtmm_jax.encoders.table import MLPTable as MLPTable
 from mtmm_jax.encoders.table import TransformerTable as TransformerTable
 from mtmm_jax.encoders.text import BagText as BagText
@@ -41,6 +42,7 @@ ENCODERS = {
     "text_gru": GRUText,
     "text_bag": BagText,
     "log_mel_cnn": LogMelCNN,
+    "log_mel_gru": LogMelGRU,
     "audio_transformer": TransformerAudio,
     "audio_mlp": MLPAudio,
     "conv1d": Conv1D,

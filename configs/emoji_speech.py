@@ -1,0 +1,55 @@
+"""Hear a name and write it down; read a name and say it: emoji names in four synthetic voices.
+
+python -m mtmm_jax.train --config configs/emoji_speech.py --workdir runs/emoji_speech
+python -m mtmm_jax.benchmarks.speech --workdir runs/emoji_speech --waves runs/spoken
+
+About 20 minutes on two quiet CPU cores (2.8 steps/s). On names that were never heard (the test
+split, trained voices): character error rate .151, word error rate .541; synthesised speech, through
+Griffin-Lim, is written down by the same recogniser at a character error rate of .202 (recordings
+through Griffin-Lim: .155); mel-cepstral distortion 2.96 dB with warping, 3.09 dB without.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "seed": 0,
+            "steps": 3000,
+            "batch_size": 32,
+            "devices": 1,
+            "data": {
+                "kind": "emoji",
+                "units": "characters",
+                "text_length": 48,
+                "image_size": 8,
+                "speech": True,
+            },
+            "model": {
+                "width": 192,
+                "encoders": {
+                    "audio": {"kind": "log_mel_gru", "preset": "small"},
+                    "text": {"kind": "text_gru", "preset": "tiny"},
+                },
+                "fusion": {"kind": "concat"},
+                "sharing": {"kind": "hard"},
+                "modality_dropout": 0.0,
+            },
+            "tasks": {
+                "transcript": {"kind": "recognition", "reads": "audio"},
+                "speech": {"kind": "synthesis", "reads": "text", "speaker": "voice"},
+            },
+            "balancing": {"kind": "equal"},
+            "optimizer": {
+                "kind": "adamw",
+                "learning_rate": 2e-3,
+                "schedule": "cosine",
+                "warmup": 0.05,
+                "weight_decay": 0.01,
+                "clip": 1.0,
+            },
+            "checkpoint": {"every": 300, "keep": 1, "best": "transcript"},
+            "evaluation": {"every": 300, "batch_size": 64, "log_every": 25, "baselines": True},
+        }
+    )

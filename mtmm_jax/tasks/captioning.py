@@ -1,0 +1,105 @@
+"""A text, token by token: captions, and speech recognition by attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtmm_jax.batch import Spec
+from mtmm_jax.registry import ConfigError
+from mtmm_jax.tasks.edit_distance import detokenizer, text_errors
+from mtmm_jax.tasks.metrics import Metric, add
+from mtmm_jax.tasks.task import Labels, Task, find_target, masked
+
+END = 0
+
+
+def captioning(
+    name: str,
+    spec: Spec,
+    *,
+    make_head: Any,
+    where: str,
+    reads: str | Iterable[str] = "fused",
+    target: str | None = None,
+    head: str | Mapping[str, Any] = "decoder",
+    label_smoothing: float = 0.0,
+) -> Task:
+    """-1/(n + 1) sum_{i <= n + 1} log p(y_i | y_1 .. y_{i-1}, x), y_{n+1} the end.
+
+    The head writes greedily when asked; the loss, and the figure `token_accuracy`, give it the
+    label's own beginning at each place (teacher forcing).
+
+    Args:
+        name, spec, make_head, where: given by the model.
+        reads: what the head reads.
+        target: the label's name, of kind "tokens"; the task's own name by default.
+        head: an entry of `heads.HEADS`.
+        label_smoothing: the share of each token's label that is uniform.
+    """
+    target, label = find_target(name, target, "tokens", spec, where)
+    if not 0.0 <= label_smoothing < 1.0:
+        raise ConfigError(f"{where}.label_smoothing: {label_smoothing} is not in [0, 1)")
+    size, length = len(label.classes), label.length
+    text = detokenizer(label.classes)
+
+    def lesson(labels: Labels) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """The labels, the same with the end, and `[B, length + 1]`: which of these are said."""
+        y = jnp.where(labels.weight[:, None] > 0, jnp.clip(labels.y, 0, size - 1), END)
+        y = jnp.where(jnp.cumsum(y == END, axis=1) > 0, END, y)
+        said = jnp.pad(y != END, ((0, 0), (1, 0)), constant_values=True)
+        return y, jnp.pad(y, ((0, 0), (0, 1)), constant_values=END), said
+
+    def loss(prediction: dict[str, Any], labels: Labels, axis_name: str | None):
+        del axis_name
+        if labels.y is None:
+            return masked(prediction["score"], labels.weight)
+        y, wanted, said = lesson(labels)
+        logits = prediction["later"]("teach", prediction["memory"], prediction["mask"], y)
+        log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+        own = jnp.take_along_axis(log_p, wanted[..., None], axis=-1)[..., 0]
+        each = (1.0 - label_smoothing) * own + label_smoothing * log_p.mean(-1)
+        return masked(
+            -jnp.where(said, each, 0.0).sum(1) / said.sum(1).astype(jnp.float32), labels.weight
+        )
+
+    def hits(prediction: dict[str, Any], labels: Labels) -> dict[str, jax.Array]:
+        if labels.y is None:
+            return {"hits": jnp.zeros(()), "count": jnp.zeros(())}
+        y, wanted, said = lesson(labels)
+        if "later" in prediction:
+            logits = prediction["later"]("teach", prediction["memory"], prediction["mask"], y)
+            guess = logits.argmax(-1)
+        else:
+            guess = jnp.pad(prediction["ids"], ((0, 0), (0, 1)))
+        weight = jnp.where(said, labels.weight[:, None], 0.0)
+        return {"hits": jnp.where(guess == wanted, weight, 0.0).sum(), "count": weight.sum()}
+
+    def accuracy(state: dict[str, Any]) -> dict[str, float]:
+        count = float(state["count"])
+        return {"token_accuracy": float(state["hits"]) / count if count else float("nan")}
+
+    def decode(prediction: dict[str, Any]) -> dict[str, Any]:
+        said = text(prediction["ids"])
+        return {"prediction": said, "best": {said: float(np.exp(prediction["score"]))}}
+
+    return Task(
+        name=name,
+        kind="captioning",
+        reads=reads,
+        target=target,
+        head=make_head(head, where=f"{where}.head", size=size, length=length),
+        loss=loss,
+        metrics={
+            "errors": text_errors(lambda prediction: prediction["ids"], label.classes),
+            "tokens": Metric(hits, add, accuracy),
+        },
+        headline="cer",
+        decode=decode,
+        trivial={"ids": np.zeros(length, np.int32), "score": np.float32(0.0)},
+        smaller_is_better=True,
+    )
