@@ -97,8 +97,9 @@ def ask(run: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
         here = [r for r in task.reads if set(modalities_of(r, model.encoders)) & set(inputs)]
         answers[name] = task.decode(one) if len(here) == len(task.reads) else {}
         if "wave" in answers[name]:
-            answers[name]["file"] = f"{name}.wav"
-            write_wave(f"{name}.wav", answers[name].pop("wave"), answers[name].pop("rate"))
+            heard = run.workdir.path / f"{name}.wav"  # not beside the user's own recordings
+            write_wave(heard, answers[name].pop("wave"), answers[name].pop("rate"))
+            answers[name]["file"] = str(heard)
         if task.kind == "retrieval" and gallery:
             answers[name]["nearest"] = {
                 f"{read} -> {other}": galleries.nearest(one["vectors"][read], gallery, name, other)

@@ -20,14 +20,18 @@ from mtmm_jax.command import console, guarded, prepare_jax
 from mtmm_jax.registry import ConfigError
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(
+    name: str = "seeds",
+    description: str = "Trains a config with several seeds and prints means and spreads.",
+) -> argparse.ArgumentParser:
+    """The arguments of every command that trains a config several times."""
     p = argparse.ArgumentParser(
-        prog="python -m mtmm_jax.benchmarks.seeds",
-        description="Trains a config with several seeds and prints means and spreads.",
+        prog=f"python -m mtmm_jax.benchmarks.{name}",
+        description=description,
         epilog="Values of the config are set by --config.section.key=value, as in training.",
     )
     p.add_argument("--config", required=True, help="a config file, or a name such as emoji")
-    p.add_argument("--workdir", required=True, help="the folder of the runs, one a seed")
+    p.add_argument("--workdir", required=True, help="the folder of the runs")
     p.add_argument("--seeds", default="0,1,2", help="such as 0,1,2 (default)")
     p.add_argument("--json", help="a file for all figures of all seeds")
     return p
@@ -63,6 +67,12 @@ def seeds_of(text: str) -> list[int]:
         raise ConfigError(f"--seeds: {text!r} is no list such as 0,1,2") from error
 
 
+def spread(values: Sequence[float | None]) -> str:
+    """Mean and standard deviation of what is known."""
+    known = [v for v in values if v is not None]
+    return f"{np.mean(known):.3f} ± {np.std(known):.3f}" if known else "-"
+
+
 def summary(columns: Sequence[Mapping[str, Any]], title: str) -> Any:
     """The table of `{column: {task: {figure: value}}}`, one mapping a seed."""
     from rich.table import Table
@@ -77,8 +87,7 @@ def summary(columns: Sequence[Mapping[str, Any]], title: str) -> Any:
             cells = []
             for name in columns[0]:
                 values = [c[name].get(task, {}).get(figure) for c in columns]
-                known = [v for v in values if v is not None]
-                cells.append(f"{np.mean(known):.3f} ± {np.std(known):.3f}" if known else "-")
+                cells.append(spread(values))
             table.add_row(task if i == 0 else "", figure, *cells)
         table.add_section()
     return table

@@ -7,39 +7,26 @@ Each is an ordinary run in a folder of its own; running again goes on where it s
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from mtmm_jax.benchmarks.seeds import parser, seeds_of, spread
 from mtmm_jax.command import console, guarded, prepare_jax
 
 TOGETHER = "together"
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m mtmm_jax.benchmarks.singles",
-        description="Trains all tasks together and each alone, and prints means and spreads.",
-        epilog="Values of the config are set by --config.section.key=value, as in training.",
-    )
-    p.add_argument("--config", required=True, help="a config file, or a name such as films")
-    p.add_argument("--workdir", required=True, help="the folder of the runs")
-    p.add_argument("--seeds", default="0", help="such as 0,1,2; default: 0")
-    p.add_argument("--json", help="a file for the figures")
-    return p
+ABOUT = "Trains all tasks together and each alone, and prints means and spreads."
 
 
 @guarded
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments, overrides = parser().parse_known_args(argv)
+    arguments, overrides = parser("singles", ABOUT).parse_known_args(argv)
     prepare_jax()
 
     from mtmm_jax import training
-    from mtmm_jax.benchmarks.seeds import seeds_of
     from mtmm_jax.benchmarks.timing import write_json
     from mtmm_jax.train import fit
     from mtmm_jax.training.results import comparison
@@ -78,8 +65,7 @@ def table(rows: Sequence[Mapping[str, Any]], seeds: int) -> Any:
             cells = []
             for label in (TOGETHER, task):
                 values = [row[figure] for row in mine if row["trained"] == label]
-                known = [v for v in values if v is not None]
-                cells.append(f"{np.mean(known):.3f} ± {np.std(known):.3f}" if known else "-")
+                cells.append(spread(values))
             out.add_row(task, figure, *cells)
         out.add_section()
     return out

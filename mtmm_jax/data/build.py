@@ -24,6 +24,8 @@ from mtmm_jax.data.tfds_source import tfds
 from mtmm_jax.data.vowels import vowels
 from mtmm_jax.registry import ConfigError
 
+OF_THE_WHOLE = ("bucket", "workers", "in_step")
+
 
 def mixture(
     *,
@@ -42,6 +44,13 @@ def mixture(
     """
     if not isinstance(sources, Mapping):
         raise ConfigError(f"{where}.sources: {sources!r}; needs a section for each source")
+    for name, config in sources.items():
+        for key in OF_THE_WHOLE if isinstance(config, Mapping) else ():
+            if key in config:
+                raise ConfigError(
+                    f"{where}.sources.{name}.{key}: is about whole batches, which sources share; "
+                    f"give it to the mixture, {where}.{key}"
+                )
     built = {name: build(config, f"{where}.sources.{name}") for name, config in sources.items()}
     whole = mix(built, build_mixing(mixing, f"{where}.mixing"), where)
     return dataclasses.replace(whole, seed=seed)

@@ -151,6 +151,9 @@ def test_built_from_a_config(monkeypatch):
         data.build({**config, "sources": {"b": "wrong"}})
     with pytest.raises(ConfigError, match="data.mixing.kind: unknown kind 'mean'"):
         data.build({**config, "mixing": "mean"})
+    for key in ("bucket", "workers", "in_step"):
+        with pytest.raises(ConfigError, match=f"data.sources.b.{key}: is about whole batches"):
+            data.build({**config, "sources": {"b": {"kind": "right", key: 2}}})
     with pytest.raises(ConfigError, match="data.workers: -1"):
         data.build({**config, "workers": -1})
 
