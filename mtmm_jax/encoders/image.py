@@ -245,9 +245,11 @@ class MLPImage(MLPEncoder):
 
 def halve(x: jax.Array) -> jax.Array:
     """2 x 2 max-pool of `[B, h, w, C]` with stride 2; an odd last row or column is left out."""
-    batch, height, width, channels = x.shape
-    x = x[:, : height // 2 * 2, : width // 2 * 2]
-    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).max((2, 4))
+    height, width = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
+    # By pairs: the gradient of `max` over an axis divides by the number of places that equal the
+    # maximum, which is none where XLA computes the places anew with other rounding.
+    x = jnp.maximum(x[:, 0:height:2, :width], x[:, 1:height:2, :width])
+    return jnp.maximum(x[:, :, 0:width:2], x[:, :, 1:width:2])
 
 
 def pixels_of(tokens: Tokens) -> tuple[int, ...]:

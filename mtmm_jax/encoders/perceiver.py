@@ -12,7 +12,8 @@ from mtmm_jax.batch import MODALITY_KINDS, Modality, Tokens
 from mtmm_jax.encoders.encoder import mask_of
 from mtmm_jax.encoders.sequence import TransformerEncoder
 from mtmm_jax.encoders.vit import divided
-from mtmm_jax.layers import Attention, FeedForward, LayerNorm, cells, fill_up, fourier, patches
+from mtmm_jax.layers import cells, fill_up, fourier, patches
+from mtmm_jax.layers.latents import CrossBlock, Latents
 
 # the dimensions of a kind's `x`, with the batch; a waveform and a table are told by their rate
 _DIMENSIONS = {"image": 4, "text": 2, "audio": 2, "video": 5, "table": 2, "series": 3}
@@ -64,12 +65,8 @@ class Perceiver(TransformerEncoder):
         if self.vocabulary is not None:
             self.embedding = nn.Embed(self.vocabulary, inner)
         self.read = nn.Dense(inner, dtype=self.precision)
-        self.start = self.param("latents", nn.initializers.normal(0.02), (self.latents, inner))
-        self.query_norm = LayerNorm()
-        self.input_norm = LayerNorm()
-        self.attention = Attention(heads, self.precision)
-        self.feed_forward_norm = LayerNorm()
-        self.feed_forward = FeedForward(4 * inner, self.dropout, self.precision)
+        self.start = Latents(self.latents, inner)
+        self.reader = CrossBlock(heads, dropout=self.dropout, dtype=self.precision)
 
     def stem(self, entry: Mapping[str, Any], **mode: Any) -> Tokens:
         """The pieces of the input, each with where it is."""
@@ -82,11 +79,8 @@ class Perceiver(TransformerEncoder):
         return Tokens.of(values, mask, self.modality, grid=grid, stride=stride, positions=at)
 
     def first(self, tokens: Tokens, **mode: Any) -> Tokens:
-        batch = tokens.values.shape[0]
-        z = jnp.broadcast_to(self.start, (batch, *self.start.shape)).astype(self.precision)
-        inputs = self.input_norm(tokens.values)
-        z = z + self.attention(self.query_norm(z), inputs, tokens.mask)
-        z = z + self.feed_forward(self.feed_forward_norm(z), **mode)
+        z = self.start(tokens.values.shape[0])
+        z = self.reader(z, tokens.values, tokens.mask, **mode)
         mask = jnp.broadcast_to(tokens.present[:, None], z.shape[:2])
         return super().first(Tokens.of(z, mask, self.modality), **mode)
 

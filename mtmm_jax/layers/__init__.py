@@ -6,11 +6,16 @@ does: statistics are summed over devices, and dropout draws by row of the whole 
 
 from mtmm_jax.layers.attention import Attention as Attention
 from mtmm_jax.layers.attention import TransformerBlock as TransformerBlock
+from mtmm_jax.layers.auxiliary import auxiliary as auxiliary
 from mtmm_jax.layers.dropout import Dropout as Dropout
 from mtmm_jax.layers.dropout import batch_bernoulli as batch_bernoulli
+from mtmm_jax.layers.dropout import batch_normal as batch_normal
 from mtmm_jax.layers.feed_forward import FeedForward as FeedForward
 from mtmm_jax.layers.feed_forward import gelu as gelu
 from mtmm_jax.layers.gru import GRU as GRU
+from mtmm_jax.layers.latents import CrossBlock as CrossBlock
+from mtmm_jax.layers.latents import Latents as Latents
+from mtmm_jax.layers.latents import masked_softmax as masked_softmax
 from mtmm_jax.layers.norms import NORMS as NORMS
 from mtmm_jax.layers.norms import BatchNorm as BatchNorm
 from mtmm_jax.layers.norms import GroupNorm as GroupNorm

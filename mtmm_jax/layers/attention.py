@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mtmm_jax.layers.dropout import Dropout
-from mtmm_jax.layers.feed_forward import FeedForward
+from mtmm_jax.layers.feed_forward import Dense, FeedForward
 from mtmm_jax.layers.norms import LayerNorm
 
 
@@ -34,7 +34,7 @@ class Attention(nn.Module):
             raise ValueError(f"width {width} does not divide over {self.heads} attention heads")
 
         def heads_of(x: jax.Array, name: str) -> jax.Array:
-            y = nn.Dense(width, dtype=self.dtype, name=name)(x)
+            y = Dense(width, dtype=self.dtype, name=name)(x)
             return y.reshape(*x.shape[:2], self.heads, -1).transpose(0, 2, 1, 3)
 
         query, key, value = (
@@ -50,7 +50,7 @@ class Attention(nn.Module):
         self.sow("intermediates", "weights", weights)
         mixed = jnp.einsum("bhnm,bhmd->bhnd", weights, value)
         mixed = mixed.transpose(0, 2, 1, 3).reshape(queries.shape)
-        return nn.Dense(width, dtype=self.dtype, name="out")(mixed)
+        return Dense(width, dtype=self.dtype, name="out")(mixed)
 
 
 class TransformerBlock(nn.Module):

@@ -27,6 +27,13 @@ def batch_bernoulli(
     return bits.astype(jnp.int32) < _threshold(keep)
 
 
+def batch_normal(key: jax.Array, shape: tuple[int, ...], axis_name: str | None) -> jax.Array:
+    """As `batch_bernoulli`: float32 draws from N(0, 1) for this device's rows."""
+    rows = parallel.rank(axis_name) * shape[0] + jnp.arange(shape[0])
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+    return jax.vmap(lambda k: jax.random.normal(k, shape[1:], jnp.float32))(keys)
+
+
 def _threshold(keep: float) -> int:
     return round(256 * keep)
 

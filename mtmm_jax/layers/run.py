@@ -38,24 +38,48 @@ class Run:
         return jax.random.fold_in(self._key, zlib.crc32(path.encode()))
 
     def own(self, path: str) -> dict[str, Any]:
-        """The variables of the module at `path`, by collection."""
-        found = {name: _get(tree, path.split("/")) for name, tree in self.variables.items()}
+        """The variables of the module at `path`, by collection, as far as they are known."""
+        trees = {**self.variables, "batch_stats": self.variables.get("batch_stats", {})}
+        found = {name: _get(tree, path.split("/")) for name, tree in trees.items()}
+        moved = _get(self.updates.get("batch_stats", {}), path.split("/"))
+        if moved is not None:  # another part of the same module ran before
+            found["batch_stats"] = moved
         return {name: value for name, value in found.items() if value is not None}
 
-    def __call__(self, path: str, module: nn.Module, *args: Any) -> Any:
+    def __call__(
+        self,
+        path: str,
+        module: nn.Module,
+        *args: Any,
+        method: str = "__call__",
+        record: bool = True,
+    ) -> Any:
+        """What the module at `path` makes of `args`.
+
+        Args:
+            path: of its parameters.
+            module: the module.
+            *args: what it is called with, besides the mode.
+            method: one of its methods; its parts may be run one after the other.
+            record: whether its statistics and intermediates are kept; not for a second run over
+                the same batch, which would move the statistics twice.
+        """
         keys = tuple(path.split("/"))
-        if self.initialising and _get(self.variables.get("params", {}), keys) is None:
+        if self.initialising:
+            # A part that ran before under the same path drew its own; all from one key by name.
             output, variables = module.init_with_output(
-                {"params": self.key(path)}, *args, **self.mode
+                {"params": self.key(path)}, *args, **self.mode, method=method
             )
             for collection in ("params", "batch_stats"):
                 _put(self.variables.setdefault(collection, {}), keys, variables.get(collection, {}))
             return output
         own = self.own(path)
         rngs = {} if self._key is None else {"dropout": self.key(path)}
-        mutable = ["intermediates", *(["batch_stats"] if self.mode["train"] else [])]
-        output, updates = module.apply(own, *args, **self.mode, rngs=rngs, mutable=mutable)
-        for collection, value in updates.items():
+        mutable = ["intermediates", "losses", *(["batch_stats"] if self.mode["train"] else [])]
+        output, updates = module.apply(
+            own, *args, **self.mode, rngs=rngs, mutable=mutable, method=method
+        )
+        for collection, value in updates.items() if record else ():
             _put(self.updates.setdefault(collection, {}), keys, value)
         return output
 
@@ -69,7 +93,10 @@ def _get(tree: Mapping[str, Any], keys: Iterable[str]) -> Any:
 
 
 def _put(tree: dict[str, Any], keys: tuple[str, ...], value: Any) -> None:
-    if not value:
+    """Sets `value` at a path; a dict joins the dict that is there."""
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            _put(tree, (*keys, key), entry)
         return
     for key in keys[:-1]:
         tree = tree.setdefault(key, {})
