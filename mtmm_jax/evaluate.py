@@ -11,15 +11,22 @@ from mtmm_jax.command import console, guarded, prepare_jax
 
 
 def parser() -> argparse.ArgumentParser:
+    from mtmm_jax.processes import options
+
     p = argparse.ArgumentParser(
         prog="python -m mtmm_jax.evaluate",
         description="Evaluates the best checkpoint of a run.",
         epilog="Values of the data may be changed, for example --config.data.text=name.",
     )
-    p.add_argument("--workdir", required=True, help="the run's folder")
+    p.add_argument("--workdir", help="the run's folder")
+    p.add_argument(
+        "--workdirs", help="several runs fused: folders parted by commas, or that of an ensemble"
+    )
+    p.add_argument("--rule", help="of --workdirs: mean (default), product or max")
     p.add_argument("--split", default="test", help="train, validation or test (default)")
     p.add_argument("--only", help="modalities to keep, such as image,text; the others are absent")
     p.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    options(p)
     return p
 
 
@@ -30,10 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from ml_collections import ConfigDict
 
-    from mtmm_jax import parallel
+    from mtmm_jax import parallel, processes
     from mtmm_jax.batch import choose_all
     from mtmm_jax.evaluation import Evaluator
     from mtmm_jax.registry import choose
+    from mtmm_jax.runs.fused import one_of
     from mtmm_jax.training import apply_overrides
     from mtmm_jax.training.finished import open_run
     from mtmm_jax.training.logs import results_table
@@ -41,7 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mtmm_jax.training.results import finite
     from mtmm_jax.training.workdir import Workdir
 
+    parallel.initialize(arguments.coordinator, arguments.processes, arguments.process)
     choose(arguments.split, ("train", "validation", "test"), "--split", "split")
+    if one_of(arguments.workdir, arguments.workdirs, arguments.rule):
+        _together(arguments, overrides)
+        return 0
     stored = Workdir.at(arguments.workdir).read("config.json")
     config = apply_overrides(ConfigDict(stored), overrides)
     run = open_run(arguments.workdir, config.to_dict())
@@ -52,12 +64,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     variables = parallel.replicate(run.variables, experiment.devices)
     batches = evaluation_batches(experiment, arguments.split)
     results = evaluator.results(variables, batches, only)
+    if not processes.leads():
+        return 0
     if arguments.json:
         print(json.dumps(finite(results), indent=1))
     else:
         title = f"{arguments.workdir}, step {run.step}, {arguments.split}"
         console().print(results_table(title, {", ".join(only) if only else "all": results}))
     return 0
+
+
+def _together(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """Several runs and their fused predictions, on one device."""
+    from ml_collections import ConfigDict
+
+    from mtmm_jax.registry import ConfigError
+    from mtmm_jax.runs import fused
+    from mtmm_jax.training import apply_overrides
+    from mtmm_jax.training.logs import results_table
+    from mtmm_jax.training.results import finite
+
+    if arguments.processes or arguments.coordinator or arguments.process is not None:
+        raise ConfigError("--workdirs: is evaluated by one process, without --processes")
+    for override in overrides:
+        if not override.startswith("--config.data."):
+            raise ConfigError(f"{override}: of several runs only values of the data may be changed")
+    ensemble = fused.open_ensemble(arguments.workdirs.split(","), arguments.rule)
+    found = fused.sources(
+        ensemble, lambda stored: apply_overrides(ConfigDict(stored), overrides).to_dict()
+    )
+    only = arguments.only.split(",") if arguments.only else None
+    told = fused.votes(ensemble, found, arguments.split, only)
+    results = fused.results(ensemble, told)
+    if arguments.json:
+        print(json.dumps(finite(results), indent=1))
+    else:
+        console().print(results_table(f"{arguments.split}, {', '.join(only or ['all'])}", results))
 
 
 if __name__ == "__main__":

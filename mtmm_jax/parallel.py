@@ -3,6 +3,9 @@
 A step is written once, as `step(state, batch, *, axis_name=None)`; `wrap` is the only place that
 knows how many devices there are. Inside a step the collectives below are no-ops when `axis_name`
 is None, so the same code is the single-device program.
+
+`devices`, wherever it is asked for, is a number of local devices (1: `jit`; more: `pmap`) or a
+`mesh.Layout` (`jit` over a named mesh, of one process or several); `place` makes it of a config.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import metadata
 from typing import Any
@@ -19,9 +22,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mtmm_jax import registry
+from mtmm_jax.mesh import FORMS, Layout
+from mtmm_jax.processes import initialize as initialize
 from mtmm_jax.registry import ConfigError
 
 AXIS = "devices"
+
+Devices = int | Layout
 
 
 def total(x: Any, axis_name: str | None) -> Any:
@@ -62,20 +70,81 @@ def device_count(requested: int | str, batch_size: int, where: str = "devices") 
     return count
 
 
-def wrap(step: Callable[..., Any], devices: int, *, donate: bool = True) -> Callable[..., Any]:
-    """Compiles `step(state, batch, *, axis_name)` for some local devices.
+def place(requested: Any, batch_size: int, where: str = "devices") -> Devices:
+    """`config.devices` -> devices, checked against the batch size.
+
+    Args:
+        requested: a number of local devices, "all", or a section of `mesh.FORMS`. Several
+            processes need all devices: "all" is then a mesh with the rows divided over them.
+        batch_size: of the whole step; it must divide over the devices.
+    """
+    if jax.process_count() > 1 and requested == "all":
+        requested = {"kind": "mesh"}
+    if isinstance(requested, Mapping):
+        layout = registry.build(FORMS, requested, where=where, devices=jax.devices())
+        check_rows(batch_size, layout, "batch_size", where)
+        return layout
+    if jax.process_count() > 1:
+        raise ConfigError(
+            f"{where}: {requested!r}: {jax.process_count()} processes need 'all', or a section "
+            "such as {'kind': 'mesh', 'fsdp': -1, 'data': 1}"
+        )
+    return device_count(requested, batch_size, where)
+
+
+def check_rows(size: int, devices: Devices, key: str, where: str = "devices") -> None:
+    """Raises a `ConfigError` where rows do not divide over the devices."""
+    if size % row_parts(devices):
+        raise ConfigError(
+            f"{key}: {size} does not divide over the {row_parts(devices)} devices that share the "
+            f"rows of a batch ({where}); choose a multiple of {row_parts(devices)}"
+        )
+
+
+def row_parts(devices: Devices) -> int:
+    """Into how many parts the rows of a batch are divided."""
+    return devices if isinstance(devices, int) else devices.row_parts
+
+
+def shard(devices: Devices) -> tuple[int, int]:
+    """`(index, count)`: which part of each batch this process brings."""
+    return (0, 1) if isinstance(devices, int) else devices.shard
+
+
+def share(batch: Any, devices: Devices) -> Any:
+    """This process's rows of a batch that all processes have whole."""
+    index, count = shard(devices)
+    if count == 1:
+        return batch
+    return jax.tree.map(lambda x: x[index * len(x) // count : (index + 1) * len(x) // count], batch)
+
+
+def program(
+    step: Callable[..., Any], devices: Devices = 1, *, donate: bool = True
+) -> Callable[..., Any]:
+    """`step(state, batch, *, axis_name)` under `jit`, on one device or over a mesh."""
+    if not isinstance(devices, int):
+        return devices.program(step, donate=donate)
+    return jax.jit(partial(step, axis_name=None), donate_argnums=(0,) if donate else ())
+
+
+def wrap(step: Callable[..., Any], devices: Devices, *, donate: bool = True) -> Callable[..., Any]:
+    """Compiles `step(state, batch, *, axis_name)` for some devices.
 
     One device: `jax.jit`. Several: `jax.pmap`, with the state replicated (`replicate`) and the
-    batch split along its rows.
+    batch split along its rows. A mesh: `jax.jit` over global arrays, of which each process brings
+    its rows (`shard`).
     """
-    donated = (0,) if donate else ()
+    if not isinstance(devices, int):
+        laid_out = devices.program(step, donate=donate)
+        return lambda state, batch: laid_out(state, devices.take(batch))
     if devices == 1:
-        return jax.jit(partial(step, axis_name=None), donate_argnums=donated)
+        return program(step, donate=donate)
     mapped = jax.pmap(
         partial(step, axis_name=AXIS),
         axis_name=AXIS,
         devices=jax.local_devices()[:devices],
-        donate_argnums=donated,
+        donate_argnums=(0,) if donate else (),
     )
     return lambda state, batch: mapped(state, split(batch, devices))
 
@@ -85,8 +154,10 @@ def split(batch: Any, devices: int) -> Any:
     return jax.tree.map(lambda x: np.reshape(x, (devices, -1, *np.shape(x)[1:])), batch)
 
 
-def replicate(state: Any, devices: int) -> Any:
-    """The state that `wrap` takes: one copy a device."""
+def replicate(state: Any, devices: Devices) -> Any:
+    """The state that `wrap` takes: one copy a device, or laid out on the mesh."""
+    if not isinstance(devices, int):
+        return devices.put(state)
     if devices == 1:
         return state
     mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:devices]), (AXIS,))
@@ -96,11 +167,40 @@ def replicate(state: Any, devices: int) -> Any:
     )
 
 
-def first(state: Any, devices: int) -> Any:
-    """The state as one device holds it, without moving it to the host where possible."""
-    if devices == 1:
+def first(state: Any, devices: Devices) -> Any:
+    """The state without pmap's copies, and without moving it to the host where possible."""
+    if devices == 1 or not isinstance(devices, int):
         return state
     return jax.tree.map(lambda x: x.addressable_shards[0].data[0], state)
+
+
+def fetch(tree: Any, devices: Devices) -> Any:
+    """What a wrapped step told, on the host: the same on all devices."""
+    values = jax.device_get(tree)
+    if devices == 1 or not isinstance(devices, int):
+        return values
+    return jax.tree.map(lambda x: x[0], values)
+
+
+def parts(tree: Any, devices: Devices) -> list[Any]:
+    """What a wrapped step told, on the host, of each part of the rows: pmap's devices tell their
+    own, the others the whole."""
+    values = jax.device_get(tree)
+    if devices == 1 or not isinstance(devices, int):
+        return [values]
+    return [jax.tree.map(lambda x, i=i: x[i], values) for i in range(devices)]
+
+
+def abstract(state: Any, devices: Devices) -> Any:
+    """Shapes, dtypes and shardings of a state before `replicate`, which leaves them on a mesh."""
+    if isinstance(devices, int):
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        shardings = jax.tree.map(lambda x: here, state)
+    else:
+        shardings = devices.of(state)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings
+    )
 
 
 # XLA's newer CPU fusions halve the speed of convolutions; Transformers do not gain by the switch.

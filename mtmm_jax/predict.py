@@ -19,7 +19,11 @@ def parser() -> argparse.ArgumentParser:
         "--audio FILE. Any may be left out.",
         allow_abbrev=False,
     )
-    p.add_argument("--workdir", required=True, help="the run's folder")
+    p.add_argument("--workdir", help="the run's folder")
+    p.add_argument(
+        "--workdirs", help="several runs fused: folders parted by commas, or that of an ensemble"
+    )
+    p.add_argument("--rule", help="of --workdirs: mean (default), product or max")
     p.add_argument("--json", action="store_true", help="print JSON instead of text")
     return p
 
@@ -29,12 +33,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, rest = parser().parse_known_args(argv)
     prepare_jax()
 
+    from mtmm_jax.runs.fused import one_of, open_ensemble
     from mtmm_jax.training.finished import open_run
     from mtmm_jax.training.workdir import Workdir
 
-    workdir = Workdir.at(arguments.workdir)
-    inputs = read_inputs(rest, workdir)
-    answers = ask(open_run(arguments.workdir), inputs)
+    if one_of(arguments.workdir, arguments.workdirs, arguments.rule):
+        answers = ask_together(open_ensemble(arguments.workdirs.split(","), arguments.rule), rest)
+    else:
+        inputs = read_inputs(rest, Workdir.at(arguments.workdir))
+        answers = ask(open_run(arguments.workdir), inputs)
     if arguments.json:
         print(json.dumps(answers, indent=1))
     else:
@@ -44,13 +51,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def read_inputs(rest: Sequence[str], workdir: Any) -> dict[str, Any]:
     """The files and texts on the command line as the inputs of a batch of one."""
-    from mtmm_jax.data.readers import READERS
+    return _read(_given(rest, _modalities(workdir)), workdir)
+
+
+def _modalities(workdir: Any) -> list[str]:
+    """Those that a run reads."""
+    encoders = workdir.read("config.json")["model"]["encoders"]
+    return [name for name in workdir.spec().modalities if encoders.get(name) is not None]
+
+
+def _given(rest: Sequence[str], modalities: Sequence[str]) -> dict[str, str]:
+    """Modality -> what the command line gives of it: one or more."""
     from mtmm_jax.registry import ConfigError, choose
 
-    spec = workdir.spec()
-    encoders = workdir.read("config.json")["model"]["encoders"]
     options = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    modalities = [name for name in spec.modalities if encoders.get(name) is not None]
     for name in modalities:
         options.add_argument(f"--{name}")
     try:
@@ -59,19 +73,44 @@ def read_inputs(rest: Sequence[str], workdir: Any) -> dict[str, Any]:
         raise ConfigError(str(error)) from error
     for word in unknown:
         choose(word.split("=")[0].lstrip("-"), modalities, "predict", "modality")
-    inputs = {}
-    for name, value in vars(given).items():
-        if value is None:
-            continue
+    found = {name: value for name, value in vars(given).items() if value is not None}
+    if not found:
+        raise ConfigError(
+            f"predict: give one or more of: {', '.join('--' + m for m in modalities)}"
+        )
+    return found
+
+
+def _read(given: Mapping[str, str], workdir: Any) -> dict[str, Any]:
+    """Files and texts as a run's data would give them."""
+    from mtmm_jax.data.readers import READERS
+    from mtmm_jax.registry import choose
+
+    spec, inputs = workdir.spec(), {}
+    for name, value in given.items():
         modality = spec.modalities[name]
         choose(modality.kind, READERS, f"--{name}", "kind of file")
         extra = (workdir.tokenizer(name),) if modality.kind == "text" else ()
         inputs[name] = READERS[modality.kind](value, modality, *extra)
-    if not inputs:
-        raise ConfigError(
-            f"predict: give one or more of: {', '.join('--' + m for m in modalities)}"
-        )
     return inputs
+
+
+def ask_together(ensemble: Any, rest: Sequence[str]) -> dict[str, Any]:
+    """`{task: what a person reads}` of fused runs; each sees what it has an encoder for."""
+    from mtmm_jax.runs.ensembles import predict
+
+    own = [_modalities(run.workdir) for run in ensemble.runs]
+    given = _given(rest, list(dict.fromkeys(name for names in own for name in names)))
+    inputs = [
+        _read({name: value for name, value in given.items() if name in names}, run.workdir)
+        for run, names in zip(ensemble.runs, own, strict=True)
+    ]
+    tasks = ensemble.model.tasks
+    answers: dict[str, Any] = {
+        name: tasks[name].decode(one) if one is not None else {"needs": list(tasks[name].reads)}
+        for name, one in predict(ensemble, inputs).items()
+    }
+    return answers | {name: {"left out": why} for name, why in ensemble.left_out.items()}
 
 
 def ask(run: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,6 +158,8 @@ def show(answers: Mapping[str, Any]) -> None:
         out.print(f"[bold]{task}[/bold]", highlight=False)
         if "needs" in answer:
             out.print(f"  not without {', '.join(answer['needs'])}")
+        elif "left out" in answer:
+            out.print(f"  not fused: {answer['left out']}", highlight=False)
         elif "best" in answer:
             for name, probability in answer["best"].items():
                 bar = "█" * round(30 * probability)

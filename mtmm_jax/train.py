@@ -13,6 +13,8 @@ from mtmm_jax.command import console, guarded, prepare_jax
 
 
 def parser() -> argparse.ArgumentParser:
+    from mtmm_jax.processes import options
+
     p = argparse.ArgumentParser(
         prog="python -m mtmm_jax.train",
         description="Trains a config; goes on where a run of the same config stopped.",
@@ -27,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="print parameters, tasks x modalities and the memory estimate, and stop",
     )
+    options(p)
     return p
 
 
@@ -35,9 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, overrides = parser().parse_known_args(argv)
     prepare_jax()
 
-    from mtmm_jax import training
+    from mtmm_jax import parallel, training
     from mtmm_jax.registry import ConfigError
 
+    parallel.initialize(arguments.coordinator, arguments.processes, arguments.process)
     config = training.apply_overrides(training.load(arguments.config), overrides)
     if not arguments.workdir and not arguments.dry_run:
         raise ConfigError("--workdir: is missing; name the run's folder, such as runs/emoji")
@@ -45,23 +49,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.dry_run:
         from mtmm_jax.training.experiment import memory_table
 
-        describe(experiment)
-        console().print(memory_table(experiment))
+        out = _leading(console())
+        describe(experiment, out)
+        out.print(memory_table(experiment))
         return 0
     fit(experiment, arguments.workdir)
     return 0
 
 
-def describe(experiment: Any) -> None:
-    """The parameter table and the task x modality matrix."""
-    from mtmm_jax.training.experiment import parameter_table, task_table
+def _leading(out: Any) -> Any:
+    """The console, silent on all processes but the first."""
+    from mtmm_jax import processes
 
-    console().print(parameter_table(experiment.shapes.params))
-    console().print(task_table(experiment.model))
+    out.quiet = not processes.leads()
+    return out
+
+
+def describe(experiment: Any, out: Any = None) -> None:
+    """The parameter table, on a mesh how it is divided, and the task x modality matrix."""
+    from mtmm_jax.training.experiment import parameter_table, partition_table, task_table
+
+    out = out or console()
+    out.print(parameter_table(experiment.shapes.params))
+    if divided := partition_table(experiment):
+        out.print(divided)
+    out.print(task_table(experiment.model))
 
 
 def fit(experiment: Any, path: str | Path) -> dict[str, Any]:
-    """Trains, or goes on training, in a folder; evaluates, reports, and returns the results."""
+    """Trains, or goes on training, in a folder; evaluates, reports, and returns the results.
+
+    Several processes call it alike, with a folder that all of them see; the first one writes.
+    """
+    from mtmm_jax import processes
     from mtmm_jax.analysis import write_report
     from mtmm_jax.training import results as final
     from mtmm_jax.training.checkpoints import Checkpoints
@@ -70,22 +90,26 @@ def fit(experiment: Any, path: str | Path) -> dict[str, Any]:
     from mtmm_jax.training.workdir import Workdir
 
     started = time.monotonic()
-    out = console()
+    out = _leading(console())
     workdir = Workdir(Path(path))
-    workdir.claim(experiment.config, experiment.source.spec, experiment.source.assets)
-    describe(experiment)
+    source = experiment.source
+    processes.led(lambda: workdir.claim(experiment.config, source.spec, source.assets), "--workdir")
+    describe(experiment, out)
     checkpoints = Checkpoints(workdir.checkpoints, experiment.config["checkpoint"]["keep"])
     try:
-        train(experiment, workdir, checkpoints, out)
-        if not workdir.results.exists():
-            state, _ = checkpoints.restore(checkpoints.best(), experiment.shapes)
-            out.print(f"evaluating the best checkpoint, step {int(state.step)}")
-            results, states = final.final_results(experiment, state.variables)
-            final.save_examples(experiment, workdir, states)
-            workdir.write("results.json", final.finite(results))
+        with processes.together():
+            train(experiment, workdir, checkpoints, out)
+            if not processes.told(workdir.results.exists()):
+                best = processes.told(checkpoints.best())
+                state, _ = checkpoints.restore(best, experiment.shapes, experiment.devices)
+                out.print(f"evaluating the best checkpoint, step {best}")
+                results, states = final.final_results(experiment, state.variables)
+                if processes.leads():
+                    final.save_examples(experiment, workdir, states)
+                    workdir.write("results.json", final.finite(results))
     finally:
         checkpoints.close()
-    write_report(workdir)
+    processes.led(lambda: write_report(workdir), "report")
     results = workdir.read("results.json")
     for split in final.SPLITS:
         out.print(results_table(split, final.comparison(results, split)))

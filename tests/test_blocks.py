@@ -1,6 +1,5 @@
-"""Properties of every encoder and fusion: a new one is tested by being listed in its table."""
+"""Properties of every encoder: a new one is tested by being listed in its table."""
 
-import dataclasses
 import functools
 
 import jax
@@ -9,9 +8,8 @@ import numpy as np
 import pytest
 
 from mtmm_jax import registry
-from mtmm_jax.batch import Tokens, clean
+from mtmm_jax.batch import clean
 from mtmm_jax.encoders import ENCODERS
-from mtmm_jax.fusion import FUSIONS
 from tests import toy
 
 WIDTH = 16
@@ -156,125 +154,3 @@ def test_every_parameter_of_an_encoder_learns(kind, name):
 
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient(params)):
         assert np.abs(leaf).max() > 0, jax.tree_util.keystr(path)
-
-
-def test_bottleneck_and_others_say_their_limits():
-    for fusion in FUSIONS.values():
-        fewest, most = fusion.modalities
-        assert fewest >= 1
-        assert most is None or most >= fewest
-        assert isinstance(fusion.keeps_layout, bool)
-
-
-def _tokens(modalities, holes, seed=0):
-    rng = np.random.default_rng(seed)
-    tokens = {}
-    for i, name in enumerate(("audio", "image", "table", "text")[:modalities]):
-        length = 3 + i
-        mask = rng.random((5, length)) < 0.7
-        mask[:, 0] = True
-        if holes:
-            mask &= (np.arange(5) % (modalities + 1) != i)[:, None] | (modalities == 1)
-        positions = np.broadcast_to(np.arange(length, dtype=np.float32)[:, None], (5, length, 1))
-        values = rng.standard_normal((5, length, 8)).astype(np.float32)
-        tokens[name] = Tokens.of(
-            jnp.where(mask[..., None], values, 0.0),
-            jnp.asarray(mask),
-            name,
-            positions=jnp.asarray(positions),
-        )
-    return tokens
-
-
-@functools.cache
-def _fusion(kind, modalities):
-    module = registry.build(FUSIONS, kind, where="test", width=WIDTH)
-    variables = toy.jit(module.init)(jax.random.key(0), _tokens(modalities, holes=False))
-    return module, variables, toy.jit(functools.partial(module.apply, mutable=["intermediates"]))
-
-
-FUSED = pytest.mark.parametrize(
-    ("kind", "modalities"),
-    [
-        (kind, count)
-        for kind, fusion in FUSIONS.items()
-        for count in (1, 2, 3, 4)
-        if fusion.modalities[0] <= count <= (fusion.modalities[1] or 4)
-    ],
-)
-
-
-@FUSED
-def test_fusion_ignores_absent_and_masked_values(kind, modalities):
-    _, variables, apply = _fusion(kind, modalities)
-    tokens = _tokens(modalities, holes=True)
-    fused, _ = apply(variables, tokens)
-    assert fused.values.shape[2] == WIDTH
-    assert np.asarray(fused.present).all()
-    loud = {
-        name: dataclasses.replace(t, values=jnp.where(t.mask[..., None], t.values, 1e3))
-        for name, t in tokens.items()
-    }
-    other, _ = apply(variables, loud)
-    kept = np.asarray(fused.mask)
-    np.testing.assert_array_equal(kept, other.mask)
-    np.testing.assert_allclose(other.values[kept], fused.values[kept], atol=1e-5)
-
-
-@FUSED
-def test_fusion_treats_rows_apart_and_keeps_what_it_says(kind, modalities):
-    module, variables, apply = _fusion(kind, modalities)
-    tokens = _tokens(modalities, holes=True)
-    fused, _ = apply(variables, tokens)
-    order = np.array([4, 2, 0, 1, 3])
-    moved, _ = apply(variables, jax.tree.map(lambda x: x[order], tokens))
-    np.testing.assert_allclose(moved.values, fused.values[order], atol=1e-5)
-    if module.keeps_layout:
-        for name, part in tokens.items():
-            assert fused.select(name).values.shape[1] == part.values.shape[1]
-
-
-@FUSED
-def test_every_parameter_of_a_fusion_learns(kind, modalities):
-    module, variables, _ = _fusion(kind, modalities)
-    tokens = _tokens(modalities, holes=True)
-
-    @jax.jit
-    @jax.grad
-    def gradient(params):
-        fused = module.apply({"params": params}, tokens)
-        return _wavy(fused)
-
-    alone = modalities == 1  # nothing is absent, nothing is weighed
-    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient(variables["params"])):
-        name = jax.tree_util.keystr(path)
-        if alone and ("absent" in name or "score" in name):
-            continue
-        if "key" in name and "bias" in name:
-            continue  # a constant added to all keys leaves the softmax alone
-        assert np.abs(leaf).max() > 0, name
-
-
-def test_weighted_fusion_is_its_formula():
-    _, variables, apply = _fusion("weighted", 3)
-    tokens = _tokens(3, holes=True)
-    params = jax.tree.map(lambda x: x, variables["params"])
-    for i, name in enumerate(tokens):
-        params[f"score_{name}"] = jnp.float32(i)
-    fused, seen = apply({"params": params}, tokens)
-    expected = np.zeros((5, WIDTH))
-    for row in range(5):
-        total = 0.0
-        for i, (name, part) in enumerate(tokens.items()):
-            mask = np.asarray(part.mask[row])
-            if not mask.any():
-                continue
-            mean = np.asarray(part.values[row], np.float64)[mask].mean(0)
-            mean = (mean - mean.mean()) / np.sqrt(mean.var() + 1e-6)
-            value = mean @ params[f"value_{name}"]["kernel"] + params[f"value_{name}"]["bias"]
-            expected[row] += np.exp(i) * value
-            total += np.exp(i)
-        expected[row] /= total
-    np.testing.assert_allclose(fused.values[:, 0], expected, atol=1e-4)
-    (weights,) = seen["intermediates"]["modality_weights"]
-    np.testing.assert_allclose(weights.sum(-1), 1.0, atol=1e-6)

@@ -102,7 +102,9 @@ def test_a_finished_run_is_not_run_again(finished):
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL]
+)
 def test_stopped_and_resumed_equals_never_stopped(finished, tmp_path, number):
     workdir = tmp_path / "stopped"
     process = _start(*_train(workdir))
@@ -160,7 +162,10 @@ def test_predict_takes_any_subset_of_the_modalities(finished, tmp_path):
 
 BAD = {
     "key": (_train("{new}", "--config.optimizr.kind=sgd"), "unknown config key 'optimizr'"),
-    "block": (_train("{new}", "--config.model.fusion.kind=concatt"), "choices: bottleneck, concat"),
+    "block": (
+        _train("{new}", "--config.model.fusion.kind=concatt"),
+        "choices: block, bottleneck, concat",
+    ),
     "modality": (
         _train("{new}", "--config.model.encoders={'imagee': 'resnet'}"),
         "model.encoders.imagee: unknown modality 'imagee'",

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from mtmm_jax import model
-from mtmm_jax.fusion import FUSIONS
 from mtmm_jax.registry import ConfigError
 from tests import toy
 
@@ -38,7 +37,7 @@ def test_parameter_paths_and_counts():
     }
 
 
-@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("fusion", ["concat", "bottleneck"])
 def test_fillers_reach_no_prediction_loss_or_gradient(fusion):
     built, variables, apply = _ready(fusion)
     nan = toy.batch()
@@ -63,7 +62,7 @@ def test_fillers_reach_no_prediction_loss_or_gradient(fusion):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("fusion", ["concat", "bottleneck"])
 def test_a_modality_left_out_equals_one_that_is_nowhere_present(fusion):
     built, variables, apply = _ready(fusion)
     batch = toy.batch()

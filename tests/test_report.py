@@ -1,5 +1,6 @@
 """The report of a run: which figures it draws, and what it says about them."""
 
+import json
 import tempfile
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 
-from mtmm_jax import report, train
+from mtmm_jax import analyze, report, train
 from mtmm_jax.analysis import plots
 
 DATA = Path(tempfile.gettempdir()) / "mtmm-jax-tests-data"
@@ -83,3 +84,66 @@ def test_tasks_that_never_met_leave_holes():
     figure.draw_without_rendering()
     assert not figure.subfigs[0].axes[0].texts
     plt.close(figure)
+
+
+# Two small encoders that meet in a fusion with attention over the picture's patches.
+TWO = (
+    *(word for word in SMALL if not word.startswith("--config.model.encoders.image")),
+    "--config.model.encoders.image={'kind': 'cnn'}",
+    "--config.model.encoders.text={'kind': 'text_bag'}",
+    "--config.model.fusion={'kind': 'bottleneck', 'layers': 1}",
+    "--config.tasks.subcategory=None",
+)
+
+
+@pytest.mark.slow
+def test_an_analysed_run_tells_it_in_its_report(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("MTMM_JAX_CACHE", "")
+    workdir, folder = tmp_path / "run", tmp_path / "figures"
+    with jax.numpy_dtype_promotion("standard"):
+        code = train.main(["--config", "emoji", "--workdir", str(workdir), *TWO])
+        assert code == 0, capsys.readouterr().err
+        before = (workdir / "report.html").read_text()
+        code = analyze.main(["--workdir", str(workdir), "--examples", "70"])
+    told = capsys.readouterr()
+    assert code == 0, told.err
+    for words in ("Shapley", "image + text", "a fusion to try first", "training step", "relative"):
+        assert words in told.out, words
+    numbers = json.loads((workdir / "analysis.json").read_text())
+    assert numbers["examples"] == 70
+    assert [row["modalities"] for row in numbers["subsets"]["subsets"]] == [
+        [], ["image"], ["text"], ["image", "text"],
+    ]  # fmt: skip
+    rows = [row["figure"]["category"] for row in numbers["subsets"]["subsets"]]
+    shares = numbers["contribution"]["category"]["figure"].values()
+    assert sum(shares) == pytest.approx(rows[-1] - rows[0], abs=1e-6)
+    kinds = numbers["robustness"]["category"]["modalities"]
+    assert set(kinds["text"]) == {"missing words", "other words", "absent"}
+    assert kinds["image"]["blur"]["figures"][0] == pytest.approx(rows[-1], abs=1e-6)
+    assert kinds["image"]["absent"]["figures"][5] == pytest.approx(rows[2], abs=1e-6)
+    assert numbers["cost"]["total_parameters"] > 1000
+    assert numbers["cost"]["step_flops"] > numbers["cost"]["forward_flops"] > 0
+    paths = {shown["path"] for shown in numbers["intermediates"]["patches"]}
+    assert "fusion/fused/layer1_image/attention/weights" in paths
+    page = (workdir / "report.html").read_text()
+    sections = ("Modality contribution", "Missing modalities", "Modality affinity", "Robustness",
+                "Gates and weights", "Attention over patches", "Cost")  # fmt: skip
+    for section in sections:
+        assert f"<h2 id='{section}'>" not in before
+        assert f"<h2 id='{section}'>" in page, section
+    assert f"A fusion to try first: {numbers['affinity']['suggestion']['fusion']}" in page
+    code = report.main(["--workdir", str(workdir), "--figures", str(folder)])
+    assert code == 0, capsys.readouterr().err
+    assert (workdir / "report.html").read_text() == page
+    assert (folder / "attention_over_patches.png").exists()
+    for words, said in (
+        (["--split", "tset"], "did you mean 'test'?"),
+        (["--examples", "0"], "--examples: 0 is not a number from 1 upwards"),
+    ):
+        assert analyze.main(["--workdir", str(workdir), *words]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_only_a_finished_run_is_analysed(tmp_path, capsys):
+    assert analyze.main(["--workdir", str(tmp_path)]) == 2
+    assert "holds no finished run: no results.json" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from mtmm_jax.analysis import plots
+from mtmm_jax.analysis import pages, plots
 from mtmm_jax.model import build
 from mtmm_jax.training.logs import read_journal
 from mtmm_jax.training.results import SPLITS, comparison
@@ -40,7 +40,8 @@ _CAPTIONS = {
 
 
 def figures(workdir: Workdir) -> dict[str, Figure]:
-    """The run's pictures by name: results, curves, weights, conflicts, confusion, retrieval."""
+    """The run's pictures by name: results, curves, weights, conflicts, confusion, retrieval, and
+    those of its analysis if there was one."""
     config, results, spec = (
         workdir.read("config.json"),
         workdir.read("results.json"),
@@ -66,16 +67,21 @@ def figures(workdir: Workdir) -> dict[str, Figure]:
         if key.startswith("query/"):
             _, way, task = key.split("/")
             drawn[f"{task} {way.replace('_', ' ')}"] = plots.answers(arrays, f"{way}/{task}")
-    return drawn
+    return drawn | (pages.analysis_figures(workdir) if pages.present(workdir) else {})
 
 
 def write_report(workdir: Workdir) -> None:
     """Writes `report.html`: figures, tables, examples and the config; no other file is needed."""
     config, results = workdir.read("config.json"), workdir.read("results.json")
     pictures = {
-        name: _image(_png(figure), name) + _caption(name)
+        name: _image(_png(figure), name) + _caption(workdir, name)
         for name, figure in figures(workdir).items()
     }
+    if pages.present(workdir):
+        for name, (head, *rows) in pages.analysis_tables(workdir).items():
+            cells = "".join(_row(row, "td") for row in rows)
+            table = f"<table>{_row(head, 'th')}{cells}</table>" if rows else ""
+            pictures[name] = pictures.get(name, "") + table
     tables = "".join(
         f"<h3>{split}</h3>{_table(comparison(results, split))}" for split in reversed(SPLITS)
     )
@@ -129,8 +135,9 @@ def _image(png: bytes, alternative: str) -> str:
     return f"<img alt='{html.escape(alternative)}' src='data:image/png;base64,{data}'>"
 
 
-def _caption(name: str) -> str:
-    return f"<p>{html.escape(_CAPTIONS[name])}</p>" if name in _CAPTIONS else ""
+def _caption(workdir: Workdir, name: str) -> str:
+    told = _CAPTIONS.get(name) or (pages.caption(workdir, name) if pages.present(workdir) else "")
+    return f"<p>{html.escape(told)}</p>" if told else ""
 
 
 def _table(columns: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> str:

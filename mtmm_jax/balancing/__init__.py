@@ -54,6 +54,8 @@ from mtmm_jax.balancing.affinity import (
     first_order_affinity,
     lookahead_affinity,
 )
+from mtmm_jax.balancing.beside import beside
+from mtmm_jax.balancing.blending import blending
 from mtmm_jax.balancing.closed_forms import aligned_mtl, conflict_free, imtl_g, krum
 from mtmm_jax.balancing.core import Balancer, BalancerState, Evidence, Mixed, Rule, current_weights
 from mtmm_jax.balancing.diagnostics import (
@@ -100,6 +102,8 @@ __all__ = [
     "affinity",
     "affinity_weights",
     "aligned_mtl",
+    "beside",
+    "blending",
     "build",
     "cagrad",
     "condition_number",

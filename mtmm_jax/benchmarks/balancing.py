@@ -116,9 +116,9 @@ def measure_steps(
             if name != EQUAL:
                 calls[name], megabytes = _step(trunk, k, name, chunk)
                 extra[name] = megabytes - (torch_floor if name[2] else base.megabytes)
-        # OpenMP's threads spin for milliseconds after a torch step, at the cost of the next one.
-        mixed = any(name[2] for name in group)
-        times = interleaved(calls, seconds, warm=mixed)
+        # Warm: OpenMP's threads spin for milliseconds after a torch step, and what a large step
+        # returned to the system is faulted in anew, both at the cost of the next one.
+        times = interleaved(calls, seconds, warm=True)
         rows += [_row(trunk, k, n, times[n], times[n] / times[EQUAL], extra[n]) for n in group]
         calls.clear()
         _release()

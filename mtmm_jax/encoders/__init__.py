@@ -18,6 +18,7 @@ from mtmm_jax.encoders.image import CNN as CNN
 from mtmm_jax.encoders.image import MLPImage as MLPImage
 from mtmm_jax.encoders.image import ResNet as ResNet
 from mtmm_jax.encoders.perceiver import Perceiver as Perceiver
+from mtmm_jax.encoders.raw import Raw as Raw
 from mtmm_jax.encoders.series import Conv1D as Conv1D
 from mtmm_jax.encoders.series import GRUSeries as GRUSeries
 from mtmm_jax.encoders.series import TransformerSeries as TransformerSeries

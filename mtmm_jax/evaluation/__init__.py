@@ -1,6 +1,13 @@
-"""Metrics of a model over a split: with every modality, and with some of them hidden."""
+"""Metrics of a model over a split: with every modality, and with some of them hidden or damaged."""
 
+from mtmm_jax.evaluation.corruptions import CORRUPTIONS as CORRUPTIONS
+from mtmm_jax.evaluation.robustness import curves as curves
+from mtmm_jax.evaluation.robustness import effective_robustness as effective_robustness
+from mtmm_jax.evaluation.robustness import relative_robustness as relative_robustness
 from mtmm_jax.evaluation.split import Evaluator as Evaluator
 from mtmm_jax.evaluation.split import headlines as headlines
 from mtmm_jax.evaluation.split import restrict as restrict
 from mtmm_jax.evaluation.split import trivial_results as trivial_results
+from mtmm_jax.evaluation.subsets import Probe as Probe
+from mtmm_jax.evaluation.subsets import shapley as shapley
+from mtmm_jax.evaluation.subsets import subset_scores as subset_scores

@@ -22,10 +22,11 @@ class Evaluator:
 
     Args:
         model: the model.
-        devices: how many local devices share a batch.
+        devices: that share a batch. Of several processes each reads all batches, runs its rows,
+            and gets all states.
     """
 
-    def __init__(self, model: Model, devices: int = 1) -> None:
+    def __init__(self, model: Model, devices: parallel.Devices = 1) -> None:
         self.model, self.devices = model, devices
 
         def step(variables: Any, batch: Batch, *, axis_name: str | None) -> Any:
@@ -42,13 +43,8 @@ class Evaluator:
         merged: dict[str, dict[str, Any]] | None = None
         for batch in batches:
             seen = batch if only is None else restrict(batch, only)
-            stacked = jax.device_get(self._step(variables, seen))
-            parts = (
-                [stacked]
-                if self.devices == 1
-                else [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(self.devices)]
-            )
-            for part in parts:
+            told = self._step(variables, parallel.share(seen, self.devices))
+            for part in parallel.parts(told, self.devices):
                 merged = part if merged is None else merge(self.model, merged, part)
         if merged is None:
             raise ValueError("a split without a single batch cannot be evaluated")

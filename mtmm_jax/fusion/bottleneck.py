@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens
+from mtmm_jax.fusion.transformer import float32
 from mtmm_jax.layers import TransformerBlock, sinusoid
 
 
@@ -39,7 +40,7 @@ class Bottleneck(nn.Module):
     def __call__(
         self, tokens: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> Tokens:
-        names = sorted(tokens)
+        names, tokens = sorted(tokens), float32(tokens)
         present = {name: tokens[name].present for name in names}
         x = {}
         for name in names:

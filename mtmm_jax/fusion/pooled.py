@@ -1,22 +1,59 @@
-"""Late fusion of pooled features: concatenation and learned weights."""
+"""Late fusion of pooled features: concatenation, means, and weights learned or fixed.
+
+Also what all fusions of pooled features share: `features` on the way in, `single` on the way out.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens
-from mtmm_jax.layers import gelu
+from mtmm_jax.fusion.shares import check_shares, present_shares
+from mtmm_jax.layers import LayerNorm, gelu
+from mtmm_jax.registry import ConfigError, choose
 
 
-def _one(x: jax.Array, tokens: Mapping[str, Tokens]) -> Tokens:
-    """A pooled vector as one token, present where any modality is."""
+def features(
+    fusion: nn.Module, tokens: Mapping[str, Tokens]
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """`{modality: x_m [B, D_m]}`, the normed mean of its tokens, and `{modality: present [B, 1]}`.
+
+    Both in the order of the names. To be called inside a module's compact method, whose limits
+    are checked first.
+    """
+    fewest, most = fusion.modalities
+    if not fewest <= len(tokens) <= (most or len(tokens)):
+        limits = f"{fewest} or more" if most is None else f"{fewest} to {most}"
+        raise ConfigError(
+            f"model.fusion: {type(fusion).__name__} fuses {limits} modalities, not "
+            f"{len(tokens)}: {', '.join(sorted(tokens)) or 'none'}"
+        )
+    names = sorted(tokens)
+    x = {name: LayerNorm(name=f"norm_{name}")(tokens[name].mean()) for name in names}
+    return x, {name: tokens[name].present[:, None] for name in names}
+
+
+def single(x: jax.Array, tokens: Mapping[str, Tokens]) -> Tokens:
+    """`x[B, D]` as one token, present where any modality is."""
     present = jnp.stack([t.present for t in tokens.values()]).any(0)
     return Tokens(x[:, None], present[:, None])
+
+
+def linear(x: jax.Array, size: int, name: str, **options: Any) -> jax.Array:
+    """W x + b in the dtype of x."""
+    return nn.Dense(size, dtype=x.dtype, name=name, **options)(x)
+
+
+def query_first(names: Iterable[str], query: str | None) -> list[str]:
+    """The names with `query` at the head; None: the first of the alphabet."""
+    names = sorted(names)
+    first = names[0] if query is None else choose(query, names, "model.fusion.query", "modality")
+    return [first, *(name for name in names if name != first)]
 
 
 class Concat(nn.Module):
@@ -38,30 +75,28 @@ class Concat(nn.Module):
         self, tokens: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> Tokens:
         del train, axis_name
+        pooled, present = features(self, tokens)
         parts = []
-        for name, part in sorted(tokens.items()):
-            absent = self.param(
-                f"absent_{name}", nn.initializers.zeros, (part.values.shape[-1],)
-            ).astype(part.values.dtype)
-            pooled = nn.LayerNorm(name=f"norm_{name}")(part.mean())
-            parts.append(jnp.where(part.present[:, None], pooled, absent))
+        for name, x in pooled.items():
+            absent = self.param(f"absent_{name}", nn.initializers.zeros, (x.shape[-1],))
+            parts.append(jnp.where(present[name], x, absent.astype(x.dtype)))
         x = jnp.concatenate(parts, axis=-1)
         if self.hidden:
-            x = gelu(nn.Dense(self.hidden, name="hidden")(x))
-        return _one(nn.Dense(self.width, name="out")(x), tokens)
+            x = gelu(linear(x, self.hidden, "hidden"))
+        return single(linear(x, self.width, "out"), tokens)
 
 
-class Weighted(nn.Module):
-    """h = sum_m a_m W_m mean(x_m), a = softmax over the present modalities.
+class Mean(nn.Module):
+    """h = the mean over the present m of W_m mean(x_m).
+
+    Nothing to learn beyond the W_m, a cost linear in M: the baseline that a weighing, gating or
+    multiplying fusion has to beat.
 
     Attributes:
         width: of the token it gives.
-        by_sample: whether a depends on the sample (a = softmax_m(u_m . mean(x_m))) or is one
-            learned number a modality.
     """
 
     width: int
-    by_sample: bool = False
 
     modalities: ClassVar[tuple[int, int | None]] = (1, None)
     keeps_layout: ClassVar[bool] = False
@@ -71,18 +106,61 @@ class Weighted(nn.Module):
         self, tokens: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> Tokens:
         del train, axis_name
-        values, scores, present = [], [], []
-        for name, part in sorted(tokens.items()):
-            pooled = nn.LayerNorm(name=f"norm_{name}")(part.mean())
-            values.append(nn.Dense(self.width, name=f"value_{name}")(pooled))
+        pooled, present = features(self, tokens)
+        here = jnp.concatenate(list(present.values()), axis=-1)
+        weights = present_shares(jnp.zeros(here.shape), here)
+        return _weigh(self, pooled, weights, tokens)
+
+
+class Weighted(nn.Module):
+    """h = sum_m a_m W_m mean(x_m), a = softmax over the present modalities, or fixed.
+
+    Attributes:
+        width: of the token it gives.
+        by_sample: whether a depends on the sample (a = softmax_m(u_m . mean(x_m))) or is one
+            learned number a modality.
+        weights: fixed a, one above 0 for every modality; they are divided by the sum of those
+            that are present. None: learned.
+    """
+
+    width: int
+    by_sample: bool = False
+    weights: Mapping[str, float] | None = None
+
+    modalities: ClassVar[tuple[int, int | None]] = (1, None)
+    keeps_layout: ClassVar[bool] = False
+
+    @nn.compact
+    def __call__(
+        self, tokens: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
+    ) -> Tokens:
+        del train, axis_name
+        pooled, present = features(self, tokens)
+        here = jnp.concatenate(list(present.values()), axis=-1)
+        if self.weights is not None:
             if self.by_sample:
-                scores.append(nn.Dense(1, name=f"score_{name}")(pooled)[:, 0])
-            else:
-                score = self.param(f"score_{name}", nn.initializers.zeros, ())
-                scores.append(jnp.broadcast_to(score.astype(pooled.dtype), pooled.shape[:1]))
-            present.append(part.present)
-        allowed = jnp.stack(present, axis=-1)
-        logits = jnp.where(allowed, jnp.stack(scores, axis=-1), jnp.finfo(jnp.float32).min)
-        weights = jnp.where(allowed, nn.softmax(logits), 0.0)
-        self.sow("intermediates", "modality_weights", weights)
-        return _one(jnp.einsum("bm,mbd->bd", weights, jnp.stack(values)), tokens)
+                raise ConfigError(
+                    "model.fusion.by_sample: True, but model.fusion.weights fixes the weights; "
+                    "choose one of them"
+                )
+            shares = check_shares(self.weights, list(pooled), "model.fusion.weights")
+            scores = jnp.broadcast_to(jnp.log(jnp.asarray(shares, jnp.float32)), here.shape)
+        elif self.by_sample:
+            columns = [linear(x, 1, f"score_{name}") for name, x in pooled.items()]
+            scores = jnp.concatenate(columns, axis=-1).astype(jnp.float32)
+        else:
+            numbers = [self.param(f"score_{name}", nn.initializers.zeros, ()) for name in pooled]
+            scores = jnp.broadcast_to(jnp.stack(numbers), here.shape)
+        return _weigh(self, pooled, present_shares(scores, here), tokens)
+
+
+def _weigh(
+    fusion: nn.Module,
+    pooled: Mapping[str, jax.Array],
+    weights: jax.Array,
+    tokens: Mapping[str, Tokens],
+) -> Tokens:
+    """sum_m a_m W_m x_m, a = `weights[B, M]`."""
+    fusion.sow("intermediates", "modality_weights", weights)
+    values = jnp.stack([linear(x, fusion.width, f"value_{name}") for name, x in pooled.items()])
+    return single(jnp.einsum("bm,mbd->bd", weights.astype(values.dtype), values), tokens)

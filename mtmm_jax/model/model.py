@@ -1,4 +1,4 @@
-"""Assembles encoders, fusion, sharing and heads from a config; nothing else does.
+"""The assembled model: one trunk, one readout, and what both give.
 
 A `Model` is pure functions over a plain dict of parameters with readable paths:
 
@@ -7,28 +7,34 @@ A `Model` is pure functions over a plain dict of parameters with readable paths:
 It splits at the cut: `trunk(variables, inputs) -> shared`, every tensor that a task reads, and
 `readout(variables, {task: shared}) -> predictions`, so that each task can be given its own copy
 of the shared tensors.
+
+Beside the tasks' losses there may be auxiliary ones, such as the even use of experts: modules hand
+them over (`layers.auxiliary`), regularisers are computed here. Their names are `auxiliaries`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+import functools
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
+from jax import lax
 
-from mtmm_jax import fusion, heads, registry, sharing, tasks
-from mtmm_jax.batch import Batch, Spec, Tokens, choose_all, clean
-from mtmm_jax.encoders import ENCODERS
+from mtmm_jax.batch import Batch, Spec, Tokens, clean
 from mtmm_jax.layers import Run, batch_bernoulli
+from mtmm_jax.model.stages import LEVELS, Fusing, Levels
 from mtmm_jax.registry import ConfigError
-from mtmm_jax.tasks.task import FUSED, Task, modalities_of, parse_reads
+from mtmm_jax.tasks.regularisers import Regulariser, View
+from mtmm_jax.tasks.task import FUSED, Task, modalities_of
 
-MODEL_KEYS = ("width", "encoders", "fusion", "sharing", "modality_dropout")
 SHARED = ("encoders", "fusion")
+AUXILIARY = "auxiliary"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # one model is one compile
@@ -38,19 +44,27 @@ class Model:
     Attributes:
         spec: what the data gives.
         encoders: modality -> module.
-        fusions: read -> module, one for each distinct set of modalities that tasks fuse.
+        fusions: read -> `Fusing`, one for each distinct set of modalities that tasks fuse.
+        decisions: task -> module that fuses its predictions, at stage decision.
+        regularisers: name -> (lambda alpha, `Regulariser`).
         sharing: the module between fusion and heads.
         tasks: name -> `Task`, each with its head.
         modality_dropout: the chance that fusion does not see a modality in training; a sample
             keeps at least one.
+        probes: the tasks whose heads only score: no gradient passes from them to the tokens.
+        added: the names of auxiliary losses that the training step computes, after the model's.
     """
 
     spec: Spec
     encoders: Mapping[str, nn.Module]
-    fusions: Mapping[str, nn.Module]
+    fusions: Mapping[str, Fusing]
     sharing: nn.Module
     tasks: Mapping[str, Task]
     modality_dropout: float = 0.0
+    decisions: Mapping[str, nn.Module] = dataclasses.field(default_factory=dict)
+    regularisers: Mapping[str, tuple[float, Regulariser]] = dataclasses.field(default_factory=dict)
+    probes: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
 
     def init(self, key: jax.Array, batch: Batch) -> dict[str, Any]:
         """Variables: `{"params": ..., "batch_stats": ...}`. Pure; may be traced."""
@@ -124,71 +138,177 @@ class Model:
             for read in self.reads
         }
 
+    @functools.cached_property
+    def auxiliaries(self) -> tuple[str, ...]:
+        """The names of the auxiliary losses: modules' paths, the regularisers', those added."""
+        fusings = [
+            [f.fusion, f.second, f.trunk, f.missing, f.align, *f.into.values()]
+            for f in self.fusions.values()
+        ]
+        modules = [m for parts in fusings for m in parts] + [self.sharing]
+        if not any(getattr(module, "has_auxiliary", False) for module in modules):
+            return (*self.regularisers, *self.added)
+
+        def trace(key: jax.Array) -> dict[str, Any]:
+            batch = self.spec.example(2)
+            variables = self.init(key, batch)
+            run = Run(variables, key, {"train": True, "axis_name": None})
+            whole = dataclasses.replace(self, regularisers={})
+            whole.__dict__["auxiliaries"] = ()  # what is being found out
+            copies = dict.fromkeys(self.tasks, whole._trunk(run, batch["inputs"]))
+            whole._readout(run, copies)
+            return dict(_terms(run.updates))
+
+        return (*jax.eval_shape(trace, jax.random.key(0)), *self.regularisers, *self.added)
+
+    def auxiliary_losses(
+        self,
+        variables: Mapping[str, Any],
+        shared: Mapping[str, Any],
+        batch: Batch,
+        more: Mapping[str, tuple[jax.Array, jax.Array]] | None = None,
+        **mode: Any,
+    ) -> tuple[jax.Array, jax.Array]:
+        """`(sums[R], counts[R])` in the order of `auxiliaries`, of this device's rows.
+
+        Args:
+            variables: as for `readout`.
+            shared: their own copy of what crosses the cut: what they pull goes to no task.
+            batch: tells who is present.
+            more: name -> `(sum, count)` of those that were added.
+            **mode: as for `readout`.
+        """
+        copies = dict.fromkeys(self.tasks, shared)
+        predictions, updates = self.readout(variables, copies, **mode)
+        terms = {**shared.get(AUXILIARY, {}), **dict(_terms(updates)), **(more or {})}
+        present = self.present(batch)
+        here = {
+            name: jnp.stack([present[read] for read in task.reads]).all(0)
+            for name, task in self.tasks.items()
+        }
+        view = View(variables["params"], shared, predictions, here, mode.get("axis_name"))
+        for name, (scale, regulariser) in self.regularisers.items():
+            total, count = regulariser.term(view)
+            terms[name] = (scale * total, count)
+        pairs = [terms.get(name, (jnp.float32(0), jnp.float32(0))) for name in self.auxiliaries]
+        sums, counts = zip(*pairs, strict=True)
+        return jnp.stack(sums), jnp.stack(counts)
+
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """The tasks, then the auxiliary losses: the rows that balancing sees."""
+        return (*self.tasks, *self.auxiliaries)
+
     @property
     def reads(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(read for task in self.tasks.values() for read in task.reads))
 
-    def _trunk(self, run: Run, inputs: Mapping[str, Any]) -> dict[str, Tokens]:
+    def _trunk(self, run: Run, inputs: Mapping[str, Any]) -> dict[str, Any]:
         inputs = clean({name: inputs[name] for name in self.encoders if name in inputs})
         if not inputs:
             raise ConfigError(f"inputs: none of {', '.join(self.encoders)} is in the batch")
-        encoded = {}
-        for name, entry in inputs.items():
-            tokens = run(f"encoders/{name}", self.encoders[name], entry)
-            # The outputs of an absent modality are those of its filler's zeros: silence them too.
-            quiet = jnp.where(tokens.mask[..., None], tokens.values, 0)
-            encoded[name] = tokens.replace_values(quiet.astype(tokens.values.dtype))
-        seen = self._drop_modalities(run, encoded)
-        shared = {}
-        for read in self.reads:
-            if read in self.fusions:
-                names = modalities_of(read, self.encoders)
-                parts = {name: self._tokens(name, seen, run) for name in names}
-                shared[read] = run(f"fusion/{read}", self.fusions[read], parts)
+        middle = any(fusing.stage == "middle" for fusing in self.fusions.values())
+        levels = Levels(run, self.encoders, inputs, self._example, middle)
+        shared: dict[str, Any] = {}
+        for read, fusing in self.fusions.items():
+            names = modalities_of(read, self.encoders)
+            known = {name: levels.get(name, LEVELS[fusing.stage]) for name in names}
+            seen = self._drop_modalities(run, known, tuple(inputs))
+            if fusing.stage == "decision":
+                shared |= {f"{read}/{name}": tokens for name, tokens in seen.items()}
             else:
-                shared[read] = self._tokens(read, encoded, run)
+                path = f"fusion/{read}"
+                shared[read] = fusing(run, path, seen, known, levels.second)
+        more = [read for _, term in self.regularisers.values() for read in term.reads]
+        for read in (*self.reads, *more):
+            if read not in self.fusions:
+                shared[read] = levels.get(read, "second")
+        if run.mode["train"] and self.auxiliaries:
+            shared[AUXILIARY] = dict(_terms(run.updates))
         return shared
 
-    def _tokens(self, name: str, encoded: Mapping[str, Tokens], run: Run) -> Tokens:
-        """A modality's tokens; one that is absent from the whole batch has no row present.
+    def _example(self, name: str, rows: int) -> Any:
+        return self.spec.example(rows)["inputs"][name]
 
-        Its encoder is not run: only the shapes of what it would give are needed.
-        """
-        if name in encoded:
-            return encoded[name]
-        rows = next(iter(encoded.values())).mask.shape[0]
-        entry = self.spec.example(rows)["inputs"][name]
-        own = run.own(f"encoders/{name}")
-        shapes = jax.eval_shape(lambda: self.encoders[name].apply(own, entry))
-        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-
-    def _drop_modalities(self, run: Run, encoded: dict[str, Tokens]) -> dict[str, Tokens]:
-        if not (run.mode["train"] and self.modality_dropout and len(encoded) > 1):
-            return encoded
-        present = jnp.stack([tokens.present for tokens in encoded.values()], axis=-1)
+    def _drop_modalities(
+        self, run: Run, known: Mapping[str, Tokens], inputs: tuple[str, ...]
+    ) -> dict[str, Tokens]:
+        """What fusion sees in training. A modality is dropped from all fusions alike."""
+        if not (run.mode["train"] and self.modality_dropout and len(known) > 1):
+            return dict(known)
+        present = jnp.stack([tokens.present for tokens in known.values()], axis=-1)
         keep = batch_bernoulli(
             run.key("modality_dropout"),
             1.0 - self.modality_dropout,
-            present.shape,
+            (present.shape[0], len(inputs)),
             run.mode["axis_name"],
         )
-        kept = present & keep
+        here = [keep[:, inputs.index(n)] if n in inputs else keep[:, 0] for n in known]
+        kept = present & jnp.stack(here, axis=-1)
         kept = jnp.where(kept.any(-1, keepdims=True), kept, present)
         return {
             name: dataclasses.replace(tokens, mask=tokens.mask & kept[:, i : i + 1])
-            for i, (name, tokens) in enumerate(encoded.items())
+            for i, (name, tokens) in enumerate(known.items())
         }
 
-    def _readout(self, run: Run, shared: Mapping[str, Mapping[str, Tokens]]) -> dict[str, Any]:
-        fused = {name: shared[name][FUSED] for name in self.tasks if FUSED in shared[name]}
+    def _readout(self, run: Run, shared: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        # Towers of tasks that read something else would mix into the others' features.
+        reading = [name for name, task in self.tasks.items() if FUSED in task.reads]
+        fused = {name: shared[name][FUSED] for name in reading if FUSED in shared[name]}
         own = run("sharing", self.sharing, fused) if fused else {}
         predictions = {}
         for name, task in self.tasks.items():
+            if name in self.decisions:
+                predictions[name] = self._decide(run, name, shared[name])
+                continue
             read = {
                 r: own[name] if r == FUSED and name in own else shared[name][r] for r in task.reads
             }
+            if name in self.probes:
+                read = {r: t.replace_values(lax.stop_gradient(t.values)) for r, t in read.items()}
             predictions[name] = run(f"heads/{name}", task.head, read)
         return predictions
+
+    def _decide(self, run: Run, name: str, shared: Mapping[str, Tokens]) -> Any:
+        """A task's prediction from each modality's own, by its own head."""
+        (read,) = self.tasks[name].reads
+        values, present = [], []
+        for modality in modalities_of(read, self.encoders):
+            tokens = shared[f"{read}/{modality}"]
+            alone = run(f"heads/{name}/{modality}", self.tasks[name].head, {read: tokens})
+            flat, rebuild = _flattened(alone, name)
+            values.append(flat)
+            present.append(tokens.present)
+        stacked = jnp.stack(values, axis=1), jnp.stack(present, axis=1)
+        return rebuild(run(f"heads/{name}/decision", self.decisions[name], *stacked))
+
+
+def _flattened(prediction: Any, task: str) -> tuple[jax.Array, Any]:
+    """`[B, P]` of all that a head predicts, and the way back."""
+    leaves, treedef = jax.tree.flatten(prediction)
+    rows = leaves[0].shape[:1]
+    for leaf in leaves:
+        if leaf.shape[:1] != rows or not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ConfigError(
+                f"model.fusion.stage: 'decision' fuses numbers for each sample; tasks.{task} "
+                "predicts something else; choices: early, middle, late"
+            )
+    sizes = [leaf[0].size for leaf in leaves]
+    flat = jnp.concatenate([x.reshape(x.shape[0], -1) for x in leaves], axis=-1)
+
+    def rebuild(fused: jax.Array) -> Any:
+        parts = jnp.split(fused, np.cumsum(sizes)[:-1], axis=-1)
+        back = [p.reshape(leaf.shape) for p, leaf in zip(parts, leaves, strict=True)]
+        return jax.tree.unflatten(treedef, back)
+
+    return flat, rebuild
+
+
+def _terms(updates: Mapping[str, Any]) -> Iterator[tuple[str, tuple[jax.Array, jax.Array]]]:
+    """Path -> `(sum, count)` of the auxiliary losses that modules handed over."""
+    for path, handed in flatten(updates.get("losses", {})).items():
+        for i, term in enumerate(handed):
+            yield (path if i == 0 else f"{path}_{i + 1}"), term
 
 
 def shared_parameters(params: Mapping[str, Any]) -> Any:
@@ -202,108 +322,3 @@ def shared_parameters(params: Mapping[str, Any]) -> Any:
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
     """`{path: leaf}`, with paths such as `encoders/image/conv1/kernel`."""
     return traverse_util.flatten_dict(tree, sep="/")
-
-
-def build(model: Mapping[str, Any], task_configs: Mapping[str, Any], spec: Spec) -> Model:
-    """Assembles a model from `config.model`, `config.tasks` and the data's `Spec`.
-
-    Every name and size is checked here, before anything compiles.
-    """
-    choose_all(model, MODEL_KEYS, "model", "key")
-    width = model["width"]
-    modality_dropout = model.get("modality_dropout", 0.0)
-    if not 0.0 <= modality_dropout < 1.0:
-        raise ConfigError(f"model.modality_dropout: {modality_dropout} is not in [0, 1)")
-    encoders = _encoders(model.get("encoders") or {}, width, spec)
-    make_head = _head_builder()
-    built: dict[str, Task] = {}
-    configs = {name: config for name, config in task_configs.items() if config is not None}
-    if not configs:
-        raise ConfigError("tasks: is empty; a model needs at least one task")
-    for name, config in configs.items():
-        built[name] = _task(name, config, encoders, spec, make_head)
-    fusions = {
-        read: _fusion(model["fusion"], len(modalities_of(read, encoders)), width)
-        for task in built.values()
-        for read in task.reads
-        if read == FUSED or "+" in read
-    }
-    shared = registry.build(
-        sharing.SHARINGS, model.get("sharing", "hard"), where="model.sharing", tasks=tuple(built)
-    )
-    return Model(spec, encoders, fusions, shared, built, modality_dropout)
-
-
-def _encoders(configs: Mapping[str, Any], width: int, spec: Spec) -> dict[str, nn.Module]:
-    encoders = {}
-    for name, config in configs.items():
-        if config is None:
-            continue
-        where = f"model.encoders.{name}"
-        registry.choose(name, spec.modalities, where, "modality")
-        modality = spec.modalities[name]
-        encoder = registry.build(
-            ENCODERS,
-            config,
-            where=where,
-            width=width,
-            modality=name,
-            vocabulary=modality.vocabulary,
-            rate=modality.rate,
-        )
-        if not encoder.accepts(modality):
-            fitting = [kind for kind, entry in ENCODERS.items() if entry.accepts(modality)]
-            raise ConfigError(
-                f"{where}.kind: {type(encoder).__name__} does not read {modality.kind} of shape "
-                f"{modality.shape}; choices: {', '.join(fitting) or 'none'}"
-            )
-        encoders[name] = encoder
-    if not encoders:
-        raise ConfigError(f"model.encoders: is empty; the data has {', '.join(spec.modalities)}")
-    return encoders
-
-
-def _fusion(config: Any, count: int, width: int) -> nn.Module:
-    module = registry.build(fusion.FUSIONS, config, where="model.fusion", width=width)
-    fewest, most = module.modalities
-    if count < fewest or (most is not None and count > most):
-        raise ConfigError(
-            f"model.fusion: {type(module).__name__} fuses {fewest} to {most} modalities, "
-            f"not {count}"
-        )
-    return module
-
-
-def _head_builder() -> Callable[..., nn.Module]:
-    def make_head(config: Any, *, where: str, **context: Any) -> nn.Module:
-        return registry.build(heads.HEADS, config, where=where, **context)
-
-    return make_head
-
-
-def _task(
-    name: str, config: Any, encoders: Iterable[str], spec: Spec, make_head: Callable[..., Any]
-) -> Task:
-    where = f"tasks.{name}"
-    config = dict({"kind": config} if isinstance(config, str) else config)
-    reads = parse_reads(config.pop("reads", FUSED), spec.modalities, where)
-    for read in reads:
-        for modality in modalities_of(read, encoders):
-            if modality not in encoders:
-                raise ConfigError(
-                    f"{where}.reads: {modality!r} has no encoder; model.encoders has: "
-                    f"{', '.join(encoders)}"
-                )
-    task = registry.build(
-        tasks.TASKS, config, name, spec, where=where, reads=reads, make_head=make_head
-    )
-    if task.target is not None:
-        read_modalities = {m for read in reads for m in modalities_of(read, encoders)}
-        leaks = sorted(read_modalities & set(spec.targets[task.target].made_from))
-        if leaks:
-            raise ConfigError(
-                f"{where}.reads: {', '.join(reads)}: the label {task.target!r} is made from "
-                f"{', '.join(leaks)}; read others: "
-                f"{', '.join(sorted(set(encoders) - set(leaks))) or 'none'}"
-            )
-    return task

@@ -1,10 +1,52 @@
-"""What tasks share: `Tokens` -> {task: `Tokens`}.
+"""What tasks share: `Tokens` -> {task: `Tokens`}. One file per family.
 
 A sharing is a Linen module with the field `tasks`, called as `sharing(copies, train=...,
 axis_name=...)`, where `copies[task]` is that task's own copy of the fused tokens (the copies are
-equal; they are separate so that each task's gradient can be read off its own).
+equal; they are separate so that each task's gradient can be read off its own). Tasks that read
+something else are not in `copies`, and are left out of whatever is mixed. `keeps_layout` says
+whether a head still finds a modality's grid in what it gives, `has_auxiliary`, where it is there,
+that it adds a loss of its own.
+
+Task k's output is computed from copies[k] and from nothing else. A scheme that mixes the features
+of several tasks (`CrossStitch`, `Sluice`, `PLE`, `TaskAttention`) runs every tower on copies[k] on
+its way to output k. So the gradient at copies[k] is task k's own, whole and unmixed: balancing may
+weigh it, and may drop it where task k has no label, without touching what another task says. The
+price is paid in the backward pass, K times that of one pass over all towers; forward, equal copies
+are one computation once compiled. The towers themselves belong to all tasks that reach them.
 """
 
+from mtmm_jax.sharing.branching import Branching as Branching
+from mtmm_jax.sharing.conditioned import Adapter as Adapter
+from mtmm_jax.sharing.conditioned import FiLM as FiLM
+from mtmm_jax.sharing.dselect import DSelect as DSelect
+from mtmm_jax.sharing.experts import CGC as CGC
+from mtmm_jax.sharing.experts import PLE as PLE
+from mtmm_jax.sharing.experts import MMoE as MMoE
 from mtmm_jax.sharing.hard import Hard as Hard
+from mtmm_jax.sharing.masks import MTAN as MTAN
+from mtmm_jax.sharing.masks import TaskGates as TaskGates
+from mtmm_jax.sharing.separate import Separate as Separate
+from mtmm_jax.sharing.separate import SharedMiddle as SharedMiddle
+from mtmm_jax.sharing.stitch import CrossStitch as CrossStitch
+from mtmm_jax.sharing.stitch import Sluice as Sluice
+from mtmm_jax.sharing.task_attention import TaskAttention as TaskAttention
+from mtmm_jax.sharing.task_attention import TaskQueries as TaskQueries
 
-SHARINGS = {"hard": Hard}
+SHARINGS = {
+    "hard": Hard,
+    "shared_middle": SharedMiddle,
+    "separate": Separate,
+    "cross_stitch": CrossStitch,
+    "sluice": Sluice,
+    "mtan": MTAN,
+    "mmoe": MMoE,
+    "cgc": CGC,
+    "ple": PLE,
+    "dselect": DSelect,
+    "branching": Branching,
+    "film": FiLM,
+    "adapter": Adapter,
+    "task_attention": TaskAttention,
+    "task_gates": TaskGates,
+    "task_queries": TaskQueries,
+}

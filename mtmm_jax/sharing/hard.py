@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import flax.linen as nn
 
@@ -10,9 +11,14 @@ from mtmm_jax.batch import Tokens
 
 
 class Hard(nn.Module):
-    """z_k = h for every task k."""
+    """z_k = h for every task k.
+
+    Free. Use it: first, and as what every other sharing is compared with.
+    """
 
     tasks: tuple[str, ...]
+
+    keeps_layout: ClassVar[bool] = True
 
     @nn.compact
     def __call__(

@@ -12,6 +12,7 @@ from mtmm_jax.tasks.ordinal import ordinal as ordinal
 from mtmm_jax.tasks.recognition import recognition as recognition
 from mtmm_jax.tasks.reconstruction import reconstruction as reconstruction
 from mtmm_jax.tasks.regression import regression as regression
+from mtmm_jax.tasks.regularisers import REGULARISERS as REGULARISERS
 from mtmm_jax.tasks.retrieval import retrieval as retrieval
 from mtmm_jax.tasks.segmentation import segmentation as segmentation
 from mtmm_jax.tasks.synthesis import synthesis as synthesis

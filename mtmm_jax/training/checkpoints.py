@@ -1,4 +1,8 @@
-"""Checkpoints by Orbax: asynchronous, the last ones and the best one kept, exact to the example."""
+"""Checkpoints by Orbax: asynchronous, the last ones and the best one kept, exact to the example.
+
+A sharded state is written as it lies, by all processes, and read to any layout: what one device
+saved a mesh goes on with, and the other way round.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,11 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
+from mtmm_jax import parallel
 from mtmm_jax.registry import ConfigError
 
 _policies = ocp.training.preservation_policies
+_copied = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
 
 
 class Checkpoints:
@@ -38,18 +44,19 @@ class Checkpoints:
 
     def save(self, state: Any, score: float | None, iterator: dict[str, Any]) -> None:
         """Begins to save; returns while the writing goes on."""
-        step = int(state.step)
+        step = int(jax.device_get(state.step))
         if self.latest() == step:
             return
         # The next steps are given this state's buffers to write into while it is being saved.
-        state = jax.tree.map(jnp.copy, state)
-        self._orbax.save_checkpointables_async(
-            step,
-            {"state": state},
-            force=True,
-            metrics=None if score is None else {"score": float(score)},
-            custom_metadata={"iterator": json.dumps(iterator), "score": score},
-        )
+        state = _copied(state)
+        with jax.transfer_guard_device_to_host("allow"):
+            self._orbax.save_checkpointables_async(
+                step,
+                {"state": state},
+                force=True,
+                metrics=None if score is None else {"score": float(score)},
+                custom_metadata={"iterator": json.dumps(iterator), "score": score},
+            )
 
     def latest(self) -> int | None:
         found = self._orbax.latest
@@ -64,12 +71,14 @@ class Checkpoints:
         ]
         return max(scored)[1] if scored else self.latest()
 
-    def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-        """The state (with the tree, shapes and dtypes of `like`) and the iterator's state."""
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like
-        )
+    def restore(
+        self, step: int, like: Any, devices: parallel.Devices = 1
+    ) -> tuple[Any, dict[str, Any]]:
+        """The state (with the tree, shapes and dtypes of `like`) and the iterator's state.
+
+        It comes as `parallel.replicate` takes it: on one device, or laid out on the mesh.
+        """
+        abstract = parallel.abstract(like, devices)
         try:
             state = self._orbax.load_checkpointables(step, {"state": abstract})["state"]
             metadata = self._orbax.metadata(step).custom_metadata

@@ -115,6 +115,8 @@ def _converted(old: Any, value: Any, path: str) -> Any:
         value, str | list | tuple | dict
     ):
         return value
+    if path == "devices" and (value == "all" or isinstance(value, int | Mapping)):
+        return value  # its forms are checked where they are read
     raise ConfigError(
         f"--config.{path}: {value!r} is {type(value).__name__}; needs {type(old).__name__}, "
         f"such as {old!r}"

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
 from typing import Any
 
 import jax
 import numpy as np
 import optax
+from rich.markup import escape
 from rich.table import Table
 
 from mtmm_jax import balancing, data, model, parallel, registry
 from mtmm_jax.batch import Spec
 from mtmm_jax.data.augment_jit import augmenter
+from mtmm_jax.mesh import Layout
 from mtmm_jax.model import Model
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.tasks.task import modalities_of
 from mtmm_jax.training import config as configs
-from mtmm_jax.training import optimizers
+from mtmm_jax.training import imbalance, optimizers, per_path, per_task, privacy
+from mtmm_jax.training.imbalance import Imbalance
 from mtmm_jax.training.step import TrainState, init_state, make_step
 
 TRAINER_KEYS = ("engine", "head_gradients", "chunk")
@@ -34,7 +38,8 @@ class Experiment:
         source: the data; None where a finished run is only asked, with the spec that it kept.
         model, balancer, optimizer, rates: what the step is made of.
         trainer: the options of `make_step`.
-        devices: the number of local devices.
+        devices: a number of local devices, or a mesh on which every parameter has its place.
+        imbalance: what helps slow modalities, if anything does.
     """
 
     config: dict[str, Any]
@@ -44,20 +49,33 @@ class Experiment:
     optimizer: optax.GradientTransformation
     rates: optax.Schedule
     trainer: dict[str, Any]
-    devices: int
+    devices: parallel.Devices
+    imbalance: Imbalance | None = None
 
     def init(self) -> TrainState:
-        return init_state(self.model, self.balancer, self.optimizer, self.config["seed"])
+        """On one device, or as it lies on the mesh."""
+        mesh = self.devices if isinstance(self.devices, Layout) else None
+        return self._init(None if mesh is None else mesh.of(self.shapes))
+
+    def _init(self, shardings: Any = None) -> TrainState:
+        seed = self.config["seed"]
+        parts = (self.model, self.balancer, self.optimizer)
+        return init_state(*parts, seed, shardings, self.imbalance)
 
     @functools.cached_property
     def shapes(self) -> TrainState:
         """The state's tree with shapes and dtypes, and no numbers."""
-        return jax.eval_shape(self.init)
+        return jax.eval_shape(self._init)
 
     def step(self) -> Any:
         """The pure step, not yet wrapped for devices."""
         return make_step(
-            self.model, self.balancer, self.optimizer, seed=self.config["seed"], **self.trainer
+            self.model,
+            self.balancer,
+            self.optimizer,
+            seed=self.config["seed"],
+            imbalance=self.imbalance,
+            **self.trainer,
         )
 
 
@@ -68,26 +86,57 @@ def assemble(config: Any, spec: Spec | None = None) -> Experiment:
     """
     configs.check(config)
     plain = configs.as_dict(config)
-    devices = parallel.device_count(plain["devices"], plain["batch_size"])
-    parallel.device_count(devices, plain["evaluation"]["batch_size"])
+    devices = parallel.place(plain["devices"], plain["batch_size"])
+    parallel.check_rows(plain["evaluation"]["batch_size"], devices, "evaluation.batch_size")
     source = None if spec else data.build(plain["data"])
     built = model.build(plain["model"], plain["tasks"], spec or source.spec)
-    balancer, trainer = _balancing(plain["balancing"], built)
+    options = dict(plain["optimizer"])
+    built, against, make = imbalance.prepare(options.pop("imbalance", None), built, plain["steps"])
+    paces, private = options.pop("tasks", None), options.pop("private", None)
+    balancer, trainer = _balancing(plain["balancing"], built, make, paces)
     if source is not None:
         _check_mixing(source, built, balancer)
         if in_step := data.in_step(plain["data"]):
             trainer["augment"] = augmenter(in_step, source.spec, "data.in_step")
-    options = dict(plain["optimizer"])
     trainer["accumulate"] = _microbatches(options.pop("accumulate", 1), plain, balancer, devices)
     if trainer["accumulate"] > 1 and trainer.get("engine") == "gramian":
         raise ConfigError(
             "optimizer.accumulate: engine 'gramian' needs all samples at once; "
             "balancing.engine choices: auto, representation, full"
         )
-    optimizer, rates = optimizers.build(options, plain["steps"])
+    heads = None
+    if paces:
+        heads = functools.partial(
+            per_task.pace_heads,
+            balancer=balancer,
+            tasks=tuple(built.tasks),
+            head_gradients=trainer.get("head_gradients"),
+        )
+    optimizer, rates = optimizers.build(options, plain["steps"], heads)
+    if any(key in options for key in per_path.KEYS):  # rules by path are read where paths are
+        jax.eval_shape(optimizer.init, _parameter_shapes(built, plain["seed"]))
+    if private is not None:
+        if plain["optimizer"].get("imbalance") is not None:
+            raise ConfigError(
+                "optimizer.imbalance: not with optimizer.private: it follows the samples' scores, "
+                "which no noise covers"
+            )
+        trainer["private"] = privacy.read(private)
+        privacy.check(built, _variable_shapes(built, plain["seed"]).get("batch_stats", {}), plain)
     best = plain["checkpoint"]["best"]
     registry.choose(best, ("mean", *built.tasks), "checkpoint.best", "task")
-    return Experiment(plain, source, built, balancer, optimizer, rates, trainer, devices)
+    if isinstance(devices, Layout):
+        devices = devices.resolve(_parameter_shapes(built, plain["seed"]))
+    return Experiment(plain, source, built, balancer, optimizer, rates, trainer, devices, against)
+
+
+def _variable_shapes(built: Model, seed: int) -> Any:
+    batch = built.spec.example(2)
+    return jax.eval_shape(lambda: built.init(jax.random.key(seed), batch))
+
+
+def _parameter_shapes(built: Model, seed: int) -> Any:
+    return _variable_shapes(built, seed)["params"]
 
 
 def _check_mixing(source: Any, built: Model, balancer: Any) -> None:
@@ -104,12 +153,14 @@ def _check_mixing(source: Any, built: Model, balancer: Any) -> None:
         )
 
 
-def _microbatches(count: Any, config: dict[str, Any], balancer: Any, devices: int) -> int:
+def _microbatches(
+    count: Any, config: dict[str, Any], balancer: Any, devices: parallel.Devices
+) -> int:
     """`optimizer.accumulate`, checked together with the batch size."""
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise ConfigError(f"optimizer.accumulate: {count!r} is not a number from 1 upwards")
     parts = {
-        "devices": devices,
+        "devices": parallel.row_parts(devices),
         "samples that this balancing method compares": 2 if balancer.rule.second_sample else 1,
         "microbatches (optimizer.accumulate)": count,
     }
@@ -123,14 +174,29 @@ def _microbatches(count: Any, config: dict[str, Any], balancer: Any, devices: in
     return count
 
 
-def _balancing(config: Any, built: Model) -> tuple[Any, dict[str, Any]]:
+def _balancing(
+    config: Any,
+    built: Model,
+    make: imbalance.MakeBalancer = balancing.build,
+    paces: Any = None,
+) -> tuple[Any, dict[str, Any]]:
     config = {"kind": config} if isinstance(config, str) else dict(config)
     trainer = {key: config.pop(key) for key in TRAINER_KEYS if key in config}
-    balancer = balancing.build(config, len(built.tasks))
-    if balancer.rule.observes == "losses":
+    auxiliaries = config.pop("auxiliaries", "beside")
+    registry.choose(auxiliaries, ("beside", "balanced"), "balancing.auxiliaries", "way")
+    names = built.loss_names if auxiliaries == "balanced" else tuple(built.tasks)
+    balancer = per_task.pace(make(config, len(names)), paces, names)
+    balancer = balancing.beside(balancer, len(built.loss_names) - len(names))
+    if balancer.rule.observes == "losses" and make is balancing.build:
         raise ConfigError(
             "balancing: this form waits for later losses, which training does not hand back; "
             "famo: after='next', dwa: epoch of 1 or more steps"
+        )
+    if built.probes and balancer.rule.needs != "losses":
+        raise ConfigError(
+            f"balancing: {', '.join(built.probes)} only score (unimodal: 'probe'), so that their "
+            "gradient of shared parameters is zero and this method would weigh against nothing; "
+            "set unimodal to True, or choose a method that needs losses only"
         )
     cuts = {task.reads for task in built.tasks.values()}
     if (
@@ -180,13 +246,19 @@ def task_table(built: Model) -> Table:
 
 def memory_table(experiment: Experiment) -> Table:
     """What the compiled step takes, by the compiler's own account."""
-    state = experiment.shapes
-    per_device = experiment.config["batch_size"] // experiment.devices
-    batch = jax.eval_shape(lambda: experiment.model.spec.example(per_device))
-    step = experiment.step()
-    compiled = jax.jit(lambda s, b: step(s, b), donate_argnums=0).lower(state, batch).compile()
-    analysis = compiled.memory_analysis()
-    state_bytes = sum(math.prod(x.shape) * _itemsize(x.dtype) for x in jax.tree.leaves(state))
+    devices = experiment.devices
+    rows = experiment.config["batch_size"]
+    if isinstance(devices, Layout):
+        state = parallel.abstract(experiment.shapes, devices)
+        program = parallel.program(experiment.step(), devices)
+    else:
+        rows //= devices
+        state, program = experiment.shapes, parallel.program(experiment.step())
+    batch = jax.eval_shape(lambda: experiment.model.spec.example(rows))
+    if isinstance(devices, Layout):
+        batch = jax.tree.map(lambda x: x.update(sharding=devices.rows), batch)
+    analysis = program.lower(state, batch).compile().memory_analysis()
+    state_bytes = sum(_bytes_a_device(x) for x in jax.tree.leaves(state))
     table = Table(title="memory a device (estimate)")
     table.add_column("what")
     table.add_column("MB", justify="right")
@@ -196,6 +268,39 @@ def memory_table(experiment: Experiment) -> Table:
         inputs = analysis.argument_size_in_bytes - state_bytes
         table.add_row("batch", f"{max(inputs, 0) / 1e6:.1f}")
     return table
+
+
+def partition_table(experiment: Experiment) -> Table | None:
+    """On a mesh: each partition rule, what it takes, and what of that a device holds."""
+    layout = experiment.devices
+    if not isinstance(layout, Layout):
+        return None
+    said = " x ".join(f"{name} {size}" for name, size in layout.mesh.shape.items())
+    table = Table(title=f"partition: {said}")
+    for column in ("paths", "axes"):
+        table.add_column(column)
+    for column in ("tensors", "MB", "MB a device"):
+        table.add_column(column, justify="right")
+    params = parallel.abstract(experiment.shapes.params, layout)
+    for rule in layout.rules:
+        mine = [x for path, x in model.flatten(params).items() if layout.placed[path][1] == rule]
+        whole = sum(math.prod(x.shape) * _itemsize(x.dtype) for x in mine)
+        own = sum(map(_bytes_a_device, mine))
+        axes = json.dumps(rule.axes)
+        table.add_row(
+            escape(rule.pattern),
+            escape(axes),
+            str(len(mine)),
+            f"{whole / 1e6:.2f}",
+            f"{own / 1e6:.2f}",
+        )
+    return table
+
+
+def _bytes_a_device(x: Any) -> int:
+    sharding = getattr(x, "sharding", None)
+    shape = x.shape if sharding is None else sharding.shard_shape(x.shape)
+    return math.prod(shape) * _itemsize(x.dtype)
 
 
 def _itemsize(dtype: Any) -> int:

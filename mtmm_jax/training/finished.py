@@ -6,6 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import jax
+
+from mtmm_jax.mesh import fits
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.training.checkpoints import Checkpoints
 from mtmm_jax.training.experiment import Experiment, assemble
@@ -25,7 +28,10 @@ class Finished:
 def open_run(
     path: str | Path, config: dict[str, Any] | None = None, step: int | str = "best"
 ) -> Finished:
-    """Opens a workdir at one of its checkpoints.
+    """Opens a workdir at one of its checkpoints, whatever devices it was trained on.
+
+    It opens on one device; with a config, on that config's devices. A mesh that needs more or fewer
+    than there are here gives way to one device.
 
     Args:
         path: the workdir.
@@ -39,6 +45,8 @@ def open_run(
     if config is None:
         experiment = assemble({**stored, "devices": 1}, spec)
     else:
+        if not fits(config.get("devices"), jax.device_count()):
+            config = {**config, "devices": 1}
         experiment = assemble(config)
         if experiment.source.spec.modalities != spec.modalities:
             raise ConfigError("config.data: gives other modalities than those of the run's spec")
@@ -50,7 +58,7 @@ def open_run(
         step = named[step]() if step in named else step
         if step is None:
             raise ConfigError(f"--workdir: {workdir.path} has no checkpoint yet")
-        state, _ = checkpoints.restore(step, experiment.shapes)
+        state, _ = checkpoints.restore(step, experiment.shapes, experiment.devices)
     finally:
         checkpoints.close()
     return Finished(workdir, experiment, step, state.variables)

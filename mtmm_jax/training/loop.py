@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import signal
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from rich.console import Console
 
-from mtmm_jax import parallel
+from mtmm_jax import parallel, processes
 from mtmm_jax.batch import Spec
 from mtmm_jax.data.source import Training
 from mtmm_jax.evaluation import Evaluator, headlines
@@ -27,40 +25,14 @@ from mtmm_jax.training.step import TrainState
 from mtmm_jax.training.workdir import Workdir
 
 
-class Interrupted(Exception):
-    """The run was asked to stop, and has saved. `signal` says by what."""
+class _Nowhere:
+    """The journal of the processes that do not write one."""
 
-    def __init__(self, number: int, step: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}")
-        self.signal, self.step = number, step
+    def write(self, step: int, split: str, figures: Any) -> None:
+        del step, split, figures
 
-
-@dataclasses.dataclass
-class _Stop:
-    """Set by SIGINT or SIGTERM; the loop looks at it between steps."""
-
-    signal: int | None = None
-
-
-@contextlib.contextmanager
-def _listening() -> Iterator[_Stop]:
-    stop = _Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def note(number: int, frame: Any) -> None:
-        del frame
-        if stop.signal is not None:  # asked twice: do not insist on saving
-            raise KeyboardInterrupt
-        stop.signal = number
-
-    old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+    def close(self) -> None:
+        pass
 
 
 def score(experiment: Experiment, results: Any) -> float:
@@ -81,30 +53,40 @@ def train(
     """Trains to the last step from wherever the run stands. Saves on the way and at the end.
 
     Raises:
-        Interrupted: after SIGINT or SIGTERM, when everything is saved.
+        processes.Interrupted: after SIGINT or SIGTERM, when everything is saved.
     """
-    steps = experiment.config["steps"]
+    steps, devices = experiment.config["steps"], experiment.devices
     iterator = iter(
-        experiment.source.train(experiment.config["batch_size"], seed=experiment.config["seed"])
+        experiment.source.train(
+            experiment.config["batch_size"],
+            seed=experiment.config["seed"],
+            shard=parallel.shard(devices),
+        )
     )
-    state = experiment.init()
-    start = checkpoints.latest() or 0
-    if start:
-        state, data_state = checkpoints.restore(start, state)
-        iterator.set_state(data_state)
-        console.print(f"resuming from step {start}")
+    start = processes.told(checkpoints.latest() or 0)
     if start >= steps:
         return
-    evaluator = Evaluator(experiment.model, experiment.devices)
-    step = parallel.wrap(experiment.step(), experiment.devices)
-    state = parallel.replicate(state, experiment.devices)
-    names = tuple(experiment.model.tasks)
-    journal = Journal(workdir.metrics, workdir.path / "events", start)
+    if start:
+        state, data_state = checkpoints.restore(start, experiment.shapes, devices)
+        iterator.set_state(data_state)
+        console.print(f"resuming from step {start}")
+    else:
+        state = experiment.init()
+    evaluator = Evaluator(experiment.model, devices)
+    step = parallel.wrap(experiment.step(), devices)
+    state = parallel.replicate(state, devices)
+    names = experiment.model.loss_names
+    journal: Any = _Nowhere()
+    if processes.leads():
+        journal = Journal(workdir.metrics, workdir.path / "events", start)
     last = _Progress(start)
     with (
         contextlib.closing(journal),
         Watch(console, steps, start, names) as watch,
-        _listening() as stop,
+        processes.listening() as stop,
+        processes.watched(None if isinstance(devices, int) else devices.timeout) as beat,
+        # Nothing waits for the device but what says so: logs, validation, checkpoints.
+        jax.transfer_guard_device_to_host("disallow"),
     ):
         pending: list[Any] = []
         for number in range(start + 1, steps + 1):
@@ -114,23 +96,28 @@ def train(
             if number == start + 1:
                 check_batch(experiment, batch)
             state, figures = step(state, batch)
+            beat()
             pending.append(figures)
             if number % experiment.config["evaluation"]["log_every"] == 0 or number == steps:
                 _log(experiment, journal, watch, number, pending, last, iterator)
                 pending = []
+                stop.agree()
             latest_score = None
             if number % experiment.config["evaluation"]["every"] == 0 or number == steps:
-                state, results = _validate(experiment, evaluator, journal, watch, number, state)
+                batches = _counted(evaluation_batches(experiment, "validation"), beat)
+                results = evaluator.results(state.variables, batches)
+                state = _validated(experiment, journal, watch, number, state, results)
                 latest_score = score(experiment, results)
                 iterator.observe(_part_scores(experiment, results))
                 last.pause()
             due = number % experiment.config["checkpoint"]["every"] == 0
-            if due or latest_score is not None or number == steps or stop.signal:
-                whole = parallel.first(state, experiment.devices)
+            asked = stop.agreed
+            if due or latest_score is not None or number == steps or asked:
+                whole = parallel.first(state, devices)
                 checkpoints.save(whole, latest_score, iterator.get_state())
-            if stop.signal is not None and number < steps:
+            if asked and number < steps:
                 checkpoints.wait()
-                raise Interrupted(stop.signal, number)
+                raise processes.Interrupted(asked, number)
     checkpoints.wait()
 
 
@@ -149,7 +136,7 @@ class _Progress:
 
 def _log(
     experiment: Experiment,
-    journal: Journal,
+    journal: Any,
     watch: Watch,
     number: int,
     pending: list[Any],
@@ -157,10 +144,8 @@ def _log(
     iterator: Training,
 ) -> None:
     """Means over the steps since the last log; fetched once, so the device is rarely waited for."""
-    figures = jax.device_get(pending)
-    if experiment.devices > 1:
-        figures = jax.tree.map(lambda x: x[0], figures)
-    names = tuple(experiment.model.tasks)
+    figures = parallel.fetch(pending, experiment.devices)
+    names = experiment.model.loss_names
     present = np.stack([f["present"] for f in figures])
     mean_losses = _mean(_stacked(figures, "losses"), present)
     weights = np.stack([f["weights"] for f in figures]).mean(0)
@@ -173,7 +158,7 @@ def _log(
         {
             "loss": _named(names, mean_losses),
             "weight": _named(names, weights),
-            "learning_rate": float(experiment.rates(number - 1)),
+            "learning_rate": float(jax.device_get(experiment.rates(number - 1))),
             "steps_per_second": done / seconds,
             "data_wait": last.waited / seconds,
             "epoch": iterator.epochs[0] if len(iterator.epochs) == 1 else list(iterator.epochs),
@@ -181,6 +166,7 @@ def _log(
             "skipped": int(sum(f["skipped"] for f in figures)),
             "absent": _named(names, (~present).sum(0)),
             **_diagnostics(names, figures),
+            **_imbalance(experiment, figures),
         },
     )
     watch.update(number, mean_losses, weights)
@@ -222,6 +208,15 @@ def _diagnostics(names: tuple[str, ...], figures: list[dict[str, Any]]) -> dict[
     }
 
 
+def _imbalance(experiment: Experiment, figures: list[dict[str, Any]]) -> dict[str, Any]:
+    """What keeps the modalities in balance tells of each, averaged over the steps that have it."""
+    if experiment.imbalance is None:
+        return {}
+    names = experiment.imbalance.modalities
+    keys = [key for key in figures[0] if key.startswith("imbalance/")]
+    return {key: _named(names, _finite_mean(figures, key, np.True_)) for key in keys}
+
+
 def _finite_mean(figures: list[dict[str, Any]], key: str, counted: np.ndarray) -> np.ndarray:
     values = _stacked(figures, key)
     return _mean(values, counted & np.isfinite(values))
@@ -242,15 +237,22 @@ def _named(names: tuple[str, ...], values: Any) -> dict[str, float]:
     return {name: value.item() for name, value in zip(names, np.asarray(values), strict=True)}
 
 
-def _validate(
+def _counted(batches: Iterator[Any], beat: Callable[[], None]) -> Iterator[Any]:
+    """The batches; each tells that the one before is done."""
+    for batch in batches:
+        beat()
+        yield batch
+
+
+def _validated(
     experiment: Experiment,
-    evaluator: Evaluator,
-    journal: Journal,
+    journal: Any,
     watch: Watch,
     number: int,
     state: Any,
-) -> tuple[Any, dict[str, Any]]:
-    results = evaluator.results(state.variables, evaluation_batches(experiment, "validation"))
+    results: dict[str, Any],
+) -> Any:
+    """Tells the results, also to the balancing rules that learn from them."""
     journal.write(number, "validation", results)
     watch.say(
         f"step {number}, validation: "
@@ -259,16 +261,21 @@ def _validate(
             for name, task in experiment.model.tasks.items()
         )
     )
-    if experiment.balancer.rule.observes == "metrics":
-        state = _observe(experiment, state, headlines(experiment.model, results))
-    return state, results
+    wanted = experiment.balancer.rule.observes
+    if not wanted:
+        return state
+    figures = headlines(experiment.model, results)
+    if wanted == "losses":
+        figures = {name: results[name].get("loss", np.nan) for name in figures}
+    return _observe(experiment, state, figures)
 
 
 def _observe(experiment: Experiment, state: Any, figures: dict[str, float]) -> TrainState:
     """Validation figures for the rules that learn from them; between steps, on the host's time."""
-    values = np.asarray([figures[name] for name in experiment.model.tasks], np.float32)
+    values = np.full(experiment.balancer.num_tasks, np.nan, np.float32)
+    values[: len(figures)] = [figures[name] for name in experiment.model.tasks]
     whole = parallel.first(state, experiment.devices)
-    balanced = experiment.balancer.observe(whole.balancing, values)
+    balanced = jax.jit(experiment.balancer.observe)(whole.balancing, values)
     return state.replace(balancing=parallel.replicate(balanced, experiment.devices))
 
 

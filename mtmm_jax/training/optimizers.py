@@ -1,58 +1,217 @@
-"""Optimisers from a config: schedule, clipping and weight decay around an Optax rule."""
+"""Optimisers from a config: an Optax rule, with schedule, clipping, rules by path and averages.
+
+Beside `kind` and that rule's hyper-parameters a config gives, all optional:
+
+- `learning_rate`, `schedule`, `warmup`: see `schedules.build`;
+- `clip`: the largest norm of the whole gradient (without what is frozen);
+- `rates`, `freeze`, `decay`, `no_decay`, `depth_decay`: see `per_path`;
+- `ema`: the decay of an average of the parameters, see `averaged`.
+
+`accumulate`, `tasks` (see `per_task`) and `private` (see `privacy`) change the gradient, not the
+optimiser, and are read by `training.experiment`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from mtmm_jax import registry
 from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.training import per_path, schedules
+from mtmm_jax.training.averages import averaged
+from mtmm_jax.training.averages import evaluation_params as evaluation_params
+from mtmm_jax.training.optimizer_rules import RULES, Setting
+
+PyTree = Any
+Transformation = optax.GradientTransformationExtraArgs
 
 
-def _adamw(rate: Any, *, weight_decay: float = 0.0, b1: float = 0.9, b2: float = 0.999):
-    # Norms, biases and single numbers are not decayed: pulling them to zero is not regularisation.
-    mask = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)  # noqa: E731
-    return optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=mask)
+def _complete(rule: Callable[..., Any]) -> Callable[..., Any]:
+    """The rule with clipping and rules by path; its signature stays."""
+
+    @functools.wraps(rule)
+    def whole(on: Setting, **hyper: Any) -> optax.GradientTransformation:
+        return on.around(rule(on, **hyper))
+
+    return whole
 
 
-def _sgd(rate: Any, *, momentum: float = 0.0, nesterov: bool = False):
-    return optax.sgd(rate, momentum=momentum or None, nesterov=nesterov)
+def _schedule_free(
+    on: Setting,
+    *,
+    weight_decay: float = 0.0,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_lr_power: float = 2.0,
+):
+    """AdamW that needs no schedule, `y = (1 - b1) z + b1 x`: gradients are taken at y, z moves, and
+    x, the average of all z, is evaluated, see `evaluation_params` (Defazio et al. 2024).
+
+    Use it: when the length of the run is not known before; with a warm-up, and rates above Adam's.
+    Batch statistics are those of y, not of x: prefer models without BatchNorm.
+    """
+    if not 0 < b1 <= 1:
+        raise ConfigError(f"optimizer.b1: {b1!r} is not above 0 and at most 1")
+    base = optax.chain(
+        optax.scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True),
+        optax.add_decayed_weights(weight_decay, on.mask),
+        optax.scale_by_learning_rate(on.rate),
+    )
+    return optax.contrib.schedule_free(on.around(base), on.rate, b1, weight_lr_power)
 
 
-OPTIMIZERS = {"adamw": _adamw, "sgd": _sgd}
-SCHEDULES = ("constant", "cosine", "linear")
+def _sam(
+    on: Setting,
+    *,
+    inner: str | Mapping[str, Any] = "adamw",
+    rho: float = 0.05,
+    adaptive: bool = False,
+    where: str,
+):
+    """Descends with the gradient at `p + rho g / |g|`, the worst point near p: flat minima.
+
+    Its `update` takes `grad_fn(params, i) -> gradient`, the second gradient of a step; balancing is
+    asked for it anew, with the state that it had. Only the first pass moves the batch statistics
+    and the balancing state.
+
+    Papers: Foret et al. 2021; adaptive, where rho is relative to each parameter's size, with steps
+    `rho w^2 g / |w g|`: Kwon et al. 2021 (rho ten times as large).
+    Cost: twice that of `inner`.
+
+    Args:
+        inner: what descends, a name of `RULES` or a mapping with `kind`.
+        rho: how far away.
+        adaptive: whether the neighbourhood is scaled by the parameters.
+    """
+    if isinstance(rho, bool) or not isinstance(rho, int | float) or not rho > 0:
+        raise ConfigError(f"{where}.rho: {rho!r} is not a number above 0")
+    descent = registry.build(COMPLETE, inner, on, where=f"{where}.inner")
+    return optax.contrib.sam(descent, _ascent(rho, adaptive, on.frozen), opaque_mode=True)
 
 
-def schedule(kind: str, peak: float, warmup: float, steps: int) -> optax.Schedule:
-    """A linear warm-up to `peak` over a share of the steps, then constant, or down to zero."""
-    choose(kind, SCHEDULES, "optimizer.schedule", "schedule")
-    if not 0 <= warmup < 1:
-        raise ConfigError(f"optimizer.warmup: {warmup!r} is no share of the steps, in [0, 1)")
-    first = round(warmup * steps)
-    rest = {
-        "constant": optax.constant_schedule(peak),
-        "cosine": optax.cosine_decay_schedule(peak, steps - first),
-        "linear": optax.linear_schedule(peak, 0.0, steps - first),
-    }[kind]
-    if not first:
-        return rest
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, first), rest], [first])
+def _ascent(
+    rho: float, adaptive: bool, frozen: Callable[[PyTree], PyTree]
+) -> optax.GradientTransformation:
+    """The way up with its sign turned, as `optax.contrib.sam` takes it; no way where g is 0."""
+
+    def update(grads: PyTree, params: PyTree) -> PyTree:
+        grads = jax.tree.map(lambda g, f: jnp.zeros_like(g) if f else g, grads, frozen(grads))
+        scaled = grads
+        if adaptive:
+            scaled = jax.tree.map(lambda g, p: g * jnp.abs(p).astype(g.dtype), grads, params)
+        norm = optax.tree.norm(scaled)
+        far = jnp.where(norm > 0, rho / jnp.where(norm > 0, norm, 1), 0)
+        if adaptive:
+            scaled = jax.tree.map(lambda g, p: g * jnp.abs(p).astype(g.dtype), scaled, params)
+        return jax.tree.map(lambda g: -far.astype(g.dtype) * g, scaled)
+
+    return optax.stateless(update)
+
+
+COMPLETE = {name: _complete(rule) for name, rule in RULES.items()}
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    **COMPLETE,
+    "schedule_free": _schedule_free,
+    "sam": _sam,
+}
 
 
 def build(
-    config: Mapping[str, Any], steps: int
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The optimiser of `config.optimizer` and its learning-rate schedule."""
+    config: Mapping[str, Any],
+    steps: int,
+    heads: Callable[[optax.GradientTransformation], optax.GradientTransformation] | None = None,
+) -> tuple[Transformation, optax.Schedule]:
+    """The optimiser of `config.optimizer` and its learning-rate schedule.
+
+    Rules by path are checked when the optimiser is initialised; `jax.eval_shape(optimizer.init,
+    shapes)` is enough. Without the options that need them, states are those of plain Optax.
+
+    Args:
+        config: see the module.
+        steps: of the run.
+        heads: puts rates by task around a rule, see `per_task.pace_heads`.
+    """
     config = dict(config)
     rate = config.pop("learning_rate", 1e-3)
-    if not isinstance(rate, int | float) or rate <= 0:
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or rate <= 0:
         raise ConfigError(f"optimizer.learning_rate: {rate!r} is not a number above 0")
     clip = config.pop("clip", None)
-    if clip is not None and not clip > 0:
+    if clip is not None and not (isinstance(clip, int | float) and clip > 0):
         raise ConfigError(f"optimizer.clip: {clip!r} is neither None nor a norm above 0")
-    rates = schedule(config.pop("schedule", "constant"), rate, config.pop("warmup", 0.0), steps)
-    rule = registry.build(OPTIMIZERS, config, rates, where="optimizer")
-    return optax.chain(optax.clip_by_global_norm(clip), rule) if clip else rule, rates
+    ema = config.pop("ema", None)
+    if ema is not None and not (isinstance(ema, float) and 0 < ema < 1):
+        raise ConfigError(f"optimizer.ema: {ema!r} is neither None nor between 0 and 1")
+    shape = config.pop("schedule", "constant")
+    schedule = schedules.build(shape, rate, config.pop("warmup", 0.0), steps)
+    rules = per_path.read(config)
+    kind = choose(config.get("kind"), OPTIMIZERS, "optimizer.kind", "optimiser")
+    if kind == "schedule_free":
+        if (shape if isinstance(shape, str) else shape["kind"]) != "constant":
+            raise ConfigError("optimizer.schedule: schedule_free takes 'constant', and a warm-up")
+        if ema is not None:
+            raise ConfigError("optimizer.ema: schedule_free averages by itself")
+    _check_decay(config, rules)
+    # SAM hands no further arguments on to what it is made of; averages see what really moves.
+    within, outside = (None, heads) if kind == "sam" else (heads, None)
+    around = _around(clip, rules, within)
+    on = Setting(schedule, per_path.decayed(rules), per_path.frozen(rules), around)
+    rule = registry.build(OPTIMIZERS, config, on, where="optimizer")
+    if outside:
+        rule = outside(rule)
+    parts = [rule]
+    if rules.freeze and kind == "schedule_free":  # whose averaging rounds what it does not move
+        parts.append(optax.masked(optax.set_to_zero(), on.frozen))
+    if ema is not None:
+        parts.append(averaged(ema))
+    whole = optax.chain(*parts) if len(parts) > 1 else rule
+    return _guarded(optax.with_extra_args_support(whole), rules), schedule
+
+
+def _check_decay(config: Mapping[str, Any], rules: per_path.PathRules) -> None:
+    """Masks of weight decay want a rule that decays."""
+    inner = config.get("inner", "adamw") if config["kind"] == "sam" else config
+    kind = inner if isinstance(inner, str) else inner.get("kind")
+    if (rules.decay is None and not rules.no_decay) or kind not in OPTIMIZERS:
+        return
+    if "weight_decay" not in registry.parameters(OPTIMIZERS[kind]):
+        key = "no_decay" if rules.decay is None else "decay"
+        able = [k for k, v in OPTIMIZERS.items() if "weight_decay" in registry.parameters(v)]
+        raise ConfigError(f"optimizer.{key}: {kind} has no weight decay; with: {', '.join(able)}")
+
+
+def _around(
+    clip: float | None, rules: per_path.PathRules, heads: Callable[..., Any] | None
+) -> Callable[..., Any]:
+    def around(rule: optax.GradientTransformation) -> optax.GradientTransformation:
+        if clip:
+            rule = optax.chain(optax.clip_by_global_norm(clip), rule)
+        if rules.freeze:
+            labels = per_path.frozen(rules)
+            name = lambda params: jax.tree.map(("free", "frozen").__getitem__, labels(params))  # noqa: E731
+            rule = optax.partition({"free": rule, "frozen": optax.set_to_zero()}, name)
+        if rules.rates or rules.depth_decay is not None:
+            rule = optax.chain(rule, per_path.scale_by_path(rules))
+        return heads(rule) if heads else rule
+
+    return around
+
+
+def _guarded(whole: Transformation, rules: per_path.PathRules) -> Transformation:
+    """Checks the rules by path against the parameters."""
+
+    def init(params: PyTree) -> PyTree:
+        per_path.check(rules, params)
+        return whole.init(params)
+
+    def update(updates: PyTree, state: PyTree, params: PyTree | None = None, **extra: Any):
+        with jax.numpy_dtype_promotion("standard"):  # Optax raises floats to integer powers
+            return whole.update(updates, state, params, **extra)
+
+    return Transformation(init, update)

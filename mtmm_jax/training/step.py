@@ -11,10 +11,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtmm_jax import balancing
+from mtmm_jax import balancing, parallel
 from mtmm_jax.batch import Batch
 from mtmm_jax.data.augment_jit import example_keys
 from mtmm_jax.model import Model, shared_parameters
+from mtmm_jax.training import privacy
+from mtmm_jax.training.averages import evaluation_params
+from mtmm_jax.training.per_task import current_rates
 
 
 @flax.struct.dataclass
@@ -29,11 +32,32 @@ class TrainState:
 
     @property
     def variables(self) -> dict[str, Any]:
-        return {"params": self.params, "batch_stats": self.batch_stats}
+        """What to evaluate: averaged parameters, if the optimiser keeps some."""
+        params = evaluation_params(self.optimizer, self.params)
+        return {"params": params, "batch_stats": self.batch_stats}
 
 
-def split_of(model: Model, axis_name: str | None) -> balancing.Split:
-    """The model's losses, cut where balancing may give each task its own copy."""
+@flax.struct.dataclass
+class ImbalanceState(TrainState):
+    """With what a rule of `training.imbalance` remembers; without one checkpoints have no room for
+    it, and older ones stay readable."""
+
+    imbalance: Any
+
+
+def split_of(
+    model: Model, axis_name: str | None, measure: Callable[..., Any] | None = None
+) -> balancing.Split:
+    """The model's losses, cut where balancing may give each task its own copy.
+
+    Args:
+        model: the model.
+        axis_name: the devices' axis, or None.
+        measure: `(shared, predictions, batch) -> (sums, terms)`: sums of this device's rows, told
+            as `aux["imbalance"]`, and the losses that were added to the model's, by name.
+    """
+
+    tasks = len(model.tasks)
 
     def mode(key: jax.Array) -> dict[str, Any]:
         return {"train": True, "key": key, "axis_name": axis_name}
@@ -47,8 +71,16 @@ def split_of(model: Model, axis_name: str | None) -> balancing.Split:
         variables = {"params": params, "batch_stats": batch_stats}
         mine = dict(zip(model.tasks, copies, strict=False))
         predictions, _ = model.readout(variables, mine, **mode(key))
-        sums, counts = model.losses(predictions, batch, axis_name)
-        return sums, counts, {"batch_stats": stats}
+        losses = [model.losses(predictions, batch, axis_name)]
+        told, more = {"batch_stats": stats}, {}
+        if measure is not None:
+            own = copies[tasks] if model.added else None
+            told["imbalance"], more = measure(own, predictions, batch)
+        if model.auxiliaries:
+            beside = model.auxiliary_losses(variables, copies[tasks], batch, more, **mode(key))
+            losses.append(beside)
+        sums, counts = (jnp.concatenate(part) for part in zip(*losses, strict=True))
+        return sums, counts, told
 
     return balancing.Split(trunk, readout)
 
@@ -58,21 +90,31 @@ def init_state(
     balancer: Any,
     optimizer: optax.GradientTransformation,
     seed: int,
+    shardings: Any = None,
+    imbalance: Any = None,
 ) -> TrainState:
-    """The state before the first step. Compiled as one program, lightly optimised: it runs once."""
+    """The state before the first step, as one program: with `shardings`, a tree like the state, no
+    device ever holds the whole."""
 
-    def init(key: jax.Array) -> TrainState:
+    def init(key_data: jax.Array) -> TrainState:
+        key = jax.random.wrap_key_data(key_data)
         variables = model.init(key, model.spec.example(2))
         params = variables["params"]
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            batch_stats=variables.get("batch_stats", {}),
-            optimizer=optimizer.init(params),
-            balancing=balancer.init(params, shared_parameters),
-        )
+        parts = {
+            "step": jnp.zeros((), jnp.int32),
+            "params": params,
+            "batch_stats": variables.get("batch_stats", {}),
+            "optimizer": optimizer.init(params),
+            "balancing": balancer.init(params, shared_parameters),
+        }
+        if imbalance is None:
+            return TrainState(**parts)
+        return ImbalanceState(**parts, imbalance=imbalance.init())
 
-    return jax.jit(init)(jax.random.key(seed))
+    # A key as numbers of the host: several processes cannot hand over an array of one device.
+    key_data = jax.device_get(jax.random.key_data(jax.random.key(seed)))
+    laid_out = {} if shardings is None else {"out_shardings": shardings}
+    return jax.jit(init, **laid_out)(key_data)
 
 
 def make_step(
@@ -83,6 +125,8 @@ def make_step(
     seed: int,
     accumulate: int = 1,
     augment: Callable[[jax.Array, Batch], Batch] | None = None,
+    imbalance: Any = None,
+    private: Any = None,
     **trainer: Any,
 ) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
     """`step(state, batch, *, axis_name=None) -> (state, figures)`.
@@ -95,6 +139,8 @@ def make_step(
         accumulate: how many microbatches each device's batch is taken in; batch statistics,
             and losses that compare the samples of a batch, are those of a microbatch.
         augment: `(keys [B], batch) -> batch`, such as `data.augment_jit.augmenter` makes.
+        imbalance: of `training.imbalance.prepare`; the state is made with the same.
+        private: of `training.privacy.read`: every sample's gradient is clipped, and noise added.
         **trainer: options of `balancing.value_and_grad`: engine, head_gradients, chunk.
     """
 
@@ -103,42 +149,64 @@ def make_step(
         return [(batch_stats, part, jax.random.fold_in(key, i)) for i, part in parts]
 
     def step(state: TrainState, batch: Batch, *, axis_name: str | None = None):
+        measure = None
+        if imbalance is not None:
+
+            def measure(shared: Any, predictions: Any, batch: Batch) -> Any:
+                rest = (shared, predictions, batch, axis_name)
+                return imbalance.measure(model, state.imbalance, state.step, *rest)
+
         grad = balancing.value_and_grad(
-            split_of(model, axis_name),
+            split_of(model, axis_name, measure),
             balancer,
             axis_name=axis_name,
             shared=shared_parameters,
             microbatches=microbatches if accumulate > 1 else None,
             **trainer,
         )
+        if private is not None:
+            split = split_of(model, None)
+            grad = privacy.value_and_grad(split, balancer, private, axis_name=axis_name)
         root = jax.random.key(seed)
         key = jax.random.fold_in(root, state.step)
         if augment is not None:
             batch = augment(example_keys(named(root, "augment"), state.step, batch["id"]), batch)
         first, second = _samples(batch, balancer)
-        out = grad(
-            state.params,
-            state.balancing,
-            state.batch_stats,
-            first,
-            key,
-            other=None if second is None else (state.batch_stats, second, key),
-        )
+        other = None if second is None else (state.batch_stats, second, key)
+
+        def pull(params: Any) -> balancing.Balanced:
+            return grad(params, state.balancing, state.batch_stats, first, key, other=other)
+
+        out = pull(state.params)
         stats = out.aux["batch_stats"]
         if accumulate > 1:
             stats = jax.tree.map(lambda x: x.mean(0), stats)
-        updates, optimizer_state = optimizer.update(out.grads, state.optimizer, state.params)
+        change, memory, more = lambda grads: grads, {}, {}
+        if imbalance is not None:
+            seen = out.aux["imbalance"]
+            if accumulate > 1:
+                seen = jax.tree.map(lambda x: x.sum(0), seen)
+            seen = parallel.total(seen, axis_name)
+            change, learnt, more = imbalance.react(state.imbalance, seen, state.step, key)
+            memory = {"imbalance": learnt}
+        extra = {"grad_fn": lambda params, _: change(pull(params).grads)}  # SAM asks again
+        if (rates := current_rates(out.state)) is not None:
+            extra["task_rates"] = rates  # SAM takes no argument that it does not know
+        updates, optimizer_state = optimizer.update(
+            change(out.grads), state.optimizer, state.params, **extra
+        )
         fine = jnp.isfinite(optax.tree.norm(updates))
-        new = TrainState(
+        new = state.replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
             batch_stats=_merged(state.batch_stats, stats),
             optimizer=optimizer_state,
             balancing=out.state,
+            **memory,
         )
         kept = state.replace(step=state.step + 1)
         new = jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, kept)
-        figures = {"losses": out.losses, **out.diagnostics, "skipped": ~fine}
+        figures = {"losses": out.losses, **out.diagnostics, **more, "skipped": ~fine}
         return new, figures
 
     return step

@@ -19,7 +19,10 @@ FREE = ("devices", "evaluation.log_every")
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-    """config.json, spec.json, assets/, checkpoints/, metrics.jsonl, results.json, report.html."""
+    """config.json, spec.json, assets/, checkpoints/, metrics.jsonl, results.json, report.html.
+
+    After `analyze` also analysis.json and analysis.npz.
+    """
 
     path: Path
 

@@ -23,6 +23,7 @@ def few(path, *more):
     return bench.main(["--tasks", "2", "--seconds", "0.01", "--json", str(path), *engines, *more])
 
 
+@pytest.mark.slow
 def test_step_times_as_json(tmp_path, capsys):
     path, picture = tmp_path / "rows.json", tmp_path / "rows.png"
     rows = few(path, "--methods", "equal", "mgda", "--plot", str(picture))

@@ -97,6 +97,7 @@ def test_performance_moves_the_shares():
     assert iterator.epochs[1] > 10
 
 
+@pytest.mark.slow
 def test_a_step_of_one_source_is_compiled_once_for_each():
     whole = pair("round_robin", augment=False)
     tasks = {"kind": "classification", "size": "regression"}

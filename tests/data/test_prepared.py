@@ -24,6 +24,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
 
 
+@pytest.mark.slow
 def test_two_processes_prepare_at_once(tmp_path):
     both = [start(tmp_path), start(tmp_path)]
     said = [process.communicate(timeout=120) for process in both]

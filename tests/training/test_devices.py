@@ -12,7 +12,11 @@ from mtmm_jax.registry import ConfigError
 from mtmm_jax.training.step import init_state, make_step
 from tests import toy
 
-METHODS = [("uncertainty", "auto"), ("pcgrad", "full"), ("pcgrad", "representation")]
+METHODS = [
+    pytest.param("uncertainty", "auto", marks=pytest.mark.slow),
+    ("pcgrad", "full"),
+    ("pcgrad", "representation"),
+]
 # BatchNorm in the picture's encoder, gathered negatives in the retrieval; no third modality, which
 # would only cost compile time.
 ENCODERS = {name: toy.MODEL["encoders"][name] for name in ("image", "text")}

@@ -25,7 +25,17 @@ TASKS = {
 }
 
 
-@pytest.mark.parametrize("method", balancing.METHODS)
+# One of each tier and kind of state; the others are run by CI.
+FAST = ("equal", "uncertainty", "famo", "cagrad", "gradvac", "moco", "modo")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(method, marks=[] if method in FAST else [pytest.mark.slow])
+        for method in balancing.METHODS
+    ],
+)
 def test_one_step_with_every_method(method):
     built = toy.model.build(MODEL, TASKS, toy.SPEC)
     balancer, options = _balancing(method, built)
@@ -52,7 +62,14 @@ def test_forms_that_training_cannot_feed_are_refused():
         training.assemble(config, toy.SPEC)
 
 
-@pytest.mark.parametrize("method", ["uncertainty", "pcgrad", "graddrop"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param("uncertainty", marks=pytest.mark.slow),
+        "pcgrad",
+        pytest.param("graddrop", marks=pytest.mark.slow),
+    ],
+)
 def test_accumulation_trains_as_the_whole_batch_does(method):
     """Without dropout and batch statistics, one SGD step over four microbatches is the same."""
     built = toy.model.build(MODEL, TASKS, toy.SPEC)

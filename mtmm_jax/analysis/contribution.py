@@ -1,0 +1,49 @@
+"""What each modality is worth to each task: Shapley values of the figure and of the loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from mtmm_jax.evaluation.subsets import Scores, shapley
+from mtmm_jax.model import Model
+
+SubsetScores = Mapping[frozenset[str], Scores]
+
+
+def contributions(model: Model, scores: SubsetScores) -> dict[str, dict[str, Any]]:
+    """`{task: {"name": headline, "figure": {modality: phi}, "loss": {modality: phi}}}`.
+
+    A positive value helps: the figure's sign is turned where smaller is better, and the loss counts
+    as what the modality takes off it. The values of a task add up to the figure with everything
+    minus that of the trivial predictor, and likewise for the loss against its loss (the mean's, the
+    frequencies'). None where a value of the game is not known.
+    """
+    told: dict[str, dict[str, Any]] = {}
+    for name, task in model.tasks.items():
+        signs = {"figure": -1.0 if task.smaller_is_better else 1.0, "loss": -1.0}
+        told[name] = {"name": task.headline}
+        for key, sign in signs.items():
+            game = {subset: sign * found[name][key] for subset, found in scores.items()}
+            known = not any(math.isnan(value) for value in game.values())
+            told[name][key] = shapley(game) if known else None
+    return told
+
+
+def missing_modalities(model: Model, scores: SubsetScores) -> dict[str, Any]:
+    """`{"tasks": {task: headline}, "subsets": [{"modalities", "figure", "loss"}]}`.
+
+    One entry a subset, the empty one (the trivial predictor) first, by size.
+    """
+    rows = [
+        {
+            "modalities": sorted(subset),
+            "figure": {name: found[name]["figure"] for name in model.tasks},
+            "loss": {name: found[name]["loss"] for name in model.tasks},
+        }
+        for subset, found in scores.items()
+    ]
+    tasks = {name: task.headline for name, task in model.tasks.items()}
+    better = {name: not task.smaller_is_better for name, task in model.tasks.items()}
+    return {"tasks": tasks, "larger_is_better": better, "subsets": rows}

@@ -1,0 +1,150 @@
+"""One look at a finished run from all sides: what its modalities give, and what they cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from mtmm_jax import parallel
+from mtmm_jax.analysis import pages
+from mtmm_jax.analysis.contribution import contributions, missing_modalities
+from mtmm_jax.analysis.cost import step_cost
+from mtmm_jax.analysis.intermediates import Known, collect, drawn
+from mtmm_jax.analysis.modality_affinity import affinity, pooled_features, suggested_fusion
+from mtmm_jax.batch import Batch
+from mtmm_jax.data.text import read_tokenizer
+from mtmm_jax.evaluation.robustness import curves, passes, summary
+from mtmm_jax.evaluation.subsets import Probe, subset_scores
+from mtmm_jax.registry import ConfigError
+from mtmm_jax.training.experiment import Experiment
+from mtmm_jax.training.finished import Finished
+from mtmm_jax.training.results import finite
+from mtmm_jax.training.workdir import Workdir, write
+
+Advance = Callable[[], Any]
+Stage = Callable[[str, int], Advance]
+SAMPLES = 8  # whose gates and attention are drawn
+
+
+def some_batches(experiment: Experiment, split: str, examples: int) -> list[Batch]:
+    """Batches of at most so many examples, spread evenly over a split."""
+    if isinstance(examples, bool) or not isinstance(examples, int) or examples < 1:
+        raise ConfigError(f"--examples: {examples!r} is not a number from 1 upwards")
+    source = experiment.source
+    rows = source.rows[split]
+    kept = rows[np.linspace(0, len(rows) - 1, min(examples, len(rows))).round().astype(int)]
+    part = dataclasses.replace(source, rows={**source.rows, split: kept})
+    return list(part.batches(split, experiment.config["evaluation"]["batch_size"]))
+
+
+def study(
+    run: Finished,
+    split: str = "validation",
+    examples: int = 512,
+    stage: Stage = lambda name, count: lambda: None,
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """All analyses of a run, as plain numbers for JSON, and the arrays of its pictures.
+
+    Args:
+        run: opened with its data.
+        split: whose examples are looked at.
+        examples: how many at most.
+        stage: told the name and the number of parts of what begins, gives what to call after each.
+    """
+    experiment, model = run.experiment, run.experiment.model
+    batches = some_batches(experiment, split, examples)
+    probe = Probe(model, experiment.devices)
+    variables = parallel.replicate(run.variables, experiment.devices)
+    advance = stage("subsets of the modalities", len(batches) * 2 ** len(model.encoders))
+    scores = subset_scores(probe, variables, batches, advance)
+    advance = stage("robustness", len(batches) * passes(model))
+    found = curves(probe, variables, batches, advance=advance)
+    advance = stage("affinity, attention and gates", 2)
+    related = affinity(*pooled_features(model, run.variables, batches))
+    advance()
+    name, reason = suggested_fusion(related)
+    inside, arrays = intermediates(run, batches)
+    advance()
+    advance = stage("cost", 1)
+    train = next(experiment.source.batches(split, experiment.config["batch_size"]))
+    price = step_cost(experiment, train)
+    advance()
+    told = {
+        "step": run.step,
+        "split": split,
+        "examples": int(sum((batch["weight"] > 0).sum() for batch in batches)),
+        "contribution": contributions(model, scores),
+        "subsets": missing_modalities(model, scores),
+        "affinity": {**related, "suggestion": {"fusion": name, "reason": reason}},
+        "robustness": summary(model, found),
+        "cost": price,
+        "intermediates": inside,
+    }
+    return _plain(told), arrays
+
+
+def intermediates(
+    run: Finished, batches: Sequence[Batch]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The gates and attention of some samples: those that have the most modalities."""
+    model = run.experiment.model
+    first = batches[0]
+    there = np.stack([np.asarray(first["inputs"][m]["present"]) for m in model.encoders]).sum(0)
+    whole = np.flatnonzero((there == there.max()) & (first["weight"] > 0))
+    rows = np.unique(whole[np.linspace(0, len(whole) - 1, SAMPLES).round().astype(int)])
+    inputs = {
+        name: {key: np.asarray(leaf)[rows] for key, leaf in entry.items()}
+        for name, entry in first["inputs"].items()
+    }
+    seen, spans, fused = collect(model, run.variables, {"inputs": inputs})
+    samples = tuple(run.experiment.source.describe(int(i)) for i in first["id"][rows])
+    words = {
+        name: _words(run.workdir, name, inputs[name])
+        for name in spans
+        if model.spec.modalities[name].kind == "text"
+        and spans[name].length == inputs[name]["x"].shape[1]
+    }
+    known = Known(samples, words, spans, fused, tuple(model.tasks))
+    heat, patches = drawn(seen, known)
+    numbers, arrays = pages.stored(heat, patches)
+    for shown in patches:
+        if model.spec.modalities[shown.modality].kind == "image":
+            x = np.asarray(inputs[shown.modality]["x"][shown.sample], np.float32)
+            arrays[f"picture/{shown.modality}/{shown.sample}"] = np.clip((x + 1) / 2, 0, 1)
+    return numbers, arrays
+
+
+def _words(workdir: Workdir, name: str, entry: dict[str, np.ndarray]) -> list[list[str]]:
+    """Each row's tokens as written; their ids where the run keeps no tokenizer."""
+    mask = entry.get("mask", np.ones(entry["x"].shape, bool))
+    mask = mask & entry["present"][:, None]
+    try:
+        tokenizer = read_tokenizer(workdir.tokenizer(name))
+    except ConfigError:
+        return [[str(i) for i in x[keep]] for x, keep in zip(entry["x"], mask, strict=True)]
+
+    def word(token: int) -> str:
+        return (tokenizer.id_to_token(token) or str(token)).replace("\u2581", "")
+
+    return [[word(int(i)) for i in x[keep]] for x, keep in zip(entry["x"], mask, strict=True)]
+
+
+def save_study(workdir: Workdir, told: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+    """Writes `analysis.npz`, then `analysis.json`, which says that both are there."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write(workdir.path / pages.ARRAYS, buffer.getvalue())
+    workdir.write(pages.NUMBERS, told)
+
+
+def _plain(value: Any) -> Any:
+    """Numbers as JSON has them: no NaN, no NumPy."""
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return finite(value.item() if isinstance(value, np.generic) else value)

@@ -1,0 +1,66 @@
+"""Many short trainings in one process: no folder, no report, one compile for all seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from mtmm_jax import parallel, training
+from mtmm_jax.evaluation import Evaluator, headlines
+from mtmm_jax.training.loop import evaluation_batches
+
+
+class ShortRun:
+    """A config, compiled once and trained from several seeds.
+
+    The seed sets initial parameters and the order of the data; dropout draws the same for all.
+
+    Args:
+        config: as for training; its checkpoints and logs are left aside.
+    """
+
+    def __init__(self, config: Any) -> None:
+        self.experiment = training.assemble(config)
+        self._step = parallel.wrap(self.experiment.step(), self.experiment.devices)
+        self._evaluator = Evaluator(self.experiment.model, self.experiment.devices)
+
+    @property
+    def parameters(self) -> int:
+        return sum(math.prod(x.shape) for x in jax.tree.leaves(self.experiment.shapes.params))
+
+    def train(self, seed: int) -> Any:
+        """The variables after the config's steps."""
+        experiment = self.experiment
+        config = {**experiment.config, "seed": seed}
+        state = dataclasses.replace(experiment, config=config).init()
+        state = parallel.replicate(state, experiment.devices)
+        batches = iter(experiment.source.train(config["batch_size"], seed=seed))
+        for _ in range(config["steps"]):
+            state, _ = self._step(state, next(batches))
+        return jax.block_until_ready(state.variables)
+
+    def evaluate(self, variables: Any, split: str, only: Any = None) -> dict[str, Any]:
+        """`{task: {figure: value}}` on a split, with only some modalities if asked."""
+        batches = evaluation_batches(self.experiment, split)
+        return self._evaluator.results(variables, batches, only)
+
+    def figures(self, results: dict[str, Any]) -> dict[str, float]:
+        """`{task: headline}`, larger is better."""
+        return headlines(self.experiment.model, results)
+
+    def row(self, seed: int) -> dict[str, Any]:
+        """One training: validation and test headlines, their means, parameters, seconds."""
+        started = time.monotonic()
+        variables = self.train(seed)
+        row: dict[str, Any] = {"seed": seed, "parameters": self.parameters}
+        for split in ("validation", "test"):
+            figures = self.figures(self.evaluate(variables, split))
+            row[split] = {name: round(float(value), 4) for name, value in figures.items()}
+            row[f"{split}_mean"] = round(float(np.mean(list(figures.values()))), 4)
+        row["seconds"] = round(time.monotonic() - started, 1)
+        return row

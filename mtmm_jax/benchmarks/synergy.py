@@ -1,0 +1,140 @@
+"""Which fusions can learn what only two modalities together tell: XOR, from the generator.
+
+    python -m mtmm_jax.benchmarks.synergy --json synergy.json --plot synergy.png
+
+The target is 1 where the hidden signs of both modalities agree in an odd number of places; either
+modality alone says nothing about it. Decision rules that add up logits cannot represent it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mtmm_jax.benchmarks.leaderboard import Board, entries
+from mtmm_jax.benchmarks.seeds import seeds_of
+from mtmm_jax.command import console, guarded, prepare_jax
+from mtmm_jax.registry import ConfigError
+
+ADDITIVE = ("decision mean", "decision weighted", "decision product")
+
+
+def config_of(changes: Mapping[str, Any], steps: int) -> Any:
+    from mtmm_jax import training
+
+    config = training.load("generator")
+    with config.unlocked(), config.ignore_type():
+        config.steps = steps
+        config.model.fusion = changes["fusion"]
+    return config
+
+
+def plot(rows: Sequence[Mapping[str, Any]], path: str) -> None:
+    """A bar for each entry with its seeds as dots; chance and the best reachable as lines."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    names = sorted(
+        dict.fromkeys(row["entry"] for row in rows),
+        key=lambda name: np.mean([row["accuracy"] for row in rows if row["entry"] == name]),
+    )
+    figure, axes = plt.subplots(figsize=(7, 0.6 + 0.24 * len(names)), layout="constrained")
+    for y, name in enumerate(names):
+        values = [row["accuracy"] for row in rows if row["entry"] == name]
+        colour = "tab:orange" if name in ADDITIVE else "tab:blue"
+        axes.barh(y, np.mean(values), color=colour, alpha=0.6)
+        axes.plot(values, [y] * len(values), ".", color="black", markersize=4)
+    axes.axvline(0.5, color="grey", linestyle=":")
+    axes.axvline(rows[0]["ceiling"], color="grey", linestyle="--")
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_ylim(-0.7, len(names) - 0.3)
+    axes.set_xlim(0.4, 1.02)
+    axes.set_xlabel("accuracy on XOR; dotted: chance, dashed: the best reachable")
+    axes.set_title("orange: additive in the logits", fontsize=9)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m mtmm_jax.benchmarks.synergy",
+        description="Trains every fusion on a target that only two modalities together tell.",
+    )
+    p.add_argument("--seeds", default="0,1,2", help="such as 0,1,2 (default)")
+    p.add_argument("--steps", type=int, default=600, help="of each run (default: 600)")
+    p.add_argument("--json", help="rows are kept here; those that stand in it are not run again")
+    p.add_argument("--plot", help="a picture, such as synergy.png")
+    return p
+
+
+@guarded
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(argv)
+    prepare_jax()
+
+    from rich.progress import track
+    from rich.table import Table
+
+    from mtmm_jax.benchmarks.short_runs import ShortRun
+    from mtmm_jax.data.generator import ceilings
+
+    out = console()
+    board = Board(options.json)
+    plan = {k: v for k, v in entries(()).items() if "fusion" in v}
+    for name in track(plan, description="synergy", console=out):
+        todo = [
+            seed
+            for seed in seeds_of(options.seeds)
+            if not board.find(entry=name, seed=seed, steps=options.steps)
+        ]
+        if not todo:
+            continue
+        try:
+            short = ShortRun(config_of(plan[name], options.steps))
+        except ConfigError as error:
+            out.print(f"{name}: {error}", highlight=False)
+            continue
+        data = short.experiment.config["data"]
+        ceiling = ceilings(synergy=data["synergy"], noise=data["noise"])["synergy"]
+        for seed in todo:
+            row = short.row(seed)
+            board.add(
+                {
+                    "entry": name,
+                    "steps": options.steps,
+                    "seed": seed,
+                    "accuracy": row["test"]["synergy"],
+                    "ceiling": round(ceiling, 4),
+                    "parameters": row["parameters"],
+                }
+            )
+    rows = board.find(steps=options.steps)
+    table = Table(title=f"accuracy on XOR, test, {options.steps} steps")
+    for column in ("fusion", "accuracy", "least", "parameters"):
+        table.add_column(column)
+    by_name: dict[str, list[Any]] = {}
+    for row in rows:
+        by_name.setdefault(row["entry"], []).append(row)
+    order = sorted(by_name, key=lambda n: -np.mean([row["accuracy"] for row in by_name[n]]))
+    for name in order:
+        values = [row["accuracy"] for row in by_name[name]]
+        marks = "[bold]" if name in ADDITIVE else ""
+        count = f"{by_name[name][0]['parameters']:,}"
+        spread = f"{np.mean(values):.3f} ± {np.std(values):.3f}"
+        table.add_row(marks + name, spread, f"{min(values):.3f}", count)
+    out.print(table)
+    if options.plot:
+        Path(options.plot).parent.mkdir(parents=True, exist_ok=True)
+        plot(rows, options.plot)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,306 @@
+"""A model from `config.model`, `config.tasks` and the data's `Spec`; all is checked here first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import flax.linen as nn
+
+from mtmm_jax import fusion, heads, registry, sharing, tasks
+from mtmm_jax.batch import Spec, choose_all
+from mtmm_jax.encoders import ENCODERS, Raw
+from mtmm_jax.fusion.join import Into, Trunk
+from mtmm_jax.model.model import Model
+from mtmm_jax.model.stages import STAGES, Fusing
+from mtmm_jax.registry import ConfigError
+from mtmm_jax.tasks.task import FUSED, Task, modalities_of, parse_reads
+
+MODEL_KEYS = (
+    "width",
+    "encoders",
+    "fusion",
+    "sharing",
+    "missing",
+    "align",
+    "modality_dropout",
+    "regularisers",
+    "regulariser_scale",
+)
+# Beside the kind of fusion and its hyper-parameters; some belong to some stages only.
+STAGE_KEYS = {
+    "tokens": ("early", "middle", "middle_shared"),
+    "trunk": ("early", "early_raw", "middle_shared"),
+    "second": ("middle",),
+    "own": ("middle",),
+}
+
+
+def build(model: Mapping[str, Any], task_configs: Mapping[str, Any], spec: Spec) -> Model:
+    """Assembles a model from `config.model`, `config.tasks` and the data's `Spec`.
+
+    Every name and size is checked here, before anything compiles.
+    """
+    choose_all(model, MODEL_KEYS, "model", "key")
+    width = model["width"]
+    modality_dropout = model.get("modality_dropout", 0.0)
+    if not 0.0 <= modality_dropout < 1.0:
+        raise ConfigError(f"model.modality_dropout: {modality_dropout} is not in [0, 1)")
+    stage, options, kind = _stage(model["fusion"])
+    encoders = _encoders(model.get("encoders") or {}, width, spec)
+    if stage == "early_raw":
+        encoders = {name: _raw(name, width, spec) for name in encoders}
+    make_head = _head_builder()
+    built: dict[str, Task] = {}
+    configs, probes = _with_unimodal(task_configs, encoders, spec)
+    if not configs:
+        raise ConfigError("tasks: is empty; a model needs at least one task")
+    for name, config in configs.items():
+        built[name] = _task(name, config, encoders, spec, make_head)
+    reads = dict.fromkeys(r for task in built.values() for r in task.reads)
+    prepare = {
+        "missing": _optional(fusion.MISSING, model.get("missing"), "model.missing", "mask"),
+        "align": _optional(fusion.ALIGNMENTS, model.get("align"), "model.align", "none"),
+    }
+    fusions, decisions = {}, {}
+    for read in (read for read in reads if read == FUSED or "+" in read):
+        names = modalities_of(read, encoders)
+        if stage == "decision":
+            fusions[read] = Fusing(stage, None, **prepare)
+        else:
+            fusions[read] = _fusing(stage, kind, options, names, width, prepare)
+    if stage == "decision":
+        decisions = _decisions(kind, built, encoders, model)
+    shared = registry.build(
+        sharing.SHARINGS,
+        model.get("sharing", "hard"),
+        where="model.sharing",
+        tasks=tuple(name for name, task in built.items() if FUSED in task.reads),
+    )
+    regularisers = _regularisers(model, encoders, fusions, built)
+    return Model(
+        spec, encoders, fusions, shared, built, modality_dropout, decisions, regularisers, probes
+    )
+
+
+def _regularisers(
+    model: Mapping[str, Any],
+    encoders: Mapping[str, Any],
+    fusions: Mapping[str, Fusing],
+    built: Mapping[str, Task],
+) -> dict[str, tuple[float, Any]]:
+    """Name -> (lambda alpha, term). What they look at must be there."""
+    scale = model.get("regulariser_scale", 1.0)
+    found = {}
+    for i, config in enumerate(model.get("regularisers") or ()):
+        where = f"model.regularisers[{i}]"
+        config = dict({"kind": config} if isinstance(config, str) else config)
+        alpha = config.pop("alpha", 1.0)
+        for key, value in (("regulariser_scale", scale), (f"regularisers[{i}].alpha", alpha)):
+            if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+                raise ConfigError(f"model.{key}: {value!r} is not a number from 0 upwards")
+        term = registry.build(tasks.REGULARISERS, config, where=where)
+        there = [read for read, fusing in fusions.items() if fusing.stage != "decision"]
+        choose_all(term.reads, (*encoders, *there), where, "modality")
+        choose_all(term.tasks, built, where, "task")
+        found[f"regularisers/{i}_{config['kind']}"] = (scale * alpha, term)
+    return found
+
+
+def _stage(config: Any) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """The stage, its own options, and the fusion's kind with its hyper-parameters."""
+    kind = dict({"kind": config} if isinstance(config, str) else config)
+    stage = registry.choose(kind.pop("stage", "late"), STAGES, "model.fusion.stage", "stage")
+    options = {key: kind.pop(key) for key in STAGE_KEYS if key in kind}
+    for key in options:
+        if stage not in STAGE_KEYS[key]:
+            raise ConfigError(
+                f"model.fusion.{key}: stage {stage!r} has none; it belongs to: "
+                f"{', '.join(STAGE_KEYS[key])}"
+            )
+    return stage, options, kind
+
+
+def _optional(table: Mapping[str, Any], config: Any, where: str, nothing: str) -> Any:
+    """A module of a table, or None for nothing, which has a name of its own."""
+    kind = config if isinstance(config, str) or config is None else config.get("kind")
+    if kind in (None, nothing):
+        return None
+    return registry.build({**table, nothing: None}, config, where=where)
+
+
+def _fusing(
+    stage: str,
+    kind: Mapping[str, Any],
+    options: Mapping[str, Any],
+    names: tuple[str, ...],
+    width: int,
+    prepare: Mapping[str, Any],
+) -> Fusing:
+    where = "model.fusion"
+    parts: dict[str, Any] = {}
+    if stage == "middle":
+        own = options.get("own", True)
+        parts["second"] = _fusion(options.get("second", kind), len(names), width)
+        parts["into"] = {name: Into(name, own) for name in names}
+    elif stage != "late":
+        config = {"kind": "transformer", **options.get("trunk", {})}
+        parts["trunk"] = registry.build(
+            {"transformer": Trunk}, config, where=f"{where}.trunk", width=width
+        )
+    most = options.get("tokens", 64)
+    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
+        raise ConfigError(f"{where}.tokens: {most!r} is not a number from 1 upwards")
+    return Fusing(stage, _fusion(kind, len(names), width), tokens=most, **parts, **prepare)
+
+
+def _decisions(
+    kind: Any, built: Mapping[str, Task], encoders: Mapping[str, Any], model: Mapping[str, Any]
+) -> dict[str, nn.Module]:
+    """For each task that reads several modalities fused: the rule over their predictions."""
+    for key, nothing in (("sharing", "hard"), ("missing", "mask"), ("align", "none")):
+        config = model.get(key) or nothing
+        if (config if isinstance(config, str) else config.get("kind")) != nothing:
+            raise ConfigError(
+                f"model.{key}: stage 'decision' fuses predictions, no features; choices: {nothing}"
+            )
+    decisions = {}
+    for name, task in built.items():
+        fused = [read for read in task.reads if read == FUSED or "+" in read]
+        if not fused:
+            continue
+        if len(task.reads) > 1:
+            raise ConfigError(
+                f"tasks.{name}.reads: stage 'decision' fuses the predictions of one read, not of "
+                f"{', '.join(task.reads)}"
+            )
+        rule = registry.build(
+            fusion.DECISIONS,
+            kind,
+            where="model.fusion",
+            modalities=modalities_of(fused[0], encoders),
+        )
+        if rule.of_classes and task.kind != "classification":
+            fitting = [key for key, entry in fusion.DECISIONS.items() if not entry.of_classes]
+            raise ConfigError(
+                f"model.fusion.kind: {type(rule).__name__} fuses probabilities, and tasks.{name} "
+                f"is a {task.kind}; choices: {', '.join(fitting)}"
+            )
+        decisions[name] = rule
+    return decisions
+
+
+def _with_unimodal(
+    configs: Mapping[str, Any], encoders: Iterable[str], spec: Spec
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The tasks, and for each that says `unimodal` one for every modality alone, as
+    `<task>_<modality>`: their losses train each encoder by itself, and are balanced like others.
+    With "probe" they only score, and are named in the second answer.
+    """
+    found: dict[str, Any] = {}
+    probes = []
+    for name, config in configs.items():
+        if config is None:
+            continue
+        config = dict({"kind": config} if isinstance(config, str) else config)
+        alone = config.pop("unimodal", False)
+        if alone not in (False, True, "probe"):
+            raise ConfigError(f"tasks.{name}.unimodal: {alone!r}; choices: False, True, 'probe'")
+        found[name] = config
+        if not alone:
+            continue
+        target = config.get("target") or name
+        made_from = spec.targets[target].made_from if target in spec.targets else ()
+        reads = parse_reads(config.get("reads", FUSED), spec.modalities, f"tasks.{name}")
+        if len(reads) > 1 or (reads[0] != FUSED and "+" not in reads[0]):
+            raise ConfigError(f"tasks.{name}.unimodal: the task must read one fusion, not {reads}")
+        for modality in modalities_of(reads[0], encoders):
+            if modality not in made_from:
+                found[f"{name}_{modality}"] = {**config, "target": target, "reads": modality}
+                probes += [f"{name}_{modality}"] if alone == "probe" else []
+    return found, tuple(probes)
+
+
+def _raw(name: str, width: int, spec: Spec) -> nn.Module:
+    modality = spec.modalities[name]
+    if not Raw.accepts(modality):
+        raise ConfigError(
+            f"model.fusion.stage: 'early_raw' needs inputs of a fixed size; {name} is "
+            f"{modality.kind} of shape {modality.shape}; choices: early, middle, late, decision"
+        )
+    return Raw(width, modality=name, vocabulary=modality.vocabulary or 0)
+
+
+def _encoders(configs: Mapping[str, Any], width: int, spec: Spec) -> dict[str, nn.Module]:
+    encoders = {}
+    for name, config in configs.items():
+        if config is None:
+            continue
+        where = f"model.encoders.{name}"
+        registry.choose(name, spec.modalities, where, "modality")
+        modality = spec.modalities[name]
+        encoder = registry.build(
+            ENCODERS,
+            config,
+            where=where,
+            width=width,
+            modality=name,
+            vocabulary=modality.vocabulary,
+            rate=modality.rate,
+        )
+        if not encoder.accepts(modality):
+            fitting = [kind for kind, entry in ENCODERS.items() if entry.accepts(modality)]
+            raise ConfigError(
+                f"{where}.kind: {type(encoder).__name__} does not read {modality.kind} of shape "
+                f"{modality.shape}; choices: {', '.join(fitting) or 'none'}"
+            )
+        encoders[name] = encoder
+    if not encoders:
+        raise ConfigError(f"model.encoders: is empty; the data has {', '.join(spec.modalities)}")
+    return encoders
+
+
+def _fusion(config: Any, count: int, width: int) -> nn.Module:
+    module = registry.build(fusion.FUSIONS, config, where="model.fusion", width=width)
+    fewest, most = module.modalities
+    if count < fewest or (most is not None and count > most):
+        raise ConfigError(
+            f"model.fusion: {type(module).__name__} fuses {fewest} to {most} modalities, "
+            f"not {count}"
+        )
+    return module
+
+
+def _head_builder() -> Callable[..., nn.Module]:
+    def make_head(config: Any, *, where: str, **context: Any) -> nn.Module:
+        return registry.build(heads.HEADS, config, where=where, **context)
+
+    return make_head
+
+
+def _task(
+    name: str, config: Any, encoders: Iterable[str], spec: Spec, make_head: Callable[..., Any]
+) -> Task:
+    where = f"tasks.{name}"
+    config = dict({"kind": config} if isinstance(config, str) else config)
+    reads = parse_reads(config.pop("reads", FUSED), spec.modalities, where)
+    for read in reads:
+        for modality in modalities_of(read, encoders):
+            if modality not in encoders:
+                raise ConfigError(
+                    f"{where}.reads: {modality!r} has no encoder; model.encoders has: "
+                    f"{', '.join(encoders)}"
+                )
+    task = registry.build(
+        tasks.TASKS, config, name, spec, where=where, reads=reads, make_head=make_head
+    )
+    if task.target is not None:
+        read_modalities = {m for read in reads for m in modalities_of(read, encoders)}
+        leaks = sorted(read_modalities & set(spec.targets[task.target].made_from))
+        if leaks:
+            raise ConfigError(
+                f"{where}.reads: {', '.join(reads)}: the label {task.target!r} is made from "
+                f"{', '.join(leaks)}; read others: "
+                f"{', '.join(sorted(set(encoders) - set(leaks))) or 'none'}"
+            )
+    return task

@@ -1,0 +1,112 @@
+"""One network, told which task it works for: feature-wise modulation, and adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mtmm_jax.batch import Tokens, choose_all
+from mtmm_jax.layers import LayerNorm, gelu
+from mtmm_jax.sharing.parts import WHERE, check_counts, form, there
+
+
+class FiLM(nn.Module):
+    """x <- x + GELU((1 + gamma_kl) * (W_l x) + beta_kl), [gamma_kl; beta_kl] = G_l e_k.
+
+    Shared residual layers whose features are scaled and shifted by what a learned embedding e_k of
+    the task says: feature-wise linear modulation (Perez, Strub, de Vries, Dumoulin, Courville
+    2018), with the task in the place of the question.
+
+    Costs one shared network and an embedding a task: the cheapest in parameters. Use it: for many
+    tasks, above all ones that come and go. Not: for few that conflict.
+
+    Attributes:
+        layers: of the network.
+        embedding: the width of e_k.
+    """
+
+    tasks: tuple[str, ...]
+    layers: int = 1
+    embedding: int = 16
+
+    keeps_layout: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_counts(self, layers=1, embedding=1)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(
+        self, copies: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
+    ) -> dict[str, Tokens]:
+        del train, axis_name
+        width, dtype = form(copies)
+        layers = [
+            (
+                nn.Dense(width, dtype=dtype, name=f"layer{i + 1}"),
+                nn.Dense(2 * width, kernel_init=nn.initializers.normal(0.02), name=f"film{i + 1}"),
+            )
+            for i in range(self.layers)
+        ]
+        own = {}
+        for task in there(self.tasks, copies):
+            embedding = self.param(
+                f"embedding_{task}", nn.initializers.normal(1.0), (self.embedding,)
+            )
+            x = copies[task].values
+            for number, (layer, generator) in enumerate(layers, start=1):
+                gamma, beta = jnp.split(generator(embedding), 2)
+                self.sow("intermediates", f"gamma{number}_{task}", gamma)
+                self.sow("intermediates", f"beta{number}_{task}", beta)
+                x = x + gelu((1 + gamma).astype(dtype) * layer(x) + beta.astype(dtype))
+            own[task] = copies[task].replace_values(x)
+        return own
+
+
+class Adapter(nn.Module):
+    """z_k = h + U_k GELU(V_k LN_k(h)), with U_k = 0 at the start: a residual bottleneck a task.
+
+    What a task wants of its own stays in its adapter and out of the shared features (Rebuffi,
+    Bilen, Vedaldi 2017; in this form Houlsby et al. 2019). It starts as `Hard`.
+
+    Costs 2 D `size` a task and token. Use it: to add tasks to a trunk that is trained or frozen;
+    with `isolated`, without disturbing what the other tasks have made of it. Not: where tasks need
+    another computation, not a correction.
+
+    Attributes:
+        size: of the bottleneck.
+        isolated: tasks that read the shared features and do not shape them: their gradient stops
+            at their copy, and balancing sees zero.
+    """
+
+    tasks: tuple[str, ...]
+    size: int = 64
+    isolated: tuple[str, ...] = ()
+
+    keeps_layout: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_counts(self, size=1)
+        choose_all(self.isolated, self.tasks, f"{WHERE}.isolated", "task")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(
+        self, copies: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
+    ) -> dict[str, Tokens]:
+        del train, axis_name
+        width, dtype = form(copies)
+        own = {}
+        for task in there(self.tasks, copies):
+            x = copies[task].values
+            if task in self.isolated:
+                x = jax.lax.stop_gradient(x)
+            h = LayerNorm(name=f"norm_{task}")(x)
+            h = gelu(nn.Dense(self.size, dtype=dtype, name=f"down_{task}")(h))
+            up = nn.Dense(width, dtype=dtype, kernel_init=nn.initializers.zeros, name=f"up_{task}")
+            own[task] = copies[task].replace_values(x + up(h))
+        return own

@@ -1,0 +1,68 @@
+"""What several sharings are made of: who is there, experts and their mixture, checks of fields."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mtmm_jax.batch import Tokens
+from mtmm_jax.layers import FeedForward
+from mtmm_jax.registry import ConfigError
+
+WHERE = "model.sharing"
+
+
+def there(tasks: Iterable[str], copies: Mapping[str, Tokens]) -> tuple[str, ...]:
+    """The tasks that are in `copies`, in the order of `tasks`."""
+    return tuple(task for task in tasks if task in copies)
+
+
+def form(copies: Mapping[str, Tokens]) -> tuple[int, Any]:
+    """Width and dtype of the copies, which are all alike."""
+    values = next(iter(copies.values())).values
+    return values.shape[-1], values.dtype
+
+
+def experts(
+    names: Iterable[str], copies: Mapping[str, Tokens], expansion: int
+) -> list[FeedForward]:
+    """Networks Dense -> GELU -> Dense that keep the copies' width and dtype."""
+    width, dtype = form(copies)
+    return [FeedForward(expansion * width, dtype=dtype, name=name) for name in names]
+
+
+def mixture(weights: jax.Array, parts: list[jax.Array]) -> jax.Array:
+    """sum_e w_e f_e: `weights[B, E]` and E times `[B, N, D]`."""
+    return jnp.einsum("be,ebnd->bnd", weights.astype(parts[0].dtype), jnp.stack(parts))
+
+
+def check_counts(module: nn.Module, **least: int) -> None:
+    """Raises a `ConfigError` where a field is not a whole number from `least` up."""
+    for field, low in least.items():
+        value = getattr(module, field)
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            raise ConfigError(
+                f"{WHERE}.{field}: {value!r}: {type(module).__name__} takes whole numbers, "
+                f"{low} or more"
+            )
+
+
+def check_number(
+    module: nn.Module, field: str, *, positive: bool = False, most: float = math.inf
+) -> None:
+    """Raises a `ConfigError` where a field is not a finite number from 0 to `most`, or is 0 and
+    must be `positive`."""
+    value = getattr(module, field)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    fits = number and math.isfinite(value) and 0 <= value <= most
+    if not fits or (positive and value == 0):
+        low = "above 0" if positive else "0 or more"
+        high = f", {most:g} at most" if math.isfinite(most) else ""
+        raise ConfigError(
+            f"{WHERE}.{field}: {value!r}: {type(module).__name__} takes numbers {low}{high}"
+        )

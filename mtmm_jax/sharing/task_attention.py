@@ -1,0 +1,130 @@
+"""Attention that knows of tasks: over the tasks' features, and from the tasks to the tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mtmm_jax.batch import Tokens
+from mtmm_jax.layers import Attention, FeedForward, LayerNorm, gelu
+from mtmm_jax.registry import ConfigError
+from mtmm_jax.sharing.parts import WHERE, check_counts, form, mixture, there
+
+
+class TaskAttention(nn.Module):
+    """g = sum_k a_k f_k, f_k = GELU(W_k h), a = softmax_k(v . tanh(V mean(f_k))); z_k = g for all.
+
+    A small network, one for all tasks, reads each task's features, and the features weighted by
+    what it says are one global feature, which all heads read: additive attention (Bahdanau, Cho,
+    Bengio 2015) over tasks. The weights belong to a sample; tasks that are not there have none.
+
+    Output k reads copies[k] only, through all the tasks' layers; copies[j] does not reach it, the
+    layer of task j does.
+
+    Costs K D^2, K-fold in the backward pass. Use it: when tasks help each other and it should be
+    seen how much in a sample; the weights are among the intermediates. Not: for tasks that
+    conflict, as all heads read the same.
+
+    Attributes:
+        hidden: of the small network.
+    """
+
+    tasks: tuple[str, ...]
+    hidden: int = 16
+
+    keeps_layout: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_counts(self, hidden=1)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(
+        self, copies: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
+    ) -> dict[str, Tokens]:
+        del train, axis_name
+        width, dtype = form(copies)
+        tasks = there(self.tasks, copies)
+        layers = [nn.Dense(width, dtype=dtype, name=f"feature_{task}") for task in tasks]
+        hidden = nn.Dense(self.hidden, name="hidden")
+        score = nn.Dense(1, use_bias=False, name="score")
+
+        def weigh(features: list[Tokens]) -> jax.Array:
+            if len(self.tasks) == 1:  # nothing to weigh, nothing to learn
+                return jnp.ones((features[0].mask.shape[0], 1))
+            means = jnp.stack([f.mean().astype(jnp.float32) for f in features], axis=1)
+            return nn.softmax(score(nn.tanh(hidden(means)))[..., 0])
+
+        own = {}
+        for task in tasks:
+            tokens = copies[task]
+            features = [tokens.replace_values(gelu(layer(tokens.values))) for layer in layers]
+            weights = weigh(features)
+            if task == tasks[0]:
+                self.sow("intermediates", "task_weights", weights)
+            own[task] = tokens.replace_values(mixture(weights, [f.values for f in features]))
+        return own
+
+
+class TaskQueries(nn.Module):
+    """z_k = y + FF(LN y), y = q_k + Attention(LN q_k, LN h): learned queries of a task read the
+    tokens.
+
+    The read-out of Perceiver IO (Jaegle et al. 2022) with queries routed to tasks; attention and
+    feed-forward network are shared. Gives `queries` tokens a task, present where any token is: the
+    modalities' grids are gone.
+
+    Output k reads copies[k] only.
+
+    Costs `queries` N D a task. Use it: for long sequences of which tasks need different places,
+    with heads that read a vector. Not: for heads that need a grid, such as detection's.
+
+    Attributes:
+        queries: tokens that each task gets.
+        heads: of the attention; the width must divide by it.
+        expansion: of the feed-forward network.
+    """
+
+    tasks: tuple[str, ...]
+    queries: int = 4
+    heads: int = 4
+    expansion: int = 2
+
+    keeps_layout: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_counts(self, queries=1, heads=1, expansion=1)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(
+        self, copies: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
+    ) -> dict[str, Tokens]:
+        width, dtype = form(copies)
+        if width % self.heads:
+            raise ConfigError(
+                f"{WHERE}.heads: {self.heads} does not divide the tokens' width {width}; "
+                f"choices: {', '.join(str(n) for n in range(1, width + 1) if width % n == 0)}"
+            )
+        attention = Attention(self.heads, dtype, name="attention")
+        feed_forward = FeedForward(self.expansion * width, dtype=dtype, name="feed_forward")
+        query_norm, norm, again = (
+            LayerNorm(name=name) for name in ("query_norm", "token_norm", "feed_forward_norm")
+        )
+        own = {}
+        for task in there(self.tasks, copies):
+            tokens = copies[task]
+            rows = tokens.mask.shape[0]
+            start = self.param(
+                f"queries_{task}", nn.initializers.normal(0.02), (self.queries, width)
+            )
+            queries = jnp.broadcast_to(start.astype(dtype), (rows, *start.shape))
+            y = queries + attention(query_norm(queries), norm(tokens.values), tokens.mask)
+            y = y + feed_forward(again(y), train=train, axis_name=axis_name)
+            mask = jnp.broadcast_to(tokens.present[:, None], y.shape[:2])
+            own[task] = Tokens(y, mask)
+        return own

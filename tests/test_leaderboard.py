@@ -1,0 +1,127 @@
+"""Short trainings side by side: what is run, what is kept, how it is ranked."""
+
+import numpy as np
+import pytest
+
+from mtmm_jax import training
+from mtmm_jax.benchmarks import leaderboard, synergy
+from mtmm_jax.benchmarks.leaderboard import Board, config_of, entries, runs, standings
+from mtmm_jax.benchmarks.short_runs import ShortRun
+from mtmm_jax.fusion import DECISIONS, FUSIONS
+from mtmm_jax.sharing import SHARINGS
+
+
+def test_every_fusion_sharing_and_decision_is_entered():
+    names = entries(["image", "text"])
+    assert {f"fusion {kind}" for kind in FUSIONS} <= set(names)
+    assert {f"sharing {kind}" for kind in SHARINGS} <= set(names)
+    assert {f"decision {kind}" for kind in DECISIONS} <= set(names)
+    assert {"only image", "only text"} <= set(names)
+
+
+def test_an_entry_changes_one_thing():
+    base = training.load("emoji")
+    config = config_of("emoji", {"sharing": {"kind": "mmoe"}}, 7, 2.0)
+    assert config.model.sharing.kind == "mmoe"
+    assert config.model.fusion == base.model.fusion
+    assert config.steps == 7
+    assert config.optimizer.learning_rate == 2 * base.optimizer.learning_rate
+    assert config.tasks.retrieval is None  # it does not read what is fused
+    alone = config_of("emoji", {"only": "text"}, 7, 1.0)
+    assert [name for name, kind in alone.model.encoders.items() if kind] == ["text"]
+    assert alone.model.modality_dropout == 0
+
+
+def _row(entry, seed, validation, test, rate=1.0):
+    return {
+        "data": "digits",
+        "entry": entry,
+        "steps": 5,
+        "rate": rate,
+        "seed": seed,
+        "parameters": 1,
+        "seconds": 1.0,
+        "validation": {"digit": validation},
+        "validation_mean": validation,
+        "test": {"digit": test},
+        "test_mean": test,
+    }
+
+
+def test_the_best_stands_first_at_the_rate_that_validation_chose():
+    rows = [
+        _row("only pix", 0, 0.5, 0.9, 0.5),  # best on test, but not on validation
+        _row("only pix", 0, 0.7, 0.6, 2.0),
+        _row("only pix", 1, 0.7, 0.8, 2.0),
+        _row("fusion mean", 0, 0.9, 0.95),
+        {"data": "digits", "entry": "fusion block", "steps": 5, "refused": True, "reason": "..."},
+        {**_row("fusion mean", 0, 0.9, 0.1), "data": "films"},
+    ]
+    lines = standings(rows, "digits", 5)
+    assert [line["entry"] for line in lines] == ["fusion mean", "only pix"]
+    np.testing.assert_allclose([line["mean"] for line in lines], [0.95, 0.7])
+    np.testing.assert_allclose(lines[1]["spread"], 0.1)
+    assert lines[1]["rate"] == 2.0
+    assert leaderboard.table(lines, "x").row_count == 2
+
+
+class _Fake:
+    """In place of a training."""
+
+    made = 0
+
+    def __init__(self, config):
+        type(self).made += 1
+        self.rate = config.optimizer.learning_rate
+
+    def row(self, seed):
+        figures = {"digit": 1 - abs(self.rate - 1e-3)}
+        return {
+            "seed": seed,
+            "parameters": 1,
+            "seconds": 0.0,
+            "validation": figures,
+            "validation_mean": figures["digit"],
+            "test": figures,
+            "test_mean": figures["digit"],
+        }
+
+
+def test_only_what_is_missing_runs(monkeypatch, tmp_path):
+    monkeypatch.setattr("mtmm_jax.benchmarks.short_runs.ShortRun", _Fake)
+    path = str(tmp_path / "board.json")
+    board = Board(path)
+    for row in runs(board, "digits", "only pix", {"only": "pix"}, [0, 1], 5):
+        board.add(row)
+    # Three rates by the first seed, then the second seed at the best of them.
+    assert [(row["rate"], row["seed"]) for row in board.rows] == [(0.5, 0), (1, 0), (2, 0), (1, 1)]
+    again = Board(path)
+    made = _Fake.made
+    assert list(runs(again, "digits", "only pix", {"only": "pix"}, [0, 1], 5)) == []
+    assert _Fake.made == made
+    more = list(runs(again, "digits", "only pix", {"only": "pix"}, [0, 1, 2], 5))
+    assert [(row["rate"], row["seed"]) for row in more] == [(1.0, 2)]
+
+
+def test_an_entry_that_does_not_fit_says_why():
+    changes = {"fusion": {"kind": "tensor"}}  # at most four modalities; the digits have six
+    (row,) = runs(Board(None), "digits", "fusion tensor", changes, [0], 5)
+    assert row["refused"]
+    assert "model.fusion" in row["reason"]
+
+
+def test_mistakes_name_the_choices(capsys):
+    assert leaderboard.main(["--data", "digit"]) == 2
+    assert "did you mean 'digits'" in capsys.readouterr().err
+    assert leaderboard.main(["--data", "digits", "--only", "nothing"]) == 2
+    assert "fusion concat" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_short_run_learns_and_differs_by_seed():
+    config = synergy.config_of({"fusion": {"kind": "multiplicative"}}, 150)
+    short = ShortRun(config)
+    first, second = (short.row(seed) for seed in (0, 1))
+    assert min(first["test_mean"], second["test_mean"]) > 0.9
+    assert first["test"] != second["test"] or first["validation"] != second["validation"]
+    assert first["parameters"] == short.parameters > 1000

@@ -1,0 +1,612 @@
+"""Properties of every sharing: a new one is tested by being listed; formulas against NumPy."""
+
+import functools
+import itertools
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import erf, expit, softmax
+
+from mtmm_jax import registry
+from mtmm_jax.batch import Span, Tokens
+from mtmm_jax.registry import ConfigError
+from mtmm_jax.sharing import SHARINGS
+from mtmm_jax.sharing.dselect import select, smooth_step
+from tests import toy
+
+ROWS, WIDTH, LENGTH = 4, 8, 5
+NAMES = ("red", "green", "blue")
+KEY = jax.random.key(3)
+
+# Small sizes; a step wide enough that no expert is out.
+SMALL = {
+    "mmoe": {"experts": 3},
+    "cgc": {"own": 1},
+    "ple": {"own": 1, "shared": 1},
+    "dselect": {"experts": 4, "gamma": 8.0},
+    "branching": {"branches": 2},
+    "film": {"layers": 2, "embedding": 3},
+    "adapter": {"size": 4},
+    "task_attention": {"hidden": 5},
+    "task_queries": {"queries": 2},
+}
+# Those whose output for one task reads the layers of the others, from that task's own copy.
+MIXES = {"cross_stitch", "sluice", "ple", "task_attention"}
+
+EVERY = pytest.mark.parametrize("kind", SHARINGS)
+CASES = pytest.mark.parametrize(
+    ("kind", "count", "length"),
+    [
+        # Three tasks over a sequence say most; the others are run by CI.
+        pytest.param(*case, marks=[] if case[1:] == (3, LENGTH) else [pytest.mark.slow])
+        for case in itertools.product(SHARINGS, (1, 2, 3), (1, LENGTH))
+    ],
+)
+
+
+def _tokens(length, seed=0, dtype=jnp.float32):
+    """Tokens of two spans, or a pooled one; the last row has none."""
+    rng = np.random.default_rng(seed)
+    mask = rng.random((ROWS, length)) < 0.7
+    mask[:, 0] = True
+    mask[-1] = False
+    values = rng.standard_normal((ROWS, length, WIDTH)).astype(np.float32)
+    layout = (Span("image", 2, (2, 1), (1.0, 1.0)), Span("text", 3, (3,), (1.0,)))
+    return Tokens(
+        jnp.asarray(np.where(mask[..., None], values, 0.0), dtype),
+        jnp.asarray(mask),
+        jnp.asarray(rng.random((ROWS, length, 1)), jnp.float32),
+        layout if length > 1 else (),
+    )
+
+
+def _copies(count, length, **kwargs):
+    tokens = _tokens(length, **kwargs)
+    return {name: jax.tree.map(jnp.copy, tokens) for name in NAMES[:count]}
+
+
+def _module(kind, count, **changes):
+    spec = {"kind": kind, **SMALL.get(kind, {}), **changes}
+    return registry.build(SHARINGS, spec, where="test", tasks=NAMES[:count])
+
+
+def _params(module, copies):
+    def init(key, copies):
+        return module.init(key, copies, mutable=["params"])
+
+    return toy.variables(SimpleNamespace(init=init), copies).get("params", {})
+
+
+def _wavy(tokens):
+    """A function of all unmasked values with a different slope in each channel."""
+    waves = jnp.sin(tokens.values + jnp.arange(float(WIDTH)))
+    return jnp.where(tokens.mask[..., None], waves, 0.0).sum()
+
+
+@functools.cache
+def _run(kind, count, length):
+    """`(params, run)`; run(copies) gives the outputs and what was sown, and a function to the
+    gradients of every task's loss, of the parameters and of every copy.
+
+    Op by op: operations of the same few shapes are compiled once for the whole table.
+    """
+    module = _module(kind, count)
+    params = _params(module, _copies(count, length))
+
+    def run(copies):
+        def losses(params, values):
+            given = {name: copies[name].replace_values(values[name]) for name in copies}
+            own, seen = module.apply(
+                {"params": params},
+                given,
+                train=True,
+                rngs={"dropout": KEY},
+                mutable=["intermediates", "losses"],
+            )
+            return [_wavy(own[name]) for name in NAMES[:count]], (own, seen)
+
+        values = {name: tokens.values for name, tokens in copies.items()}
+        _, pull, (own, seen) = jax.vjp(losses, params, values, has_aux=True)
+        return own, seen, pull
+
+    return params, run
+
+
+@functools.cache
+def _result(kind, count, length):
+    """The outputs, what was sown, and for every task the gradients of parameters and of copies."""
+    own, seen, pull = _run(kind, count, length)[1](_copies(count, length))
+    rows = [pull([jnp.float32(k == task) for k in range(count)]) for task in range(count)]
+    return own, seen, *jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+
+
+def _paths(tree):
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _close(one, other, **kwargs):
+    """Same tasks, masks and unmasked values."""
+    assert set(one) == set(other)
+    for name in one:
+        kept = np.asarray(one[name].mask)
+        np.testing.assert_array_equal(kept, other[name].mask)
+        a, b = (np.asarray(t[name].values.astype(jnp.float32))[kept] for t in (one, other))
+        np.testing.assert_allclose(a, b, **kwargs)
+
+
+@CASES
+def test_gives_every_task_tokens_where_there_were_some(kind, count, length):
+    own = _result(kind, count, length)[0]
+    copies = _copies(count, length)
+    assert set(own) == set(NAMES[:count])
+    for name, tokens in own.items():
+        assert np.isfinite(tokens.values).all()
+        np.testing.assert_array_equal(tokens.present, copies[name].present)
+        if SHARINGS[kind].keeps_layout:
+            assert tokens.values.shape == (ROWS, length, WIDTH)
+            np.testing.assert_array_equal(tokens.mask, copies[name].mask)
+            np.testing.assert_array_equal(tokens.positions, copies[name].positions)
+            assert tokens.layout == copies[name].layout
+        else:
+            assert tokens.values.shape[2] == WIDTH
+            assert tokens.layout == ()
+
+
+@CASES
+def test_masked_values_change_nothing(kind, count, length):
+    run = _run(kind, count, length)[1]
+    loud = {
+        name: t.replace_values(jnp.where(t.mask[..., None], t.values, 9.0))
+        for name, t in _copies(count, length).items()
+    }
+    _close(_result(kind, count, length)[0], run(loud)[0], atol=1e-5)
+
+
+@CASES
+def test_treats_rows_apart(kind, count, length):
+    run = _run(kind, count, length)[1]
+    order = np.array([2, 0, 3, 1])
+    moved = run(jax.tree.map(lambda x: x[order], _copies(count, length)))[0]
+    there = jax.tree.map(lambda x: x[order], _result(kind, count, length)[0])
+    _close(there, moved, atol=1e-5)
+
+
+@CASES
+def test_every_parameter_learns(kind, count, length):
+    learnt = _paths(_result(kind, count, length)[2])
+    assert bool(learnt) == (kind != "hard")
+    for path, rows in learnt.items():
+        if path.endswith("key/bias"):
+            continue  # a constant added to all keys leaves the softmax alone
+        alone = ("attention/query", "attention/key", "query_norm")
+        if length == 1 and kind == "task_queries" and path.startswith(alone):
+            continue  # with one token there is nowhere else to look
+        assert np.abs(rows.sum(0)).max() > 0, path
+
+
+@CASES
+def test_a_loss_reaches_its_own_copy_and_no_other(kind, count, length):
+    reached = _result(kind, count, length)[3]
+    for k, name in enumerate(NAMES[:count]):
+        for other in NAMES[:count]:
+            size = np.abs(reached[other][k]).max()
+            assert size > 0 if other == name else size == 0, (name, other)
+
+
+@EVERY
+def test_towers_are_mixed_where_it_is_said(kind):
+    learnt = _paths(_result(kind, 3, LENGTH)[2])
+    of_green = {path: rows for path, rows in learnt.items() if "_green" in path}
+    assert all(np.abs(rows[1]).max() > 0 for rows in of_green.values())
+    from_red = any(np.abs(rows[0]).max() > 0 for rows in of_green.values())
+    assert from_red == (kind in MIXES)
+
+
+def _apply(kind, copies):
+    """As it is used: for three tasks, without noise."""
+    return _module(kind, 3).apply({"params": _run(kind, 3, LENGTH)[0]}, copies)
+
+
+@EVERY
+def test_compiled_is_as_written_and_training_differs_by_noise_alone(kind):
+    copies = _copies(3, LENGTH)
+    compiled = toy.jit(functools.partial(_apply, kind))(copies)
+    _close(compiled, _apply(kind, copies), atol=1e-5)
+    if kind != "branching":
+        _close(compiled, _result(kind, 3, LENGTH)[0], atol=1e-5)
+
+
+@EVERY
+def test_bfloat16_stays_and_is_near(kind):
+    coarse = _apply(kind, _copies(3, LENGTH, dtype=jnp.bfloat16))
+    assert {tokens.values.dtype for tokens in coarse.values()} == {jnp.dtype(jnp.bfloat16)}
+    assert all(np.isfinite(t.values.astype(jnp.float32)).all() for t in coarse.values())
+    _close(coarse, _apply(kind, _copies(3, LENGTH)), atol=0.1, rtol=0.05)
+
+
+@EVERY
+def test_works_for_the_tasks_that_are_there(kind):
+    copies = _copies(3, LENGTH)
+    some = {name: copies[name] for name in ("red", "blue")}
+    own = _apply(kind, some)
+    assert set(own) == set(some)
+    if kind not in MIXES:
+        full = _apply(kind, copies)
+        _close(own, {name: full[name] for name in some}, atol=1e-5)
+    for tokens in own.values():
+        assert np.isfinite(tokens.values).all()
+    # A task that never comes has no layer, and the others' have all the shapes that they need.
+    params = _paths(_params(_module(kind, 3), some))
+    every = _paths(_run(kind, 3, LENGTH)[0])
+    assert {path for path in every if "_green" not in path} == set(params)
+    assert all(every[path].shape == params[path].shape for path in params)
+
+
+@EVERY
+def test_fits_between_fusion_and_heads(kind):
+    model = toy.build(sharing={"kind": kind, **SMALL.get(kind, {})})
+    batch = toy.batch()
+    variables = jax.eval_shape(model.init, KEY, batch)
+    predictions, seen = jax.eval_shape(model, variables, batch["inputs"])
+    assert set(predictions) == set(toy.TASKS)
+    assert ("sharing" in variables["params"]) == (kind != "hard")
+    own_losses = {name.split("/")[0] for name in model.auxiliaries}
+    assert own_losses == ({"sharing"} if kind in ("sluice", "dselect") else set())
+    assert ("sharing" in seen) == (kind not in ("hard", "shared_middle", "separate", "adapter"))
+
+
+def _gelu(x):
+    return 0.5 * x * (1 + erf(x / np.sqrt(2)))
+
+
+def _dense(p, x):
+    return x @ p["kernel"] + p.get("bias", 0.0)
+
+
+def _network(p, x):
+    return _dense(p["down"], _gelu(_dense(p["up"], x)))
+
+
+def _mean(x, mask):
+    return (x * mask[..., None]).sum(1) / np.maximum(mask.sum(1), 1)[:, None]
+
+
+def _mix(weights, parts):
+    return sum(weights[:, e, None, None] * part for e, part in enumerate(parts))
+
+
+def _cross_stitch(p, h, mask):
+    x = [h, h, h]
+    for layer in "12":
+        g = [_gelu(_dense(p[f"layer{layer}_{name}"], x[k])) for k, name in enumerate(NAMES)]
+        a = p[f"matrix{layer}"]
+        x = [sum(a[k, j] * g[j] for j in range(3)) / np.abs(a[k]).sum() for k in range(3)]
+    return x
+
+
+def _sluice(p, h, mask):
+    x, z = [h, h, h], [0.0, 0.0, 0.0]
+    half = WIDTH // 2
+    for layer in "12":
+        g = [_gelu(_dense(p[f"layer{layer}_{name}"], x[k])) for k, name in enumerate(NAMES)]
+        g = [[part[..., :half], part[..., half:]] for part in g]
+        a = p[f"alpha{layer}"]
+        x = [
+            np.concatenate(
+                [
+                    sum(a[k, s, j, t] * g[j][t] for j in range(3) for t in range(2))
+                    for s in range(2)
+                ],
+                axis=-1,
+            )
+            for k in range(3)
+        ]
+        z = [z[k] + p["beta"][k, int(layer) - 1] * x[k] for k in range(3)]
+    return z
+
+
+def _mtan(p, h, mask):
+    own = []
+    for name in NAMES:
+        u = _gelu(_dense(p["first1"], h))
+        shared = _gelu(_dense(p["second1"], u))
+        seen = _gelu(_dense(p[f"see1_{name}"], u))
+        x = expit(_dense(p[f"mask1_{name}"], seen)) * shared
+        u = _gelu(_dense(p["first2"], shared))
+        shared = _gelu(_dense(p["second2"], u))
+        seen = np.concatenate([u, _gelu(_dense(p["carry2"], x))], -1)
+        seen = _gelu(_dense(p[f"see2_{name}"], seen))
+        own.append(expit(_dense(p[f"mask2_{name}"], seen)) * shared)
+    return own
+
+
+def _mmoe(p, h, mask):
+    parts = [_network(p[f"expert{e}"], h) for e in (1, 2, 3)]
+    means = _mean(h, mask)
+    return [_mix(softmax(_dense(p[f"score_{name}"], means), -1), parts) for name in NAMES]
+
+
+def _cgc(p, h, mask):
+    p, means, own = p["level1"], _mean(h, mask), []
+    for name in NAMES:
+        parts = [_network(p[key], h) for key in (f"own1_{name}", "shared1", "shared2")]
+        own.append(_mix(softmax(_dense(p[f"score_{name}"], means), -1), parts))
+    return own
+
+
+def _ple(p, h, mask):
+    first, means = p["level1"], _mean(h, mask)
+    parts = {name: _network(first[f"own1_{name}"], h) for name in NAMES}
+    common = _network(first["shared1"], h)
+    scores = [_dense(first[f"shared_score_{name}"], means) for name in NAMES]
+    scores.append(_dense(first["shared_score"], means))
+    shared = _mix(softmax(np.concatenate(scores, -1), -1), [*parts.values(), common])
+    own = []
+    for name in NAMES:
+        weights = softmax(_dense(first[f"score_{name}"], means), -1)
+        x = _mix(weights, [parts[name], common])
+        weights = softmax(_dense(p["level2"][f"score_{name}"], _mean(x, mask)), -1)
+        ours, theirs = p["level2"][f"own1_{name}"], p["level2"]["shared1"]
+        own.append(_mix(weights, [_network(ours, x), _network(theirs, shared)]))
+    return own
+
+
+def _step(t, gamma):
+    inside = -2 / gamma**3 * t**3 + 3 / (2 * gamma) * t + 0.5
+    return np.where(t <= -gamma / 2, 0.0, np.where(t >= gamma / 2, 1.0, inside))
+
+
+def _dselect_gates(p, means, name):
+    codes = _step(_dense(p[f"code_{name}"], means).reshape(ROWS, 2, 2), 8.0)
+    low, high = codes[..., 0], codes[..., 1]
+    choice = [(1 - high) * (1 - low), (1 - high) * low, high * (1 - low), high * low]
+    return softmax(_dense(p[f"share_{name}"], means), -1), np.stack(choice, -1)
+
+
+def _dselect(p, h, mask):
+    parts, own = [_network(p[f"expert{e}"], h) for e in (1, 2, 3, 4)], []
+    for name in NAMES:
+        shares, selectors = _dselect_gates(p, _mean(h, mask), name)
+        own.append(_mix((shares[..., None] * selectors).sum(1), parts))
+    return own
+
+
+def _film(p, h, mask):
+    own = []
+    for name in NAMES:
+        x = h
+        for layer in "12":
+            film = _dense(p[f"film{layer}"], p[f"embedding_{name}"])
+            gamma, beta = film[:WIDTH], film[WIDTH:]
+            x = x + _gelu((1 + gamma) * _dense(p[f"layer{layer}"], x) + beta)
+        own.append(x)
+    return own
+
+
+def _adapter(p, h, mask):
+    own = []
+    centred = h - h.mean(-1, keepdims=True)
+    normed = centred / np.sqrt(h.var(-1, keepdims=True) + 1e-6)
+    for name in NAMES:
+        x = normed * p[f"norm_{name}"]["scale"] + p[f"norm_{name}"]["bias"]
+        own.append(h + _dense(p[f"up_{name}"], _gelu(_dense(p[f"down_{name}"], x))))
+    return own
+
+
+def _task_attention(p, h, mask):
+    features = [_gelu(_dense(p[f"feature_{name}"], h)) for name in NAMES]
+    scores = [_dense(p["score"], np.tanh(_dense(p["hidden"], _mean(f, mask)))) for f in features]
+    return [_mix(softmax(np.concatenate(scores, -1), -1), features)] * 3
+
+
+def _task_gates(p, h, mask):
+    means = _mean(h, mask)
+    return [h * expit(_network(p[f"network_{name}"], means))[:, None] for name in NAMES]
+
+
+FORMULAS = {
+    "cross_stitch": _cross_stitch,
+    "sluice": _sluice,
+    "mtan": _mtan,
+    "mmoe": _mmoe,
+    "cgc": _cgc,
+    "ple": _ple,
+    "dselect": _dselect,
+    "film": _film,
+    "adapter": _adapter,
+    "task_attention": _task_attention,
+    "task_gates": _task_gates,
+}
+
+
+@pytest.mark.parametrize("kind", FORMULAS)
+def test_is_its_formula(kind):
+    params = jax.tree.map(lambda x: np.asarray(x, np.float64), _run(kind, 3, LENGTH)[0])
+    tokens = _tokens(LENGTH)
+    mask = np.asarray(tokens.mask)
+    expected = FORMULAS[kind](params, np.asarray(tokens.values, np.float64), mask)
+    for name, values in zip(NAMES, expected, strict=True):
+        got = _result(kind, 3, LENGTH)[0][name].values
+        np.testing.assert_allclose(np.asarray(got)[mask], values[mask], atol=1e-4)
+
+
+def test_sluice_keeps_subspaces_apart():
+    seen = _result("sluice", 3, LENGTH)[1]
+    params = _run("sluice", 3, LENGTH)[0]
+    expected = 0.0
+    for path, kernel in _paths(params).items():
+        if path.endswith("kernel"):
+            expected += np.square(kernel[:, : WIDTH // 2].T @ kernel[:, WIDTH // 2 :]).sum()
+    ((total, count),) = seen["losses"]["orthogonality"]
+    np.testing.assert_allclose(total / count, 1e-3 * expected, rtol=1e-4)
+    _, off = _module("sluice", 2, orthogonality=0.0).apply(
+        {"params": _run("sluice", 2, 1)[0]}, _copies(2, 1), mutable=["losses"]
+    )
+    assert not off
+
+
+def test_dselect_adds_the_entropy_of_its_selectors():
+    seen = _result("dselect", 3, LENGTH)[1]["losses"]
+    params = jax.tree.map(lambda x: np.asarray(x, np.float64), _run("dselect", 3, LENGTH)[0])
+    tokens = _tokens(LENGTH)
+    means = _mean(np.asarray(tokens.values, np.float64), np.asarray(tokens.mask))
+    present = np.asarray(tokens.present)
+    for name in NAMES:
+        ((total, count),) = seen[f"entropy_{name}"]
+        _, selectors = _dselect_gates(params, means, name)
+        entropy = -(selectors * np.log(np.maximum(selectors, 1e-300))).sum((1, 2))
+        assert float(count) == present.sum() == ROWS - 1
+        np.testing.assert_allclose(total, 1e-3 * entropy[present].sum(), rtol=1e-4)
+
+
+def test_smooth_steps_end_and_choose_one_expert():
+    t = jnp.linspace(-1.0, 1.0, 41)
+    np.testing.assert_allclose(smooth_step(t, 1.0), _step(np.asarray(t), 1.0), atol=1e-6)
+    slope = jax.vmap(jax.grad(smooth_step), (0, None))(t, 1.0)
+    assert (np.asarray(slope)[(t < -0.5) | (t > 0.5)] == 0).all()
+    np.testing.assert_array_equal(select(jnp.array([9.0, -9.0, 9.0]), 1.0), np.eye(8)[5])
+    np.testing.assert_allclose(select(jnp.array([0.1, -0.3, 0.2]), 1.0).sum(), 1.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_dselect_may_choose_for_all_samples(k):
+    module = _module("dselect", 2, by_sample=False, k=k)
+    params = _params(module, _copies(2, 1))
+    assert ("share_red" in params) == (k > 1)
+    _, seen = module.apply({"params": params}, _copies(2, 1), mutable=["intermediates"])
+    (gate,) = seen["intermediates"]["gate_red"]
+    assert gate.shape == (ROWS, 4)
+    np.testing.assert_allclose(gate, gate[:1].repeat(ROWS, 0))
+    np.testing.assert_allclose(gate.sum(-1), 1.0, atol=1e-6)
+
+
+def test_branching_draws_one_tree_and_settles_for_the_likeliest():
+    params = _run("branching", 3, LENGTH)[0]
+
+    def routes(train, key=0, **changes):
+        _, seen = _module("branching", 3, **changes).apply(
+            {"params": params},
+            _copies(3, 1),
+            train=train,
+            rngs={"dropout": jax.random.key(key)},
+            mutable=["intermediates"],
+        )
+        return {name: np.asarray(route) for name, (route,) in seen["intermediates"].items()}
+
+    assert set(routes(False)) == {f"routing_parent_{name}" for name in NAMES} | {"routing_parents2"}
+    for name, route in routes(False).items():
+        likeliest = np.asarray(params[name.removeprefix("routing_")]).argmax(-1)
+        np.testing.assert_allclose(route, np.eye(2)[likeliest], atol=1e-6)
+    for name, route in routes(True).items():
+        np.testing.assert_allclose(route.sum(-1), 1.0, atol=1e-6)
+        assert route.shape[1] == 2  # no axis of rows: one tree for the batch
+        assert np.abs(route - routes(True, key=1)[name]).max() > 1e-3
+        cold = routes(True, temperature=1e-3)[name]
+        np.testing.assert_allclose(cold, route == route.max(-1, keepdims=True), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("mmoe", ["gate_red"]),
+        ("cgc", ["gate1_red"]),
+        ("ple", ["gate1_red", "gate2_red", "shared_gate1"]),
+        ("dselect", ["gate_red"]),
+        ("task_attention", ["task_weights"]),
+        ("branching", ["routing_parents2", "routing_parent_red"]),
+    ],
+)
+def test_gates_are_shown_once_and_sum_to_one(kind, names):
+    seen = _result(kind, 3, LENGTH)[1]["intermediates"]
+    for name in names:
+        (gate,) = seen[name]
+        np.testing.assert_allclose(gate.sum(-1), 1.0, atol=1e-5)
+
+
+def test_stitches_start_near_identity_with_normalised_rows():
+    module = _module("cross_stitch", 3)
+    params = module.init(KEY, _copies(3, 1))["params"]
+    expected = np.where(np.eye(3) > 0, 0.9, 0.05)
+    np.testing.assert_allclose(params["matrix1"], expected, atol=1e-6)
+    skewed = {**params, "matrix1": params["matrix1"] * jnp.array([[1.0], [2.0], [-3.0]])}
+    some = {name: t for name, t in _copies(3, 1).items() if name != "green"}
+    for copies, wanted in (
+        (_copies(3, 1), expected * [[1.0], [1.0], [-1.0]]),
+        (some, np.array([[0.9, 0.05], [-0.05, -0.9]]) / 0.95),
+    ):
+        _, seen = module.apply({"params": skewed}, copies, mutable=["intermediates"])
+        np.testing.assert_allclose(seen["intermediates"]["stitch1"][0], wanted, atol=1e-6)
+
+
+def test_adapters_start_as_hard_sharing_and_may_be_isolated():
+    copies = _copies(3, LENGTH)
+    module = _module("adapter", 3, isolated=["green"])
+    params = module.init(KEY, copies)["params"]
+    _close(module.apply({"params": params}, copies), copies, atol=0)
+
+    def loss(values):
+        given = {name: copies[name].replace_values(values[name]) for name in NAMES}
+        own = module.apply({"params": _run("adapter", 3, LENGTH)[0]}, given)
+        return sum(_wavy(tokens) for tokens in own.values())
+
+    reached = jax.grad(loss)({name: tokens.values for name, tokens in copies.items()})
+    assert [bool(np.abs(reached[name]).max() > 0) for name in NAMES] == [True, False, True]
+
+
+def test_a_shared_middle_takes_inputs_of_different_widths():
+    copies = _copies(2, LENGTH)
+    wide = jnp.concatenate([copies["green"].values] * 2, axis=-1)
+    copies["green"] = copies["green"].replace_values(wide)
+    module = _module("shared_middle", 2)
+    params = _params(module, copies)
+    assert params["middle1"]["kernel"].shape == (2 * WIDTH, 2 * WIDTH)
+    own = module.apply({"params": params}, copies)
+    assert [own[name].values.shape[-1] for name in ("red", "green")] == [WIDTH, 2 * WIDTH]
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"kind": "shared_middle", "layers": 0}, ["layers", "0", "1 or more"]),
+        ({"kind": "separate", "layers": 1}, ["layers", "1", "2 or more"]),
+        ({"kind": "cross_stitch", "own": 1.5}, ["own", "1.5", "1 at most"]),
+        ({"kind": "sluice", "subspaces": 1}, ["subspaces", "2 or more"]),
+        ({"kind": "sluice", "orthogonality": -1.0}, ["orthogonality", "-1.0", "0 or more"]),
+        ({"kind": "mtan", "layers": True}, ["layers", "True", "whole numbers"]),
+        ({"kind": "mmoe", "experts": 1}, ["experts", "2 or more"]),
+        ({"kind": "mmoe", "expert": 4}, ["expert", "experts"]),
+        ({"kind": "cgc", "shared": 0}, ["shared", "1 or more"]),
+        ({"kind": "ple", "levels": 1}, ["levels", "2 or more"]),
+        ({"kind": "dselect", "experts": 6}, ["experts", "6", "power of two"]),
+        ({"kind": "dselect", "k": 9}, ["k", "9", "8 experts"]),
+        ({"kind": "dselect", "gamma": 0.0}, ["gamma", "0.0", "above 0"]),
+        ({"kind": "branching", "branches": 1}, ["branches", "2 or more"]),
+        ({"kind": "branching", "temperature": float("inf")}, ["temperature", "inf", "above 0"]),
+        ({"kind": "film", "embedding": 0}, ["embedding", "1 or more"]),
+        ({"kind": "adapter", "isolated": ["pink"]}, ["isolated", "pink", "green, red"]),
+        ({"kind": "task_attention", "hidden": 0}, ["hidden", "1 or more"]),
+        ({"kind": "task_gates", "reduction": 0.5}, ["reduction", "0.5", "whole numbers"]),
+        ({"kind": "task_queries", "queries": 0}, ["queries", "1 or more"]),
+        ({"kind": "mix"}, ["mix", "mtan", "cross_stitch"]),
+    ],
+)
+def test_bad_fields_are_named(config, words):
+    with pytest.raises(ConfigError) as error:
+        registry.build(SHARINGS, config, where="model.sharing", tasks=("green", "red"))
+    assert all(word in str(error.value) for word in ["model.sharing", *words])
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "choices"),
+    [("sluice", "subspaces", "2, 4, 8"), ("task_queries", "heads", "1, 2, 4, 8")],
+)
+def test_parts_that_do_not_divide_the_width_are_named(kind, field, choices):
+    module = _module(kind, 2, **{field: 3})
+    with pytest.raises(ConfigError, match=f"model.sharing.{field}: 3 .* width 8; .*{choices}"):
+        jax.eval_shape(module.init, KEY, _copies(2, 1))
