@@ -76,7 +76,7 @@ display(Audio(batch["inputs"]["audio"]["x"][0], rate=16_000))
 # %%
 from rich import print as show
 
-from mtmm_jax.training.experiment import parameter_table, task_table
+from mtmm_jax.training.tables import parameter_table, task_table
 
 show(task_table(experiment.model))
 state = experiment.init()

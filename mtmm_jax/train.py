@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError("--workdir: is missing; name the run's folder, such as runs/emoji")
     experiment = training.assemble(config)
     if arguments.dry_run:
-        from mtmm_jax.training.experiment import memory_table
+        from mtmm_jax.training.tables import memory_table
 
         out = _leading(console())
         describe(experiment, out)
@@ -67,7 +67,7 @@ def _leading(out: Any) -> Any:
 
 def describe(experiment: Any, out: Any = None) -> None:
     """The parameter table, on a mesh how it is divided, and the task x modality matrix."""
-    from mtmm_jax.training.experiment import parameter_table, partition_table, task_table
+    from mtmm_jax.training.tables import parameter_table, partition_table, task_table
 
     out = out or console()
     out.print(parameter_table(experiment.shapes.params))

@@ -21,8 +21,8 @@ from mtmm_jax import registry
 from mtmm_jax.fusion import DECISIONS
 from mtmm_jax.model import Model
 from mtmm_jax.registry import ConfigError
-from mtmm_jax.training.finished import Finished, open_run
 from mtmm_jax.runs.votes import Votes
+from mtmm_jax.training.finished import Finished, open_run
 
 # Tasks whose predictions are numbers that mean the same in every run. Embeddings of two runs live
 # in two spaces, boxes have no common order, and texts are no numbers.

@@ -22,9 +22,9 @@ from mtmm_jax.evaluation.split import Results
 from mtmm_jax.fusion import DECISIONS
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.runs.ensembles import Ensemble, open_runs
-from mtmm_jax.training.results import SPLITS, finite
 from mtmm_jax.runs.plans import claim
 from mtmm_jax.runs.votes import Votes, figures, joined, learn
+from mtmm_jax.training.results import SPLITS, finite
 from mtmm_jax.training.workdir import Workdir, write
 
 FILE, PARAMETERS = "ensemble.json", "rules.npz"

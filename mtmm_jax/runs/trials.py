@@ -19,8 +19,8 @@ from typing import Any
 import jax
 
 from mtmm_jax.registry import ConfigError
-from mtmm_jax.training.experiment import Experiment, assemble
 from mtmm_jax.runs.plans import Trial, config_of
+from mtmm_jax.training.experiment import Experiment, assemble
 
 _MEMORY = 0.9  # of a device, shared by the processes on it
 _ASK = "import jax; print(jax.default_backend(), jax.local_device_count())"

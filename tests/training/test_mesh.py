@@ -15,8 +15,7 @@ from mtmm_jax import mesh, parallel, processes, training
 from mtmm_jax.partition import DEFAULT_RULES, partition, read_rules
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.train import fit
-from mtmm_jax.training import experiment as experiments
-from mtmm_jax.training import loop
+from mtmm_jax.training import loop, tables
 from mtmm_jax.training.finished import open_run
 from tests.training import gradients, small_run
 
@@ -235,13 +234,13 @@ def test_a_run_moves_between_one_device_and_a_mesh(tmp_path, monkeypatch):
 
 def test_the_tables_say_how_a_mesh_divides():
     experiment = training.assemble(_config(MESH))
-    table = experiments.partition_table(experiment)
+    table = tables.partition_table(experiment)
     rows = list(zip(*(column.cells for column in table.columns), strict=True))
     assert [row[0].replace("\\", "") for row in rows] == [r.pattern for r in DEFAULT_RULES]
     assert json.loads(rows[-1][1]) == "fsdp"
     assert sum(int(row[2]) for row in rows) == len(jax.tree.leaves(experiment.shapes.params))
-    assert experiments.partition_table(training.assemble(_config(1))) is None
-    assert experiments.memory_table(experiment).row_count == 3
+    assert tables.partition_table(training.assemble(_config(1))) is None
+    assert tables.memory_table(experiment).row_count == 3
 
 
 def test_the_loop_waits_for_the_device_only_where_it_says_so(tmp_path, monkeypatch):

@@ -1,0 +1,115 @@
+"""What a run looks like before it starts: its parameters, tasks, memory, and who holds what."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from rich.markup import escape
+from rich.table import Table
+
+from mtmm_jax import model, parallel
+from mtmm_jax.mesh import Layout
+from mtmm_jax.model import Model
+from mtmm_jax.tasks.task import modalities_of
+from mtmm_jax.training.experiment import Experiment
+
+
+def parameter_table(params: Any) -> Table:
+    """Parameters by module: path, tensors, numbers, megabytes."""
+    groups: dict[str, list[Any]] = {}
+    for path, leaf in model.flatten(params).items():
+        groups.setdefault("/".join(path.split("/")[:2]), []).append(leaf)
+    table = Table(title="parameters")
+    table.add_column("module")
+    for column in ("tensors", "parameters", "MB"):
+        table.add_column(column, justify="right")
+    total = 0
+    for name, leaves in groups.items():
+        size = sum(math.prod(leaf.shape) for leaf in leaves)
+        total += size
+        bytes_ = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+        table.add_row(name, str(len(leaves)), f"{size:,}", f"{bytes_ / 1e6:.2f}")
+    table.add_section()
+    table.add_row("total", "", f"{total:,}", "")
+    return table
+
+
+def task_table(built: Model) -> Table:
+    """The task x modality matrix: who reads what, and where the labels are."""
+    table = Table(title="tasks x modalities")
+    for column in ("task", "kind", "label", *built.encoders):
+        table.add_column(column)
+    for name, task in built.tasks.items():
+        marks = []
+        for modality in built.encoders:
+            reads = [r for r in task.reads if modality in modalities_of(r, built.encoders)]
+            marks.append(", ".join("fused" if r == "fused" or "+" in r else "own" for r in reads))
+        table.add_row(name, task.kind, task.target or "(none)", *marks)
+    return table
+
+
+def memory_table(experiment: Experiment) -> Table:
+    """What the compiled step takes, by the compiler's own account."""
+    devices = experiment.devices
+    rows = experiment.config["batch_size"]
+    if isinstance(devices, Layout):
+        state = parallel.abstract(experiment.shapes, devices)
+        program = parallel.program(experiment.step(), devices)
+    else:
+        rows //= devices
+        state, program = experiment.shapes, parallel.program(experiment.step())
+    batch = jax.eval_shape(lambda: experiment.model.spec.example(rows))
+    if isinstance(devices, Layout):
+        batch = jax.tree.map(lambda x: x.update(sharding=devices.rows), batch)
+    analysis = program.lower(state, batch).compile().memory_analysis()
+    state_bytes = sum(_bytes_a_device(x) for x in jax.tree.leaves(state))
+    table = Table(title="memory a device (estimate)")
+    table.add_column("what")
+    table.add_column("MB", justify="right")
+    table.add_row("parameters, optimiser and balancing state", f"{state_bytes / 1e6:.1f}")
+    if analysis is not None:
+        table.add_row("activations and temporaries", f"{analysis.temp_size_in_bytes / 1e6:.1f}")
+        inputs = analysis.argument_size_in_bytes - state_bytes
+        table.add_row("batch", f"{max(inputs, 0) / 1e6:.1f}")
+    return table
+
+
+def partition_table(experiment: Experiment) -> Table | None:
+    """On a mesh: each partition rule, what it takes, and what of that a device holds."""
+    layout = experiment.devices
+    if not isinstance(layout, Layout):
+        return None
+    said = " x ".join(f"{name} {size}" for name, size in layout.mesh.shape.items())
+    table = Table(title=f"partition: {said}")
+    for column in ("paths", "axes"):
+        table.add_column(column)
+    for column in ("tensors", "MB", "MB a device"):
+        table.add_column(column, justify="right")
+    params = parallel.abstract(experiment.shapes.params, layout)
+    for rule in layout.rules:
+        mine = [x for path, x in model.flatten(params).items() if layout.placed[path][1] == rule]
+        whole = sum(math.prod(x.shape) * _itemsize(x.dtype) for x in mine)
+        own = sum(map(_bytes_a_device, mine))
+        axes = json.dumps(rule.axes)
+        table.add_row(
+            escape(rule.pattern),
+            escape(axes),
+            str(len(mine)),
+            f"{whole / 1e6:.2f}",
+            f"{own / 1e6:.2f}",
+        )
+    return table
+
+
+def _bytes_a_device(x: Any) -> int:
+    sharding = getattr(x, "sharding", None)
+    shape = x.shape if sharding is None else sharding.shard_shape(x.shape)
+    return math.prod(shape) * _itemsize(x.dtype)
+
+
+def _itemsize(dtype: Any) -> int:
+    return 8 if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) else np.dtype(dtype).itemsize
