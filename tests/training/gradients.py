@@ -5,6 +5,7 @@
 is one of several processes; the first writes what `one_step` gives.
 """
 
+import contextlib
 import json
 import sys
 
@@ -55,6 +56,19 @@ def start(built, balancer):
     return TrainState(np.zeros((), np.int32), params, stats, optimizer, balancing)
 
 
+@contextlib.contextmanager
+def unwritten():
+    """No program of several devices goes into the compile cache: XLA has been seen to end the
+    process while it wrote one, and while it read one back."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, name)
+    jax.config.update(name, 1e9)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+
+
 def steps(method, devices, *, accumulate=1, tasks=None, **changes):
     """The state before the first step, the devices, and the step, compiled in a hurry."""
     built = toy.build(tasks or TASKS, **{**MODEL, **changes})
@@ -69,7 +83,8 @@ def steps(method, devices, *, accumulate=1, tasks=None, **changes):
         if devices != 1:
             rows = devices.take(parallel.share(rows, devices))
         program = parallel.program(step, devices, donate=False)
-        fast = program.lower(state, rows).compile({"xla_backend_optimization_level": 0})
+        with unwritten():
+            fast = program.lower(state, rows).compile({"xla_backend_optimization_level": 0})
         take = (lambda x: x) if devices == 1 else devices.take
         return state, devices, lambda state, batch: fast(state, take(batch))
     return state, devices, parallel.wrap(step, devices, donate=False)
