@@ -37,6 +37,11 @@ def parameters(constructor: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     }
 
 
+def entry_of(spec: str | Mapping[str, Any]) -> dict[str, Any]:
+    """A config's entry as a dict of its own: `"mean"` is short for `{"kind": "mean"}`."""
+    return {"kind": spec} if isinstance(spec, str) else dict(spec)
+
+
 def build(
     table: Mapping[str, Callable[..., Any]],
     spec: str | Mapping[str, Any],
@@ -59,7 +64,7 @@ def build(
         ConfigError: for an unknown kind or hyper-parameter, or a missing one.
     """
     context = {"where": where, **context}
-    hyper = {"kind": spec} if isinstance(spec, str) else dict(spec)
+    hyper = entry_of(spec)
     if "kind" not in hyper:
         raise ConfigError(f"{where}: needs a `kind`; choices: {', '.join(sorted(table))}")
     kind = choose(hyper.pop("kind"), table, f"{where}.kind", "kind")

@@ -17,6 +17,7 @@ from mtmm_jax.balancing.scalarisations import cosmos, gls, pbi, stch
 from mtmm_jax.balancing.stateful_rules import gradnorm, learned, modo, pcd, sdmgrad
 from mtmm_jax.balancing.wrappers import WRAPPERS
 from mtmm_jax.registry import build as build_entry
+from mtmm_jax.registry import entry_of
 
 METHODS: dict[str, Callable[..., Balancer]] = {
     "equal": equal,
@@ -66,7 +67,7 @@ def build(spec: str | Mapping[str, Any], num_tasks: int) -> Balancer:
             `{"kind": "cagrad", "c": 0.4, "wrap": [{"kind": "smoothed", "decay": 0.9}]}`.
         num_tasks: K.
     """
-    hyper = {"kind": spec} if isinstance(spec, str) else dict(spec)
+    hyper = entry_of(spec)
     around = hyper.pop("wrap", ())
     balancer = build_entry(METHODS, hyper, num_tasks, where="balancing")
     for number, wrapper in enumerate([around] if isinstance(around, str) else around):

@@ -139,8 +139,10 @@ def _step(trunk: str, k: int, name: Name, chunk: int) -> tuple[Any, float]:
 
 def _torch_floor(trunk: str, k: int) -> float:
     from mtmm_jax.benchmarks import balancing_peers as others
+    from mtmm_jax.benchmarks.torch_threads import choose_threads
 
-    threads = others.choose_threads(trunk, models.data(trunk, k, BATCH[trunk]))
+    plain = others.step(trunk, "equal", "equal", models.data(trunk, k, BATCH[trunk]))
+    threads = choose_threads(plain, rounds=15)
     print(f"  peers on {threads} thread(s)", flush=True)
     return _step(trunk, k, ("equal", "equal", "torchjd"), 1)[1]
 

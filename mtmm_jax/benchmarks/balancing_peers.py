@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -132,28 +131,6 @@ def _backward(method: str, engine: str, body: nn.Module, num_tasks: int) -> Call
         each.backward(aggregator.gramian_weighting(grams.compute_gramian(each)))
 
     return by_autogram
-
-
-def choose_threads(trunk: str, batch: dict[str, np.ndarray]) -> int:
-    """Gives PyTorch the number of threads at which its equal-weight step is fastest just now.
-
-    On a busy machine OpenMP threads that wait for each other can cost it a factor of ten. The
-    best time counts: a passing disturbance must not take a thread away for the whole run.
-    """
-    call = step(trunk, "equal", "equal", batch)
-    cost = {}
-    for threads in range(1, (os.cpu_count() or 1) + 1):
-        torch.set_num_threads(threads)
-        call()
-        times = []
-        for _ in range(15):
-            start = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - start)
-        cost[threads] = min(times)
-    best = min(cost, key=cost.__getitem__)
-    torch.set_num_threads(best)
-    return best
 
 
 def peak_mb(call: Callable[[], None]) -> float:

@@ -193,11 +193,12 @@ def measure(name: str, batch: int, seconds: float, peers: bool) -> dict[str, Any
     row = {"name": name, "batch": batch, "parameters": size, "threads": None}
     if peers:
         from mtmm_jax.benchmarks import blocks_peers as others
+        from mtmm_jax.benchmarks.torch_threads import choose_threads
 
         if name in others.TWINS:
             calls["peer"] = others.step(name, module, variables, entry["x"], target)
             _same(name, calls)
-            row["threads"] = others.choose_threads(calls["peer"])
+            row["threads"] = choose_threads(calls["peer"], rounds=5)
     times = interleaved(calls, seconds, warm=True)
     ours, peer = times["ours"], times.get("peer")
     measured = {"ours_ms": round(ours, 3), "peer_ms": peer and round(peer, 3)}

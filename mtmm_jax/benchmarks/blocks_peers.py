@@ -6,7 +6,6 @@ Needs `torch`, which the user installs; only `blocks --peers` imports it.
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -76,20 +75,3 @@ def step(
         return loss.item()
 
     return run
-
-
-def choose_threads(call: Callable[[], Any], rounds: int = 5) -> int:
-    """Gives PyTorch one thread or two, whichever is faster just now; the best time counts."""
-    cost = {}
-    for threads in (1, 2):
-        torch.set_num_threads(threads)
-        call()
-        times = []
-        for _ in range(rounds):
-            start = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - start)
-        cost[threads] = min(times)
-    best = min(cost, key=cost.__getitem__)
-    torch.set_num_threads(best)
-    return best

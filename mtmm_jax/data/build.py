@@ -106,7 +106,7 @@ def in_step(config: Any) -> Mapping[str, str]:
 
 def build(config: Any, where: str = "data") -> Source:
     """A source by name or section; `config` may hold any of `OPTIONS` besides."""
-    section = {"kind": config} if isinstance(config, str) else dict(config)
+    section = registry.entry_of(config)
     section.pop("in_step", None)
     options = {key: section.pop(key) for key in OPTIONS if key in section}
     source = registry.build(SOURCES, section, where=where)

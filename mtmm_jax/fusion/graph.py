@@ -21,7 +21,7 @@ from mtmm_jax.fusion.transformer import (
     float32,
     read_in,
 )
-from mtmm_jax.layers.latents import masked_softmax
+from mtmm_jax.layers.softmax import masked_softmax
 from mtmm_jax.registry import ConfigError, choose
 
 NODES = ("modality", "token")

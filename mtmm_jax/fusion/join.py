@@ -102,5 +102,6 @@ class Into(nn.Module):
             own = spread_out(fused.select(self.modality).values, groups, tokens)
             h = jnp.concatenate([own, jnp.broadcast_to(h, own.shape)], axis=-1)
         x = nn.Dense(tokens.values.shape[-1], name="project")(h)
-        x = x + tokens.values if self.own else x + 0 * tokens.values
-        return tokens.replace_values(x)
+        if self.own:
+            return tokens.replace_values(x + tokens.values)
+        return tokens.replace_values(jnp.broadcast_to(x, tokens.values.shape))

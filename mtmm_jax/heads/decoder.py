@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens
 from mtmm_jax.heads.bound import Bound
-from mtmm_jax.layers import Dropout, FeedForward, sinusoid
+from mtmm_jax.layers import Dropout, FeedForward, masked_softmax, sinusoid
 from mtmm_jax.registry import ConfigError
 
 END = 0  # the id that ends a text, and begins it
@@ -71,8 +71,7 @@ class DecoderBlock(nn.Module):
 def _attend(query: jax.Array, key: jax.Array, value: jax.Array, allowed: jax.Array) -> jax.Array:
     """`[B, N, D]`; zero where nothing may be seen."""
     logits = jnp.einsum("bhnd,bhmd->bhnm", query, key) * query.shape[-1] ** -0.5
-    logits = jnp.where(allowed, logits.astype(jnp.float32), jnp.finfo(jnp.float32).min)
-    weights = jnp.where(allowed, jax.nn.softmax(logits), 0.0).astype(value.dtype)
+    weights = masked_softmax(logits, allowed).astype(value.dtype)
     mixed = jnp.einsum("bhnm,bhmd->bhnd", weights, value).transpose(0, 2, 1, 3)
     return mixed.reshape(*mixed.shape[:2], -1)
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens
-from mtmm_jax.layers import Dropout, gelu
+from mtmm_jax.layers import Dropout, gelu, masked_softmax
 from mtmm_jax.registry import choose
 
 
@@ -24,8 +24,7 @@ class Pool(nn.Module):
         if self.kind == "mean":
             return tokens.mean()
         scores = nn.Dense(1, name="score")(tokens.values)[..., 0]
-        scores = jnp.where(tokens.mask, scores, jnp.finfo(jnp.float32).min)
-        weights = jnp.where(tokens.mask, nn.softmax(scores), 0.0)
+        weights = masked_softmax(scores, tokens.mask)
         self.sow("intermediates", "weights", weights)
         return jnp.einsum("bn,bnd->bd", weights, tokens.values)
 

@@ -15,7 +15,6 @@ from mtmm_jax.layers.feed_forward import gelu as gelu
 from mtmm_jax.layers.gru import GRU as GRU
 from mtmm_jax.layers.latents import CrossBlock as CrossBlock
 from mtmm_jax.layers.latents import Latents as Latents
-from mtmm_jax.layers.latents import masked_softmax as masked_softmax
 from mtmm_jax.layers.norms import NORMS as NORMS
 from mtmm_jax.layers.norms import BatchNorm as BatchNorm
 from mtmm_jax.layers.norms import GroupNorm as GroupNorm
@@ -26,3 +25,4 @@ from mtmm_jax.layers.patches import patches as patches
 from mtmm_jax.layers.positions import fourier as fourier
 from mtmm_jax.layers.positions import sinusoid as sinusoid
 from mtmm_jax.layers.run import Run as Run
+from mtmm_jax.layers.softmax import masked_softmax as masked_softmax

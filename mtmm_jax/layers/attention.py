@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from mtmm_jax.layers.dropout import Dropout
 from mtmm_jax.layers.feed_forward import Dense, FeedForward
 from mtmm_jax.layers.norms import LayerNorm
+from mtmm_jax.layers.softmax import masked_softmax
 
 
 class Attention(nn.Module):
@@ -44,9 +45,7 @@ class Attention(nn.Module):
         )
         logits = jnp.einsum("bhnd,bhmd->bhnm", query, key, preferred_element_type=jnp.float32)
         logits = logits * (width // self.heads) ** -0.5
-        allowed = mask[:, None, None, :]
-        logits = jnp.where(allowed, logits, jnp.finfo(jnp.float32).min)
-        weights = jnp.where(allowed, jax.nn.softmax(logits), 0.0).astype(value.dtype)
+        weights = masked_softmax(logits, mask[:, None, None, :]).astype(value.dtype)
         self.sow("intermediates", "weights", weights)
         mixed = jnp.einsum("bhnm,bhmd->bhnd", weights, value)
         mixed = mixed.transpose(0, 2, 1, 3).reshape(queries.shape)

@@ -63,9 +63,3 @@ class CrossBlock(nn.Module):
         hidden = self.expansion * z.shape[-1]
         h = FeedForward(hidden, self.dropout, self.dtype, name="feed_forward")(h, **noise)
         return z + Dropout(self.dropout)(h, **noise)
-
-
-def masked_softmax(logits: jax.Array, allowed: jax.Array) -> jax.Array:
-    """The softmax over the last axis where `allowed`; zeros, not NaN, where nothing is."""
-    logits = jnp.where(allowed, logits.astype(jnp.float32), jnp.finfo(jnp.float32).min)
-    return jnp.where(allowed, jax.nn.softmax(logits), 0.0)

@@ -14,7 +14,7 @@ from mtmm_jax.fusion.join import Into, Trunk
 from mtmm_jax.model.model import Model
 from mtmm_jax.model.stages import STAGES, Fusing
 from mtmm_jax.registry import ConfigError
-from mtmm_jax.tasks.task import FUSED, Task, modalities_of, parse_reads
+from mtmm_jax.tasks.task import FUSED, Task, is_fusion, modalities_of, parse_reads
 
 MODEL_KEYS = (
     "width",
@@ -63,7 +63,7 @@ def build(model: Mapping[str, Any], task_configs: Mapping[str, Any], spec: Spec)
         "align": _optional(fusion.ALIGNMENTS, model.get("align"), "model.align", "none"),
     }
     fusions, decisions = {}, {}
-    for read in (read for read in reads if read == FUSED or "+" in read):
+    for read in filter(is_fusion, reads):
         names = modalities_of(read, encoders)
         if stage == "decision":
             fusions[read] = Fusing(stage, None, **prepare)
@@ -94,7 +94,7 @@ def _regularisers(
     found = {}
     for i, config in enumerate(model.get("regularisers") or ()):
         where = f"model.regularisers[{i}]"
-        config = dict({"kind": config} if isinstance(config, str) else config)
+        config = registry.entry_of(config)
         alpha = config.pop("alpha", 1.0)
         for key, value in (("regulariser_scale", scale), (f"regularisers[{i}].alpha", alpha)):
             if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
@@ -109,7 +109,7 @@ def _regularisers(
 
 def _stage(config: Any) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """The stage, its own options, and the fusion's kind with its hyper-parameters."""
-    kind = dict({"kind": config} if isinstance(config, str) else config)
+    kind = registry.entry_of(config)
     stage = registry.choose(kind.pop("stage", "late"), STAGES, "model.fusion.stage", "stage")
     options = {key: kind.pop(key) for key in STAGE_KEYS if key in kind}
     for key in options:
@@ -166,7 +166,7 @@ def _decisions(
             )
     decisions = {}
     for name, task in built.items():
-        fused = [read for read in task.reads if read == FUSED or "+" in read]
+        fused = [read for read in task.reads if is_fusion(read)]
         if not fused:
             continue
         if len(task.reads) > 1:
@@ -202,7 +202,7 @@ def _with_unimodal(
     for name, config in configs.items():
         if config is None:
             continue
-        config = dict({"kind": config} if isinstance(config, str) else config)
+        config = registry.entry_of(config)
         alone = config.pop("unimodal", False)
         if alone not in (False, True, "probe"):
             raise ConfigError(f"tasks.{name}.unimodal: {alone!r}; choices: False, True, 'probe'")
@@ -212,7 +212,7 @@ def _with_unimodal(
         target = config.get("target") or name
         made_from = spec.targets[target].made_from if target in spec.targets else ()
         reads = parse_reads(config.get("reads", FUSED), spec.modalities, f"tasks.{name}")
-        if len(reads) > 1 or (reads[0] != FUSED and "+" not in reads[0]):
+        if len(reads) > 1 or not is_fusion(reads[0]):
             raise ConfigError(f"tasks.{name}.unimodal: the task must read one fusion, not {reads}")
         for modality in modalities_of(reads[0], encoders):
             if modality not in made_from:
@@ -282,7 +282,7 @@ def _task(
     name: str, config: Any, encoders: Iterable[str], spec: Spec, make_head: Callable[..., Any]
 ) -> Task:
     where = f"tasks.{name}"
-    config = dict({"kind": config} if isinstance(config, str) else config)
+    config = registry.entry_of(config)
     reads = parse_reads(config.pop("reads", FUSED), spec.modalities, where)
     for read in reads:
         for modality in modalities_of(read, encoders):

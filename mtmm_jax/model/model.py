@@ -73,6 +73,12 @@ class Model:
         self._readout(run, dict.fromkeys(self.tasks, shared))
         return run.variables
 
+    @functools.cached_property
+    def shapes(self) -> dict[str, Any]:
+        """The variables with shapes and dtypes, and no numbers."""
+        batch = self.spec.example(2)
+        return jax.eval_shape(lambda: self.init(jax.random.key(0), batch))
+
     def trunk(
         self,
         variables: Mapping[str, Any],

@@ -16,7 +16,7 @@ from rich.table import Table
 from mtmm_jax.data.folds import folds
 from mtmm_jax.data.source import Source
 from mtmm_jax.model import build
-from mtmm_jax.registry import ConfigError
+from mtmm_jax.registry import ConfigError, entry_of
 from mtmm_jax.runs.fronts import MEAN, Outcome, outcome, ranked, score, shown
 from mtmm_jax.runs.plans import claim
 from mtmm_jax.training.checkpoints import Checkpoints
@@ -82,7 +82,7 @@ def candidates(weights: Sequence[str], grid: str | None, tasks: Sequence[str]) -
 def weighted_config(config: Mapping[str, Any], weights: Sequence[float]) -> dict[str, Any]:
     """The config with other static weights; all else of `balancing` stays."""
     kind = config["balancing"]
-    section = {"kind": kind} if isinstance(kind, str) else dict(kind)
+    section = entry_of(kind)
     if section.get("kind") != "static":
         raise ConfigError(
             f"config.balancing.kind: {section.get('kind')!r} chooses weights itself; --cv chooses "

@@ -93,6 +93,11 @@ def parse_reads(reads: str | Iterable[str], modalities: Iterable[str], where: st
     return tuple(parsed)
 
 
+def is_fusion(read: str) -> bool:
+    """Whether an entry of `Task.reads` is a fusion, of all modalities or of some."""
+    return read == FUSED or "+" in read
+
+
 def modalities_of(read: str, modalities: Iterable[str]) -> tuple[str, ...]:
     """The modalities behind one entry of `Task.reads`."""
     return tuple(modalities) if read == FUSED else tuple(read.split("+"))

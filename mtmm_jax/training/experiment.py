@@ -17,7 +17,7 @@ from mtmm_jax.mesh import Layout
 from mtmm_jax.model import Model
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.training import config as configs
-from mtmm_jax.training import imbalance, optimizers, per_path, per_task, privacy
+from mtmm_jax.training import imbalance, optimizers, per_path, per_task, privacy, relatedness
 from mtmm_jax.training.imbalance import Imbalance
 from mtmm_jax.training.step import TrainState, init_state, make_step
 
@@ -49,6 +49,11 @@ class Experiment:
 
     def init(self) -> TrainState:
         """On one device, or as it lies on the mesh."""
+        if (self.config.get("relatedness") or {"found": True}).get("found") is None:
+            raise ConfigError(
+                "relatedness: was not measured; mtmm_jax.train does so before the first step "
+                "(training.relatedness.begin)"
+            )
         mesh = self.devices if isinstance(self.devices, Layout) else None
         return self._init(None if mesh is None else mesh.of(self.shapes))
 
@@ -73,22 +78,33 @@ class Experiment:
             **self.trainer,
         )
 
+    def changed(self, **sections: Any) -> Experiment:
+        """The experiment of this config with other sections, on the same data."""
+        return assemble({**self.config, **sections}, source=self.source)
 
-def assemble(config: Any, spec: Spec | None = None) -> Experiment:
+
+def assemble(config: Any, spec: Spec | None = None, source: Any = None) -> Experiment:
     """Builds and checks every part; raises a `ConfigError` that names value, place and choices.
 
-    With a `spec` the data are left alone: all that a finished run needs to predict.
+    With a `spec` the data are left alone: all that a finished run needs to predict. With a `source`
+    they are taken from it.
     """
     configs.check(config)
     plain = configs.as_dict(config)
+    related = relatedness.read(plain.get("relatedness"))
     devices = parallel.place(plain["devices"], plain["batch_size"])
     parallel.check_rows(plain["evaluation"]["batch_size"], devices, "evaluation.batch_size")
-    source = None if spec else data.build(plain["data"])
+    if source is None and spec is None:
+        source = data.build(plain["data"])
     built = model.build(plain["model"], plain["tasks"], spec or source.spec)
     options = dict(plain["optimizer"])
     built, against, make = imbalance.prepare(options.pop("imbalance", None), built, plain["steps"])
     paces, private = options.pop("tasks", None), options.pop("private", None)
-    balancer, trainer = _balancing(plain["balancing"], built, make, paces)
+    weighing = plain["balancing"]
+    if related is not None:
+        relatedness.check(related, built, plain)
+        weighing, built = relatedness.applied(related, built, plain)
+    balancer, trainer = _balancing(weighing, built, make, paces)
     if source is not None:
         _check_mixing(source, built, balancer)
         if in_step := data.in_step(plain["data"]):
@@ -109,7 +125,7 @@ def assemble(config: Any, spec: Spec | None = None) -> Experiment:
         )
     optimizer, rates = optimizers.build(options, plain["steps"], heads)
     if any(key in options for key in per_path.KEYS):  # rules by path are read where paths are
-        jax.eval_shape(optimizer.init, _parameter_shapes(built, plain["seed"]))
+        jax.eval_shape(optimizer.init, built.shapes["params"])
     if private is not None:
         if plain["optimizer"].get("imbalance") is not None:
             raise ConfigError(
@@ -117,21 +133,12 @@ def assemble(config: Any, spec: Spec | None = None) -> Experiment:
                 "which no noise covers"
             )
         trainer["private"] = privacy.read(private)
-        privacy.check(built, _variable_shapes(built, plain["seed"]).get("batch_stats", {}), plain)
+        privacy.check(built, built.shapes.get("batch_stats", {}), plain)
     best = plain["checkpoint"]["best"]
     registry.choose(best, ("mean", *built.tasks), "checkpoint.best", "task")
     if isinstance(devices, Layout):
-        devices = devices.resolve(_parameter_shapes(built, plain["seed"]))
+        devices = devices.resolve(built.shapes["params"])
     return Experiment(plain, source, built, balancer, optimizer, rates, trainer, devices, against)
-
-
-def _variable_shapes(built: Model, seed: int) -> Any:
-    batch = built.spec.example(2)
-    return jax.eval_shape(lambda: built.init(jax.random.key(seed), batch))
-
-
-def _parameter_shapes(built: Model, seed: int) -> Any:
-    return _variable_shapes(built, seed)["params"]
 
 
 def _check_mixing(source: Any, built: Model, balancer: Any) -> None:
@@ -175,7 +182,7 @@ def _balancing(
     make: imbalance.MakeBalancer = balancing.build,
     paces: Any = None,
 ) -> tuple[Any, dict[str, Any]]:
-    config = {"kind": config} if isinstance(config, str) else dict(config)
+    config = registry.entry_of(config)
     trainer = {key: config.pop(key) for key in TRAINER_KEYS if key in config}
     auxiliaries = config.pop("auxiliaries", "beside")
     registry.choose(auxiliaries, ("beside", "balanced"), "balancing.auxiliaries", "way")

@@ -151,7 +151,7 @@ def prepare(
     """
     if config is None:
         return built, None, balancing.build
-    hyper = {"kind": config} if isinstance(config, str) else dict(config)
+    hyper = registry.entry_of(config)
     kind = registry.choose(hyper.get("kind"), IMBALANCE, f"{where}.kind", "kind")
     task, modalities = _task(hyper.pop("task", None), built, where)
     heads = tuple(f"{task.name}_{modality}" for modality in modalities)
@@ -214,7 +214,7 @@ def _blender(
     members = [order.index(name) for name in names]
 
     def make(config: Any, num_tasks: int) -> balancing.Balancer:
-        config = {"kind": config} if isinstance(config, str) else dict(config)
+        config = registry.entry_of(config)
         if config != {"kind": "equal"}:
             raise ConfigError(
                 f"balancing: {config} beside {where}: blending sets the weights itself; "

@@ -96,7 +96,7 @@ def check(model: Any, batch_stats: PyTree, config: Mapping[str, Any]) -> None:
             "choose a model without regularisers and without the even use of experts"
         )
     spec = config["balancing"]
-    spec = {"kind": spec} if isinstance(spec, str) else spec
+    spec = registry.entry_of(spec)
     registry.choose(spec["kind"], METHODS, "balancing.kind", f"method with {where}")
     if spec.get("wrap"):
         raise ConfigError(f"balancing.wrap: with {where} weights are fixed; leave it out")

@@ -14,7 +14,7 @@ from rich.table import Table
 from mtmm_jax import model, parallel
 from mtmm_jax.mesh import Layout
 from mtmm_jax.model import Model
-from mtmm_jax.tasks.task import modalities_of
+from mtmm_jax.tasks.task import is_fusion, modalities_of
 from mtmm_jax.training.experiment import Experiment
 
 
@@ -47,7 +47,7 @@ def task_table(built: Model) -> Table:
         marks = []
         for modality in built.encoders:
             reads = [r for r in task.reads if modality in modalities_of(r, built.encoders)]
-            marks.append(", ".join("fused" if r == "fused" or "+" in r else "own" for r in reads))
+            marks.append(", ".join("fused" if is_fusion(r) else "own" for r in reads))
         table.add_row(name, task.kind, task.target or "(none)", *marks)
     return table
 
