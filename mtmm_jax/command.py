@@ -11,7 +11,11 @@ from typing import Any
 
 
 def prepare_jax() -> None:
-    """Compiler flags, malloc and the persistent compile cache (`MTMM_JAX_CACHE`, empty: off)."""
+    """Compiler flags, malloc and the persistent compile cache (`MTMM_JAX_CACHE`, empty: off).
+
+    Nothing is kept where one CPU stands for several devices: XLA has ended the process while it
+    wrote such a program, and while it read one back.
+    """
     from mtmm_jax import parallel
 
     parallel.set_cpu_flags()
@@ -20,7 +24,8 @@ def prepare_jax() -> None:
 
     default = Path.home() / ".cache" / "mtmm_jax" / "compiled"
     folder = os.environ.get("MTMM_JAX_CACHE", str(default))
-    if folder:
+    forced = "--xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if folder and not forced and jax.config.jax_num_cpu_devices <= 1:
         jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

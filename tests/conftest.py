@@ -1,16 +1,27 @@
-"""Several CPU devices, strict dtype promotion, and a compile cache shared by the workers."""
+"""Several CPU devices, strict dtype promotion, programs compiled in a hurry and cached."""
 
 import os
 import sys
 import tempfile
+from importlib import metadata
 from pathlib import Path
 
+import pytest
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Devices that wait for each other are threads here; on a busy machine one may come late, and XLA
-# ends the process after forty seconds.
-_PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
-if _PATIENCE.partition("=")[0] not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_PATIENCE}".strip()
+_FLAGS = {
+    # Devices that wait for each other are threads here; on a busy machine one may come late, and
+    # XLA ends the process after forty seconds.
+    "--xla_cpu_collective_call_terminate_timeout_seconds": 600,
+    # The suite compiles far longer than it computes: these more than halve it.
+    "--xla_backend_optimization_level": 0,
+    "--xla_cpu_parallel_codegen_split_count": 1,
+}
+if metadata.version("jaxlib").startswith("0.10."):  # a flag that a release lacks ends the process
+    _FLAGS["--xla_cpu_use_fusion_emitters"] = "false"
+_GIVEN = os.environ.get("XLA_FLAGS", "")
+_MISSING = [f"{name}={value}" for name, value in _FLAGS.items() if name not in _GIVEN]
+os.environ["XLA_FLAGS"] = " ".join([_GIVEN, *_MISSING]).strip()
 
 import jax  # noqa: E402
 
@@ -24,3 +35,29 @@ from absl import flags  # noqa: E402
 
 if not flags.FLAGS.is_parsed():  # Grain's workers read absl flags
     flags.FLAGS(sys.argv[:1])
+
+
+@pytest.fixture
+def uncached():
+    """Keeps programs out of the compile cache: XLA has ended the process while it wrote one of
+    several CPU devices, and while it read one back."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, name)
+    jax.config.update(name, 1e9)
+    yield
+    jax.config.update(name, before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_end_with_their_file():
+    """A whole suite's programs fill gigabytes, and all mappings that a process may have."""
+    yield
+    jax.clear_caches()
+
+
+LONGEST = ("test_commands.py", "test_model.py", "test_processes.py", "test_methods.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first: none is left at the end for one worker alone."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)

@@ -152,6 +152,7 @@ def test_a_task_without_what_it_reads_is_at_chance(scores):
                 assert found[name] == pytest.approx(scores[frozenset()][name])
 
 
+@pytest.mark.usefixtures("uncached")
 def test_several_devices_find_the_same(world, scores):
     from mtmm_jax import parallel
 

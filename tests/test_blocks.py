@@ -48,7 +48,7 @@ def _encoder(kind, name):
         rate=modality.rate,
     )
     entry = clean(toy.batch(holes=False)["inputs"])[name]
-    return module, toy.variables(module, entry), toy.jit(module.apply)
+    return module, toy.variables(module, entry), jax.jit(module.apply)
 
 
 @EVERY
@@ -150,7 +150,7 @@ def test_every_parameter_of_an_encoder_learns(kind, name):
     jax.eval_shape(lambda params: loss(params, module), params)
     # Noise is half of what there is to compile, and no parameter's.
     still = module.clone(dropout=0.0) if hasattr(module, "dropout") else module
-    gradient = toy.jit(jax.grad(lambda params: loss(params, still)))
+    gradient = jax.jit(jax.grad(lambda params: loss(params, still)))
 
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient(params)):
         assert np.abs(leaf).max() > 0, jax.tree_util.keystr(path)

@@ -88,7 +88,7 @@ def _agree(fast, plain, *args, atol=1e-5):
             out = function(*args)
             return jnp.sin(out + jnp.arange(out.size, dtype=out.dtype).reshape(out.shape)).sum()
 
-        return toy.jit(lambda *args: (function(*args), jax.grad(loss, range(len(args)))(*args)))
+        return jax.jit(lambda *args: (function(*args), jax.grad(loss, range(len(args)))(*args)))
 
     there, back = wavy(plain)(*args), wavy(fast)(*args)
     for a, b in zip(jax.tree.leaves(there), jax.tree.leaves(back), strict=True):

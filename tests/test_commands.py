@@ -102,9 +102,8 @@ def test_a_finished_run_is_not_run_again(finished):
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize(
-    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_stopped_and_resumed_equals_never_stopped(finished, tmp_path, number):
     workdir = tmp_path / "stopped"
     process = _start(*_train(workdir))

@@ -47,8 +47,8 @@ def test_bfloat16_is_close_and_leaves_as_float32(kind):
             seen.append(tokens)
         return seen
 
-    there = toy.jit(plain.apply)(variables, entry)
-    back = toy.jit(halves)(variables)
+    there = jax.jit(plain.apply)(variables, entry)
+    back = jax.jit(halves)(variables)
     assert [tokens.values.dtype for tokens in back] == [jnp.float32] * 3
     shapes = jax.eval_shape(narrow.init, jax.random.key(0), entry)
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
@@ -116,7 +116,7 @@ def test_a_cnn_is_its_formula():
         x = np.maximum(x, 0.0)
         x = np.max([x[:, i::2, j::2] for i in range(2) for j in range(2)], axis=0)
     last = variables["params"]["project"]
-    tokens = toy.jit(module.apply)(variables, entry)
+    tokens = jax.jit(module.apply)(variables, entry)
     np.testing.assert_allclose(tokens.grid(), x @ last["kernel"] + last["bias"], atol=1e-4)
     np.testing.assert_allclose(tokens.positions[0, :2], [[2.0, 2.0], [2.0, 6.0]])
 
@@ -154,7 +154,7 @@ def test_rematerialised_blocks_have_the_same_parameters_and_gradients():
         return loss
 
     assert "remat" in str(jax.make_jaxpr(jax.grad(gradient(saving)))(variables))
-    there, back = (toy.jit(jax.grad(gradient(m)))(variables) for m in (plain, saving))
+    there, back = (jax.jit(jax.grad(gradient(m)))(variables) for m in (plain, saving))
     for a, b in zip(jax.tree.leaves(there), jax.tree.leaves(back), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
@@ -171,10 +171,10 @@ def test_a_vit_keeps_its_registers_and_may_give_its_summary():
     tokens = {}
     for name, module in modules.items():
         variables = toy.variables(module, entry)
-        tokens[name] = toy.jit(module.apply)(variables, entry)
+        tokens[name] = jax.jit(module.apply)(variables, entry)
         own = variables["params"]["registers"]
         changed = {"params": {**variables["params"], "registers": jnp.cos(own)}}
-        moved = toy.jit(module.apply)(changed, entry).values
+        moved = jax.jit(module.apply)(changed, entry).values
         assert np.abs(moved - tokens[name].values).max() > 1e-3
     assert tokens["registers"].grid().shape == (8, 2, 2, 16)
     assert tokens["summary"].values.shape == (8, 1, 16)
@@ -193,13 +193,13 @@ def test_a_clip_is_read_by_any_image_encoder_and_body(temporal, frame, count):
     config = ConfigDict({"kind": "video_frames", "temporal": temporal, "frame": frame})
     module, entry = _build(config, name="video"), _entry("video")
     variables = toy.variables(module, entry)
-    tokens = toy.jit(module.apply)(variables, entry)
+    tokens = jax.jit(module.apply)(variables, entry)
     assert tokens.values.shape == (8, count, 16)
     hash(module)
     # In time: the first frame is not the second one.
     swapped = {**entry, "x": entry["x"][:, [1, 0, 2]]}
     seen = np.asarray(entry["mask"])[:, 1]
-    moved = toy.jit(module.apply)(variables, swapped)
+    moved = jax.jit(module.apply)(variables, swapped)
     difference = np.abs(moved.values - tokens.values)[seen].max((1, 2))
     assert (difference < 1e-5).all() if temporal == "mean" else (difference > 1e-4).all()
 
@@ -211,7 +211,7 @@ def test_absent_frames_are_in_no_statistics():
     entry = _entry("video")
     variables = toy.variables(module, entry)
     loud = np.where(entry["mask"][..., None, None, None], entry["x"], 50.0).astype(np.float32)
-    step = toy.jit(functools.partial(module.apply, train=True, mutable=["batch_stats"]))
+    step = jax.jit(functools.partial(module.apply, train=True, mutable=["batch_stats"]))
     (there, stats), (back, others) = (
         step(variables, {**entry, "x": x}) for x in (entry["x"], loud)
     )
@@ -233,7 +233,7 @@ def test_absent_frames_are_in_no_statistics():
 )
 def test_positions_are_seconds(kind, name, times):
     module, entry = _build(kind, name=name), _entry(name)
-    tokens = toy.jit(module.apply)(toy.variables(module, entry), entry)
+    tokens = jax.jit(module.apply)(toy.variables(module, entry), entry)
     np.testing.assert_allclose(tokens.positions[0, : len(times), 0], times, atol=1e-6)
 
 

@@ -52,7 +52,7 @@ def _apply(module, tokens, train=False):
     """Parameters, in float64, and what a module with them gives and tells; key 1 if it draws."""
     variables = toy.variables(module, tokens)
 
-    @toy.jit
+    @jax.jit
     def apply(variables, tokens, key):
         mutable = ["intermediates", "losses"]
         rngs = {"dropout": key}
@@ -350,7 +350,7 @@ def test_every_parameter_learns(module):
         waves = jnp.sin(fused.values + jnp.arange(float(WIDTH)))
         return jnp.where(fused.mask[..., None], waves, 0.0).sum()
 
-    gradient = toy.jit(jax.grad(loss))(variables["params"])
+    gradient = jax.jit(jax.grad(loss))(variables["params"])
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
         assert np.isfinite(leaf).all()
         assert np.abs(leaf).max() > 0, jax.tree_util.keystr(path)
@@ -362,7 +362,7 @@ def test_every_parameter_learns(module):
 def test_low_rank_starts_with_xavier_factors_and_no_bias():
     module = LowRankTensor(40, rank=5)
     tokens = {"a": Tokens(jnp.zeros((1, 1, 59)), jnp.ones((1, 1), bool))}
-    params = toy.jit(module.init)(jax.random.key(0), tokens)["params"]
+    params = jax.jit(module.init)(jax.random.key(0), tokens)["params"]
     assert params["factor_a"].shape == (5, 60, 40)
     np.testing.assert_allclose(params["factor_a"].std((1, 2)), (2 / 100) ** 0.5, rtol=0.1)
     assert not params["bias"].any()
@@ -374,10 +374,10 @@ def test_low_rank_starts_with_xavier_factors_and_no_bias():
 def test_signed_root_is_one_and_has_a_slope_everywhere():
     x = jnp.asarray([-4.0, -0.01, 0.01, 0.25, 9.0])
     np.testing.assert_allclose(signed_sqrt(x), [-2, -0.1, 0.1, 0.5, 3], atol=1e-5)
-    slopes = toy.jit(jax.vmap(jax.grad(signed_sqrt)))(x[3:])
+    slopes = jax.jit(jax.vmap(jax.grad(signed_sqrt)))(x[3:])
     np.testing.assert_allclose(slopes, [1, 1 / 6], rtol=1e-4)
     for function in (signed_sqrt, lambda z: unit(signed_sqrt(z))):
-        slopes = toy.jit(jax.jacobian(function))(jnp.zeros(3))
+        slopes = jax.jit(jax.jacobian(function))(jnp.zeros(3))
         assert np.isfinite(slopes).all()
         assert (np.diag(slopes) > 0).all()
     np.testing.assert_allclose(unit(jnp.asarray([[3.0, 4.0]])), [[0.6, 0.8]], rtol=1e-5)
@@ -395,7 +395,7 @@ def test_zero_inputs_give_no_nan_gradient(rule):
         return module.apply({"params": params}, zeros).values.sum()
 
     values = {name: part.values for name, part in tokens.items()}
-    gradients = toy.jit(jax.grad(loss, argnums=(0, 1)))(params, values)
+    gradients = jax.jit(jax.grad(loss, argnums=(0, 1)))(params, values)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
 
 
@@ -421,7 +421,7 @@ def test_product_of_experts_does_not_see_an_absent_modality():
     variables = toy.variables(module, more)
     less = {m: part for m, part in more.items() if m != "table"}
     own = {k: v for k, v in variables["params"].items() if not k.endswith("table")}
-    apply = toy.jit(module.apply)
+    apply = jax.jit(module.apply)
     there, gone = apply(variables, more), apply({"params": own}, less)
     np.testing.assert_array_equal(there.values, gone.values)
     np.testing.assert_array_equal(there.mask, gone.mask)
@@ -449,6 +449,7 @@ def test_product_of_experts_draws_in_training_and_is_held_to_the_prior():
     assert "losses" not in told
 
 
+@pytest.mark.usefixtures("uncached")
 def test_normal_draws_belong_to_the_rows():
     key = jax.random.key(3)
     several = jax.pmap(lambda key: batch_normal(key, (3, 4), "i"), axis_name="i")(
@@ -503,6 +504,7 @@ def test_balance_loss_is_one_when_even_and_largest_when_one_expert_does_all():
     assert not use.any()
 
 
+@pytest.mark.usefixtures("uncached")
 def test_balance_loss_and_its_gradient_add_over_devices():
     rng = np.random.default_rng(0)
     p = jnp.asarray(rng.dirichlet(np.ones(4), (6, 3)), jnp.float32)

@@ -85,7 +85,7 @@ def _made(kind):
             seen.get("intermediates", {}),
         )
 
-    return toy.variables(module, _world())["params"], toy.jit(jax.grad(loss, has_aux=True))
+    return toy.variables(module, _world())["params"], jax.jit(jax.grad(loss, has_aux=True))
 
 
 @functools.cache
@@ -348,7 +348,7 @@ def test_an_absent_modality_leaves_the_crossmodal_rest_alone():
         return {key: only(tree[key], value) for key, value in wanted.items()}
 
     assert not any("text" in key for key in names)
-    without = toy.jit(module.apply)({"params": only(params, names)}, pair)
+    without = jax.jit(module.apply)({"params": only(params, names)}, pair)
     _, (absent, _) = run(params, _world(text=np.zeros(7, bool)))
     there = np.asarray(without.present)
     np.testing.assert_array_equal(absent.present, there)
@@ -367,7 +367,7 @@ def _population(tokens, axis_name, params):
 
 def test_population_graph_is_its_formula():
     params, tokens = _made("population")[0], _world()
-    fused = toy.jit(lambda tokens: _population(tokens, None, params))(tokens)
+    fused = jax.jit(lambda tokens: _population(tokens, None, params))(tokens)
     params = _numpy(params)
     h = np.array([_original(params["pool"], tokens, row) for row in range(6)])  # row 6 is nobody
     unit = h / np.linalg.norm(h, axis=1, keepdims=True)
@@ -388,6 +388,7 @@ def test_population_graph_is_its_formula():
     assert (np.abs(fused - alone.values).max((1, 2))[:6] > 1e-3).any()
 
 
+@pytest.mark.usefixtures("uncached")
 def test_population_graph_on_two_devices_is_that_on_one():
     params = _made("population")[0]
     tokens = jax.tree.map(lambda *x: jnp.concatenate(x)[:12], _world(), _world(seed=1))
@@ -401,7 +402,7 @@ def test_population_graph_on_two_devices_is_that_on_one():
         found, values = jax.grad(loss, has_aux=True)(params)
         return (found if axis_name is None else jax.lax.psum(found, axis_name)), values
 
-    one, values = toy.jit(functools.partial(gradient, axis_name=None))(params, tokens)
+    one, values = jax.jit(functools.partial(gradient, axis_name=None))(params, tokens)
     halves = jax.tree.map(lambda x: x.reshape(2, 6, *x.shape[1:]), tokens)
     two, split = jax.pmap(
         functools.partial(gradient, axis_name="d"),
@@ -444,7 +445,7 @@ def _alignment(kind):
         )
         return total, aligned
 
-    return variables, toy.jit(jax.grad(loss, has_aux=True))
+    return variables, jax.jit(jax.grad(loss, has_aux=True))
 
 
 def _places(tokens, params, row, kind):
@@ -543,10 +544,10 @@ def test_resampling_in_space():
     )
     module = alignment.Resample("map", kernel=0.1)
     given = {"map": coarse, "photo": image}
-    aligned = toy.jit(module.apply)({}, given)
+    aligned = jax.jit(module.apply)({}, given)
     np.testing.assert_allclose(aligned["photo"].values, coarse.values, atol=1e-5)
     assert aligned["photo"].layout[0].grid == (3, 2)
-    aligned = toy.jit(alignment.Resample(2).apply)({}, given)
+    aligned = jax.jit(alignment.Resample(2).apply)({}, given)
     assert aligned["map"].layout[0].grid == (2, 2)
     np.testing.assert_allclose(
         aligned["map"].positions[0], [[2, 1.5], [2, 2.5], [4, 1.5], [4, 2.5]], atol=1e-6
@@ -585,7 +586,7 @@ def test_a_shifted_clock_is_recovered(kind):
         error = jnp.square(aligned["video"].values - aligned["audio"].values)
         return jnp.where(inner, error, 0.0).mean()
 
-    @toy.jit
+    @jax.jit
     def fit(clock):
         rule = optax.sgd(0.3)
 
@@ -626,6 +627,7 @@ def _on_two_devices(function, x, y, both, *more):
     return total[0], count[0], grad.reshape(x.shape)
 
 
+@pytest.mark.usefixtures("uncached")
 def test_contrastive_loss_is_its_formula_on_any_number_of_devices():
     x, y = _features(4, 4)
     ids = np.array([0, 1, 2, 3, 0, 5, 6, 7, 8, 1])
@@ -633,7 +635,7 @@ def test_contrastive_loss_is_its_formula_on_any_number_of_devices():
     def function(x, y, both, ids, axis_name=None):
         return alignment.contrastive_loss(x, y, both, scale=3.0, ids=ids, axis_name=axis_name)
 
-    run = toy.jit(jax.value_and_grad(lambda *args: function(*args)[0]))
+    run = jax.jit(jax.value_and_grad(lambda *args: function(*args)[0]))
     total, gradient = run(x, y, BOTH, ids)
     noise = np.where(BOTH[:, None], x, 1e3).astype(np.float32)
     np.testing.assert_allclose(run(noise, y, BOTH, ids)[0], total, rtol=1e-6)
@@ -670,13 +672,14 @@ def _halves():
     return slice(0, 5), slice(5, 10)
 
 
+@pytest.mark.usefixtures("uncached")
 def test_cca_loss_is_its_formula_on_any_number_of_devices():
     x, y = _features(3, 2)
 
     def function(x, y, both, axis_name=None):
         return alignment.cca_loss(x, y, both, ridge=1e-3, axis_name=axis_name)
 
-    run = toy.jit(jax.value_and_grad(lambda *args: function(*args)[0]))
+    run = jax.jit(jax.value_and_grad(lambda *args: function(*args)[0]))
     total, gradient = run(x, y, BOTH)
     a, b = (f[BOTH] - f[BOTH].mean(0) for f in _numpy((x, y)))
 
@@ -697,7 +700,7 @@ def test_cca_loss_is_blind_to_linear_maps_and_safe_with_few_rows():
     x, _ = _features(3, 3, rows=40)
     every = np.ones(40, bool)
     turned = x @ np.array([[2, 1, 0], [0, 1, 0], [3, 0, 1]], np.float32) + 5
-    run = toy.jit(jax.value_and_grad(lambda *args: alignment.cca_loss(*args)[0]))
+    run = jax.jit(jax.value_and_grad(lambda *args: alignment.cca_loss(*args)[0]))
     assert run(x, turned, every)[0] / 40 < 0.01
     assert run(x, _features(3, 3, rows=40, seed=1)[0], every)[0] / 40 > 0.5
     for rows in range(4):

@@ -66,7 +66,7 @@ def _fusion(kind, modalities):
         gradient, (fused, seen) = jax.grad(wavy, has_aux=True)(params, tokens)
         return fused, seen, gradient
 
-    return module, params, toy.jit(both)
+    return module, params, jax.jit(both)
 
 
 def test_fusions_say_their_limits():
@@ -128,7 +128,7 @@ def test_half_precision_in_is_half_precision_through(kind):
         name: dataclasses.replace(t, values=t.values.astype(jnp.bfloat16))
         for name, t in tokens.items()
     }
-    rough = toy.jit(module.apply)({"params": params}, half)
+    rough = jax.jit(module.apply)({"params": params}, half)
     kept = np.asarray(fused.mask)
     exact = np.asarray(fused.values, np.float32)[kept]
     error = np.abs(np.asarray(rough.values, np.float32)[kept] - exact)

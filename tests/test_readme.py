@@ -45,7 +45,10 @@ def test_ci_runs_the_commands_of_the_readme():
 )
 def test_tables_are_told_whole(name, table):
     row = next(line for line in README.splitlines() if f"`{name}`" in line)
-    assert [entry.strip() for entry in row.split("|")[4].split(",")] == list(table)
+    ours = [
+        n for n, make in table.items() if not getattr(make, "__module__", "").startswith("tests")
+    ]
+    assert [entry.strip() for entry in row.split("|")[4].split(",")] == ours
 
 
 def test_the_number_of_methods_is_told():

@@ -37,7 +37,7 @@ VIEW = View(
 
 def _value(kind, **hyper):
     term = registry.build(REGULARISERS, {"kind": kind, **hyper}, where="test").term
-    total, count = toy.jit(lambda tokens: term(_with(tokens)))(VIEW.tokens)
+    total, count = jax.jit(lambda tokens: term(_with(tokens)))(VIEW.tokens)
     return float(total), float(count)
 
 
@@ -149,7 +149,7 @@ def test_terms_are_logged_and_add_up(way):
         balancing=balancer.init(params, model.shared_parameters),
     )
     step = make_step(built, balancer, optax.sgd(1.0), seed=0, head_gradients="own")
-    new, figures = toy.jit(step)(state, batch)
+    new, figures = jax.jit(step)(state, batch)
     expected = 1.0 if way == "beside" else 1 / 5  # one of five tasks
     np.testing.assert_allclose(figures["weights"][2:], expected)
     assert (np.asarray(figures["losses"]) > 0).all()
@@ -165,7 +165,7 @@ def test_terms_are_logged_and_add_up(way):
         losses = jnp.concatenate([sums, more]) / jnp.concatenate([counts, rows])
         return (figures["weights"] * losses).sum(), losses
 
-    expected, losses = toy.jit(jax.grad(total, has_aux=True))(params)
+    expected, losses = jax.jit(jax.grad(total, has_aux=True))(params)
     np.testing.assert_allclose(figures["losses"], losses, rtol=1e-4)
     moved = jax.tree.map(lambda a, b: a - b, state.params, new.params)
     for path, leaf in model.flatten(moved).items():

@@ -44,7 +44,9 @@ def _record(step, tasks, value=0.0):
     }
 
 
-@pytest.mark.parametrize(("method", "there"), [("pcgrad", True), ("equal", False)])
+@pytest.mark.parametrize(
+    ("method", "there"), [("pcgrad", True), pytest.param("equal", False, marks=pytest.mark.slow)]
+)
 def test_gradient_conflicts_are_drawn_for_methods_that_know_them(
     tmp_path, method, there, capsys, monkeypatch
 ):

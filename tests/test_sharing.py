@@ -216,7 +216,7 @@ def _apply(kind, copies):
 @EVERY
 def test_compiled_is_as_written_and_training_differs_by_noise_alone(kind):
     copies = _copies(3, LENGTH)
-    compiled = toy.jit(functools.partial(_apply, kind))(copies)
+    compiled = jax.jit(functools.partial(_apply, kind))(copies)
     _close(compiled, _apply(kind, copies), atol=1e-5)
     if kind != "branching":
         _close(compiled, _result(kind, 3, LENGTH)[0], atol=1e-5)

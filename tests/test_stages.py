@@ -40,7 +40,7 @@ def test_every_stage_is_tested():
 def _ready(stage):
     built = toy.build(NUMBERS, fusion=KINDS[stage], encoders=ENCODERS)
     variables = toy.variables(built, toy.SPEC.example(2))
-    return built, variables, toy.jit(built)
+    return built, variables, jax.jit(built)
 
 
 @EVERY
@@ -65,7 +65,7 @@ def test_a_modality_left_out_of_the_batch_is_one_nowhere_present(stage):
     batch["inputs"]["audio"]["present"][:] = False
     there, _ = apply(variables, batch["inputs"])
     fewer = {k: v for k, v in batch["inputs"].items() if k != "audio"}
-    back, _ = toy.jit(lambda v, i: built(v, i))(variables, fewer)
+    back, _ = jax.jit(lambda v, i: built(v, i))(variables, fewer)
     for a, b in zip(jax.tree.leaves(there), jax.tree.leaves(back), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
@@ -87,7 +87,7 @@ def test_every_parameter_learns(stage):
         predictions, _ = built.readout(full, dict.fromkeys(built.tasks, shared), **mode)
         return built.losses(predictions, batch)[0].sum()
 
-    gradient = toy.jit(jax.grad(loss))(params)
+    gradient = jax.jit(jax.grad(loss))(params)
     for path, leaf in model.flatten(gradient).items():
         if "key/bias" in path:
             continue  # a constant added to all keys leaves the softmax alone
@@ -104,7 +104,7 @@ def test_statistics_move_once_where_a_half_runs_twice():
         built = toy.build(wanted, fusion=fused, encoders=encoders)
         variables = toy.variables(built, toy.SPEC.example(2))
         mode = {"train": True, "key": jax.random.key(0)}
-        trunk = toy.jit(lambda v, built=built, mode=mode: built.trunk(v, inputs, **mode)[1])
+        trunk = jax.jit(lambda v, built=built, mode=mode: built.trunk(v, inputs, **mode)[1])
         moved.append(model.flatten(trunk(variables)["batch_stats"]["encoders"]["image"]))
     assert moved[0].keys() == moved[1].keys()
     for path, stats in moved[0].items():
@@ -142,7 +142,7 @@ def test_middle_fusion_is_its_two_fusions_with_the_second_halves_between():
         read = jnp.where(first[name].mask[..., None], read, 0)
         later[name] = half(name, "second", first[name].replace_values(read))
     expected = fusing.second.apply({"params": own["second"]}, later)
-    shared, _ = toy.jit(built.trunk)(variables, inputs)
+    shared, _ = jax.jit(built.trunk)(variables, inputs)
     np.testing.assert_allclose(shared["fused"].values, expected.values, atol=1e-4)
     swapped = {**later, "image": later["audio"], "audio": later["image"]}
     other = fusing.second.apply({"params": own["second"]}, swapped)
@@ -308,7 +308,7 @@ def test_auxiliary_losses_join_with_weight_one_whatever_the_balancing():
             optimizer=optax.sgd(0.1).init(params),
             balancing=balancer.init(params, model.shared_parameters),
         )
-        step = toy.jit(make_step(built, balancer, optax.sgd(0.1), seed=0))
+        step = jax.jit(make_step(built, balancer, optax.sgd(0.1), seed=0))
         new, figures = step(state, batch)
         assert figures["losses"].shape == (3,)
         assert figures["losses"][2] > 0

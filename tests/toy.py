@@ -100,11 +100,6 @@ def batch(size=8, seed=0, holes=True):
     }
 
 
-def jit(function):
-    """`jax.jit` for a single, small call: compiles in half the time, runs slower."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
-
-
 def variables(module, *args, seed=0):
     """Random variables of a module's shapes, biases included, without compiling its `init`."""
     rng = np.random.default_rng(seed)

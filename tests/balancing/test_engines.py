@@ -194,6 +194,7 @@ def test_a_step_without_any_task_is_zero_and_a_bad_trunk_is_reported():
     _close(out.state.rule, state.rule)
 
 
+@pytest.mark.usefixtures("uncached")
 @pytest.mark.parametrize(("kind", "engine"), TIERS)
 def test_many_devices_equal_one(kind, engine):
     """SGD on 1, 2 and 4 devices, with a task absent from some devices and one from all."""
@@ -219,6 +220,7 @@ def test_many_devices_equal_one(kind, engine):
             _close(got.losses, expected.losses)
 
 
+@pytest.mark.usefixtures("uncached")
 @pytest.mark.parametrize(("kind", "engine"), TIERS)
 def test_sharded_mesh_equals_one_device(kind, engine):
     p, b = toy.params(), toy.batch()
@@ -235,6 +237,7 @@ def test_sharded_mesh_equals_one_device(kind, engine):
     _close(out.state, expected.state)
 
 
+@pytest.mark.usefixtures("uncached")
 @pytest.mark.parametrize("check_vma", [True, False])
 @pytest.mark.parametrize(
     ("kind", "engine"), [("equal", "auto"), ("cagrad", "auto"), ("cagrad", "full")]
@@ -256,6 +259,7 @@ def test_shard_map_equals_one_device(kind, engine, check_vma):
     _close(jax.jit(step)(p, state, b), expected.grads)
 
 
+@pytest.mark.usefixtures("uncached")
 @pytest.mark.parametrize("engine", ["losses", "representation", "full"])
 def test_collectives_inside_the_losses(engine):
     """Contrastive negatives gathered and statistics summed over devices transpose correctly."""
@@ -321,6 +325,7 @@ def test_remat_changes_nothing():
         _close(*grads)
 
 
+@pytest.mark.usefixtures("uncached")
 @pytest.mark.parametrize(
     ("kind", "engine"), [*TIERS[1:4], *TIERS[5:], ("cagrad", "plain"), ("uncertainty", "plain")]
 )
@@ -441,6 +446,7 @@ def _tapped() -> Any:
     return p, balancing.Split(trunk, toy.readout), balancing.Tapped(tapped, toy.readout, layers)
 
 
+@pytest.mark.usefixtures("uncached")
 @pytest.mark.parametrize("kind", ["equal", "cagrad", "upgrad"])
 def test_layerwise_gramian_equals_the_full_one(kind):
     p, losses, tapped = _tapped()

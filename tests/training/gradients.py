@@ -5,7 +5,6 @@
 is one of several processes; the first writes what `one_step` gives.
 """
 
-import contextlib
 import json
 import sys
 
@@ -51,26 +50,13 @@ def start(built, balancer):
     variables = jax.tree_util.tree_map_with_path(draw, shapes)
     params = variables["params"]
     rest = lambda p: (SGD.init(p), balancer.init(p, shared_parameters))  # noqa: E731
-    optimizer, balancing = jax.device_get(toy.jit(rest)(params))
+    optimizer, balancing = jax.device_get(jax.jit(rest)(params))
     stats = variables.get("batch_stats", {})
     return TrainState(np.zeros((), np.int32), params, stats, optimizer, balancing)
 
 
-@contextlib.contextmanager
-def unwritten():
-    """No program of several devices goes into the compile cache: XLA has been seen to end the
-    process while it wrote one, and while it read one back."""
-    name = "jax_persistent_cache_min_compile_time_secs"
-    before = getattr(jax.config, name)
-    jax.config.update(name, 1e9)
-    try:
-        yield
-    finally:
-        jax.config.update(name, before)
-
-
 def steps(method, devices, *, accumulate=1, tasks=None, **changes):
-    """The state before the first step, the devices, and the step, compiled in a hurry."""
+    """The state before the first step, the devices, and the step."""
     built = toy.build(tasks or TASKS, **{**MODEL, **changes})
     balancer = balancing.build(method, len(built.tasks))
     state = start(built, balancer)
@@ -83,8 +69,7 @@ def steps(method, devices, *, accumulate=1, tasks=None, **changes):
         if devices != 1:
             rows = devices.take(parallel.share(rows, devices))
         program = parallel.program(step, devices, donate=False)
-        with unwritten():
-            fast = program.lower(state, rows).compile({"xla_backend_optimization_level": 0})
+        fast = program.lower(state, rows).compile()
         take = (lambda x: x) if devices == 1 else devices.take
         return state, devices, lambda state, batch: fast(state, take(batch))
     return state, devices, parallel.wrap(step, devices, donate=False)

@@ -12,9 +12,11 @@ from mtmm_jax.registry import ConfigError
 from mtmm_jax.training.step import init_state, make_step
 from tests import toy
 
+pytestmark = pytest.mark.usefixtures("uncached")
+
 METHODS = [
     pytest.param("uncertainty", "auto", marks=pytest.mark.slow),
-    ("pcgrad", "full"),
+    pytest.param("pcgrad", "full", marks=pytest.mark.slow),
     ("pcgrad", "representation"),
 ]
 # BatchNorm in the picture's encoder, gathered negatives in the retrieval; no third modality, which

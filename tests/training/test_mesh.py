@@ -19,6 +19,8 @@ from mtmm_jax.training import loop, tables
 from mtmm_jax.training.finished import open_run
 from tests.training import gradients, small_run
 
+pytestmark = pytest.mark.usefixtures("uncached")
+
 FORMS = {
     "fsdp 2": {"data": 1, "fsdp": 2},
     "fsdp 4": {"data": 1, "fsdp": 4},

@@ -383,7 +383,7 @@ def test_schedules_with_warm_up(name):
     found = np.array([float(rate(step)) for step in (20, 60, 100)])
     np.testing.assert_allclose(found, 2 * np.array(expected), rtol=1e-5, atol=1e-6)
     assert float(rate(1000)) == float(rate(100)) or name == "rsqrt"
-    jitted = toy.jit(jax.vmap(rate))
+    jitted = jax.jit(jax.vmap(rate))
     many = jitted(jnp.asarray([20, 60, 100]))
     np.testing.assert_allclose(many, found, rtol=1e-5, atol=1e-6)
 

@@ -13,7 +13,6 @@ from mtmm_jax.balancing.core import gather
 from mtmm_jax.benchmarks import pacing as benchmark
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.training import optimizers, per_task
-from tests import toy
 from tests.balancing import toy as small
 
 K = 3
@@ -142,7 +141,7 @@ def test_a_head_moves_by_its_rate_under_any_optimiser(kind, method):
             )
             return updates, optimizers.evaluation_params(kept, params)
 
-        moved[name], average = toy.jit(step)(params)
+        moved[name], average = jax.jit(step)(params)
         expected = jax.tree.map(jnp.add, params, moved[name])
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), average, expected)
     plain, paced = moved["plain"], moved["paced"]

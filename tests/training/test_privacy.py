@@ -48,7 +48,7 @@ def by_hand(clip, weights):
 @pytest.mark.parametrize("clip", [0.5, 2.0])
 def test_clipped_gradients_are_those_of_a_loop(clip):
     rates = [1.0, 0.5, 2.0]
-    out = toy.jit(private(clip, balancer=paced(balancing.equal(K), rates)))(BATCH, KEY)
+    out = jax.jit(private(clip, balancer=paced(balancing.equal(K), rates)))(BATCH, KEY)
     expected, _ = by_hand(clip, jnp.asarray(rates, jnp.float32) / K)
     for a, b in zip(jax.tree.leaves(out.grads), expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
@@ -62,7 +62,7 @@ def test_one_sample_moves_the_sum_by_no_more_than_the_clip():
     far = jax.tree.map(
         lambda x: x.at[2].multiply(50.0) if x.ndim > 1 and x.dtype == np.float32 else x, BATCH
     )
-    a, b = (toy.jit(private(0.5))(batch, KEY).grads for batch in (BATCH, far))
+    a, b = (jax.jit(private(0.5))(batch, KEY).grads for batch in (BATCH, far))
     moved = sum(
         np.square(np.asarray(x - y)).sum()
         for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True)
@@ -71,8 +71,8 @@ def test_one_sample_moves_the_sum_by_no_more_than_the_clip():
 
 
 def test_noise_has_its_size_and_depends_on_the_key():
-    plain = toy.jit(private(0.5, 0.0))(BATCH, KEY).grads
-    noisy = toy.jit(private(0.5, 4.0))
+    plain = jax.jit(private(0.5, 0.0))(BATCH, KEY).grads
+    noisy = jax.jit(private(0.5, 4.0))
     draws = [noisy(BATCH, jax.random.fold_in(KEY, i)).grads for i in range(20)]
     noise = np.stack(
         [
@@ -90,7 +90,7 @@ def test_noise_has_its_size_and_depends_on_the_key():
 
 
 def test_several_devices_give_the_gradient_of_one_with_the_noise_once():
-    one = toy.jit(private(0.5, 1.0))(BATCH, KEY)
+    one = jax.jit(private(0.5, 1.0))(BATCH, KEY)
     halves = jax.tree.map(lambda x: x.reshape(2, -1, *x.shape[1:]), BATCH)
     many = jax.pmap(private(0.5, 1.0, axis_name="d"), axis_name="d", in_axes=(0, None))
     out = many(halves, KEY)
@@ -111,7 +111,7 @@ def test_it_stands_in_the_place_of_the_step_of_a_model():
     """By sample and without clipping: the mean over the batch of the weighted sums."""
     built = toy.build(TASKS, **BAG, fusion="concat")
     batch = toy.batch(4)
-    params = toy.jit(lambda: built.init(jax.random.key(0), batch))()["params"]
+    params = jax.jit(lambda: built.init(jax.random.key(0), batch))()["params"]
     balancer = balancing.equal(2)
     mechanism = privacy.Private(1e9, 0.0, 4)
     # Dropout draws for each sample; without it both see the same.
@@ -126,8 +126,8 @@ def test_it_stands_in_the_place_of_the_step_of_a_model():
 
     fn = privacy.value_and_grad(quiet, balancer, mechanism)
     state = balancer.init(params)
-    out = toy.jit(lambda p: fn(p, state, {}, batch, KEY))(params)
-    whole = toy.jit(jax.grad(lambda p: quiet(p, {}, batch, None)[0].sum() / 2 / 4))(params)
+    out = jax.jit(lambda p: fn(p, state, {}, batch, KEY))(params)
+    whole = jax.jit(jax.grad(lambda p: quiet(p, {}, batch, None)[0].sum() / 2 / 4))(params)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), out.grads, whole
     )

@@ -25,7 +25,7 @@ def test_a_resnet_computes_what_torchvision_does(preset):
     module = ResNet(
         golden.shape[-1], preset=preset, stem_kind="large", pixels="imagenet", projected=False
     )
-    tokens = toy.jit(module.apply)(variables, {"x": formula.pixels(), "present": HERE})
+    tokens = jax.jit(module.apply)(variables, {"x": formula.pixels(), "present": HERE})
     np.testing.assert_allclose(tokens.grid(), golden, atol=1e-4)
     assert np.abs(golden[0] - golden[1]).max() > 0.1
     np.testing.assert_allclose(tokens.positions[0, 1], [16.0, 48.0])
@@ -44,10 +44,10 @@ def test_a_bert_computes_what_hugging_face_does():
     module = Bert(128, preset="tiny", vocabulary=30, length=16, separator=3, projected=False)
     mask = golden["bert_mask"]
     entry = {"x": golden["bert_ids"].astype(np.int32), "mask": mask, "present": HERE}
-    tokens = toy.jit(module.apply)(variables, entry)
+    tokens = jax.jit(module.apply)(variables, entry)
     np.testing.assert_allclose(tokens.values[mask], golden["bert"][mask], atol=1e-4)
     one_type = Bert(128, preset="tiny", vocabulary=30, length=16, projected=False)
-    other = toy.jit(one_type.apply)(variables, entry)
+    other = jax.jit(one_type.apply)(variables, entry)
     assert np.abs(other.values - tokens.values)[0].max() > 1e-2
 
 
