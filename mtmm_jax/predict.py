@@ -1,11 +1,15 @@
-"""`python -m mtmm_jax.predict --workdir runs/emoji --image a.png --text apple --audio a.wav`."""
+"""`python -m mtmm_jax.predict --workdir runs/emoji --image a.png --text apple --audio a.wav`.
+
+Of many samples: `--manifest rows.jsonl --out predictions.jsonl`.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mtmm_jax.command import console, guarded, prepare_jax
@@ -14,9 +18,10 @@ from mtmm_jax.command import console, guarded, prepare_jax
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m mtmm_jax.predict",
-        description="What a trained model says of one sample.",
+        description="What a trained model says of one sample, or of each row of a manifest.",
         epilog="Each modality of the run is an option, for emoji: --image FILE --text WORDS "
-        "--audio FILE. Any may be left out.",
+        '--audio FILE. Any may be left out. A table is JSON: {"column": value}; a series is a .csv '
+        "or .npy file.",
         allow_abbrev=False,
     )
     p.add_argument("--workdir", help="the run's folder")
@@ -25,6 +30,13 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--rule", help="of --workdirs: mean (default), product or max")
     p.add_argument("--json", action="store_true", help="print JSON instead of text")
+    p.add_argument(
+        "--manifest", help="a .jsonl or .csv with a column for each modality, a row a sample"
+    )
+    p.add_argument("--exported", help="of --manifest: a file of mtmm_jax.export, for --workdir")
+    p.add_argument("--out", help="of --manifest: the .jsonl to write, a line a row, in order")
+    p.add_argument("--on_bad", help="of --manifest: skip (default) bad rows, or stop at the first")
+    p.add_argument("--batch", type=int, help="of --manifest: rows at a time, 64 by default")
     return p
 
 
@@ -37,7 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mtmm_jax.training.finished import open_run
     from mtmm_jax.training.workdir import Workdir
 
-    if one_of(arguments.workdir, arguments.workdirs, arguments.rule):
+    if arguments.exported:
+        _alone(arguments)
+        together = False
+    else:
+        together = one_of(arguments.workdir, arguments.workdirs, arguments.rule)
+    if _about_many(arguments, together, rest):
+        return ask_many(arguments)
+    if together:
         answers = ask_together(open_ensemble(arguments.workdirs.split(","), arguments.rule), rest)
     else:
         inputs = read_inputs(rest, Workdir.at(arguments.workdir))
@@ -84,12 +103,14 @@ def _given(rest: Sequence[str], modalities: Sequence[str]) -> dict[str, str]:
 def _read(given: Mapping[str, str], workdir: Any) -> dict[str, Any]:
     """Files and texts as a run's data would give them."""
     from mtmm_jax.data.readers import READERS
-    from mtmm_jax.registry import choose
+    from mtmm_jax.training.requests import read_one
 
     spec, inputs = workdir.spec(), {}
     for name, value in given.items():
         modality = spec.modalities[name]
-        choose(modality.kind, READERS, f"--{name}", "kind of file")
+        if modality.kind not in READERS:
+            inputs[name] = read_one(name, value, workdir)
+            continue
         extra = (workdir.tokenizer(name),) if modality.kind == "text" else ()
         inputs[name] = READERS[modality.kind](value, modality, *extra)
     return inputs
@@ -115,40 +136,88 @@ def ask_together(ensemble: Any, rest: Sequence[str]) -> dict[str, Any]:
 
 def ask(run: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """`{task: what a person reads}`; a task that cannot be done says what it needs."""
-    import jax
-    import numpy as np
+    from mtmm_jax.training import asking
 
-    from mtmm_jax.evaluation import gallery as galleries
-    from mtmm_jax.tasks.synthesis import write_wave
-    from mtmm_jax.tasks.task import modalities_of
+    return asking.ask(run, inputs)
 
-    model = run.experiment.model
-    batch = model.spec.example(1)
-    absent = {
-        name: {**batch["inputs"][name], "present": np.zeros(1, bool)} for name in model.encoders
-    }
-    predictions, _ = jax.jit(model)(run.variables, {**absent, **inputs})
-    predictions = jax.device_get(predictions)
-    gallery = dict(np.load(run.workdir.gallery)) if run.workdir.gallery.exists() else {}
-    answers: dict[str, Any] = {}
-    for name, task in model.tasks.items():
-        one = jax.tree.map(lambda x: x[0] if np.ndim(x) else x, predictions[name])
-        here = [r for r in task.reads if set(modalities_of(r, model.encoders)) & set(inputs)]
-        answers[name] = task.decode(one) if len(here) == len(task.reads) else {}
-        if "wave" in answers[name]:
-            heard = run.workdir.path / f"{name}.wav"  # not beside the user's own recordings
-            write_wave(heard, answers[name].pop("wave"), answers[name].pop("rate"))
-            answers[name]["file"] = str(heard)
-        if task.kind == "retrieval" and gallery:
-            answers[name]["nearest"] = {
-                f"{read} -> {other}": galleries.nearest(one["vectors"][read], gallery, name, other)
-                for read in here
-                for other in task.reads
-                if other != read and f"{name}/{other}" in gallery
-            }
-        if len(here) < len(task.reads) and not answers[name].get("nearest"):
-            answers[name] = {"needs": [r for r in task.reads if r not in here]}
-    return answers
+
+def _alone(arguments: argparse.Namespace) -> None:
+    from mtmm_jax.registry import ConfigError
+
+    for option in ("workdir", "workdirs", "rule"):
+        if getattr(arguments, option) is not None:
+            raise ConfigError(f"--{option}: not with --exported, which stands for a run")
+    if arguments.manifest is None:
+        raise ConfigError("--exported: is asked about the rows of a --manifest")
+
+
+def _about_many(arguments: argparse.Namespace, together: bool, rest: Sequence[str]) -> bool:
+    """Whether a manifest is asked about; its options checked before a run is opened."""
+    from mtmm_jax.data.manifest.bad import ON_BAD
+    from mtmm_jax.registry import ConfigError, choose
+
+    if arguments.manifest is None:
+        for option in ("out", "on_bad", "batch"):
+            if getattr(arguments, option) is not None:
+                raise ConfigError(f"--{option}: belongs to --manifest FILE")
+        return False
+    if together:
+        raise ConfigError("--manifest: is asked of one run: --workdir, not --workdirs")
+    if rest:
+        raise ConfigError(f"{rest[0]}: not with --manifest, whose columns say what there is")
+    if not arguments.out:
+        raise ConfigError("--out: is missing; name the file to write, such as predictions.jsonl")
+    out = Path(arguments.out)
+    if out.is_dir() or not out.parent.is_dir():
+        raise ConfigError(f"--out: {out} is a folder, or its folder does not exist")
+    if arguments.batch is not None and arguments.batch < 1:
+        raise ConfigError(f"--batch: {arguments.batch} is not a number from 1 upwards")
+    choose(arguments.on_bad or "skip", ON_BAD, "--on_bad")
+    return True
+
+
+def ask_many(arguments: argparse.Namespace) -> int:
+    """Writes a line for each row of a manifest: its line, its id, and its answers or its error."""
+    from mtmm_jax.training.asking import ask_file_rows, ask_rows, opened
+    from mtmm_jax.training.finished import open_run
+    from mtmm_jax.training.requests import open_requests
+
+    given, size = (arguments.manifest, arguments.on_bad or "skip"), arguments.batch or 64
+    if arguments.exported:
+        with opened(arguments.exported) as (model, workdir):
+            asked = open_requests(given[0], workdir, given[1])
+            return _written(asked, ask_file_rows(model, asked, size), Path(arguments.out))
+    run = open_run(arguments.workdir)
+    asked = open_requests(given[0], run.workdir, given[1])
+    return _written(asked, ask_rows(run, asked, size, Path(arguments.out)), Path(arguments.out))
+
+
+def _written(asked: Any, answers: Iterator[tuple[int, dict[str, Any]]], path: Path) -> int:
+    from rich.progress import track
+
+    from mtmm_jax.training.results import finite
+    from mtmm_jax.training.workdir import write
+
+    out = console()
+    if asked.absent:
+        out.print(f"in no row: {', '.join(asked.absent)}", highlight=False)
+    seen = {"total": len(asked.usable), "console": out, "disable": not out.is_terminal}
+    told = dict(track(answers, "predicting", **seen))
+    errors = {problem.line: str(problem) for problem in asked.bad.problems}
+    lines = {line: {"line": line, "id": line} for line in errors}
+    for row in range(len(asked.rows)):
+        named = asked.named(row)
+        lines[named["line"]] = {**named, **({"answers": told[row]} if row in told else {})}
+    for line, error in errors.items():
+        lines[line] = {"line": line, "id": lines[line]["id"], "error": error}
+    whole = "".join(json.dumps(finite(lines[line])) + "\n" for line in sorted(lines))
+    write(path, whole.encode())
+    out.print(
+        f"{len(lines) - len(errors)} rows predicted, {len(errors)} bad, in {path}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0
 
 
 def show(answers: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
 from collections.abc import Sequence
@@ -29,6 +30,16 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="print parameters, tasks x modalities and the memory estimate, and stop",
     )
+    p.add_argument(
+        "--profile",
+        metavar="steps=10:20",
+        help="trace these steps into WORKDIR/profile, and tell what share of the peak they reach",
+    )
+    p.add_argument(
+        "--peak",
+        type=float,
+        help="operations a second of one device, such as 989e12, where it is not known or wrong",
+    )
     options(p)
     return p
 
@@ -40,21 +51,46 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from mtmm_jax import parallel, training
     from mtmm_jax.registry import ConfigError
+    from mtmm_jax.training import wandb_run
+    from mtmm_jax.training.peaks import peak
+    from mtmm_jax.training.profiling import Window
 
     parallel.initialize(arguments.coordinator, arguments.processes, arguments.process)
-    config = training.apply_overrides(training.load(arguments.config), overrides)
+    config = training.load(arguments.config)
+    with config.unlocked():
+        config.wandb = config.get("wandb")
+    config = training.apply_overrides(config, overrides)
+    with config.unlocked():
+        figures_to = wandb_run.check(config.wandb)
+        del config.wandb  # where figures go is no part of what is learnt
     if not arguments.workdir and not arguments.dry_run:
         raise ConfigError("--workdir: is missing; name the run's folder, such as runs/emoji")
+    if arguments.peak is not None:
+        peak(given=arguments.peak)
+    window = Window.of(arguments.profile, config.steps) if arguments.profile else None
     experiment = training.assemble(config)
     if arguments.dry_run:
-        from mtmm_jax.training.tables import memory_table
+        from mtmm_jax.training.tables import lowered_step, memory_table
 
         out = _leading(console())
         describe(experiment, out)
-        out.print(memory_table(experiment))
+        lowered = lowered_step(experiment)
+        out.print(memory_table(experiment, lowered.compile()))
+        out.print(step_speed(experiment, lowered, None, arguments.peak), highlight=False)
         return 0
-    fit(experiment, arguments.workdir)
+    fit(experiment, arguments.workdir, window, arguments.peak, figures_to)
     return 0
+
+
+def step_speed(experiment: Any, lowered: Any, seconds: float | None, given: float | None) -> str:
+    """Operations of a step and, where it was timed, their share of the peak, in words."""
+    from mtmm_jax.analysis.cost import operations
+    from mtmm_jax.training.peaks import peak, speed
+
+    count = operations(lowered)
+    if count is not None and not isinstance(experiment.devices, int):
+        count /= experiment.devices.mesh.size  # traced for the whole mesh
+    return speed(count, seconds, peak(given=given))
 
 
 def _leading(out: Any) -> Any:
@@ -76,29 +112,46 @@ def describe(experiment: Any, out: Any = None) -> None:
     out.print(task_table(experiment.model))
 
 
-def fit(experiment: Any, path: str | Path) -> dict[str, Any]:
+def fit(
+    experiment: Any,
+    path: str | Path,
+    profile: Any = None,
+    most: float | None = None,
+    wandb: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """Trains, or goes on training, in a folder; evaluates, reports, and returns the results.
 
     Several processes call it alike, with a folder that all of them see; the first one writes.
+
+    Args:
+        experiment: of `assemble`.
+        path: the folder.
+        profile: the steps to trace, a `profiling.Window`.
+        most: operations a second that a device can do, where the table of `peaks` does not say.
+        wandb: what `wandb_run.check` gave: figures go to Weights & Biases as well.
     """
     from mtmm_jax import processes
     from mtmm_jax.analysis import write_report
+    from mtmm_jax.training import profiling, relatedness, wandb_run
     from mtmm_jax.training import results as final
     from mtmm_jax.training.checkpoints import Checkpoints
     from mtmm_jax.training.logs import results_table
     from mtmm_jax.training.loop import train
+    from mtmm_jax.training.tables import lowered_step
     from mtmm_jax.training.workdir import Workdir
 
     started = time.monotonic()
     out = _leading(console())
     workdir = Workdir(Path(path))
-    source = experiment.source
-    processes.led(lambda: workdir.claim(experiment.config, source.spec, source.assets), "--workdir")
+    experiment = relatedness.begin(experiment, workdir, out)
+    processes.led(lambda: wandb_run.keep(workdir.path, wandb), "--workdir")
     describe(experiment, out)
     checkpoints = Checkpoints(workdir.checkpoints, experiment.config["checkpoint"]["keep"])
+    compiles = profiling.Compiles()
+    meter = profiling.Meter(compiles, profile, workdir.path / "profile", out.print)
     try:
-        with processes.together():
-            train(experiment, workdir, checkpoints, out)
+        with compiles, contextlib.closing(meter), processes.together():
+            train(experiment, workdir, checkpoints, out, meter)
             if not processes.told(workdir.results.exists()):
                 best = processes.told(checkpoints.best())
                 state, _ = checkpoints.restore(best, experiment.shapes, experiment.devices)
@@ -116,6 +169,11 @@ def fit(experiment: Any, path: str | Path) -> dict[str, Any]:
     out.print(f"checkpoints  {workdir.checkpoints}", soft_wrap=True)
     out.print(f"results      {workdir.results}", soft_wrap=True)
     out.print(f"report       {workdir.report}", soft_wrap=True)
+    out.print(compiles.report(), highlight=False, soft_wrap=True)
+    if meter.step_seconds is not None:
+        lowered = lowered_step(experiment)
+        told = step_speed(experiment, lowered, meter.step_seconds, most)
+        out.print(told, highlight=False, soft_wrap=True)
     out.print(f"done in {time.monotonic() - started:.0f} s")
     return results
 

@@ -22,6 +22,7 @@ from mtmm_jax.evaluation.subsets import Probe, subset_scores
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.training.experiment import Experiment
 from mtmm_jax.training.finished import Finished
+from mtmm_jax.training.peaks import against_peak, peak
 from mtmm_jax.training.results import finite
 from mtmm_jax.training.workdir import Workdir, write
 
@@ -72,6 +73,7 @@ def study(
     advance = stage("cost", 1)
     train = next(experiment.source.batches(split, experiment.config["batch_size"]))
     price = step_cost(experiment, train)
+    price |= against_peak(price["step_flops"], price["step_seconds"], peak())
     advance()
     told = {
         "step": run.step,

@@ -133,6 +133,48 @@ def affinity_maps(affinity: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def task_relatedness(told: Mapping[str, Any]) -> Figure:
+    """What `relatedness.json` holds: both affinities of the tasks, their groups framed and side by
+    side, and the weights that were made of it.
+
+    Look-ahead affinities are shown in percent of the loss, with colours that compare within a row.
+    """
+    tasks, groups = list(told["tasks"]), told["groups"] or []
+    order = [name for group in groups for name in group]
+    order += [name for name in tasks if name not in order]
+    places = np.ix_(*[[tasks.index(name) for name in order]] * 2)
+    share, cosine = (_numbers(told[key])[places] for key in ("lookahead", "cosines"))
+    np.fill_diagonal(cosine, np.nan)  # itself: no news
+    most = np.abs(np.nan_to_num(share)).max(1, keepdims=True)
+    shades = share / np.where(most > 0, most, 1.0)
+    panels = {
+        "lookahead": ("% off the row's loss by\na step on the column", 100 * share, shades),
+        "cosines": ("cosine of the gradients", cosine, cosine),
+    }
+    side = 1.8 + 0.6 * len(tasks)
+    columns = 2 + bool(told["weights"])
+    figure, axes = plt.subplots(1, columns, figsize=(columns * side, side), layout="constrained")
+    for axis, (key, (title, values, tint)) in zip(axes, panels.items(), strict=False):
+        heat(axis, values, order, order, shades=tint, colours="RdBu", limits=(-1, 1))
+        axis.set_title(title + (" (used)" if key == told["measure"] else ""), fontsize=9)
+        start = 0
+        for group in groups:
+            corner = (start - 0.5, start - 0.5)
+            frame = plt.Rectangle(corner, len(group), len(group), fill=False, linewidth=2)
+            axis.add_patch(frame).set_clip_on(False)
+            start += len(group)
+    if told["weights"]:
+        weights = [told["weights"][name] for name in order]
+        bars = axes[-1].barh(order, weights, color=_COLOURS[0])
+        axes[-1].bar_label(bars, fmt="%.2f", fontsize=8, padding=2)
+        axes[-1].axvline(1, color="0.6", linewidth=0.8)
+        axes[-1].margins(x=0.2)
+        axes[-1].invert_yaxis()
+        axes[-1].tick_params(labelsize=8)
+        axes[-1].set_title("weight", fontsize=9)
+    return figure
+
+
 def robustness_curves(robustness: Mapping[str, Any]) -> Figure:
     """A row for each modality, a column for each task, a line for each kind of damage.
 

@@ -14,8 +14,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mtmm_jax.analysis import pages, plots
+from mtmm_jax.analysis.pictures import task_relatedness
 from mtmm_jax.model import build
 from mtmm_jax.training.logs import read_journal
+from mtmm_jax.training.relatedness import FILE as RELATEDNESS
 from mtmm_jax.training.results import SPLITS, comparison
 from mtmm_jax.training.workdir import Workdir, write
 
@@ -36,12 +38,16 @@ _CAPTIONS = {
     "against each other red; on the right, over the steps, the share of pairs at odds, how hard "
     "each task pulled, and how unbalanced the pulls were (similarity 1: equally hard; a high "
     "condition number: one drowns another, or two are almost the same or opposite).",
+    "task relatedness": "Measured before training began: what one small step on the task of a "
+    "column did to the loss of the task of a row (blue: it helped, red: it harmed), and whether "
+    "the tasks pull the shared part of the model the same way. Frames: the groups that were made "
+    "of it, each with layers of its own. Weights: how much each task then counted; 1 is the mean.",
 }
 
 
 def figures(workdir: Workdir) -> dict[str, Figure]:
-    """The run's pictures by name: results, curves, weights, conflicts, confusion, retrieval, and
-    those of its analysis if there was one."""
+    """The run's pictures by name: results, curves, weights, what tasks do for each other (where it
+    was measured), conflicts, confusion, retrieval, and those of its analysis if there was one."""
     config, results, spec = (
         workdir.read("config.json"),
         workdir.read("results.json"),
@@ -56,6 +62,8 @@ def figures(workdir: Workdir) -> dict[str, Figure]:
         "learning curves": plots.learning_curves(records, headlines),
         "task weights": plots.task_weights(records, tuple(headlines)),
     }
+    if (workdir.path / RELATEDNESS).exists():
+        drawn["task relatedness"] = task_relatedness(workdir.read(RELATEDNESS))
     told = [r for r in records if "cosines" in r]
     if told and len(headlines) > 1:
         drawn["gradient conflicts"] = plots.gradient_conflicts(told)

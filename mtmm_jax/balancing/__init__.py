@@ -49,10 +49,16 @@ from mtmm_jax.balancing import solvers
 from mtmm_jax.balancing.accumulation import split_rows
 from mtmm_jax.balancing.adaptive_losses import dwa, famo, imtl_l, performance, rlw
 from mtmm_jax.balancing.affinity import (
+    Affinities,
     affinity,
     affinity_weights,
+    best_groups,
     first_order_affinity,
+    group_score,
     lookahead_affinity,
+    measured_affinity,
+    relative,
+    static_weights,
 )
 from mtmm_jax.balancing.beside import beside
 from mtmm_jax.balancing.blending import blending
@@ -90,6 +96,7 @@ __all__ = [
     "ENGINES",
     "METHODS",
     "WRAPPERS",
+    "Affinities",
     "Balanced",
     "Balancer",
     "BalancerState",
@@ -103,6 +110,7 @@ __all__ = [
     "affinity_weights",
     "aligned_mtl",
     "beside",
+    "best_groups",
     "blending",
     "build",
     "cagrad",
@@ -127,6 +135,7 @@ __all__ = [
     "gradnorm",
     "gradvac",
     "gramian_of",
+    "group_score",
     "grouped",
     "imtl_g",
     "imtl_l",
@@ -134,6 +143,7 @@ __all__ = [
     "learned",
     "lookahead_affinity",
     "magnitude_similarity",
+    "measured_affinity",
     "mgda",
     "moco",
     "modo",
@@ -143,6 +153,7 @@ __all__ = [
     "pcd",
     "pcgrad",
     "performance",
+    "relative",
     "rlw",
     "sdmgrad",
     "shared_by_path",
@@ -150,6 +161,7 @@ __all__ = [
     "solvers",
     "split_rows",
     "static",
+    "static_weights",
     "stch",
     "trimmed_mean",
     "uncertainty",

@@ -19,6 +19,7 @@ from mtmm_jax.data.manifest import manifest, video_folder
 from mtmm_jax.data.mixing import mixing as build_mixing
 from mtmm_jax.data.mixture import mix, rename
 from mtmm_jax.data.mixup import mixup
+from mtmm_jax.data.scenarios import scenarios
 from mtmm_jax.data.source import Source
 from mtmm_jax.data.tfds_source import tfds
 from mtmm_jax.data.vowels import vowels
@@ -64,6 +65,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "digits": digits,
     "vowels": vowels,
     "generator": generator,
+    "scenarios": scenarios,
     "manifest": manifest,
     "video_folder": video_folder,
     "tfds": tfds,

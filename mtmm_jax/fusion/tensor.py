@@ -49,7 +49,7 @@ class TensorFusion(nn.Module):
         z = None
         for name in x:
             u = _with_one(linear(x[name], self.reduced, f"reduce_{name}"), present[name])
-            z = u if z is None else (z[:, :, None] * u[:, None]).reshape(len(u), -1)
+            z = u if z is None else (z[:, :, None] * u[:, None]).reshape(u.shape[0], -1)
         # The constant 1 is among the products: it is the bias.
         return single(linear(z, self.width, "out", use_bias=False), tokens)
 

@@ -6,7 +6,12 @@ saved a mesh goes on with, and the other way round.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
+import logging
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +21,20 @@ from orbax.checkpoint import v1 as ocp
 
 from mtmm_jax import parallel
 from mtmm_jax.registry import ConfigError
+from mtmm_jax.training.workdir import writing
 
 _policies = ocp.training.preservation_policies
 _copied = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
+
+
+def _tells_more(record: logging.LogRecord) -> bool:
+    """Not what Orbax's threads tell of an error that comes out of `wait` and `restore` as well."""
+    words = ("_SignalingThread.run() raised", "Task exception was never retrieved")
+    return not any(word in record.getMessage() for word in words)
+
+
+for _name in ("absl", "asyncio"):
+    logging.getLogger(_name).addFilter(_tells_more)
 
 
 class Checkpoints:
@@ -49,7 +65,7 @@ class Checkpoints:
             return
         # The next steps are given this state's buffers to write into while it is being saved.
         state = _copied(state)
-        with jax.transfer_guard_device_to_host("allow"):
+        with jax.transfer_guard_device_to_host("allow"), self._writing():
             self._orbax.save_checkpointables_async(
                 step,
                 {"state": state},
@@ -57,6 +73,10 @@ class Checkpoints:
                 metrics=None if score is None else {"score": float(score)},
                 custom_metadata={"iterator": json.dumps(iterator), "score": score},
             )
+
+    def steps(self) -> list[int]:
+        """Those that are there, the earliest first."""
+        return sorted(found.step for found in self._orbax.checkpoints)
 
     def latest(self) -> int | None:
         found = self._orbax.latest
@@ -79,20 +99,87 @@ class Checkpoints:
         It comes as `parallel.replicate` takes it: on one device, or laid out on the mesh.
         """
         abstract = parallel.abstract(like, devices)
+        why = self._foreign(step, like, shapes_only=True)
+        if not why:
+            try:
+                state = self._orbax.load_checkpointables(step, {"state": abstract})["state"]
+                metadata = self._orbax.metadata(step).custom_metadata
+                if metadata:
+                    return state, json.loads(metadata["iterator"])
+                why = "it is damaged (what was saved beside the state is gone)"
+            except (ValueError, OSError, KeyError) as error:
+                why = self._foreign(step, like) or f"it is damaged ({_cause(error)[:120]})"
+            _forget_readers()
+        offer, others = "no other step is there", [n for n in self.steps() if n != step]
+        if others:
+            offer = f"remove {self.folder / str(step)} to go on without it; others: {others}"
+        raise ConfigError(
+            f"--workdir: checkpoint {step} in {self.folder} cannot be read: {why}; {offer}"
+        )
+
+    def _foreign(self, step: int, like: Any, shapes_only: bool = False) -> str:
+        """Where it is not such a state, if anywhere that can be seen."""
+        if step not in self.steps():
+            return "no such step"
         try:
-            state = self._orbax.load_checkpointables(step, {"state": abstract})["state"]
-            metadata = self._orbax.metadata(step).custom_metadata
-        except (ValueError, OSError, KeyError) as error:
-            others = sorted(found.step for found in self._orbax.checkpoints if found.step != step)
-            raise ConfigError(
-                f"--workdir: checkpoint {step} in {self.folder} cannot be read: "
-                f"{str(error).splitlines()[0]}. Other steps there: {others or 'none'}"
-            ) from error
-        return state, json.loads(metadata["iterator"])
+            stored = _shapes(self._orbax.checkpointables_metadata(step).metadata["state"])
+        except (ValueError, OSError, KeyError):
+            return ""
+        wanted = _shapes(like)
+        paths = [path for path in {**wanted, **stored} if stored.get(path) != wanted.get(path)]
+        if shapes_only:
+            paths = [path for path in paths if path in stored and path in wanted]
+        if not stored or not paths:
+            return ""
+        kept, asked = (of.get(paths[0], "missing") for of in (stored, wanted))
+        more = f" and {len(paths) - 1} more differ" if len(paths) > 1 else ""
+        return f"it is of another model: {paths[0]} is {kept} there, {asked} here{more}"
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        done = [int(p.name) for p in self.folder.glob("*") if p.name.isdigit()]
+        then = "Make room, and the same command begins anew"
+        if done:
+            then = f"Make room, and the same command goes on from step {max(done)}"
+        with writing(self.folder, then):
+            yield
 
     def wait(self) -> None:
-        self._orbax.wait()
+        with self._writing():
+            self._orbax.wait()
 
     def close(self) -> None:
         """Waits for what is being written."""
         self._orbax.close()
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """`{path: shape}`, with one name for a field, a key and an index; random keys left out."""
+
+    def is_array(x: Any) -> bool:
+        return hasattr(x, "shape")
+
+    def name(key: Any) -> str:
+        return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
+
+    return {
+        "/".join(map(name, path)): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_array)
+        if is_array(leaf) and not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    }
+
+
+def _cause(error: BaseException) -> str:
+    """What is at the bottom of it: Orbax's own words are about handlers."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).splitlines()[0]
+
+
+def _forget_readers() -> None:
+    """Drops what a failed reading left half done; it would complain in many lines, at any time."""
+    told, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        gc.collect()
+    finally:
+        sys.unraisablehook = told

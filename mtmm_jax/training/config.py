@@ -32,6 +32,13 @@ SECTIONS = {
     "evaluation": ("every", "batch_size", "log_every", "baselines"),
 }
 
+OPTIONAL: dict[str, Any] = {"abort_after": 25, "dumps": 3}
+"""Keys that a config may leave out, and what holds then: after how many steps in a row that taught
+nothing a run ends (None: never), and how many diverged batches are kept (`training.faults`)."""
+
+WANTED = ("relatedness",)
+"""Sections that a config may leave out, or have as None, and which change what is learned."""
+
 
 def folders() -> list[Path]:
     """Where configs are found by name: the installed package's, or the checkout's."""
@@ -57,7 +64,12 @@ def load(name_or_path: str) -> ConfigDict:
     module = runpy.run_path(str(path))
     if "get_config" not in module:
         raise ConfigError(f"--config: {path} has no function get_config()")
-    return module["get_config"]()
+    config = module["get_config"]()
+    with config.unlocked():
+        for key, value in {**OPTIONAL, **dict.fromkeys(WANTED)}.items():
+            if key not in config:
+                config[key] = value
+    return config
 
 
 def apply_overrides(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
@@ -127,7 +139,7 @@ def check(config: Mapping[str, Any] | ConfigDict) -> None:
     """Raises a `ConfigError` for unknown, missing or impossible top-level values."""
     config = ConfigDict(config)
     for key in config:
-        choose(key, KEYS, f"config.{key}", "key")
+        choose(key, (*KEYS, *OPTIONAL, *WANTED), f"config.{key}", "key")
     missing = [key for key in KEYS if key not in config]
     if missing:
         raise ConfigError(f"config: misses {', '.join(missing)}; it has {', '.join(config)}")
@@ -149,8 +161,19 @@ def check(config: Mapping[str, Any] | ConfigDict) -> None:
     for where, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ConfigError(f"config.{where}: {value!r} is not a number from 1 upwards")
+    _optional_counts(config)
     if isinstance(config.seed, bool) or not isinstance(config.seed, int) or config.seed < 0:
         raise ConfigError(f"config.seed: {config.seed!r} is not a number from 0 upwards")
+
+
+def _optional_counts(config: ConfigDict) -> None:
+    for key, least, or_none in (("abort_after", 1, " or None"), ("dumps", 0, "")):
+        value = config.get(key, OPTIONAL[key])
+        fine = isinstance(value, int) and not isinstance(value, bool) and value >= least
+        if not fine and not (or_none and value is None):
+            raise ConfigError(
+                f"config.{key}: {value!r} is not a number from {least} upwards{or_none}"
+            )
 
 
 def as_dict(config: ConfigDict) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from mtmm_jax.mesh import Layout
 from mtmm_jax.model import Model
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.training import config as configs
-from mtmm_jax.training import imbalance, optimizers, per_path, per_task, privacy
+from mtmm_jax.training import imbalance, optimizers, per_path, per_task, privacy, relatedness
 from mtmm_jax.training.imbalance import Imbalance
 from mtmm_jax.training.step import TrainState, init_state, make_step
 
@@ -49,6 +49,11 @@ class Experiment:
 
     def init(self) -> TrainState:
         """On one device, or as it lies on the mesh."""
+        if (self.config.get("relatedness") or {"found": True}).get("found") is None:
+            raise ConfigError(
+                "relatedness: was not measured; mtmm_jax.train does so before the first step "
+                "(training.relatedness.begin)"
+            )
         mesh = self.devices if isinstance(self.devices, Layout) else None
         return self._init(None if mesh is None else mesh.of(self.shapes))
 
@@ -73,22 +78,33 @@ class Experiment:
             **self.trainer,
         )
 
+    def changed(self, **sections: Any) -> Experiment:
+        """The experiment of this config with other sections, on the same data."""
+        return assemble({**self.config, **sections}, source=self.source)
 
-def assemble(config: Any, spec: Spec | None = None) -> Experiment:
+
+def assemble(config: Any, spec: Spec | None = None, source: Any = None) -> Experiment:
     """Builds and checks every part; raises a `ConfigError` that names value, place and choices.
 
-    With a `spec` the data are left alone: all that a finished run needs to predict.
+    With a `spec` the data are left alone: all that a finished run needs to predict. With a `source`
+    they are taken from it.
     """
     configs.check(config)
     plain = configs.as_dict(config)
+    related = relatedness.read(plain.get("relatedness"))
     devices = parallel.place(plain["devices"], plain["batch_size"])
     parallel.check_rows(plain["evaluation"]["batch_size"], devices, "evaluation.batch_size")
-    source = None if spec else data.build(plain["data"])
+    if source is None and spec is None:
+        source = data.build(plain["data"])
     built = model.build(plain["model"], plain["tasks"], spec or source.spec)
     options = dict(plain["optimizer"])
     built, against, make = imbalance.prepare(options.pop("imbalance", None), built, plain["steps"])
     paces, private = options.pop("tasks", None), options.pop("private", None)
-    balancer, trainer = _balancing(plain["balancing"], built, make, paces)
+    weighing = plain["balancing"]
+    if related is not None:
+        relatedness.check(related, built, plain)
+        weighing, built = relatedness.applied(related, built, plain)
+    balancer, trainer = _balancing(weighing, built, make, paces)
     if source is not None:
         _check_mixing(source, built, balancer)
         if in_step := data.in_step(plain["data"]):

@@ -1,4 +1,4 @@
-"""What a run writes down while it trains: metrics.jsonl, TensorBoard events, a progress bar."""
+"""What a run writes down while it trains: metrics.jsonl, TensorBoard, W&B, a progress bar."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from tensorboardX import SummaryWriter
 
+from mtmm_jax.training.wandb_run import open_wandb
 from mtmm_jax.training.workdir import write
 
 PAIRS_UP_TO = 8  # tasks: 28 curves of pairs; more than that nobody reads as curves
 
 
 class Journal:
-    """metrics.jsonl and TensorBoard events, one record a log step or validation."""
+    """metrics.jsonl and TensorBoard events, one record a log step or validation.
+
+    The same figures go to Weights & Biases if the workdir says so (`wandb_run.keep`).
+    """
 
     def __init__(self, path: Path, events: Path, from_step: int) -> None:
         """Forgets what a killed run wrote after the step that it goes on from."""
@@ -30,23 +34,31 @@ class Journal:
             write(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file = path.open("a")
         self._events = SummaryWriter(str(events), purge_step=from_step + 1)
+        self._wandb = open_wandb(path.parent)
 
     def write(self, step: int, split: str, figures: Mapping[str, Any]) -> None:
         """Figures are numbers, `{task: number}`, or `{"tasks": names, "mean": K x K rows}`.
 
-        TensorBoard gets the numbers, and of few tasks' symmetric matrix one curve a pair.
+        TensorBoard and W&B get the numbers, and of few tasks' symmetric matrix one curve a pair.
         """
         self._file.write(json.dumps({"step": step, "split": split, **figures}) + "\n")
         self._file.flush()
-        for name, value in figures.items():
-            for key, number in _scalars(value).items():
-                if isinstance(number, int | float) and np.isfinite(number):
-                    tag = f"{split}/{name}/{key}".rstrip("/")
-                    self._events.add_scalar(tag, number, step)
+        curves = {
+            f"{split}/{name}/{key}".rstrip("/"): number
+            for name, value in figures.items()
+            for key, number in _scalars(value).items()
+            if isinstance(number, int | float) and np.isfinite(number)
+        }
+        for tag, number in curves.items():
+            self._events.add_scalar(tag, number, step)
+        if self._wandb is not None:
+            self._wandb.write(step, curves)
 
     def close(self) -> None:
         self._file.close()
         self._events.close()
+        if self._wandb is not None:
+            self._wandb.close()
 
 
 def _scalars(value: Any) -> Mapping[str, Any]:

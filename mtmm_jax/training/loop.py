@@ -16,13 +16,14 @@ from mtmm_jax import parallel, processes
 from mtmm_jax.batch import Spec
 from mtmm_jax.data.source import Training
 from mtmm_jax.evaluation import Evaluator, headlines
-from mtmm_jax.registry import ConfigError
 from mtmm_jax.tasks.task import modalities_of
 from mtmm_jax.training.checkpoints import Checkpoints
 from mtmm_jax.training.experiment import Experiment, check_batch
+from mtmm_jax.training.faults import Faults, diverged
 from mtmm_jax.training.logs import Journal, Watch
+from mtmm_jax.training.profiling import Meter
 from mtmm_jax.training.step import TrainState
-from mtmm_jax.training.workdir import Workdir
+from mtmm_jax.training.workdir import Workdir, writing
 
 
 class _Nowhere:
@@ -48,12 +49,20 @@ def evaluation_batches(experiment: Experiment, split: str) -> Iterator[Any]:
 
 
 def train(
-    experiment: Experiment, workdir: Workdir, checkpoints: Checkpoints, console: Console
+    experiment: Experiment,
+    workdir: Workdir,
+    checkpoints: Checkpoints,
+    console: Console,
+    meter: Meter | None = None,
 ) -> None:
     """Trains to the last step from wherever the run stands. Saves on the way and at the end.
 
+    Args:
+        meter: times the parts of the steps, traces those it is to, and warns of new programs.
+
     Raises:
         processes.Interrupted: after SIGINT or SIGTERM, when everything is saved.
+        faults.Diverged: after `abort_after` steps in a row that taught nothing.
     """
     steps, devices = experiment.config["steps"], experiment.devices
     iterator = iter(
@@ -74,13 +83,17 @@ def train(
         state = experiment.init()
     evaluator = Evaluator(experiment.model, devices)
     step = parallel.wrap(experiment.step(), devices)
+    if meter is not None:
+        step = meter.around(step, start)
     state = parallel.replicate(state, devices)
     names = experiment.model.loss_names
     journal: Any = _Nowhere()
     if processes.leads():
         journal = Journal(workdir.metrics, workdir.path / "events", start)
     last = _Progress(start)
+    faults = Faults(experiment, workdir, checkpoints, iterator.get_state())
     with (
+        writing(workdir.path, "Make room, and the same command goes on from the last checkpoint"),
         contextlib.closing(journal),
         Watch(console, steps, start, names) as watch,
         processes.listening() as stop,
@@ -99,7 +112,10 @@ def train(
             beat()
             pending.append(figures)
             if number % experiment.config["evaluation"]["log_every"] == 0 or number == steps:
-                _log(experiment, journal, watch, number, pending, last, iterator)
+                told = parallel.fetch(pending, experiment.devices)
+                _log(experiment, journal, watch, number, told, last, iterator, meter)
+                for line in faults.look(number, told):
+                    watch.say(line)
                 pending = []
                 stop.agree()
             latest_score = None
@@ -109,6 +125,7 @@ def train(
                 state = _validated(experiment, journal, watch, number, state, results)
                 latest_score = score(experiment, results)
                 iterator.observe(_part_scores(experiment, results))
+                faults.remixed(iterator.get_state())
                 last.pause()
             due = number % experiment.config["checkpoint"]["every"] == 0
             asked = stop.agreed
@@ -139,12 +156,12 @@ def _log(
     journal: Any,
     watch: Watch,
     number: int,
-    pending: list[Any],
+    figures: list[Any],
     last: _Progress,
     iterator: Training,
+    meter: Meter | None,
 ) -> None:
     """Means over the steps since the last log; fetched once, so the device is rarely waited for."""
-    figures = parallel.fetch(pending, experiment.devices)
     names = experiment.model.loss_names
     present = np.stack([f["present"] for f in figures])
     mean_losses = _mean(_stacked(figures, "losses"), present)
@@ -161,27 +178,18 @@ def _log(
             "learning_rate": float(jax.device_get(experiment.rates(number - 1))),
             "steps_per_second": done / seconds,
             "data_wait": last.waited / seconds,
+            **(meter.figures(seconds, done, last.waited) if meter is not None else {}),
             "epoch": iterator.epochs[0] if len(iterator.epochs) == 1 else list(iterator.epochs),
             **({"data_shares": list(iterator.shares)} if len(iterator.shares) > 1 else {}),
             "skipped": int(sum(f["skipped"] for f in figures)),
             "absent": _named(names, (~present).sum(0)),
+            "diverged": _named(names, np.sum([diverged(f) for f in figures], axis=0)),
             **_diagnostics(names, figures),
             **_imbalance(experiment, figures),
         },
     )
     watch.update(number, mean_losses, weights)
     last.step, last.since, last.waited = number, now, 0.0
-    if not np.isfinite(mean_losses[present.any(0)]).all():
-        bad = [
-            n
-            for n, v, p in zip(names, mean_losses, present.any(0), strict=True)
-            if p and not np.isfinite(v)
-        ]
-        first = number - len(figures) + 1
-        raise ConfigError(
-            f"tasks.{bad[0]}: the loss is not finite between steps {first} and {number}; "
-            "lower optimizer.learning_rate or set optimizer.clip"
-        )
 
 
 def _diagnostics(names: tuple[str, ...], figures: list[dict[str, Any]]) -> dict[str, Any]:

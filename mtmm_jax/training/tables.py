@@ -52,8 +52,8 @@ def task_table(built: Model) -> Table:
     return table
 
 
-def memory_table(experiment: Experiment) -> Table:
-    """What the compiled step takes, by the compiler's own account."""
+def lowered_step(experiment: Experiment) -> Any:
+    """The step that a device runs, traced and not yet compiled, of shapes without numbers."""
     devices = experiment.devices
     rows = experiment.config["batch_size"]
     if isinstance(devices, Layout):
@@ -65,7 +65,23 @@ def memory_table(experiment: Experiment) -> Table:
     batch = jax.eval_shape(lambda: experiment.model.spec.example(rows))
     if isinstance(devices, Layout):
         batch = jax.tree.map(lambda x: x.update(sharding=devices.rows), batch)
-    analysis = program.lower(state, batch).compile().memory_analysis()
+    return program.lower(state, batch)
+
+
+def memory_table(experiment: Experiment, compiled: Any = None) -> Table:
+    """What the compiled step takes, by the compiler's own account.
+
+    Args:
+        experiment: whose step it is.
+        compiled: `lowered_step(experiment).compile()`, if that is at hand.
+    """
+    devices = experiment.devices
+    if isinstance(devices, Layout):
+        state = parallel.abstract(experiment.shapes, devices)
+    else:
+        state = experiment.shapes
+    compiled = compiled or lowered_step(experiment).compile()
+    analysis = compiled.memory_analysis()
     state_bytes = sum(_bytes_a_device(x) for x in jax.tree.leaves(state))
     table = Table(title="memory a device (estimate)")
     table.add_column("what")

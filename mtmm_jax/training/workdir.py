@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from mtmm_jax.batch import Spec
 from mtmm_jax.registry import ConfigError
-from mtmm_jax.training.config import differences
+from mtmm_jax.training.config import OPTIONAL, differences
 
 # Values that may differ when a run goes on: they do not change what is learned.
-FREE = ("devices", "evaluation.log_every")
+FREE = ("devices", "evaluation.log_every", *OPTIONAL)
 
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
     """config.json, spec.json, assets/, checkpoints/, metrics.jsonl, results.json, report.html.
 
-    After `analyze` also analysis.json and analysis.npz.
+    After `analyze` also analysis.json and analysis.npz; relatedness.json, wandb.json, profile/ and
+    diverged/ where they were asked for or came to be.
     """
 
     path: Path
@@ -48,6 +53,11 @@ class Workdir:
     @property
     def report(self) -> Path:
         return self.path / "report.html"
+
+    @property
+    def diverged(self) -> Path:
+        """The batches that were not finite, see `training.faults`."""
+        return self.path / "diverged"
 
     @property
     def examples(self) -> Path:
@@ -123,8 +133,40 @@ class Workdir:
 def write(path: Path, content: bytes) -> None:
     """Writes a file so that it is whole or not there, whatever happens meanwhile."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+@contextlib.contextmanager
+def writing(folder: Path, then: str = "") -> Iterator[None]:
+    """Says a full disk, or one that may not be written to, in one line.
+
+    One of several processes is alone with it, and keeps the error as it is, so that it ends at once
+    (`processes.together`).
+
+    Args:
+        folder: what is written to.
+        then: what the user may do when there is room.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        # TensorStore, below the checkpoints, hands the system's error over as words.
+        full = isinstance(error, OSError) and error.errno in FULL
+        number = next((n for n in FULL if f"os_error_code='{n}'" in str(error)), None)
+        if not (full or number) or jax.process_count() > 1:
+            raise
+        reason = os.strerror(number or error.errno)
+        raise ConfigError(
+            f"--workdir: cannot write to {folder}: {reason}. {then}".rstrip()
+        ) from error

@@ -1,11 +1,17 @@
 """What a run writes down about its tasks' gradients: means over the steps that a task is in."""
 
+import sys
+import types
+
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
-from mtmm_jax import balancing
-from mtmm_jax.training import logs
+from mtmm_jax import balancing, training
+from mtmm_jax import train as command
+from mtmm_jax.registry import ConfigError
+from mtmm_jax.training import logs, wandb_run
 from mtmm_jax.training.loop import _diagnostics
 
 NAMES = ("a", "b", "c", "d")
@@ -93,3 +99,134 @@ def test_the_journal_has_the_matrix_and_tensorboard_the_pairs_of_few(tasks, tmp_
         assert len(drawn) == tasks * (tasks - 1) // 2  # one pair of them unknown, one scalar more
         assert drawn["train/cosines/t0/t1"] == (rows[0][1], 7)
         assert "train/cosines/t0/t2" not in drawn
+
+
+class FakeWandb(types.ModuleType):
+    """What a run needs of `wandb`: a server's memory of runs by id."""
+
+    def __init__(self):
+        super().__init__("wandb")
+        self.runs, self.asked = {}, []
+
+    def init(self, *, id, resume, dir, config, **settings):
+        assert resume == "allow"
+        self.asked.append({"id": id, "config": config, **settings})
+        if settings["project"] == "locked":
+            raise RuntimeError("no API key\nconfigured")
+        history = self.runs.setdefault(id, {})
+        run = types.SimpleNamespace(step=max(history, default=-1) + 1, closed=False)
+
+        def log(figures, step):
+            run.step = step
+            history.setdefault(step, {}).update(figures)
+
+        run.log, run.finish = log, lambda: setattr(run, "closed", True)
+        self.last = run
+        return run
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    found = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", found)
+    return found
+
+
+def _journal(folder, from_step=0):
+    return logs.Journal(folder / "metrics.jsonl", folder / "events", from_step)
+
+
+def test_wandb_has_tensorboards_figures_and_a_run_goes_on_in_its_own(wandb, tmp_path, monkeypatch):
+    drawn = {}
+
+    class Events:
+        def __init__(self, *_, **__):
+            self.close = lambda: None
+
+        def add_scalar(self, tag, value, step):
+            drawn.setdefault(step, {})[tag] = value
+
+    monkeypatch.setattr(logs, "SummaryWriter", Events)
+    (tmp_path / "config.json").write_text('{"steps": 6}')
+    settings = wandb_run.check(ConfigDict({"project": "emoji", "tags": ("a", "b")}))
+    wandb_run.keep(tmp_path, settings)
+    journal = _journal(tmp_path)
+    for step in (2, 4):
+        journal.write(step, "train", {"loss": {"a": step / 2, "b": float("nan")}, "rate": 0.5})
+    journal.write(4, "validation", {"a": {"accuracy": 0.25}})
+    journal.close()
+    assert wandb.last.closed
+    ((id, history),) = wandb.runs.items()
+    assert history == drawn
+    assert drawn[4] == {
+        "train/loss/a": 2.0,
+        "train/rate": 0.5,
+        "validation/a/accuracy": 0.25,
+    }
+    # Killed; the checkpoint was of step 2. What is repeated stands, what is new is added.
+    wandb_run.keep(tmp_path, settings)
+    journal = _journal(tmp_path, from_step=2)
+    for step in (4, 6):
+        journal.write(step, "train", {"rate": 0.25})
+    journal.close()
+    assert set(wandb.runs) == {id}
+    assert history[4]["train/rate"] == 0.5
+    assert history[6] == {"train/rate": 0.25}
+    assert [asked["config"] for asked in wandb.asked] == [{"steps": 6}] * 2
+    assert wandb.asked[0]["tags"] == ["a", "b"]
+    # Without for a while, and again with: still the same run.
+    wandb_run.keep(tmp_path, None)
+    _journal(tmp_path, 6).close()
+    assert len(wandb.asked) == 2
+    wandb_run.keep(tmp_path, settings)
+    _journal(tmp_path, 6).close()
+    assert wandb.asked[2]["id"] == id
+
+
+def test_who_does_not_ask_gets_no_wandb(tmp_path):
+    assert wandb_run.check(None) is None
+    wandb_run.keep(tmp_path, None)
+    assert wandb_run.open_wandb(tmp_path) is None
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("emoji", "config.wandb: 'emoji': needs None or a section"),
+        ({}, "config.wandb: needs a `project`"),
+        ({"project": 5}, "config.wandb: needs a `project`"),
+        ({"projct": "x"}, "config.wandb.projct: unknown key 'projct' .did you mean 'project'"),
+        ({"project": "x", "mode": "off"}, "config.wandb.mode: unknown mode 'off'"),
+    ],
+)
+def test_settings_of_wandb_are_checked(wandb, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        wandb_run.check(settings)
+
+
+def test_wandb_that_is_not_installed_or_refuses(wandb, tmp_path, monkeypatch):
+    wandb_run.keep(tmp_path, {"project": "locked"})
+    with pytest.raises(ConfigError, match="config.wandb: no API key configured; --config.wandb="):
+        wandb_run.open_wandb(tmp_path)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match=r"not installed: pip install 'mtmm_jax\[wandb\]'"):
+        wandb_run.check({"project": "emoji"})
+
+
+def test_train_refuses_wandb_and_windows_before_the_data_are_read(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setattr(command, "prepare_jax", lambda: None)
+    monkeypatch.setattr(training, "assemble", None)
+    config = tmp_path / "config.py"
+    config.write_text("from tests.training.small_run import get_config")
+    arguments = ["--config", str(config), "--workdir", str(tmp_path / "run")]
+    for more, message in (
+        (["--config.wandb={'project': 'x'}"], "pip install 'mtmm_jax[wandb]'"),
+        (["--profile", "10:20"], "--profile: '10:20': needs steps=FIRST:LAST"),
+        (["--profile", "steps=3:9"], "needs 1 <= FIRST <= LAST <= 6"),
+        (["--peak", "-1"], "--peak: -1.0 is not a number above 0"),
+    ):
+        assert command.main([*arguments, *more]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,25 @@
+"""Detection and classification over one CNN: cross-entropy, and squared errors of the boxes.
+
+python -m mtmm_jax.train --config configs/detect_and_classify.py --workdir runs/detect_and_classify
+
+One to three emoji on 48 pixels: a box and a class for each (mAP) and which categories are there,
+400 steps. L = L_class + |box - box*|^2, and a cross-entropy for each category. Baseline: each task
+alone, --config.tasks.boxes=None or --config.tasks.present_categories=None.
+"""
+
+from ml_collections import ConfigDict
+
+from mtmm_jax import training
+
+
+def get_config() -> ConfigDict:
+    config = training.load("emoji_scenes")
+    config.steps = 400
+    config.data = {"kind": "emoji_scenes", "image_size": 48, "most": 3}
+    config.model.encoders.image = {"kind": "cnn", "preset": "small", "norm": "batch"}
+    del config.tasks.count
+    config.tasks.boxes.class_loss = "cross_entropy"
+    config.tasks.boxes.box_loss = "mse"
+    config.checkpoint.every = config.evaluation.every = 200
+    config.checkpoint.best = "mean"
+    return config

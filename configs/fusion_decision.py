@@ -1,0 +1,16 @@
+"""Decision fusion: every modality predicts alone, the predictions are averaged.
+
+python -m mtmm_jax.train --config configs/fusion_decision.py --workdir runs/fusion_decision
+
+fusion_late with another line for the fusion. Baseline: fusion_late.
+"""
+
+from ml_collections import ConfigDict
+
+from mtmm_jax import training
+
+
+def get_config() -> ConfigDict:
+    config = training.load("fusion_late")
+    config.model.fusion = {"kind": "mean", "stage": "decision"}
+    return config

@@ -1,0 +1,17 @@
+r"""Decision fusion that is learned: a small network over the modalities' predictions.
+
+python -m mtmm_jax.train --config configs/fusion_decision_learned.py \
+    --workdir runs/fusion_decision_learned
+
+fusion_late with another line for the fusion. Baseline: fusion_decision, their mean.
+"""
+
+from ml_collections import ConfigDict
+
+from mtmm_jax import training
+
+
+def get_config() -> ConfigDict:
+    config = training.load("fusion_late")
+    config.model.fusion = {"kind": "learned", "stage": "decision"}
+    return config

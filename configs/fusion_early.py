@@ -1,0 +1,16 @@
+"""Early fusion of tokens: one Transformer reads the tokens of all stems.
+
+python -m mtmm_jax.train --config configs/fusion_early.py --workdir runs/fusion_early
+
+fusion_late with another line for the fusion. Baseline: fusion_late.
+"""
+
+from ml_collections import ConfigDict
+
+from mtmm_jax import training
+
+
+def get_config() -> ConfigDict:
+    config = training.load("fusion_late")
+    config.model.fusion = {"kind": "join", "stage": "early"}
+    return config

@@ -1,0 +1,17 @@
+"""Early fusion of raw inputs: pixels, token ids and samples are flattened and joined.
+
+python -m mtmm_jax.train --config configs/fusion_early_raw.py --workdir runs/fusion_early_raw
+
+fusion_late with another line for the fusion. Baseline: fusion_early, where each modality has at
+least a stem.
+"""
+
+from ml_collections import ConfigDict
+
+from mtmm_jax import training
+
+
+def get_config() -> ConfigDict:
+    config = training.load("fusion_late")
+    config.model.fusion = {"kind": "join", "stage": "early_raw"}
+    return config

@@ -1,0 +1,16 @@
+"""Graph fusion by attention: modalities are nodes that weigh each other.
+
+python -m mtmm_jax.train --config configs/fusion_gat.py --workdir runs/fusion_gat
+
+fusion_late with another line for the fusion. Baseline: fusion_late; fusion_gcn has fixed edges.
+"""
+
+from ml_collections import ConfigDict
+
+from mtmm_jax import training
+
+
+def get_config() -> ConfigDict:
+    config = training.load("fusion_late")
+    config.model.fusion = {"kind": "gat"}
+    return config

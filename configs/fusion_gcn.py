@@ -1,0 +1,17 @@
+"""Graph fusion by convolution: modalities are nodes, linked by what is known of them.
+
+python -m mtmm_jax.train --config configs/fusion_gcn.py --workdir runs/fusion_gcn
+
+fusion_late with another line for the fusion. Baseline: fusion_late; fusion_gat learns how much each
+neighbour counts.
+"""
+
+from ml_collections import ConfigDict
+
+from mtmm_jax import training
+
+
+def get_config() -> ConfigDict:
+    config = training.load("fusion_late")
+    config.model.fusion = {"kind": "gcn", "edges": {"image": ["text"], "audio": ["text"]}}
+    return config

@@ -1,0 +1,16 @@
+"""Middle fusion: the second half of every encoder reads what the first halves made together.
+
+python -m mtmm_jax.train --config configs/fusion_middle.py --workdir runs/fusion_middle
+
+fusion_late with another line for the fusion. Baseline: fusion_early and fusion_late.
+"""
+
+from ml_collections import ConfigDict
+
+from mtmm_jax import training
+
+
+def get_config() -> ConfigDict:
+    config = training.load("fusion_late")
+    config.model.fusion = {"kind": "bottleneck", "stage": "middle"}
+    return config

@@ -1,0 +1,27 @@
+"""Medicine: a picture, a patient's record and a vector of genes; diagnosis and treatment.
+
+python -m mtmm_jax.train --config configs/scenario_medical.py --workdir runs/scenario_medical
+
+Synthetic as in scenario_driving. The diagnosis needs picture and record together, the treatment the
+genes besides. Baselines: one sensor less, in the same model; and each sensor alone, which
+evaluation prints.
+"""
+
+from ml_collections import ConfigDict
+
+from mtmm_jax import training
+
+
+def get_config() -> ConfigDict:
+    config = training.load("scenario_driving")
+    config.data.scenario = "medical"
+    config.model.encoders = {
+        "image": {"kind": "cnn", "preset": "tiny", "norm": "batch"},
+        "record": {"kind": "table_mlp"},
+        "genes": {"kind": "table_mlp"},
+    }
+    config.tasks = {
+        "diagnosis": {"kind": "classification"},
+        "treatment": {"kind": "classification"},
+    }
+    return config

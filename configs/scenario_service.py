@@ -1,0 +1,24 @@
+"""Service: what a caller says, what is meant by it, and an answer word by word.
+
+python -m mtmm_jax.train --config configs/scenario_service.py --workdir runs/scenario_service
+
+Synthetic as in scenario_driving. Four words of tones: recognition (CTC), the intent, and a reply
+from a decoder. Baseline: each task alone, --config.tasks.intent=None and so on.
+"""
+
+from ml_collections import ConfigDict
+
+from mtmm_jax import training
+
+
+def get_config() -> ConfigDict:
+    config = training.load("scenario_driving")
+    config.data.scenario = "service"
+    config.model.encoders = {"speech": {"kind": "conv1d"}}
+    config.model.modality_dropout = 0.0
+    config.tasks = {
+        "transcript": {"kind": "recognition", "reads": "speech"},
+        "intent": {"kind": "classification"},
+        "reply": {"kind": "captioning", "reads": "speech"},
+    }
+    return config

@@ -1,0 +1,28 @@
+"""Traffic: a camera, radar and counters in the road; vehicles, flow and accidents.
+
+python -m mtmm_jax.train --config configs/scenario_traffic.py --workdir runs/scenario_traffic
+
+Synthetic as in scenario_driving. A sudden stop is an accident only where there are vehicles: radar
+and camera together. Baselines: one sensor less, in the same model; and each sensor alone, which
+evaluation prints.
+"""
+
+from ml_collections import ConfigDict
+
+from mtmm_jax import training
+
+
+def get_config() -> ConfigDict:
+    config = training.load("scenario_driving")
+    config.data.scenario = "traffic"
+    config.model.encoders = {
+        "camera": {"kind": "cnn", "preset": "tiny", "norm": "batch"},
+        "radar": {"kind": "series_gru"},
+        "sensors": {"kind": "series_gru"},
+    }
+    config.tasks = {
+        "vehicles": config.tasks.objects,
+        "flow": {"kind": "regression"},
+        "accident": {"kind": "classification"},
+    }
+    return config

@@ -1,0 +1,17 @@
+"""Shared features: separate networks over one set of features, learned together.
+
+python -m mtmm_jax.train --config configs/shared_features.py --workdir runs/shared_features
+
+As shared_weights, but behind fusion each task has layers of its own. Baselines: the same features
+without layers of the tasks' own (shared_weights), and never trained (shared_features_frozen).
+"""
+
+from ml_collections import ConfigDict
+
+from mtmm_jax import training
+
+
+def get_config() -> ConfigDict:
+    config = training.load("shared_weights")
+    config.model.sharing = {"kind": "separate", "layers": 2}
+    return config

@@ -1,0 +1,41 @@
+"""Shared layers: three tasks with inputs and data of their own, and a common middle.
+
+python -m mtmm_jax.train --config configs/shared_layers.py --workdir runs/shared_layers
+
+Digits from 240 pixels, speakers from series of 12 channels, and numbers from a made-up table: an
+input layer and an output layer for each task, one middle for all. Every batch holds as many rows of
+each data set. 500 steps. Baseline: each task alone, which has the middle to itself,
+--config.tasks.digit=None and so on.
+"""
+
+from ml_collections import ConfigDict
+
+from mtmm_jax import training
+
+
+def get_config() -> ConfigDict:
+    config = training.load("digits")
+    config.steps = 500
+    config.batch_size = 96
+    config.data = {
+        "kind": "mixture",
+        "mixing": "accumulate",
+        "sources": {
+            "digits": {"kind": "digits", "views": ["pix"]},
+            "vowels": {"kind": "vowels"},
+            "made_up": {"kind": "generator", "modalities": 1, "tasks": 1},
+        },
+    }
+    config.model.encoders = {
+        "pix": {"kind": "table_mlp"},
+        "series": {"kind": "series_gru"},
+        "m1": {"kind": "table_mlp"},
+    }
+    config.model.fusion = {"kind": "mean"}
+    config.model.sharing = {"kind": "shared_middle", "hidden": 64}
+    config.tasks = {
+        "digit": {"kind": "classification"},
+        "speaker": {"kind": "classification"},
+        "task_1": {"kind": "regression"},
+    }
+    return config

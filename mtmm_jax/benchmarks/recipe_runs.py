@@ -1,0 +1,212 @@
+"""How a recipe is run: short, in a folder, as an ensemble, with weights by cross-validation.
+
+Each way gives rows `{"seed", "test": {task: headline}, "figure": {task: its name}, "all", ...}`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mtmm_jax.command import console
+
+WEIGHTS = ("1,1,1,1,1", "1,10,1,1,1", "1,3,1,1,3")  # compared by cross-validation
+FOLDS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training, or several that make one result.
+
+    Attributes:
+        config: its name.
+        changes: overrides of the command line, without their `--config.`.
+        how: short (no folder), fit (an ordinary run), cv (weights by cross-validation), or the rule
+            by which the predictions of `members` are fused.
+        members: the configs of an ensemble.
+        without: also tested without each of these modalities; "*": each of all.
+        zero_shot: the class labels that are also told by the nearest name, with a retrieval task.
+    """
+
+    config: str
+    changes: tuple[str, ...] = ()
+    how: str = "short"
+    members: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    zero_shot: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Of the recipe, and of its folder."""
+        return f"independent_{self.how}" if self.members else self.config
+
+
+def config_of(run: Run, steps: int | None = None) -> Any:
+    """The config of a run, with fewer steps if asked for."""
+    from mtmm_jax import training
+
+    overrides = [f"--config.{change}" for change in run.changes]
+    if steps is not None:
+        overrides += [f"--config.steps={steps}"]
+    return training.apply_overrides(training.load(run.config), overrides)
+
+
+def key_of(run: Run, steps: int | None = None) -> dict[str, Any]:
+    """What tells the row of a run from others in the JSON file."""
+    return {
+        "config": run.name,
+        "changes": list(run.changes),
+        "how": run.how,
+        "steps": config_of(run, steps).steps,
+    }
+
+
+def short(run: Run, seeds: Sequence[int], steps: int | None) -> Iterator[dict[str, Any]]:
+    """Trained without a folder, one compile for all seeds."""
+    from mtmm_jax.benchmarks.short_runs import ShortRun
+
+    trained = ShortRun(config_of(run, steps))
+    names = tuple(trained.experiment.model.encoders)
+    hidden = names if run.without == ("*",) else run.without
+    for seed in seeds:
+        started = time.monotonic()
+        variables = trained.train(seed)
+        row = _row(trained.experiment.model, trained.evaluate(variables, "test"))
+        for name in hidden:
+            left = [other for other in names if other != name]
+            told = trained.evaluate(variables, "test", left)
+            row.setdefault("without", {})[name] = _row(trained.experiment.model, told)["test"]
+        for target in run.zero_shot:
+            row["test"][f"{target}, zero-shot"] = round(
+                zero_shot(trained.experiment, variables, target), 4
+            )
+            row["figure"][f"{target}, zero-shot"] = "accuracy"
+        yield {**row, "seed": seed, "seconds": round(time.monotonic() - started, 1)}
+
+
+def _row(model: Any, results: Mapping[str, Any]) -> dict[str, Any]:
+    """Every task's headline and its name, retrieval's in all directions; all figures beside it."""
+    from mtmm_jax.training.results import finite
+
+    told = finite({name: dict(results[name]) for name in model.tasks})
+    test, figure = {}, {}
+    for name, task in model.tasks.items():
+        test[name], figure[name] = told[name][task.headline], task.headline
+        if task.kind == "retrieval":
+            others = [f for f in told[name] if f.endswith("recall@10") and f != task.headline]
+            test |= {f"{name}, {other}": told[name][other] for other in others}
+            figure |= {f"{name}, {other}": "" for other in others}
+    return {"test": test, "figure": figure, "all": told}
+
+
+def fit(
+    run: Run, seeds: Sequence[int], steps: int | None, folder: Path
+) -> Iterator[dict[str, Any]]:
+    """Ordinary runs in folders of their own, which go on where they stopped."""
+    from mtmm_jax import training
+    from mtmm_jax.train import fit as train
+
+    for seed in seeds:
+        config = _own(run, seed, steps)
+        experiment, started = training.assemble(config), time.monotonic()
+        told = train(experiment, folder / f"{run.config}_{config.steps}" / str(seed))
+        row = _row(experiment.model, told["test"])
+        yield {**row, "seed": seed, "seconds": round(time.monotonic() - started, 1)}
+
+
+def _own(run: Run, seed: int, steps: int | None) -> Any:
+    config = config_of(run, steps)
+    config.seed = seed
+    config.evaluation.baselines = False
+    return config
+
+
+def ensemble(
+    run: Run, seeds: Sequence[int], steps: int | None, folder: Path
+) -> Iterator[dict[str, Any]]:
+    """Every member trained alone, then their predictions fused."""
+    from mtmm_jax import training
+    from mtmm_jax.runs import fused
+
+    for seed in seeds:
+        started = time.monotonic()
+        for member in run.members:
+            list(fit(Run(member), [seed], steps, folder))
+        experiment = training.assemble(_own(run, seed, steps))
+        total = experiment.config["steps"]
+        paths = [folder / f"{member}_{total}" / str(seed) for member in run.members]
+        told = fused.fuse_runs(paths, run.how, folder / f"{run.name}_{total}" / str(seed))
+        row = _row(experiment.model, told["results"]["test"][fused.FUSED])
+        yield {**row, "seed": seed, "seconds": round(time.monotonic() - started, 1)}
+
+
+def cross_validated(
+    run: Run, seeds: Sequence[int], steps: int | None, folder: Path
+) -> Iterator[dict[str, Any]]:
+    """The best of `WEIGHTS` over `FOLDS` folds, trained on the whole train split."""
+    from mtmm_jax import training
+    from mtmm_jax.runs import folds
+    from mtmm_jax.runs.fronts import MEAN
+    from mtmm_jax.train import fit as train
+
+    for seed in seeds:
+        started, config = time.monotonic(), _own(run, seed, steps)
+        experiment = training.assemble(config)
+        place = folder / f"{run.config}_{config.steps}" / str(seed)
+        found = folds.candidates(WEIGHTS, None, tuple(experiment.model.tasks))
+        plain = experiment.config
+        source, out = experiment.source, console()
+        record = folds.cross_validate(plain, source, place, FOLDS, found, seed, out)
+        best = folds.winner(record)
+        told = folds.retrain(record, best, MEAN, place, train)
+        row = _row(experiment.model, told["test"]) | {"weights": best}
+        yield {**row, "seed": seed, "seconds": round(time.monotonic() - started, 1)}
+
+
+def zero_shot(experiment: Any, variables: Any, target: str, split: str = "test") -> float:
+    """The share of pictures whose class is the one of the nearest name.
+
+    A class is told by its name alone, as a text: no label was trained on. The model needs a task
+    that embeds "image" and "text", and the data a tokenizer.
+    """
+    import jax
+
+    from mtmm_jax.data.text import encode_with_mask, read_tokenizer
+    from mtmm_jax.evaluation import restrict
+
+    model, source = experiment.model, experiment.source
+    task = next(n for n, t in model.tasks.items() if {"image", "text"} <= set(t.reads))
+
+    @jax.jit
+    def vectors(variables: Any, inputs: Any) -> Any:
+        return model(variables, inputs)[0][task]["vectors"]
+
+    names = [name.replace("-", " ") for name in source.spec.targets[target].classes]
+    batch = next(iter(source.batches(split, len(names))))
+    length = batch["inputs"]["text"]["x"].shape[1]
+    ids, mask = encode_with_mask(read_tokenizer(source.assets["tokenizer.json"]), names, length)
+    text = {**batch["inputs"]["text"], "x": ids.astype(np.int32), "mask": mask}
+    told = restrict({**batch, "inputs": {**batch["inputs"], "text": text}}, ["text"])
+    classes = np.asarray(vectors(variables, told["inputs"])["text"])
+    right, count = 0.0, 0.0
+    for batch in source.batches(split, experiment.config["evaluation"]["batch_size"]):
+        seen = np.asarray(vectors(variables, restrict(batch, ["image"])["inputs"])["image"])
+        hit = (seen @ classes.T).argmax(1) == batch["targets"][target]["y"]
+        right += float((hit * batch["weight"]).sum())
+        count += float(batch["weight"].sum())
+    return right / count
+
+
+def rows_of(
+    run: Run, seeds: Sequence[int], steps: int | None, folder: Path
+) -> Iterator[dict[str, Any]]:
+    """The figures of a run, one row a seed."""
+    if run.how == "short":
+        return short(run, seeds, steps)
+    way = {"fit": fit, "cv": cross_validated}.get(run.how, ensemble)
+    return way(run, seeds, steps, folder)

@@ -1,0 +1,115 @@
+"""Reads what `mtmm_jax.export` wrote. Stands alone: JAX and NumPy, none of the model's code.
+
+    model = load("emoji.zip")
+    answers = model.predict({"image": {"x": pictures, "present": np.ones(4, bool)}})
+    answers["category"]["probability"]      # [4, classes], names in model.tasks["category"]
+
+The file is a zip: `program.mlir` (StableHLO), `program.json` (what goes in and comes out),
+`parameters.npz`, `spec.json`, `assets/` and, as `load.py`, this very module.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import zipfile
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+
+
+class Exported(NamedTuple):
+    """A program with its parameters, and what is needed to feed it.
+
+    Attributes:
+        predict: `{modality: {"x", "mask"?, "present"?}}` -> `{task: {output: [B, ...]}}`. What is
+            left out is absent (a modality), everything (a mask) or everyone (present).
+        tasks: task -> kind, reads, classes and outputs.
+        spec: modalities and targets, as the data had them.
+        assets: name -> bytes, such as tokenizers.
+        rows: of a batch; None for any number.
+    """
+
+    predict: Callable[[Mapping[str, Any]], dict[str, dict[str, np.ndarray]]]
+    tasks: dict[str, Any]
+    spec: dict[str, Any]
+    assets: dict[str, bytes]
+    rows: int | None
+
+
+def load(path: Any) -> Exported:
+    """Opens an exported file; compiles when it is first asked, and once a batch size."""
+    with zipfile.ZipFile(path) as file:
+        about, spec = (json.loads(file.read(f"{name}.json")) for name in ("program", "spec"))
+        code, stored = file.read("program.mlir"), np.load(io.BytesIO(file.read("parameters.npz")))
+        names = [name for name in file.namelist() if name.startswith("assets/")]
+        assets = {name.removeprefix("assets/"): file.read(name) for name in names}
+    params = [jnp.asarray(stored[name]) for name in about["parameters"]]
+    (size,) = export.symbolic_shape("b") if about["rows"] is None else (about["rows"],)
+
+    def shapes(entries: list[dict[str, Any]]) -> list[jax.ShapeDtypeStruct]:
+        return [jax.ShapeDtypeStruct((size, *e["shape"]), e["dtype"]) for e in entries]
+
+    # A stranger of the same signature, given the stored program for its own: JAX's way to read its
+    # own format asks for a package more.
+    zeros = jax.jit(lambda *_: [jnp.zeros(o.shape, o.dtype) for o in shapes(about["outputs"])])
+    like = export.export(zeros, platforms=about["platforms"])(params, shapes(about["inputs"]))
+    same = {"calling_convention_version": about["calling_convention_version"]}
+    kept = tuple(about["kept"])
+    program = dataclasses.replace(
+        like, mlir_module_serialized=code, module_kept_var_idx=kept, **same
+    )
+    call = jax.jit(program.call)
+
+    def predict(inputs: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray]]:
+        flat = _flat(inputs, about["inputs"], about["rows"])
+        found: dict[str, dict[str, np.ndarray]] = {}
+        for entry, value in zip(about["outputs"], call(params, flat), strict=True):
+            task, _, output = entry["name"].partition(":")
+            found.setdefault(task, {})[output] = np.asarray(value)
+        return found
+
+    return Exported(predict, about["tasks"], spec, assets, about["rows"])
+
+
+def _flat(
+    inputs: Mapping[str, Any], entries: list[dict[str, Any]], rows: int | None
+) -> list[np.ndarray]:
+    """The inputs in the program's order, what is left out filled in; a `ValueError` names what is
+    wrong."""
+    known = sorted({entry["name"].partition(":")[0] for entry in entries})
+    for name, given in inputs.items():
+        if name not in known:
+            raise ValueError(f"inputs: unknown modality {name!r}; choices: {', '.join(known)}")
+        keys = [e["name"].partition(":")[2] for e in entries if e["name"].startswith(f"{name}:")]
+        for key in given:
+            if key not in keys:
+                raise ValueError(f"inputs.{name}: unknown key {key!r}; choices: {', '.join(keys)}")
+        if "x" not in given:
+            raise ValueError(f"inputs.{name}: has no 'x'")
+    sizes = {name: np.shape(given["x"])[0] for name, given in inputs.items()}
+    if len(set(sizes.values())) != 1:
+        raise ValueError(f"inputs: needs one number of rows for all modalities, not {sizes}")
+    size = next(iter(sizes.values()))
+    if rows is not None and size != rows:
+        raise ValueError(f"inputs: {size} rows; this file was exported for batches of {rows}")
+    flat = []
+    for entry in entries:
+        name, _, key = entry["name"].partition(":")
+        shape = (size, *entry["shape"])
+        if key in inputs.get(name, {}):
+            value = np.asarray(inputs[name][key])
+        else:
+            value = np.full(shape, name in inputs and key != "x", entry["dtype"])
+        if value.shape != shape or value.dtype.name != entry["dtype"]:
+            raise ValueError(
+                f"inputs.{name}.{key}: is {value.dtype.name}{list(value.shape)}; needs "
+                f"{entry['dtype']}{list(shape)}"
+            )
+        flat.append(value)
+    return flat
