@@ -31,6 +31,9 @@ def interleaved(
         start = time.perf_counter()
         call()
         cost[name] = time.perf_counter() - start
+    for name, call in calls.items():
+        for _ in range(min(20, int(seconds / max(cost[name], 1e-6)))):
+            call()  # a process's first steps are slower: memory is asked for and mapped
     times: dict[str, list[float]] = {name: [] for name in calls}
     rounds = max(5, min(200, int(seconds * len(calls) / max(sum(cost.values()), 1e-6))))
     for _ in range(rounds):

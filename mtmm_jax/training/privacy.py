@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from scipy.special import gammaln, logsumexp
 
 from mtmm_jax import registry
 from mtmm_jax.balancing import Balanced, Balancer, Evidence
@@ -217,6 +216,8 @@ def epsilon(noise: float, share: float, steps: int, delta: float = 1e-5) -> floa
         steps: how many.
         delta: below 1 / samples.
     """
+    from scipy.special import gammaln, logsumexp  # slow to import
+
     if not 0 < share <= 1 or not 0 < delta < 1 or steps < 0 or noise < 0:
         raise ConfigError(
             f"epsilon: noise={noise}, share={share}, steps={steps}, delta={delta}; needs noise and "

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ class Emoji:
     split: np.ndarray
     labels: dict[str, np.ndarray]
     classes: dict[str, tuple[str, ...]]
-    drawings: dict[str, np.ndarray]
+    drawings: Mapping[str, np.ndarray]
     speech: np.ndarray
     spans: np.ndarray
     voice: np.ndarray
@@ -55,7 +56,7 @@ def _assemble(features: Any, rows: list[dict[str, Any]], split: np.ndarray) -> E
     waves = [row["speech"][which] for row in rows for which in at]
     stops = np.cumsum([len(wave) for wave in waves])
     spans = np.stack([stops - [len(wave) for wave in waves], stops], 1).reshape(-1, 2, 2)
-    drawings = {style: _decode([row["images"][style] for row in rows]) for style in asset.STYLES}
+    pngs = {style: [row["images"][style] for row in rows] for style in asset.STYLES}
     return Emoji(
         names=tuple(row["name"].decode() for row in rows),
         keywords=tuple(tuple(row["keywords"].decode().split("\n")) for row in rows),
@@ -69,19 +70,44 @@ def _assemble(features: Any, rows: list[dict[str, Any]], split: np.ndarray) -> E
             "subcategory": tuple(features["subcategory"].names),
             "voice": tuple(features["voices"]["first"].names),
         },
-        drawings=drawings,
+        drawings=Drawings(pngs),
         speech=np.concatenate(waves),
         spans=spans,
         voice=np.array([[row["voices"][which] for which in at] for row in rows], np.int32),
     )
 
 
-def _decode(pngs: list[bytes], chunk: int = 64) -> np.ndarray:
-    """All drawings of a style; in threads, as both Pillow and NumPy let go of the interpreter."""
+class Drawings(Mapping[str, np.ndarray]):
+    """Style -> all its drawings. Threads decode them, as Pillow and NumPy let go of the
+    interpreter; meanwhile the caller goes on, and waits when it first asks for a style.
 
-    def decode(start: int) -> np.ndarray:
-        tiles = [Image.open(io.BytesIO(png)) for png in pngs[start : start + chunk]]
-        return to_planes(np.stack([np.asarray(tile) for tile in tiles]))
+    Args:
+        pngs: style -> the files' contents.
+        chunk: files at a time.
+    """
 
-    with ThreadPoolExecutor() as pool:
-        return np.concatenate(list(pool.map(decode, range(0, len(pngs), chunk))))
+    def __init__(self, pngs: Mapping[str, Sequence[bytes]], chunk: int = 64) -> None:
+        pool = ThreadPoolExecutor()
+        self._styles: dict[str, Future[np.ndarray]] = {}
+        for style, files in pngs.items():
+            starts = range(0, len(files), chunk)
+            parts = [pool.submit(_decode, files[i : i + chunk]) for i in starts]
+            self._styles[style] = pool.submit(_joined, parts)
+        pool.shutdown(wait=False)
+
+    def __getitem__(self, style: str) -> np.ndarray:
+        return self._styles[style].result()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._styles)
+
+    def __len__(self) -> int:
+        return len(self._styles)
+
+
+def _joined(parts: Sequence[Future[np.ndarray]]) -> np.ndarray:
+    return np.concatenate([part.result() for part in parts])
+
+
+def _decode(pngs: Sequence[bytes]) -> np.ndarray:
+    return to_planes(np.stack([np.asarray(Image.open(io.BytesIO(png))) for png in pngs]))
