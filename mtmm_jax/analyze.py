@@ -13,9 +13,9 @@ from mtmm_jax.command import console, guarded, prepare_jax
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m mtmm_jax.analyze",
-        description="What each modality contributes, how alike they are, how robust the model is "
-        "to damage of each, what it looks at, and what it costs. Writes analysis.json and the "
-        "report.",
+        description="What each modality contributes and says of the labels, how alike they are, "
+        "how robust the model is to damage of each, what it looks at, and what it costs. Writes "
+        "analysis.json and the report.",
         epilog="Values of the data may be changed, for example --config.data.text=name.",
     )
     p.add_argument("--workdir", required=True, help="the run's folder")
@@ -81,6 +81,7 @@ def show(told: dict[str, Any], name: str) -> None:
         ),
         "with some of the modalities": pages.subset_rows(told["subsets"]),
         "affinity of the modalities": pages.affinity_rows(told["affinity"]),
+        f"{pages.SELECTION} (mutual information)": pages.selection_rows(told["selection"]),
         "robustness": pages.robustness_rows(told["robustness"]),
         "cost": pages.cost_rows(told["cost"]),
     }

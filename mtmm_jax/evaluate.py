@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from mtmm_jax.command import console, guarded, prepare_jax
 
@@ -25,6 +26,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--rule", help="of --workdirs: mean (default), product or max")
     p.add_argument("--split", default="test", help="train, validation or test (default)")
     p.add_argument("--only", help="modalities to keep, such as image,text; the others are absent")
+    p.add_argument(
+        "--zero_shot",
+        metavar="LABEL",
+        help="tell the classes of this label by their names and by a few examples, through a "
+        "retrieval task; also written to the run's zero_shot.json",
+    )
     p.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options(p)
     return p
@@ -51,13 +58,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     parallel.initialize(arguments.coordinator, arguments.processes, arguments.process)
     choose(arguments.split, ("train", "validation", "test"), "--split", "split")
-    if one_of(arguments.workdir, arguments.workdirs, arguments.rule):
+    together = one_of(arguments.workdir, arguments.workdirs, arguments.rule)
+    _check_zero_shot(arguments, together)
+    if together:
         _together(arguments, overrides)
         return 0
     stored = Workdir.at(arguments.workdir).read("config.json")
     config = apply_overrides(ConfigDict(stored), overrides)
     run = open_run(arguments.workdir, config.to_dict())
     experiment = run.experiment
+    if arguments.zero_shot:
+        _zero_shot(run, arguments)
+        return 0
     only = arguments.only.split(",") if arguments.only else None
     choose_all(only or (), experiment.model.encoders, "--only", "modality")
     evaluator = Evaluator(experiment.model, experiment.devices)
@@ -72,6 +84,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         title = f"{arguments.workdir}, step {run.step}, {arguments.split}"
         console().print(results_table(title, {", ".join(only) if only else "all": results}))
     return 0
+
+
+def _check_zero_shot(arguments: argparse.Namespace, together: bool) -> None:
+    from mtmm_jax.registry import ConfigError
+
+    if arguments.zero_shot is None:
+        return
+    if together:
+        raise ConfigError("--zero_shot: is asked of one run: --workdir, not --workdirs")
+    if arguments.only or arguments.split != "test":
+        raise ConfigError("--zero_shot: has splits and modalities of its own, no --only or --split")
+
+
+def _zero_shot(run: Any, arguments: argparse.Namespace) -> None:
+    """Names and examples as classes; on one device."""
+    from mtmm_jax import processes
+    from mtmm_jax.evaluation import zero_shot
+    from mtmm_jax.training.results import finite
+
+    experiment, label = run.experiment, arguments.zero_shot
+    size = experiment.config["evaluation"]["batch_size"]
+    found = zero_shot.measure(experiment.model, run.variables, experiment.source, label, size)
+    if not processes.leads():
+        return
+    run.workdir.write("zero_shot.json", finite(found))
+    if arguments.json:
+        print(json.dumps(finite(found), indent=1))
+        return
+    out = console()
+    out.print(zero_shot.table(found, f"{arguments.workdir}, step {run.step}: {label}"))
+    names = ", ".join(found["unseen_classes"]) or "none was held out of training"
+    out.print(f"unseen: {names}", highlight=False)
 
 
 def _together(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:

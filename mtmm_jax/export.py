@@ -22,6 +22,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", required=True, help="the file to write, such as emoji.zip")
     p.add_argument("--batch", default="any", help="rows of a batch: any (default) or a number")
     p.add_argument("--platforms", default="cpu", help="of cpu, cuda, rocm, tpu: several by commas")
+    p.add_argument("--int8", action="store_true", help="keep kernels and embeddings in eight bits")
     p.add_argument("--tasks", help="those to tell, by commas; all by default")
     return p
 
@@ -44,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     platforms = [name.strip() for name in arguments.platforms.split(",") if name.strip()]
     tasks = arguments.tasks.split(",") if arguments.tasks else None
     run = open_run(arguments.workdir)
-    path = export_run(run, arguments.out, rows=rows, platforms=platforms, tasks=tasks)
+    options = {"rows": rows, "platforms": platforms, "tasks": tasks, "int8": arguments.int8}
+    path = export_run(run, arguments.out, **options)
     size = path.stat().st_size / 1e6
     console().print(
         f"step {run.step} for {', '.join(platforms)}, batches of {rows or 'any'} rows: "

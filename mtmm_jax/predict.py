@@ -29,6 +29,15 @@ def parser() -> argparse.ArgumentParser:
         "--workdirs", help="several runs fused: folders parted by commas, or that of an ensemble"
     )
     p.add_argument("--rule", help="of --workdirs: mean (default), product or max")
+    p.add_argument(
+        "--explain",
+        metavar="FOLDER",
+        nargs="?",
+        const="",
+        help="why: what each input and its parts added; a page and pictures in FOLDER "
+        "(default: WORKDIR/explained)",
+    )
+    p.add_argument("--task", nargs="+", help="of --explain: these tasks only")
     p.add_argument("--json", action="store_true", help="print JSON instead of text")
     p.add_argument(
         "--manifest", help="a .jsonl or .csv with a column for each modality, a row a sample"
@@ -37,6 +46,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", help="of --manifest: the .jsonl to write, a line a row, in order")
     p.add_argument("--on_bad", help="of --manifest: skip (default) bad rows, or stop at the first")
     p.add_argument("--batch", type=int, help="of --manifest: rows at a time, 64 by default")
+    p.add_argument(
+        "--label",
+        metavar="MANIFEST",
+        help="write its rows to --out with the labels that the run is sure of, to train on, and "
+        "beside it, as OUT.ask.jsonl, the rows most worth a person's look",
+    )
+    p.add_argument("--least", type=float, help="of --label: how sure, a probability (0.9)")
+    p.add_argument("--ask", type=int, help="of --label: how many rows to ask about (50)")
+    p.add_argument("--by", help="of --label: uncertainty by entropy (default) or margin")
     return p
 
 
@@ -49,18 +67,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mtmm_jax.training.finished import open_run
     from mtmm_jax.training.workdir import Workdir
 
+    if _about_labels(arguments, rest):
+        return label_rows(arguments)
     if arguments.exported:
         _alone(arguments)
         together = False
     else:
         together = one_of(arguments.workdir, arguments.workdirs, arguments.rule)
+    _check_explain(arguments, together)
     if _about_many(arguments, together, rest):
         return ask_many(arguments)
     if together:
         answers = ask_together(open_ensemble(arguments.workdirs.split(","), arguments.rule), rest)
     else:
         inputs = read_inputs(rest, Workdir.at(arguments.workdir))
-        answers = ask(open_run(arguments.workdir), inputs)
+        run = open_run(arguments.workdir)
+        if arguments.explain is not None:
+            return explain(run, inputs, arguments)
+        answers = ask(run, inputs)
     if arguments.json:
         print(json.dumps(answers, indent=1))
     else:
@@ -141,6 +165,37 @@ def ask(run: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     return asking.ask(run, inputs)
 
 
+def _check_explain(arguments: argparse.Namespace, together: bool) -> None:
+    from mtmm_jax.registry import ConfigError
+
+    if arguments.explain is None:
+        if arguments.task is not None:
+            raise ConfigError("--task: belongs to --explain")
+        return
+    if together or arguments.manifest or arguments.exported:
+        raise ConfigError("--explain: explains one sample of one run: --workdir, and its inputs")
+
+
+def explain(run: Any, inputs: Mapping[str, Any], arguments: argparse.Namespace) -> int:
+    """Prints why a run says what it says of one sample, and writes the page."""
+    from mtmm_jax.analysis import explanation, explanation_page
+
+    out = console()
+    with out.status("explaining"):
+        told = explanation.explain(run, inputs, arguments.task)
+    if arguments.json:
+        print(json.dumps(explanation.as_json(told), indent=1))
+    else:
+        for one in told:
+            lines = explanation_page.sentences(run, one)
+            out.print("\n  ".join(lines), highlight=False)
+    folder = Path(arguments.explain or run.workdir.path / "explained")
+    for path in explanation_page.save(run, told, inputs, folder):
+        if not arguments.json:
+            out.print(path, soft_wrap=True, highlight=False)
+    return 0
+
+
 def _alone(arguments: argparse.Namespace) -> None:
     from mtmm_jax.registry import ConfigError
 
@@ -174,6 +229,51 @@ def _about_many(arguments: argparse.Namespace, together: bool, rest: Sequence[st
         raise ConfigError(f"--batch: {arguments.batch} is not a number from 1 upwards")
     choose(arguments.on_bad or "skip", ON_BAD, "--on_bad")
     return True
+
+
+def _about_labels(arguments: argparse.Namespace, rest: Sequence[str]) -> bool:
+    """Whether a manifest is to be labelled; its options checked before a run is opened."""
+    from mtmm_jax.registry import ConfigError
+
+    if arguments.label is None:
+        for option in ("least", "ask", "by"):
+            if getattr(arguments, option) is not None:
+                raise ConfigError(f"--{option}: belongs to --label MANIFEST")
+        return False
+    for option in ("manifest", "exported", "workdirs", "rule", "on_bad", "json"):
+        if getattr(arguments, option):
+            raise ConfigError(f"--{option}: not with --label, which asks one run, --workdir")
+    for option in ("workdir", "out"):
+        if not getattr(arguments, option):
+            raise ConfigError(f"--{option}: is missing")
+    if rest:
+        raise ConfigError(f"{rest[0]}: not with --label, whose columns say what there is")
+    if not Path(arguments.out).parent.is_dir():
+        raise ConfigError(f"--out: there is no folder {Path(arguments.out).parent}")
+    return True
+
+
+def label_rows(arguments: argparse.Namespace) -> int:
+    """Writes a manifest with labels, and tells whom to ask."""
+    from mtmm_jax.training.finished import open_run
+    from mtmm_jax.training.labelling import beside, label_manifest
+
+    run, out, path = open_run(arguments.workdir), console(), Path(arguments.out)
+    given = {"least": arguments.least, "ask": arguments.ask, "by": arguments.by}
+    given |= {"size": arguments.batch}
+    options = {key: value for key, value in given.items() if value is not None}
+    found = label_manifest(run, Path(arguments.label), path, **options)
+    counts = ", ".join(f"{name} in {count}" for name, count in found.counts.items())
+    out.print(f"{len(found.rows)} rows, labelled: {counts}, in {path}", highlight=False)
+    if found.left_out:
+        out.print(f"{found.left_out} lines are no rows and were left out", highlight=False)
+    for row in found.asked[:10]:
+        likely = {name: next(iter(best)) for name, best in row["likely"].items()}
+        shown = ", ".join(f"{name}: {best}?" for name, best in likely.items())
+        out.print(f"  line {row['row']}: {row['uncertainty']:.2f}  {shown}", highlight=False)
+    if found.asked:
+        out.print(f"{len(found.asked)} rows to ask about in {beside(path)}", highlight=False)
+    return 0
 
 
 def ask_many(arguments: argparse.Namespace) -> int:

@@ -131,7 +131,6 @@ def fit(
         wandb: what `wandb_run.check` gave: figures go to Weights & Biases as well.
     """
     from mtmm_jax import processes
-    from mtmm_jax.analysis import write_report
     from mtmm_jax.training import profiling, relatedness, wandb_run
     from mtmm_jax.training import results as final
     from mtmm_jax.training.checkpoints import Checkpoints
@@ -139,6 +138,7 @@ def fit(
     from mtmm_jax.training.loop import train
     from mtmm_jax.training.tables import lowered_step
     from mtmm_jax.training.workdir import Workdir
+    from mtmm_jax.transfer import pruning
 
     started = time.monotonic()
     out = _leading(console())
@@ -156,12 +156,17 @@ def fit(
                 best = processes.told(checkpoints.best())
                 state, _ = checkpoints.restore(best, experiment.shapes, experiment.devices)
                 out.print(f"evaluating the best checkpoint, step {best}")
+                config = experiment.config
+                if prune := pruning.read(config["optimizer"].get("prune"), config["steps"]):
+                    out.print(pruning.told(state.variables["params"], prune))
                 results, states = final.final_results(experiment, state.variables)
                 if processes.leads():
                     final.save_examples(experiment, workdir, states)
                     workdir.write("results.json", final.finite(results))
     finally:
         checkpoints.close()
+    from mtmm_jax.analysis import write_report  # with pyplot, for which no first step waits
+
     processes.led(lambda: write_report(workdir), "report")
     results = workdir.read("results.json")
     for split in final.SPLITS:

@@ -20,7 +20,7 @@ from mtmm_jax.data.scenario_parts import _LETTERS, Lot, write_on
 from mtmm_jax.data.scenario_worlds import SCENARIOS, SIGNS
 from mtmm_jax.data.scenarios import scenarios
 from mtmm_jax.registry import ConfigError
-from mtmm_jax.training.config import as_dict, differences
+from mtmm_jax.training.config import as_dict, differences, names
 from tests.data.conftest import CACHE, _source
 
 LARGE = ("image_text", "video_understanding")  # the presets for an accelerator
@@ -42,6 +42,13 @@ TRACED = (
     "video_aligned",
     "weights_learned",
 )
+# Configs that begin where another run ended, or go beyond the labels that there are.
+TRANSFERS = [
+    name
+    for name in names()
+    if name.split("_")[0]
+    in ("distil", "domain", "finetune", "isolated", "pretrain", "probe", "semi", "unfreeze")
+]
 _build = data.build
 
 
@@ -77,6 +84,13 @@ def test_every_recipe_and_what_stands_beside_it_assemble(name):
 @pytest.mark.parametrize("name", LARGE)
 def test_the_large_presets_assemble(name):
     training.assemble(training.load(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRANSFERS)
+def test_transfers_assemble_without_what_they_start_from(name):
+    without = ("init_from=None", "teachers=None")
+    assert training.assemble(config_of(Run(name, without))).model.tasks
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -15,3 +15,6 @@ from mtmm_jax.analysis.overview import study as study
 from mtmm_jax.analysis.report import figures as figures
 from mtmm_jax.analysis.report import save_figures as save_figures
 from mtmm_jax.analysis.report import write_report as write_report
+from mtmm_jax.analysis.selection import mutual_information as mutual_information
+from mtmm_jax.analysis.selection import rank as rank
+from mtmm_jax.analysis.selection import selection as selection

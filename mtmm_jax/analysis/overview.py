@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,9 @@ from mtmm_jax import parallel
 from mtmm_jax.analysis import pages
 from mtmm_jax.analysis.contribution import contributions, missing_modalities
 from mtmm_jax.analysis.cost import step_cost
-from mtmm_jax.analysis.intermediates import Known, collect, drawn
+from mtmm_jax.analysis.intermediates import HeatMap, Known, PatchMap, collect, drawn
 from mtmm_jax.analysis.modality_affinity import affinity, pooled_features, suggested_fusion
+from mtmm_jax.analysis.selection import labels_of, selection
 from mtmm_jax.batch import Batch
 from mtmm_jax.data.text import read_tokenizer
 from mtmm_jax.evaluation.robustness import curves, passes, summary
@@ -65,7 +66,8 @@ def study(
     advance = stage("robustness", len(batches) * passes(model))
     found = curves(probe, variables, batches, advance=advance)
     advance = stage("affinity, attention and gates", 2)
-    related = affinity(*pooled_features(model, run.variables, batches))
+    features, present, ids = pooled_features(model, run.variables, batches)
+    related = affinity(features, present, ids)
     advance()
     name, reason = suggested_fusion(related)
     inside, arrays = intermediates(run, batches)
@@ -82,6 +84,7 @@ def study(
         "contribution": contributions(model, scores),
         "subsets": missing_modalities(model, scores),
         "affinity": {**related, "suggestion": {"fusion": name, "reason": reason}},
+        "selection": selection(features, present, labels_of(batches, model.spec), model.spec),
         "robustness": summary(model, found),
         "cost": price,
         "intermediates": inside,
@@ -102,22 +105,29 @@ def intermediates(
         name: {key: np.asarray(leaf)[rows] for key, leaf in entry.items()}
         for name, entry in first["inputs"].items()
     }
-    seen, spans, fused = collect(model, run.variables, {"inputs": inputs})
     samples = tuple(run.experiment.source.describe(int(i)) for i in first["id"][rows])
-    words = {
-        name: _words(run.workdir, name, inputs[name])
-        for name in spans
-        if model.spec.modalities[name].kind == "text"
-        and spans[name].length == inputs[name]["x"].shape[1]
-    }
-    known = Known(samples, words, spans, fused, tuple(model.tasks))
-    heat, patches = drawn(seen, known)
+    heat, patches = looked_at(run, inputs, samples)
     numbers, arrays = pages.stored(heat, patches)
     for shown in patches:
         if model.spec.modalities[shown.modality].kind == "image":
             x = np.asarray(inputs[shown.modality]["x"][shown.sample], np.float32)
             arrays[f"picture/{shown.modality}/{shown.sample}"] = np.clip((x + 1) / 2, 0, 1)
     return numbers, arrays
+
+
+def looked_at(
+    run: Finished, inputs: Mapping[str, Any], samples: Sequence[str]
+) -> tuple[list[HeatMap], list[PatchMap]]:
+    """The gates, weights and attention of some samples, by what a person calls them."""
+    model = run.experiment.model
+    seen, spans, fused = collect(model, run.variables, {"inputs": inputs})
+    words = {
+        name: _words(run.workdir, name, inputs[name])
+        for name in spans
+        if model.spec.modalities[name].kind == "text"
+        and spans[name].length == inputs[name]["x"].shape[1]
+    }
+    return drawn(seen, Known(tuple(samples), words, spans, fused, tuple(model.tasks)))
 
 
 def _words(workdir: Workdir, name: str, entry: dict[str, np.ndarray]) -> list[list[str]]:

@@ -13,6 +13,7 @@ from mtmm_jax.analysis.intermediates import Axis, HeatMap, PatchMap
 from mtmm_jax.training.workdir import Workdir
 
 NUMBERS, ARRAYS = "analysis.json", "analysis.npz"
+SELECTION = "what modalities say about the labels"
 
 CAPTIONS = {
     "modality contribution": "What each input is worth to each task: the Shapley value, the mean "
@@ -78,6 +79,7 @@ def analysis_tables(workdir: Workdir) -> dict[str, list[list[str]]]:
     return {
         "missing modalities": subset_rows(told["subsets"]),
         "modality affinity": affinity_rows(told["affinity"]),
+        **({SELECTION: selection_rows(told["selection"])} if told.get("selection") else {}),
         "robustness": robustness_rows(told["robustness"]),
         "cost": cost_rows(told["cost"]),
     }
@@ -116,6 +118,18 @@ def affinity_rows(affinity: Mapping[str, Any]) -> list[list[str]]:
             numbers = [number(affinity[key][a][b]) for key, a, b in places]
             pair = f"{first}, {names[j]}"
             rows.append([pair, str(affinity["samples"][i][j]), *numbers])
+    return rows
+
+
+def selection_rows(selection: Mapping[str, Any]) -> list[list[str]]:
+    """A row for each label and modality, the one that says most first."""
+    rows = [["label", "modality", "samples", "bits", "beyond the best other", "best features"]]
+    for label, ranked in selection.items():
+        for i, row in enumerate(ranked):
+            beyond = number(row["alone"]) + (f" ({row['beside']})" if row["beside"] else "")
+            best = ", ".join(f"{feature}: {bits:.2f}" for feature, bits in row["features"])
+            rows.append([label if i == 0 else "", row["modality"], str(row["samples"]),
+                         number(row["bits"]), beyond, best or "-"])  # fmt: skip
     return rows
 
 

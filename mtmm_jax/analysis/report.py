@@ -21,7 +21,7 @@ from mtmm_jax.training.relatedness import FILE as RELATEDNESS
 from mtmm_jax.training.results import SPLITS, comparison
 from mtmm_jax.training.workdir import Workdir, write
 
-_STYLE = """
+PAGE_STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em;
        color: #222 } h1, h2, h3 { font-weight: 600 } img { max-width: 100% }
 table { border-collapse: collapse; margin: 1em 0 } td, th { padding: .25em .8em; text-align: right;
@@ -82,7 +82,7 @@ def write_report(workdir: Workdir) -> None:
     """Writes `report.html`: figures, tables, examples and the config; no other file is needed."""
     config, results = workdir.read("config.json"), workdir.read("results.json")
     pictures = {
-        name: _image(_png(figure), name) + _caption(workdir, name)
+        name: image_of(png_of(figure), name) + _caption(workdir, name)
         for name, figure in figures(workdir).items()
     }
     if pages.present(workdir):
@@ -105,7 +105,7 @@ def write_report(workdir: Workdir) -> None:
     title = f"{config['data']['kind']}: {', '.join(tasks)}"
     page = (
         f"<!doctype html><meta charset='utf-8'><title>{html.escape(title)}</title>"
-        f"<style>{_STYLE}</style><h1>{html.escape(title)}</h1>"
+        f"<style>{PAGE_STYLE}</style><h1>{html.escape(title)}</h1>"
         f"<p>{config['steps']} steps of {config['batch_size']} examples; inputs: "
         f"{html.escape(', '.join(inputs))}; balancing: {html.escape(_kind(config['balancing']))}; "
         f"seed {config['seed']}.</p><nav>{links}</nav>{body}"
@@ -119,7 +119,7 @@ def save_figures(workdir: Workdir, folder: Path) -> list[Path]:
     paths = []
     for name, figure in figures(workdir).items():
         paths.append(folder / f"{name.replace(' ', '_')}.png")
-        write(paths[-1], _png(figure))
+        write(paths[-1], png_of(figure))
     return paths
 
 
@@ -127,7 +127,8 @@ def _examples(workdir: Workdir) -> dict[str, np.ndarray]:
     return dict(np.load(workdir.examples)) if workdir.examples.exists() else {}
 
 
-def _png(figure: Figure) -> bytes:
+def png_of(figure: Figure) -> bytes:
+    """The figure as a PNG; it is closed."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     plots.plt.close(figure)
@@ -138,7 +139,8 @@ def _kind(spec: Any) -> str:
     return spec if isinstance(spec, str) else spec["kind"]
 
 
-def _image(png: bytes, alternative: str) -> str:
+def image_of(png: bytes, alternative: str) -> str:
+    """An `<img>` that holds its picture."""
     data = base64.b64encode(png).decode()
     return f"<img alt='{html.escape(alternative)}' src='data:image/png;base64,{data}'>"
 

@@ -42,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for name in names:
                     if name != alone:
                         del config.tasks[name]
+                with config.ignore_type():
+                    config.balancing = "equal"  # one task has nothing to be weighed against
             label = alone or TOGETHER
             results = fit(training.assemble(config), Path(arguments.workdir) / label / str(seed))
             for task, figures in comparison(results, "test")["all modalities"].items():

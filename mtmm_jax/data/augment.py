@@ -70,9 +70,15 @@ def _cut_out(planes: np.ndarray, size: int, chance: np.ndarray) -> None:
         planes[i, :, top[i] : top[i] + side[i], left[i] : left[i] + side[i]] = 0.5
 
 
-def text(ids: np.ndarray, chance: np.ndarray, share: float = 0.1) -> np.ndarray:
+def text(
+    ids: np.ndarray,
+    chance: np.ndarray,
+    share: float = 0.1,
+    unknown: int = UNKNOWN,
+    padding: int = PADDING,
+) -> np.ndarray:
     """Replaces a share of the tokens by the unknown one, which is so learnt to be tolerated."""
-    return token_dropout(ids, chance, share)
+    return token_dropout(ids, chance, share, unknown, padding)
 
 
 def audio(
@@ -249,10 +255,12 @@ def spec_augment(
     return xp.where(silent, xp.asarray(fill, dtype=x.dtype), x)
 
 
-def token_dropout(x: Any, u: Any, share: float = 0.1) -> Any:
+def token_dropout(
+    x: Any, u: Any, share: float = 0.1, unknown: int = UNKNOWN, padding: int = PADDING
+) -> Any:
     """Replaces a share of the tokens `[B, N]` by the unknown one; padding stays."""
     xp = x.__array_namespace__()
-    return xp.where((u < share) & (x != PADDING), xp.asarray(UNKNOWN, dtype=x.dtype), x)
+    return xp.where((u < share) & (x != padding), xp.asarray(unknown, dtype=x.dtype), x)
 
 
 @functools.cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mtmm_jax import registry
@@ -14,7 +14,7 @@ from mtmm_jax.data.emoji.clips import emoji_clips
 from mtmm_jax.data.emoji.scenes import emoji_scenes
 from mtmm_jax.data.films import films
 from mtmm_jax.data.generator import generator
-from mtmm_jax.data.labels import hide, semi
+from mtmm_jax.data.labels import held_out, hide, semi
 from mtmm_jax.data.manifest import manifest, video_folder
 from mtmm_jax.data.mixing import mixing as build_mixing
 from mtmm_jax.data.mixture import mix, rename
@@ -32,6 +32,9 @@ def mixture(
     *,
     sources: Mapping[str, Any],
     mixing: Any = "proportional",
+    origin: bool = False,
+    trained: Sequence[str] | None = None,
+    held: Sequence[str] | None = None,
     seed: int = 0,
     where: str = "data",
 ) -> Source:
@@ -40,6 +43,10 @@ def mixture(
     Args:
         sources: name -> the section of each, as it would stand under `data`.
         mixing: an entry of `MIXINGS`: how they share the training batches.
+        origin: whether there is a target `origin` that names the source of each row, for domain
+            adaptation (`tasks.domains`).
+        trained: the sources whose training rows are drawn; all by default.
+        held: the sources whose validation and test rows count; all by default.
         seed: of shuffling and augmentation, unless training has its own.
         where: given by `build`.
     """
@@ -53,7 +60,10 @@ def mixture(
                     f"give it to the mixture, {where}.{key}"
                 )
     built = {name: build(config, f"{where}.sources.{name}") for name, config in sources.items()}
-    whole = mix(built, build_mixing(mixing, f"{where}.mixing"), where)
+    if not isinstance(origin, bool):
+        raise ConfigError(f"{where}.origin: {origin!r}; choices: False, True")
+    how = build_mixing(mixing, f"{where}.mixing")
+    whole = mix(built, how, where, origin=origin, trained=trained, held=held)
     return dataclasses.replace(whole, seed=seed)
 
 
@@ -82,6 +92,7 @@ def _workers(source: Source, count: Any, where: str) -> Source:
 # In the order in which they are applied.
 OPTIONS: dict[str, Callable[[Source, Any, str], Source]] = {
     "rename": lambda source, names, where: rename(source, names),
+    "held_out": lambda source, classes, where: held_out(source, classes, where=where),
     "hide": lambda source, shares, where: hide(source, shares, where=where),
     "semi": lambda source, options, where: semi(source, **options, where=where),
     "mixup": lambda source, alpha, where: mixup(source, alpha, where),
@@ -91,6 +102,7 @@ OPTIONS: dict[str, Callable[[Source, Any, str], Source]] = {
 """Options that stand beside those of the source's own:
 
 rename: modalities and targets, `{old: new}`.
+held_out: keep all rows of some classes out of training, `{target: [classes] or how many}`.
 hide: keep only a share of the training labels, `{target: share}`.
 semi: a fixed share of labelled rows in every batch, `{"target": name, "labelled": share}`.
 bucket: trim texts and series to one of a few lengths, `{modality: [lengths]}`.

@@ -1,6 +1,7 @@
-"""Learning from few labels: some are hidden, and batches hold a fixed share of what has one.
+"""Learning from few labels: some are hidden, whole classes are held out, and batches hold a fixed
+share of what has one.
 
-Both look once through the training rows, composing each without augmentation: which rows have a
+All look once through the training rows, composing each without augmentation: which rows have a
 label is not known otherwise. It is remembered for as long as the source lives.
 """
 
@@ -9,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import sys
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import jax
@@ -127,6 +129,87 @@ def hide(
     }
     spec = Spec(source.spec.modalities, targets)
     return dataclasses.replace(source, spec=spec, compose=compose)
+
+
+HELD_OUT = "held_out"  # the split of the training rows that training never sees
+
+
+def held_out(
+    source: Source,
+    classes: Mapping[str, Sequence[str] | int],
+    seed: int = 0,
+    where: str = "data.held_out",
+) -> Source:
+    """The same source without the training rows of some classes: not one of their pictures, names
+    or sounds is trained on.
+
+    Their training rows are the split `held_out`; validation and test stay, those classes' rows
+    included. The classes keep their places in the spec, with a frequency of 0, and all statistics
+    of labels are those of the rows that are left. A model with a retrieval task can still name
+    what it never saw (`evaluation.zero_shot`).
+
+    Args:
+        source: whose rows; one that mixes parts already is refused.
+        classes: class label -> the names of the classes, or how many are drawn.
+        seed: of that draw, among the classes that have training rows.
+        where: the place in the config, for error messages.
+    """
+    if not isinstance(classes, Mapping) or not classes:
+        raise ConfigError(f"{where}: {classes!r}; needs classes, or their number, for each target")
+    if source.parts:
+        raise ConfigError(f"{where}: {source.name} mixes {len(source.parts)} parts already")
+    for target in classes:
+        choose(target, source.spec.targets, where, "target")
+        if source.spec.targets[target].kind != "class":
+            kind = source.spec.targets[target].kind
+            raise ConfigError(f"{where}.{target}: is a {kind!r} label; only classes are held out")
+    seen = look(source)
+    gone = np.zeros(len(seen.rows), bool)
+    for target, given in classes.items():
+        own = seen.present[target]
+        y = seen.y[target]
+        y = y.argmax(-1) if y.ndim == 2 else y
+        names = source.spec.targets[target].classes
+        chosen = _held_classes(names, np.unique(y), given, seed, f"{where}.{target}")
+        gone[own] |= np.isin(y, [names.index(name) for name in chosen])
+    if gone.all():
+        raise ConfigError(f"{where}: no training row is left")
+    left = Seen(
+        seen.rows[~gone],
+        seen.id[~gone],
+        {name: here[~gone] for name, here in seen.present.items()},
+        {name: y[~gone[seen.present[name]]] for name, y in seen.y.items()},
+    )
+    train = source.rows["train"]
+    out = _among(train, seen.rows[gone])
+    targets = {
+        name: _described(target, left.y[name]) if name in left.y else target
+        for name, target in source.spec.targets.items()
+    }
+    compose = _Hiding(source.compose, {})  # of its own, by which what was seen is remembered
+    _SEEN[compose] = left
+    return dataclasses.replace(
+        source,
+        spec=Spec(source.spec.modalities, targets),
+        rows={**source.rows, "train": train[~out], HELD_OUT: train[out]},
+        compose=compose,
+    )
+
+
+def _held_classes(
+    names: Sequence[str], known: np.ndarray, given: Any, seed: int, where: str
+) -> list[str]:
+    """The classes that are meant, checked, or drawn of the known ones."""
+    if isinstance(given, int) and not isinstance(given, bool):
+        if not 0 < given < len(known):
+            raise ConfigError(f"{where}: {given} of {len(known)} classes; needs 1 or more, not all")
+        hashed = np.array([zlib.crc32(names[k].encode()) for k in known])
+        return [names[k] for k in known[np.argsort(bits(seed, hashed), kind="stable")[:given]]]
+    if isinstance(given, str) or not isinstance(given, Sequence) or not given:
+        raise ConfigError(f"{where}: {given!r} is neither a list of classes nor their number")
+    for name in given:
+        choose(name, names, where, "class")
+    return list(given)
 
 
 def _kept(seen: Seen, name: str, target: Target, share: float, seed: int) -> np.ndarray:

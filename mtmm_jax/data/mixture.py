@@ -13,11 +13,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from mtmm_jax.batch import Batch, Modality, Spec, Target
+from mtmm_jax.batch import Batch, Modality, Spec, Target, choose_all
 from mtmm_jax.data.mixing import Mixing
 from mtmm_jax.data.source import SPLITS, Source, weighted
 from mtmm_jax.registry import ConfigError, choose
 
+ORIGIN = "origin"  # the target that names the source of a row
 _BITS = 40  # of a row's number within its own source
 
 
@@ -54,18 +55,43 @@ def rename(source: Source, names: Mapping[str, str]) -> Source:
     return dataclasses.replace(source, spec=spec, compose=compose, assets=assets)
 
 
-def mix(sources: Mapping[str, Source], mixing: Mixing, where: str = "data") -> Source:
+def mix(
+    sources: Mapping[str, Source],
+    mixing: Mixing,
+    where: str = "data",
+    *,
+    origin: bool = False,
+    trained: Sequence[str] | None = None,
+    held: Sequence[str] | None = None,
+) -> Source:
     """One source out of several.
 
     Rows are drawn from the train splits as `mixing` says; validation and test hold all rows of
-    all sources. With `mixing.per == "step"` a training batch has only the modalities and targets
-    of its source, so a step is compiled once for each source and computes nothing in vain.
+    all sources. With `mixing.per == "step"` a training batch has
+    only the modalities and targets of its source, so a step is compiled once for each source and
+    computes nothing in vain.
+
+    Args:
+        sources: name -> source.
+        mixing: how they share the training batches.
+        where: the place in the config.
+        origin: whether a target `ORIGIN` tells the source of each row, its classes their names.
+        trained: the sources whose training rows are drawn; all by default.
+        held: the sources whose validation and test rows count; all by default.
     """
     if not sources:
         raise ConfigError(f"{where}.sources: is empty; name one or more")
     for name, source in sources.items():
         if source.parts:
             raise ConfigError(f"{where}.sources.{name}: has parts of its own, which mix only once")
+        if origin and ORIGIN in source.spec.targets:
+            raise ConfigError(
+                f"{where}.sources.{name}: has a target {ORIGIN!r} of its own; call it something "
+                "else with `rename`"
+            )
+    seen = _some(trained, sources, f"{where}.trained")
+    held = _some(held, sources, f"{where}.held")
+    told = _origin(sources, seen) if origin else {}
     built = tuple(sources.values())
     codes = [
         {split: (np.int64(i) << _BITS) + s.rows[split] for split in s.rows}
@@ -75,23 +101,53 @@ def mix(sources: Mapping[str, Source], mixing: Mixing, where: str = "data") -> S
         name="+".join(sources),
         spec=Spec(
             _union([s.spec.modalities for s in built], _same_modality, sources, where),
-            _union([s.spec.targets for s in built], _joined_target, sources, where),
+            _union([{**s.spec.targets, **told} for s in built], _joined_target, sources, where),
         ),
         rows={
-            split: np.concatenate([own[split] for own in codes if split in own])
+            split: np.concatenate(found)
             for split in SPLITS
-            if any(split in own for own in codes)
+            if (
+                found := [
+                    own[split]
+                    for name, own in zip(sources, codes, strict=True)
+                    if split in own and name in (seen if split == "train" else held)
+                ]
+            )
         },
-        compose=_Composer(built, mixing.per),
+        compose=_Composer(built, mixing.per, origin),
         draws=max(s.draws for s in built),
         assets=_assets(sources, where),
         describe=lambda id: built[id % len(built)].describe(id // len(built)),
         picture=lambda id: _picture(built[id % len(built)], id // len(built)),
         seed=built[0].seed,
-        parts=tuple(own["train"] for own in codes),
+        parts=tuple(own["train"] for name, own in zip(sources, codes, strict=True) if name in seen),
         mixing=mixing,
-        carries=tuple(s.spec for s in built),
+        carries=tuple(
+            Spec(s.spec.modalities, {**s.spec.targets, **told})
+            for name, s in sources.items()
+            if name in seen
+        ),
     )
+
+
+def _some(
+    names: Sequence[str] | None, sources: Mapping[str, Source], where: str
+) -> tuple[str, ...]:
+    """Some of the sources by name, or all of them."""
+    if names is None:
+        return tuple(sources)
+    names = (names,) if isinstance(names, str) else tuple(names)
+    choose_all(names, sources, where, "source")
+    if not names:
+        raise ConfigError(f"{where}: is empty; choices: {', '.join(sources)}")
+    return names
+
+
+def _origin(sources: Mapping[str, Source], seen: Sequence[str]) -> dict[str, Target]:
+    """The target that names the source of a row; it is no part of any input."""
+    sizes = np.array([s.size if name in seen else 0 for name, s in sources.items()], np.float64)
+    frequencies = tuple((sizes / sizes.sum()).tolist())
+    return {ORIGIN: Target("class", classes=tuple(sources), frequencies=frequencies)}
 
 
 def _picture(source: Source, id: int) -> np.ndarray:
@@ -154,8 +210,8 @@ def _joined_target(a: Target, b: Target) -> Target | None:
 class _Composer:
     """Rows of several sources -> one batch."""
 
-    def __init__(self, sources: Sequence[Source], per: str) -> None:
-        self.sources, self.per = sources, per
+    def __init__(self, sources: Sequence[Source], per: str, origin: bool = False) -> None:
+        self.sources, self.per, self.origin = sources, per, origin
         plain = [s.compose(s.rows["train"][:1], None) for s in sources]
         self.templates = {
             key: {name: entry for batch in plain for name, entry in batch[key].items()}
@@ -172,7 +228,7 @@ class _Composer:
             batches.append({**batch, "id": batch["id"] * len(self.sources) + i})
             places.append(here)
         if len(batches) == 1 and self.per == "step":
-            return batches[0]
+            return self._told(batches[0], which)
         order = np.argsort(np.concatenate(places), kind="stable")
         joined: Batch = {
             key: np.concatenate([batch[key] for batch in batches])[order].astype(dtype)
@@ -183,7 +239,14 @@ class _Composer:
                 name: _join([b[key].get(name) for b in batches], places, entry, order)
                 for name, entry in template.items()
             }
-        return joined
+        return self._told(joined, which)
+
+    def _told(self, batch: Batch, which: np.ndarray) -> Batch:
+        """With the source of each row as a label, if that is wanted."""
+        if not self.origin:
+            return batch
+        label = {"y": which.astype(np.int32), "present": np.ones(len(which), bool)}
+        return {**batch, "targets": {**batch["targets"], ORIGIN: label}}
 
 
 def _join(

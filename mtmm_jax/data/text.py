@@ -144,3 +144,32 @@ def decode(tokenizer: Tokenizer, ids: np.ndarray) -> list[str]:
     padding = padding_id(tokenizer)
     rows = [[id for id in row if id != padding] for row in np.asarray(ids).tolist()]
     return tokenizer.decode_batch(rows, skip_special_tokens=True)
+
+
+def words_of(tokenizer: Tokenizer, ids: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """`[N]` the number of the word that each token belongs to, -1 for padding and special tokens,
+    and the words as written. Where the vocabulary marks neither beginnings nor continuations, each
+    token is a word of its own."""
+    vocabulary = tokenizer.get_vocab()
+    begins = any(token.startswith("\u2581") for token in vocabulary)
+    continues = any(token.startswith("##") for token in vocabulary)
+    unknown = unknown_id(tokenizer)
+    special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    special = (special | {padding_id(tokenizer)}) - {unknown}
+    numbers, words = np.full(len(ids), -1, np.int32), []
+    for place, token in enumerate(np.asarray(ids).tolist()):
+        if token in special:
+            continue
+        piece = tokenizer.id_to_token(token) or str(token)
+        goes_on = piece.startswith("##") if continues else begins and not piece.startswith("\u2581")
+        if not (goes_on and words and numbers[place - 1] >= 0):
+            words.append("")
+        words[-1] += piece.removeprefix("##").replace("\u2581", "")
+        numbers[place] = len(words) - 1
+    return numbers, words
+
+
+def unknown_id(tokenizer: Tokenizer) -> int:
+    """The id of a word that the tokenizer does not know; that of padding, or 0, without one."""
+    found = (tokenizer.token_to_id(token) for token in ("[UNK]", "<unk>", "<UNK>"))
+    return next((id for id in found if id is not None), padding_id(tokenizer) or 0)

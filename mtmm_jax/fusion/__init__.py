@@ -4,7 +4,8 @@ A fusion is a Linen module called as `fusion(tokens, train=..., axis_name=...)`;
 as attributes: `modalities = (fewest, most or None)`, `keeps_layout`, whether a head can still find
 a modality's grid in what it gives, and, where they hold, `mixes_rows` and `has_auxiliary`. An
 absent modality has no unmasked token and contributes nothing, unless a filler of `MISSING` stands
-in for it. `ALIGNMENTS` bring modalities to common positions first; `DECISIONS` fuse predictions.
+in for it. `BOTTLENECKS` narrow what a modality brings; `ALIGNMENTS` bring modalities to common
+positions first; `DECISIONS` fuse predictions.
 """
 
 from mtmm_jax.fusion.alignment import ALIGNMENTS as ALIGNMENTS
@@ -13,6 +14,7 @@ from mtmm_jax.fusion.bilinear import MLB as MLB
 from mtmm_jax.fusion.bilinear import Block as Block
 from mtmm_jax.fusion.bilinear import Tucker as Tucker
 from mtmm_jax.fusion.bottleneck import Bottleneck as Bottleneck
+from mtmm_jax.fusion.bottlenecks import BOTTLENECKS as BOTTLENECKS
 from mtmm_jax.fusion.cross import CrossModal as CrossModal
 from mtmm_jax.fusion.cross import NonLocalGate as NonLocalGate
 from mtmm_jax.fusion.decision import DECISIONS as DECISIONS

@@ -4,6 +4,7 @@ Every layer takes `train` and `axis_name` where it needs them, so that n devices
 does: statistics are summed over devices, and dropout draws by row of the whole batch.
 """
 
+from mtmm_jax.layers.adapter import Adapter as Adapter
 from mtmm_jax.layers.attention import Attention as Attention
 from mtmm_jax.layers.attention import TransformerBlock as TransformerBlock
 from mtmm_jax.layers.auxiliary import auxiliary as auxiliary

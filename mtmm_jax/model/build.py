@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ from mtmm_jax import fusion, heads, registry, sharing, tasks
 from mtmm_jax.batch import Spec, choose_all
 from mtmm_jax.encoders import ENCODERS, Raw
 from mtmm_jax.fusion.join import Into, Trunk
+from mtmm_jax.layers import Adapter
+from mtmm_jax.layers.reversal import read_reversal
 from mtmm_jax.model.model import Model
 from mtmm_jax.model.stages import STAGES, Fusing
 from mtmm_jax.registry import ConfigError
@@ -26,7 +29,10 @@ MODEL_KEYS = (
     "modality_dropout",
     "regularisers",
     "regulariser_scale",
+    "bottleneck",
+    "adapters",
 )
+ALL = "all"  # modalities, in `model.bottleneck`
 # Beside the kind of fusion and its hyper-parameters; some belong to some stages only.
 STAGE_KEYS = {
     "tokens": ("early", "middle", "middle_shared"),
@@ -77,10 +83,67 @@ def build(model: Mapping[str, Any], task_configs: Mapping[str, Any], spec: Spec)
         where="model.sharing",
         tasks=tuple(name for name, task in built.items() if FUSED in task.reads),
     )
-    regularisers = _regularisers(model, encoders, fusions, built)
+    regularisers = _regularisers(model, encoders, fusions, built, spec)
     return Model(
-        spec, encoders, fusions, shared, built, modality_dropout, decisions, regularisers, probes
+        spec,
+        encoders,
+        fusions,
+        shared,
+        built,
+        modality_dropout,
+        decisions,
+        regularisers,
+        probes,
+        bottlenecks=_bottlenecks(model.get("bottleneck") or {}, encoders, fusions),
+        adapters=_adapters(model.get("adapters") or {}, encoders, stage),
     )
+
+
+def _adapters(configs: Any, encoders: Mapping[str, Any], stage: str) -> dict[str, nn.Module]:
+    """`{modality: adapter}`: what stands behind encoders that are whole, before anything else."""
+    where = "model.adapters"
+    if not isinstance(configs, Mapping):
+        raise ConfigError(f"{where}: {configs!r}; needs an entry by modality")
+    choose_all(configs, encoders, where, "modality")
+    for name, config in configs.items():
+        if not isinstance(config, Mapping | None):
+            raise ConfigError(f"{where}.{name}: {config!r} is not a section like {{'width': 16}}")
+    if configs and stage not in ("late", "decision"):
+        raise ConfigError(
+            f"{where}: they stand behind whole encoders, and stage {stage!r} fuses before or "
+            "between their halves; choices of model.fusion.stage: late, decision"
+        )
+    return {
+        name: registry.build(
+            {"adapter": Adapter}, {"kind": "adapter", **config}, where=f"{where}.{name}"
+        )
+        for name, config in configs.items()
+        if config is not None
+    }
+
+
+def _bottlenecks(
+    configs: Any, encoders: Mapping[str, Any], fusions: Mapping[str, Fusing]
+) -> dict[str, nn.Module]:
+    """`{modality or "all": entry}`: what stands between encoders and fusion."""
+    where = "model.bottleneck"
+    if not isinstance(configs, Mapping):
+        raise ConfigError(f"{where}: {configs!r}; needs an entry by modality, or by 'all'")
+    choose_all(configs, (*encoders, ALL), where, "modality")
+    fused = dict.fromkeys(m for read in fusions for m in modalities_of(read, encoders))
+    found = {}
+    for name in encoders:
+        config = configs.get(name, configs.get(ALL))
+        if config is None or (name not in fused and name not in configs):
+            continue
+        if name not in fused:
+            raise ConfigError(
+                f"{where}.{name}: no task reads a fusion of {name}; choices: "
+                f"{', '.join(fused) or 'none'}"
+            )
+        at = f"{where}.{name if name in configs else ALL}"
+        found[name] = registry.build(fusion.BOTTLENECKS, config, where=at)
+    return found
 
 
 def _regularisers(
@@ -88,6 +151,7 @@ def _regularisers(
     encoders: Mapping[str, Any],
     fusions: Mapping[str, Fusing],
     built: Mapping[str, Task],
+    spec: Spec,
 ) -> dict[str, tuple[float, Any]]:
     """Name -> (lambda alpha, term). What they look at must be there."""
     scale = model.get("regulariser_scale", 1.0)
@@ -99,10 +163,11 @@ def _regularisers(
         for key, value in (("regulariser_scale", scale), (f"regularisers[{i}].alpha", alpha)):
             if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
                 raise ConfigError(f"model.{key}: {value!r} is not a number from 0 upwards")
-        term = registry.build(tasks.REGULARISERS, config, where=where)
+        term = registry.build(tasks.REGULARISERS, config, where=where, data=spec)
         there = [read for read, fusing in fusions.items() if fusing.stage != "decision"]
         choose_all(term.reads, (*encoders, *there), where, "modality")
         choose_all(term.tasks, built, where, "task")
+        choose_all(term.targets, spec.targets, where, "label")
         found[f"regularisers/{i}_{config['kind']}"] = (scale * alpha, term)
     return found
 
@@ -283,6 +348,7 @@ def _task(
 ) -> Task:
     where = f"tasks.{name}"
     config = registry.entry_of(config)
+    reversal = read_reversal(config.pop("reverse", None), f"{where}.reverse")
     reads = parse_reads(config.pop("reads", FUSED), spec.modalities, where)
     for read in reads:
         for modality in modalities_of(read, encoders):
@@ -303,4 +369,4 @@ def _task(
                 f"{', '.join(leaks)}; read others: "
                 f"{', '.join(sorted(set(encoders) - set(leaks))) or 'none'}"
             )
-    return task
+    return dataclasses.replace(task, reversal=reversal)

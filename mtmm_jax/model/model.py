@@ -2,7 +2,8 @@
 
 A `Model` is pure functions over a plain dict of parameters with readable paths:
 
-    encoders/<modality>/...   fusion/<read>/...   sharing/...   heads/<task>/...
+    encoders/<modality>/...   adapters/<modality>/...   bottleneck/<modality>/...
+    fusion/<read>/...   sharing/...   heads/<task>/...
 
 It splits at the cut: `trunk(variables, inputs) -> shared`, every tensor that a task reads, and
 `readout(variables, {task: shared}) -> predictions`, so that each task can be given its own copy
@@ -28,12 +29,13 @@ from jax import lax
 
 from mtmm_jax.batch import Batch, Spec, Tokens, clean
 from mtmm_jax.layers import Run, batch_bernoulli
+from mtmm_jax.model.rewrite import REWRITES, Rewrite
 from mtmm_jax.model.stages import LEVELS, Fusing, Levels
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.tasks.regularisers import Regulariser, View
 from mtmm_jax.tasks.task import FUSED, Task, modalities_of
 
-SHARED = ("encoders", "fusion")
+SHARED = ("encoders", "adapters", "bottleneck", "fusion")
 AUXILIARY = "auxiliary"
 
 
@@ -53,6 +55,9 @@ class Model:
             keeps at least one.
         probes: the tasks whose heads only score: no gradient passes from them to the tokens.
         added: the names of auxiliary losses that the training step computes, after the model's.
+        rewrites: what makes the parameters that modules read out of those that are learned.
+        bottlenecks: modality -> module that its tokens pass on their way into fusion.
+        adapters: modality -> module that whatever leaves its encoder passes.
     """
 
     spec: Spec
@@ -65,13 +70,27 @@ class Model:
     regularisers: Mapping[str, tuple[float, Regulariser]] = dataclasses.field(default_factory=dict)
     probes: tuple[str, ...] = ()
     added: tuple[str, ...] = ()
+    rewrites: tuple[Rewrite, ...] = ()
+    bottlenecks: Mapping[str, nn.Module] = dataclasses.field(default_factory=dict)
+    adapters: Mapping[str, nn.Module] = dataclasses.field(default_factory=dict)
 
     def init(self, key: jax.Array, batch: Batch) -> dict[str, Any]:
         """Variables: `{"params": ..., "batch_stats": ...}`. Pure; may be traced."""
         run = Run({}, key, {"train": False, "axis_name": None}, init=True)
         shared = self._trunk(run, batch["inputs"])
         self._readout(run, dict.fromkeys(self.tasks, shared))
+        for rewrite in self.rewrites:
+            own = rewrite.init(run.key(rewrite.room), run.variables["params"])
+            if own:
+                run.variables["params"][rewrite.room] = own
         return run.variables
+
+    def read(self, variables: Mapping[str, Any]) -> dict[str, Any]:
+        """The variables as modules read them: every rewrite applied."""
+        params = variables["params"]
+        for rewrite in self.rewrites:
+            params = rewrite.apply(params)
+        return {**variables, "params": params}
 
     @functools.cached_property
     def shapes(self) -> dict[str, Any]:
@@ -89,7 +108,7 @@ class Model:
         axis_name: str | None = None,
     ) -> tuple[dict[str, Tokens], dict[str, Any]]:
         """Everything that tasks read, and `{"batch_stats": ..., "intermediates": ...}`."""
-        run = Run(variables, key, {"train": train, "axis_name": axis_name})
+        run = Run(self.read(variables), key, {"train": train, "axis_name": axis_name})
         return self._trunk(run, inputs), run.updates
 
     def readout(
@@ -102,7 +121,7 @@ class Model:
         axis_name: str | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """`{task: prediction}` from `{task: its copy of shared}`, and intermediates."""
-        run = Run(variables, key, {"train": train, "axis_name": axis_name})
+        run = Run(self.read(variables), key, {"train": train, "axis_name": axis_name})
         return self._readout(run, shared), run.updates
 
     def __call__(
@@ -151,7 +170,8 @@ class Model:
             [f.fusion, f.second, f.trunk, f.missing, f.align, *f.into.values()]
             for f in self.fusions.values()
         ]
-        modules = [m for parts in fusings for m in parts] + [self.sharing]
+        modules = [m for parts in fusings for m in parts]
+        modules += [self.sharing, *self.bottlenecks.values()]
         if not any(getattr(module, "has_auxiliary", False) for module in modules):
             return (*self.regularisers, *self.added)
 
@@ -192,7 +212,9 @@ class Model:
             name: jnp.stack([present[read] for read in task.reads]).all(0)
             for name, task in self.tasks.items()
         }
-        view = View(variables["params"], shared, predictions, here, mode.get("axis_name"))
+        params = self.read(variables)["params"]
+        axis_name = mode.get("axis_name")
+        view = View(params, shared, predictions, here, axis_name, batch["targets"])
         for name, (scale, regulariser) in self.regularisers.items():
             total, count = regulariser.term(view)
             terms[name] = (scale * total, count)
@@ -215,10 +237,16 @@ class Model:
             raise ConfigError(f"inputs: none of {', '.join(self.encoders)} is in the batch")
         middle = any(fusing.stage == "middle" for fusing in self.fusions.values())
         levels = Levels(run, self.encoders, inputs, self._example, middle)
+        encoded = functools.cache(lambda *key: self._adapted(run, key[0], levels.get(*key)))
         shared: dict[str, Any] = {}
+        narrow: dict[str, Tokens] = {}  # every fusion is at the same stage
         for read, fusing in self.fusions.items():
             names = modalities_of(read, self.encoders)
-            known = {name: levels.get(name, LEVELS[fusing.stage]) for name in names}
+            for name in names:
+                if name not in narrow:
+                    tokens = encoded(name, LEVELS[fusing.stage])
+                    narrow[name] = self._narrowed(run, name, tokens)
+            known = {name: narrow[name] for name in names}
             seen = self._drop_modalities(run, known, tuple(inputs))
             if fusing.stage == "decision":
                 shared |= {f"{read}/{name}": tokens for name, tokens in seen.items()}
@@ -228,13 +256,25 @@ class Model:
         more = [read for _, term in self.regularisers.values() for read in term.reads]
         for read in (*self.reads, *more):
             if read not in self.fusions:
-                shared[read] = levels.get(read, "second")
+                shared[read] = encoded(read, "second")
         if run.mode["train"] and self.auxiliaries:
             shared[AUXILIARY] = dict(_terms(run.updates))
         return shared
 
     def _example(self, name: str, rows: int) -> Any:
         return self.spec.example(rows)["inputs"][name]
+
+    def _adapted(self, run: Run, name: str, tokens: Tokens) -> Tokens:
+        """What a modality's adapter makes of what left its encoder."""
+        if name not in self.adapters:
+            return tokens
+        return run(f"adapters/{name}", self.adapters[name], tokens)
+
+    def _narrowed(self, run: Run, name: str, tokens: Tokens) -> Tokens:
+        """What a modality's bottleneck lets through to fusion."""
+        if name not in self.bottlenecks:
+            return tokens
+        return run(f"bottleneck/{name}", self.bottlenecks[name], tokens)
 
     def _drop_modalities(
         self, run: Run, known: Mapping[str, Tokens], inputs: tuple[str, ...]
@@ -272,15 +312,25 @@ class Model:
             }
             if name in self.probes:
                 read = {r: t.replace_values(lax.stop_gradient(t.values)) for r, t in read.items()}
+            read = self._reversed(run, name, read)
             predictions[name] = run(f"heads/{name}", task.head, read)
         return predictions
+
+    def _reversed(self, run: Run, name: str, read: dict[str, Tokens]) -> dict[str, Tokens]:
+        """What a head reads; the gradient that it sends back is turned round where it is to."""
+        reversal = self.tasks[name].reversal
+        if reversal is None:
+            return read
+        values = {r: t.values for r, t in read.items()}
+        turned = run(f"heads/{name}/reversal", reversal, values)
+        return {r: t.replace_values(turned[r]) for r, t in read.items()}
 
     def _decide(self, run: Run, name: str, shared: Mapping[str, Tokens]) -> Any:
         """A task's prediction from each modality's own, by its own head."""
         (read,) = self.tasks[name].reads
         values, present = [], []
         for modality in modalities_of(read, self.encoders):
-            tokens = shared[f"{read}/{modality}"]
+            (tokens,) = self._reversed(run, name, {read: shared[f"{read}/{modality}"]}).values()
             alone = run(f"heads/{name}/{modality}", self.tasks[name].head, {read: tokens})
             flat, rebuild = _flattened(alone, name)
             values.append(flat)
@@ -320,7 +370,9 @@ def _terms(updates: Mapping[str, Any]) -> Iterator[tuple[str, tuple[jax.Array, j
 def shared_parameters(params: Mapping[str, Any]) -> Any:
     """The label tree of balancing: True on the leaves that more than one task learns."""
     return {
-        room: jax.tree.map(lambda _, room=room: room in SHARED, tree)
+        room: shared_parameters(tree)
+        if room in REWRITES
+        else jax.tree.map(lambda _, room=room: room in SHARED, tree)
         for room, tree in params.items()
     }
 

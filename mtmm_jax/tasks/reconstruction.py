@@ -13,6 +13,9 @@ import numpy as np
 from mtmm_jax.batch import Batch, Modality, Spec
 from mtmm_jax.registry import ConfigError, choose
 from mtmm_jax.tasks import metrics
+from mtmm_jax.tasks.adversarial import adversarial as against_critic
+from mtmm_jax.tasks.hidden import check as check_hidden
+from mtmm_jax.tasks.hidden import target_of as hidden_of
 from mtmm_jax.tasks.task import Labels, Task, masked
 
 KINDS = ("image", "table", "series")
@@ -25,16 +28,23 @@ class Reconstruction(Task):
     Attributes:
         modality: the input.
         form: of the values that are to be said, without the batch.
+        hide: the share that the model does not see in training, see `tasks.hidden`.
+        patch: the side of what is hidden together.
     """
 
     modality: str = ""
     form: tuple[int, ...] = ()
+    hide: float = 0.0
+    patch: int = 1
 
     def labels(self, batch: Batch, present: Mapping[str, jax.Array]) -> Labels:
         labels = super().labels(batch, present)
         entry = batch["inputs"].get(self.modality)
         if entry is None:
             return dataclasses.replace(labels, weight=jnp.zeros_like(labels.weight))
+        hidden = batch["targets"].get(hidden_of(self.name))
+        if hidden is not None:
+            entry = hidden["y"]
         x = jnp.asarray(entry["x"], jnp.float32)
         here = jnp.asarray(entry["present"]).reshape(-1, *(1,) * (x.ndim - 1))
         mask = jnp.asarray(entry.get("mask", jnp.ones(x.shape[:2], bool)))
@@ -44,6 +54,8 @@ class Reconstruction(Task):
         if x.shape[1:] != self.form:
             x = jax.image.resize(x, (x.shape[0], *self.form), "linear")
             known = jnp.broadcast_to(here, x.shape)
+        if hidden is not None:
+            known = known & _at_values(hidden["gone"], x.shape)
         y = {"values": x.reshape(len(x), -1), "known": known.reshape(len(x), -1)}
         counts = entry["present"] & y["known"].any(1)
         return dataclasses.replace(labels, y=y, weight=jnp.where(counts, labels.weight, 0.0))
@@ -59,12 +71,16 @@ def reconstruction(
     modality: str | None = None,
     size: int = 16,
     head: str | Mapping[str, Any] = "vector",
+    hide: float = 0.0,
+    patch: int = 8,
+    adversarial: bool | Mapping[str, Any] = False,
 ) -> Task:
     """1/2 mean_f (z_f - x_f)^2 over the values x of a modality that are known.
 
     From "fused" with `model.modality_dropout` it is masked modelling by whole modalities: where
     fusion did not see this one, it has to come from the others. Read by others only, it is
-    translation; read from itself through a pooled vector, an autoencoder.
+    translation; read from itself through a pooled vector, an autoencoder. With `hide` it is masked
+    modelling within the modality.
 
     Args:
         name, spec, make_head, where: given by the model.
@@ -72,9 +88,15 @@ def reconstruction(
         modality: an image, a table or a series; the task's own name by default.
         size: side of the picture that is to be said, if that is smaller than the image's.
         head: an entry of `heads.HEADS` that gives a vector.
+        hide: the share of the modality that the model does not see in training; only that is then
+            scored (`tasks.hidden`).
+        patch: pixels of a hidden patch's side, or steps of a series; a table hides columns.
+        adversarial: whether a critic tells what is said from what is there, and how
+            (`tasks.adversarial`).
     """
     modality = modality or name
     choose(modality, spec.modalities, f"{where}.modality", "modality")
+    check_hidden(spec.modalities[modality], hide, patch, where)
     form = _form(spec.modalities[modality], size, where)
     count = int(np.prod(form))
 
@@ -91,7 +113,7 @@ def reconstruction(
     def decode(prediction: np.ndarray) -> dict[str, Any]:
         return {"values": np.asarray(prediction, np.float64).reshape(form).round(4).tolist()}
 
-    return Reconstruction(
+    task = Reconstruction(
         name=name,
         kind="reconstruction",
         reads=reads,
@@ -104,7 +126,20 @@ def reconstruction(
         trivial=np.zeros(count, np.float32),
         modality=modality,
         form=form,
+        hide=hide,
+        patch=patch,
     )
+    if adversarial is False or adversarial is None:
+        return task
+    return against_critic(task, adversarial, f"{where}.adversarial")
+
+
+def _at_values(gone: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """What is hidden, at the places of the values that are to be said."""
+    places = shape[: gone.ndim]
+    if gone.shape != places:
+        gone = jax.image.resize(gone.astype(jnp.float32), places, "nearest") > 0.5
+    return jnp.broadcast_to(gone.reshape(*places, *[1] * (len(shape) - gone.ndim)), shape)
 
 
 def _form(modality: Modality, size: int, where: str) -> tuple[int, ...]:

@@ -42,6 +42,8 @@ class Task:
             `smaller_is_better`.
         decode: prediction of one sample -> what a person reads.
         trivial: what to predict without looking at the inputs, as a prediction of one sample.
+        reversal: what turns the gradient round on its way from the head to what it reads
+            (`layers.reversal`); None: the model helps the task.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Task:
     decode: Callable[[Any], dict[str, Any]]
     trivial: Any
     smaller_is_better: bool = False
+    reversal: nn.Module | None = None
 
     def labels(self, batch: Batch, present: Mapping[str, jax.Array]) -> Labels:
         """The labels, counting the rows that have one and all that the task reads.

@@ -24,7 +24,7 @@ from mtmm_jax.training.workdir import Workdir
 
 def ask(run: Finished, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """`{task: what a person reads}`; a task that cannot be done says what it needs."""
-    told = jax.device_get(_predictor(run)(run.variables, {**_absent(run, 1), **inputs}))
+    told = jax.device_get(_predictor(run)(run.variables, {**absent(run, 1), **inputs}))
     one = jax.tree.map(lambda x: x[0] if np.ndim(x) else x, told)
     # Waves go to the run's folder, not beside the user's own recordings.
     heard = lambda task: run.workdir.path / f"{task}.wav"  # noqa: E731
@@ -44,7 +44,7 @@ def ask_rows(
     """
     predict, gallery = _predictor(run), _gallery(run)
     for rows, inputs in asked.batches(size):
-        told = jax.device_get(predict(run.variables, {**_absent(run, size), **inputs}))
+        told = jax.device_get(predict(run.variables, {**absent(run, size), **inputs}))
         for i, row in enumerate(rows.tolist()):
             if row in asked.bad:
                 continue
@@ -105,7 +105,8 @@ def _predictor(run: Finished) -> Any:
     return jax.jit(lambda variables, inputs: model(variables, inputs)[0])
 
 
-def _absent(run: Finished, size: int) -> dict[str, Any]:
+def absent(run: Finished, size: int) -> dict[str, Any]:
+    """The inputs of rows of which nothing is known."""
     model = run.experiment.model
     batch = model.spec.example(size)
     nobody = np.zeros(size, bool)

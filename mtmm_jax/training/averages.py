@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from mtmm_jax.balancing.pacing import averaging_share
+from mtmm_jax.transfer.paths import by_path
 
 PyTree = Any
 
@@ -54,6 +56,26 @@ def evaluation_params(optimizer_state: PyTree, params: PyTree) -> PyTree:
     if isinstance(found[0], AverageState):
         return found[0].average
     return _schedule_free_params(found[0], params)
+
+
+def masked_averages(optimizer_state: PyTree, masks: Mapping[str, jax.Array]) -> PyTree:
+    """The state with zeros in what it averages (`ema`, schedule_free's z) where a mask, by path, is
+    False: together with parameters that are zero there, what is evaluated is zero as well."""
+
+    def zeroed(tree: PyTree) -> PyTree:
+        return by_path(lambda p, x: jnp.where(masks[p], x, 0) if p in masks else x, tree)
+
+    def one(node: Any) -> Any:
+        if isinstance(node, AverageState):
+            return node._replace(average=zeroed(node.average))
+        if isinstance(node, optax.contrib.ScheduleFreeState):
+            return node._replace(z=zeroed(node.z))
+        return node
+
+    def keeps(node: Any) -> bool:
+        return isinstance(node, AverageState | optax.contrib.ScheduleFreeState)
+
+    return jax.tree.map(one, optimizer_state, is_leaf=keeps)
 
 
 @jax.jit

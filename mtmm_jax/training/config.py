@@ -36,7 +36,7 @@ OPTIONAL: dict[str, Any] = {"abort_after": 25, "dumps": 3}
 """Keys that a config may leave out, and what holds then: after how many steps in a row that taught
 nothing a run ends (None: never), and how many diverged batches are kept (`training.faults`)."""
 
-WANTED = ("relatedness",)
+WANTED = ("relatedness", "init_from", "lora", "quantise", "teachers", "semi")
 """Sections that a config may leave out, or have as None, and which change what is learned."""
 
 

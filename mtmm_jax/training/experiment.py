@@ -16,10 +16,22 @@ from mtmm_jax.data.augment_jit import augmenter
 from mtmm_jax.mesh import Layout
 from mtmm_jax.model import Model
 from mtmm_jax.registry import ConfigError
+from mtmm_jax.tasks.hidden import hider, in_turn
 from mtmm_jax.training import config as configs
-from mtmm_jax.training import imbalance, optimizers, per_path, per_task, privacy, relatedness
+from mtmm_jax.training import (
+    imbalance,
+    init_from,
+    optimizers,
+    per_path,
+    per_task,
+    privacy,
+    relatedness,
+    semi,
+    teaching,
+)
 from mtmm_jax.training.imbalance import Imbalance
 from mtmm_jax.training.step import TrainState, init_state, make_step
+from mtmm_jax.transfer import lora, quantising
 
 TRAINER_KEYS = ("engine", "head_gradients", "chunk")
 
@@ -48,14 +60,19 @@ class Experiment:
     imbalance: Imbalance | None = None
 
     def init(self) -> TrainState:
-        """On one device, or as it lies on the mesh."""
+        """On one device, or as it lies on the mesh; with what `config.init_from` gives."""
+        return self.begun()[0]
+
+    def begun(self) -> tuple[TrainState, init_from.Report | None]:
+        """The state before the first step, and what of it came from elsewhere."""
         if (self.config.get("relatedness") or {"found": True}).get("found") is None:
             raise ConfigError(
                 "relatedness: was not measured; mtmm_jax.train does so before the first step "
                 "(training.relatedness.begin)"
             )
         mesh = self.devices if isinstance(self.devices, Layout) else None
-        return self._init(None if mesh is None else mesh.of(self.shapes))
+        state = self._init(None if mesh is None else mesh.of(self.shapes))
+        return init_from.load(self, state, assemble)
 
     def _init(self, shardings: Any = None) -> TrainState:
         seed = self.config["seed"]
@@ -104,11 +121,17 @@ def assemble(config: Any, spec: Spec | None = None, source: Any = None) -> Exper
     if related is not None:
         relatedness.check(related, built, plain)
         weighing, built = relatedness.applied(related, built, plain)
+    if plain.get("teachers") is not None:
+        built, source, plain["teachers"] = teaching.applied(plain["teachers"], built, source)
+    built, labeller = semi.prepare(plain.get("semi"), built, plain)
     balancer, trainer = _balancing(weighing, built, make, paces)
     if source is not None:
         _check_mixing(source, built, balancer)
-        if in_step := data.in_step(plain["data"]):
-            trainer["augment"] = augmenter(in_step, source.spec, "data.in_step")
+        in_step = data.in_step(plain["data"])
+        steps = [augmenter(in_step, source.spec, "data.in_step")] if in_step else []
+        steps += [hider(built.tasks, source.spec.modalities)]
+        if (augment := in_turn(steps)) is not None:
+            trainer["augment"] = augment
     trainer["accumulate"] = _microbatches(options.pop("accumulate", 1), plain, balancer, devices)
     if trainer["accumulate"] > 1 and trainer.get("engine") == "gramian":
         raise ConfigError(
@@ -123,6 +146,11 @@ def assemble(config: Any, spec: Spec | None = None, source: Any = None) -> Exper
             tasks=tuple(built.tasks),
             head_gradients=trainer.get("head_gradients"),
         )
+    built, freeze = _rewritten(built, plain)
+    if freeze:
+        options["freeze"] = [*per_path.regexes(options.get("freeze"), "optimizer.freeze"), *freeze]
+    if labeller is not None:
+        trainer["teach"] = labeller(built)
     optimizer, rates = optimizers.build(options, plain["steps"], heads)
     if any(key in options for key in per_path.KEYS):  # rules by path are read where paths are
         jax.eval_shape(optimizer.init, built.shapes["params"])
@@ -139,6 +167,19 @@ def assemble(config: Any, spec: Spec | None = None, source: Any = None) -> Exper
     if isinstance(devices, Layout):
         devices = devices.resolve(built.shapes["params"])
     return Experiment(plain, source, built, balancer, optimizer, rates, trainer, devices, against)
+
+
+def _rewritten(built: Model, plain: dict[str, Any]) -> tuple[Model, list[str]]:
+    """The model with `config.lora` and `config.quantise`; what these and `init_from` freeze."""
+    origin = init_from.read(plain.get("init_from"))
+    thin, small = lora.read(plain.get("lora")), quantising.read(plain.get("quantise"))
+    rewrites = [lora.rewrite(thin)] if thin is not None else []
+    rewrites += [quantising.rewrite(small)] if small is not None else []
+    if rewrites:
+        built = dataclasses.replace(built, rewrites=(*built.rewrites, *rewrites))
+        jax.eval_shape(built.read, built.shapes)  # regexes are read where paths are
+    freeze = [*(origin.freeze if origin else ()), *(thin.frozen if thin else ())]
+    return built, freeze
 
 
 def _check_mixing(source: Any, built: Model, balancer: Any) -> None:

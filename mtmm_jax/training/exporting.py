@@ -6,6 +6,7 @@ user's units; `mtmm_jax.exported` reads it back, and the file carries that reade
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import io
 import json
@@ -25,6 +26,8 @@ from mtmm_jax.registry import ConfigError
 from mtmm_jax.training.finished import Finished
 from mtmm_jax.training.units import answers
 from mtmm_jax.training.workdir import write
+from mtmm_jax.transfer import paths
+from mtmm_jax.transfer.quantising import Quantised, quantise
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 MASKED = ("text", "video", "table", "series")  # kinds of modalities that may be there in part
@@ -53,6 +56,7 @@ def export_run(
     rows: int | None = None,
     platforms: Sequence[str] = ("cpu",),
     tasks: Sequence[str] | None = None,
+    int8: bool = False,
 ) -> Path:
     """Writes a run's best predict function, whole or not at all.
 
@@ -62,6 +66,8 @@ def export_run(
         rows: of a batch; any number by default.
         platforms: that it is to run on.
         tasks: those to tell; all by default.
+        int8: whether kernels and embeddings are kept in eight bits (`transfer.quantising`): about
+            a quarter of the parameters' bytes, and float32 again once they are read.
     """
     path, model = Path(path), run.experiment.model
     if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):
@@ -71,10 +77,11 @@ def export_run(
         raise ConfigError(f"--platforms: is empty; choices: {', '.join(PLATFORMS)}")
     if path.is_dir() or not path.parent.is_dir():
         raise ConfigError(f"--out: {path} is a folder, or its folder does not exist")
+    model, variables = plain(model, run.variables)
     predict = answers(model, run.experiment.config["tasks"], tasks)
     read = {name: model.spec.modalities[name] for name in model.encoders}
     flat = {f"{m}:{key}": leaf for m, e in entries(read).items() for key, leaf in e.items()}
-    leaves, tree = jax.tree.flatten(run.variables)
+    leaves, tree = jax.tree.flatten(variables)
     (size,) = export.symbolic_shape("b") if rows is None else (rows,)
 
     def program(params: Any, values: Any) -> list[jax.Array]:
@@ -99,14 +106,14 @@ def export_run(
         reason = str(error).strip().splitlines()[0][:300]
         raise ConfigError(f"export: {type(error).__name__}: {reason}{hint}") from error
     about = {
-        "format": 1,
+        "format": 2 if int8 else 1,
         "rows": rows,
         "step": run.step,
         "platforms": list(made.platforms),
         "calling_convention_version": made.calling_convention_version,
         "kept": list(made.module_kept_var_idx),
         "jax": jax.__version__,
-        "parameters": list(flatten(run.variables)),
+        "parameters": list(paths.leaves(variables)),  # in the order of the program
         "inputs": [
             {"name": name, "shape": list(shape), "dtype": dtype}
             for name, (shape, dtype) in flat.items()
@@ -118,7 +125,7 @@ def export_run(
         "tasks": _described(model, names),
     }
     parameters = io.BytesIO()
-    np.savez(parameters, **{k: np.asarray(v) for k, v in flatten(run.variables).items()})
+    np.savez(parameters, **_stored(variables, int8))
     parts = {
         "program.json": json.dumps(about, indent=1).encode(),
         "program.mlir": made.mlir_module_serialized,
@@ -133,9 +140,31 @@ def export_run(
     whole = io.BytesIO()
     with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as file:
         for name, content in parts.items():
-            file.writestr(zipfile.ZipInfo(name), content)  # the same run gives the same bytes
+            # Without a date: the same run gives the same bytes.
+            file.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
     write(path, whole.getvalue())
     return path
+
+
+def plain(model: Model, variables: Mapping[str, Any]) -> tuple[Model, dict[str, Any]]:
+    """The model without rewrites and what its modules read: LoRA merged, weights rounded."""
+    if not model.rewrites:
+        return model, variables
+    read = jax.jit(model.read)(variables)
+    rooms = [rewrite.room for rewrite in model.rewrites]
+    params = {room: tree for room, tree in read["params"].items() if room not in rooms}
+    return dataclasses.replace(model, rewrites=()), {**read, "params": params}
+
+
+def _stored(variables: Mapping[str, Any], int8: bool) -> dict[str, np.ndarray]:
+    """Path -> array; of a quantised one `path` and `path:scale`."""
+    found = {path: np.asarray(leaf) for path, leaf in flatten(variables).items()}
+    if int8:
+        for path, leaf in flatten(quantise(variables["params"])).items():
+            if isinstance(leaf, Quantised):
+                found[f"params/{path}"] = np.asarray(leaf.values)
+                found[f"params/{path}:scale"] = np.asarray(leaf.scale)
+    return found
 
 
 def _reading(config: Mapping[str, Any]) -> dict[str, Any]:

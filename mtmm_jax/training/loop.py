@@ -17,6 +17,7 @@ from mtmm_jax.batch import Spec
 from mtmm_jax.data.source import Training
 from mtmm_jax.evaluation import Evaluator, headlines
 from mtmm_jax.tasks.task import modalities_of
+from mtmm_jax.training import init_from
 from mtmm_jax.training.checkpoints import Checkpoints
 from mtmm_jax.training.experiment import Experiment, check_batch
 from mtmm_jax.training.faults import Faults, diverged
@@ -36,8 +37,12 @@ class _Nowhere:
         pass
 
 
-def score(experiment: Experiment, results: Any) -> float:
-    """The figure that `checkpoint.best` names: one task's headline, or the mean over tasks."""
+def score(experiment: Experiment, results: Any, step: int | None = None) -> float:
+    """The figure that `checkpoint.best` names: one task's headline, or the mean over tasks. Before
+    `optimizer.prune` is through none is: the best model would be one with all its weights."""
+    prune = experiment.config["optimizer"].get("prune")
+    if prune is not None and step is not None and step < prune["end"]:
+        return -np.inf
     figures = headlines(experiment.model, results)
     best = experiment.config["checkpoint"]["best"]
     value = float(np.mean(list(figures.values()))) if best == "mean" else figures[best]
@@ -80,7 +85,8 @@ def train(
         iterator.set_state(data_state)
         console.print(f"resuming from step {start}")
     else:
-        state = experiment.init()
+        state, loaded = experiment.begun()
+        init_from.tell(loaded, workdir, console)
     evaluator = Evaluator(experiment.model, devices)
     step = parallel.wrap(experiment.step(), devices)
     if meter is not None:
@@ -123,7 +129,7 @@ def train(
                 batches = _counted(evaluation_batches(experiment, "validation"), beat)
                 results = evaluator.results(state.variables, batches)
                 state = _validated(experiment, journal, watch, number, state, results)
-                latest_score = score(experiment, results)
+                latest_score = score(experiment, results, number)
                 iterator.observe(_part_scores(experiment, results))
                 faults.remixed(iterator.get_state())
                 last.pause()

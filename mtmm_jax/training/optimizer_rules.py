@@ -19,12 +19,14 @@ class Setting(NamedTuple):
         frozen: parameters -> tree of bools: what does not move.
         around: puts clipping before a rule, factors by path after it, and leaves out what is
             frozen.
+        waits: what begins to learn later, see `unfreezing`.
     """
 
     rate: optax.Schedule
     mask: Callable[[PyTree], PyTree]
     frozen: Callable[[PyTree], PyTree]
     around: Callable[[optax.GradientTransformation], optax.GradientTransformation]
+    waits: tuple[tuple[str, int], ...] = ()
 
 
 def _adamw(

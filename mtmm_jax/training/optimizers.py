@@ -5,7 +5,9 @@ Beside `kind` and that rule's hyper-parameters a config gives, all optional:
 - `learning_rate`, `schedule`, `warmup`: see `schedules.build`;
 - `clip`: the largest norm of the whole gradient (without what is frozen);
 - `rates`, `freeze`, `decay`, `no_decay`, `depth_decay`: see `per_path`;
-- `ema`: the decay of an average of the parameters, see `averaged`.
+- `unfreeze`: what begins to learn later, see `unfreezing`;
+- `ema`: the decay of an average of the parameters, see `averaged`;
+- `prune`: weights that become zero, see `transfer.pruning`.
 
 `accumulate`, `tasks` (see `per_task`) and `private` (see `privacy`) change the gradient, not the
 optimiser, and are read by `training.experiment`.
@@ -23,10 +25,11 @@ import optax
 
 from mtmm_jax import registry
 from mtmm_jax.registry import ConfigError, choose
-from mtmm_jax.training import per_path, schedules
-from mtmm_jax.training.averages import averaged
+from mtmm_jax.training import per_path, schedules, unfreezing
+from mtmm_jax.training.averages import averaged, masked_averages
 from mtmm_jax.training.averages import evaluation_params as evaluation_params
 from mtmm_jax.training.optimizer_rules import RULES, Setting
+from mtmm_jax.transfer import pruning
 
 PyTree = Any
 Transformation = optax.GradientTransformationExtraArgs
@@ -37,7 +40,10 @@ def _complete(rule: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(rule)
     def whole(on: Setting, **hyper: Any) -> optax.GradientTransformation:
-        return on.around(rule(on, **hyper))
+        def at(rate: optax.Schedule) -> optax.GradientTransformation:
+            return rule(on._replace(rate=rate), **hyper)
+
+        return on.around(unfreezing.staged(at, on.waits, on.rate))
 
     return whole
 
@@ -151,17 +157,22 @@ def build(
     shape = config.pop("schedule", "constant")
     schedule = schedules.build(shape, rate, config.pop("warmup", 0.0), steps)
     rules = per_path.read(config)
+    waits = unfreezing.read(config.pop("unfreeze", None), steps)
+    prune = pruning.read(config.pop("prune", None), steps)
     kind = choose(config.get("kind"), OPTIMIZERS, "optimizer.kind", "optimiser")
     if kind == "schedule_free":
         if (shape if isinstance(shape, str) else shape["kind"]) != "constant":
             raise ConfigError("optimizer.schedule: schedule_free takes 'constant', and a warm-up")
         if ema is not None:
             raise ConfigError("optimizer.ema: schedule_free averages by itself")
+    if waits and kind in ("schedule_free", "sam"):
+        others = ", ".join(sorted(COMPLETE))
+        raise ConfigError(f"optimizer.unfreeze: not with {kind}, which moves all; with: {others}")
     _check_decay(config, rules)
     # SAM hands no further arguments on to what it is made of; averages see what really moves.
     within, outside = (None, heads) if kind == "sam" else (heads, None)
-    around = _around(clip, rules, within)
-    on = Setting(schedule, per_path.decayed(rules), per_path.frozen(rules), around)
+    around = _around(clip, rules, within, waits)
+    on = Setting(schedule, per_path.decayed(rules), per_path.frozen(rules), around, waits)
     rule = registry.build(OPTIMIZERS, config, on, where="optimizer")
     if outside:
         rule = outside(rule)
@@ -171,7 +182,24 @@ def build(
     if ema is not None:
         parts.append(averaged(ema))
     whole = optax.chain(*parts) if len(parts) > 1 else rule
-    return _guarded(optax.with_extra_args_support(whole), rules), schedule
+    whole = optax.with_extra_args_support(whole)
+    if prune is not None:
+        whole = _pruned(whole, pruning.prune(prune, on.frozen))
+    return _guarded(whole, rules, waits), schedule
+
+
+def _pruned(inner: Transformation, prune: Transformation) -> Transformation:
+    """`prune` after all else; averages of the parameters are zero where they are."""
+
+    def init(params: PyTree) -> PyTree:
+        return inner.init(params), prune.init(params)
+
+    def update(updates: PyTree, state: PyTree, params: PyTree, **extra: Any):
+        updates, own = inner.update(updates, state[0], params, **extra)
+        updates, pruned = prune.update(updates, state[1], params)
+        return updates, (masked_averages(own, pruned.masks), pruned)
+
+    return Transformation(init, update)
 
 
 def _check_decay(config: Mapping[str, Any], rules: per_path.PathRules) -> None:
@@ -187,11 +215,16 @@ def _check_decay(config: Mapping[str, Any], rules: per_path.PathRules) -> None:
 
 
 def _around(
-    clip: float | None, rules: per_path.PathRules, heads: Callable[..., Any] | None
+    clip: float | None,
+    rules: per_path.PathRules,
+    heads: Callable[..., Any] | None,
+    waits: unfreezing.Waits = (),
 ) -> Callable[..., Any]:
     def around(rule: optax.GradientTransformation) -> optax.GradientTransformation:
         if clip:
             rule = optax.chain(optax.clip_by_global_norm(clip), rule)
+            if waits:
+                rule = optax.chain(unfreezing.hold(waits), rule)
         if rules.freeze:
             labels = per_path.frozen(rules)
             name = lambda params: jax.tree.map(("free", "frozen").__getitem__, labels(params))  # noqa: E731
@@ -203,11 +236,14 @@ def _around(
     return around
 
 
-def _guarded(whole: Transformation, rules: per_path.PathRules) -> Transformation:
+def _guarded(
+    whole: Transformation, rules: per_path.PathRules, waits: unfreezing.Waits
+) -> Transformation:
     """Checks the rules by path against the parameters."""
 
     def init(params: PyTree) -> PyTree:
         per_path.check(rules, params)
+        unfreezing.check(waits, params)
         return whole.init(params)
 
     def update(updates: PyTree, state: PyTree, params: PyTree | None = None, **extra: Any):

@@ -15,9 +15,11 @@ import jax
 import optax
 
 from mtmm_jax.registry import ConfigError
+from mtmm_jax.transfer.paths import by_path as by_path
+from mtmm_jax.transfer.paths import matches, regexes, some
 
 PyTree = Any
-KEYS = ("rates", "freeze", "decay", "no_decay", "depth_decay")
+KEYS = ("rates", "freeze", "decay", "no_decay", "depth_decay", "unfreeze", "prune")
 # Parts of an encoder that stand after its numbered ones; all others without a number come before.
 TOP = ("norm", "out_norm", "project")
 
@@ -54,7 +56,7 @@ def read(config: dict[str, Any], where: str = "optimizer") -> PathRules:
         at = f"{where}.rates[{i}]"
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise ConfigError(f"{at}: {pair!r} is not a pair of a regex and a factor")
-        _regexes([pair[0]], at)
+        regexes([pair[0]], at)
         factor = pair[1]
         if isinstance(factor, bool) or not isinstance(factor, int | float) or not factor > 0:
             raise ConfigError(f"{at}: {factor!r} is not a factor above 0; to stop, use freeze")
@@ -64,36 +66,11 @@ def read(config: dict[str, Any], where: str = "optimizer") -> PathRules:
         raise ConfigError(f"{where}.depth_decay: {depth!r} is neither None nor between 0 and 1")
     return PathRules(
         rates=tuple((pattern, float(factor)) for pattern, factor in pairs),
-        freeze=_regexes(config.pop("freeze", ()), f"{where}.freeze"),
-        decay=None if decay is None else _regexes(decay, f"{where}.decay"),
-        no_decay=_regexes(config.pop("no_decay", ()), f"{where}.no_decay"),
+        freeze=regexes(config.pop("freeze", ()), f"{where}.freeze"),
+        decay=None if decay is None else regexes(decay, f"{where}.decay"),
+        no_decay=regexes(config.pop("no_decay", ()), f"{where}.no_decay"),
         depth_decay=depth,
     )
-
-
-def _regexes(value: Any, where: str) -> tuple[str, ...]:
-    patterns = (value,) if isinstance(value, str) else value or ()
-    for pattern in patterns:
-        if not isinstance(pattern, str):
-            raise ConfigError(f"{where}: {pattern!r} is not a regex over parameter paths")
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ConfigError(f"{where}: {pattern!r} is not a regex: {error}") from error
-    return tuple(patterns)
-
-
-def _any(patterns: Iterable[str], path: str) -> bool:
-    return any(re.fullmatch(pattern, path) for pattern in patterns)
-
-
-def by_path(function: Callable[[str, Any], Any], tree: PyTree) -> PyTree:
-    """`function("heads/category/kernel", leaf)` of every leaf, as a tree."""
-
-    def one(path: Any, leaf: Any) -> Any:
-        return function(jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
-
-    return jax.tree_util.tree_map_with_path(one, tree)
 
 
 def _paths(tree: PyTree) -> list[str]:
@@ -103,7 +80,7 @@ def _paths(tree: PyTree) -> list[str]:
 def check(rules: PathRules, params: PyTree, where: str = "optimizer") -> None:
     """Raises a `ConfigError` for a rule that does nothing with these parameters."""
     paths = _paths(params)
-    shown = ", ".join(paths[:8]) + (f" and {len(paths) - 8} more" if len(paths) > 8 else "")
+    shown = some(paths)
     lists = {
         "rates": [pattern for pattern, _ in rules.rates],
         "freeze": rules.freeze,
@@ -115,11 +92,11 @@ def check(rules: PathRules, params: PyTree, where: str = "optimizer") -> None:
             mine = [path for path in paths if re.fullmatch(pattern, path)]
             if not mine:
                 raise ConfigError(f"{where}.{key}: {pattern!r} matches none of: {shown}")
-            if key == "rates" and all(_any(patterns[:i], path) for path in mine):
+            if key == "rates" and all(matches(patterns[:i], path) for path in mine):
                 raise ConfigError(
                     f"{where}.rates: {pattern!r} comes after rules that match all that it does"
                 )
-    if rules.freeze and all(_any(rules.freeze, path) for path in paths):
+    if rules.freeze and all(matches(rules.freeze, path) for path in paths):
         raise ConfigError(f"{where}.freeze: {list(rules.freeze)} leaves nothing to train")
     if rules.depth_decay is not None and not any(map(_level, paths)):
         raise ConfigError(
@@ -131,15 +108,15 @@ def decayed(rules: PathRules) -> Callable[[PyTree], PyTree]:
     """The mask of weight decay, as Optax takes it: parameters -> tree of bools."""
 
     def one(path: str, leaf: Any) -> bool:
-        mine = leaf.ndim > 1 if rules.decay is None else _any(rules.decay, path)
-        return mine and not _any(rules.no_decay, path)
+        mine = leaf.ndim > 1 if rules.decay is None else matches(rules.decay, path)
+        return mine and not matches(rules.no_decay, path)
 
     return lambda params: by_path(one, params)
 
 
 def frozen(rules: PathRules) -> Callable[[PyTree], PyTree]:
     """Parameters -> tree of bools: what does not move."""
-    return lambda params: by_path(lambda path, _: _any(rules.freeze, path), params)
+    return lambda params: by_path(lambda path, _: matches(rules.freeze, path), params)
 
 
 def _level(path: str) -> tuple[int, ...]:

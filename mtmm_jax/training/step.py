@@ -19,6 +19,9 @@ from mtmm_jax.training import privacy
 from mtmm_jax.training.averages import evaluation_params
 from mtmm_jax.training.per_task import current_rates
 
+Teach = Callable[[Any, Batch, jax.Array], dict[str, Any]]
+"""`(variables to evaluate, batch, step) -> {target: {"y", "present"}}`."""
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -70,9 +73,9 @@ def split_of(
     def readout(params: Any, copies: Any, stats: Any, batch_stats: Any, batch: Batch, key: Any):
         variables = {"params": params, "batch_stats": batch_stats}
         mine = dict(zip(model.tasks, copies, strict=False))
-        predictions, _ = model.readout(variables, mine, **mode(key))
+        predictions, updates = model.readout(variables, mine, **mode(key))
         losses = [model.losses(predictions, batch, axis_name)]
-        told, more = {"batch_stats": stats}, {}
+        told, more = {"batch_stats": {**stats, **updates.get("batch_stats", {})}}, {}
         if measure is not None:
             own = copies[tasks] if model.added else None
             told["imbalance"], more = measure(own, predictions, batch)
@@ -127,6 +130,7 @@ def make_step(
     augment: Callable[[jax.Array, Batch], Batch] | None = None,
     imbalance: Any = None,
     private: Any = None,
+    teach: Teach | None = None,
     **trainer: Any,
 ) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
     """`step(state, batch, *, axis_name=None) -> (state, figures)`.
@@ -141,6 +145,7 @@ def make_step(
         augment: `(keys [B], batch) -> batch`, such as `data.augment_jit.augmenter` makes.
         imbalance: of `training.imbalance.prepare`; the state is made with the same.
         private: of `training.privacy.read`: every sample's gradient is clipped, and noise added.
+        teach: gives targets that the batch lacks, from the batch before `augment`.
         **trainer: options of `balancing.value_and_grad`: engine, head_gradients, chunk.
     """
 
@@ -169,8 +174,12 @@ def make_step(
             grad = privacy.value_and_grad(split, balancer, private, axis_name=axis_name)
         root = jax.random.key(seed)
         key = jax.random.fold_in(root, state.step)
+        seen = batch
         if augment is not None:
             batch = augment(example_keys(named(root, "augment"), state.step, batch["id"]), batch)
+        if teach is not None:
+            taught = teach(state.variables, seen, state.step)
+            batch = {**batch, "targets": {**batch["targets"], **jax.lax.stop_gradient(taught)}}
         first, second = _samples(batch, balancer)
         other = None if second is None else (state.batch_stats, second, key)
 
@@ -183,11 +192,11 @@ def make_step(
             stats = jax.tree.map(lambda x: x.mean(0), stats)
         change, memory, more = lambda grads: grads, {}, {}
         if imbalance is not None:
-            seen = out.aux["imbalance"]
+            measured = out.aux["imbalance"]
             if accumulate > 1:
-                seen = jax.tree.map(lambda x: x.sum(0), seen)
-            seen = parallel.total(seen, axis_name)
-            change, learnt, more = imbalance.react(state.imbalance, seen, state.step, key)
+                measured = jax.tree.map(lambda x: x.sum(0), measured)
+            measured = parallel.total(measured, axis_name)
+            change, learnt, more = imbalance.react(state.imbalance, measured, state.step, key)
             memory = {"imbalance": learnt}
         extra = {"grad_fn": lambda params, _: change(pull(params).grads)}  # SAM asks again
         if (rates := current_rates(out.state)) is not None:

@@ -84,7 +84,8 @@ def _path(z: jax.Array, asked: Asked) -> dict[str, jax.Array]:
     return {"points": z.reshape(z.shape[0], *label.shape) * label.std + label.mean}
 
 
-def _values(z: jax.Array, asked: Asked) -> dict[str, jax.Array]:
+def _values(prediction: Any, asked: Asked) -> dict[str, jax.Array]:
+    z = prediction["values"] if isinstance(prediction, Mapping) else prediction
     return {"values": z.reshape(z.shape[0], *asked.task.form)}
 
 

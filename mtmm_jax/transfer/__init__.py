@@ -2,6 +2,8 @@
 
 imported = import_bert(read_safetensors("model.safetensors"), "minilm")
 variables = load_pretrained(variables, imported, at="encoders/text")
+
+And what makes a model smaller, or tunes little of it: `lora`, `pruning`, `quantising`.
 """
 
 from mtmm_jax.transfer.bert import import_bert as import_bert

@@ -14,9 +14,17 @@ from mtmm_jax.data import audio, images
 from mtmm_jax.data import augment as augmentation
 from mtmm_jax.data.emoji.asset import RATE, STYLES
 from mtmm_jax.data.emoji.prepared import Emoji, load
-from mtmm_jax.data.emoji.spelling import speller, transcripts
+from mtmm_jax.data.emoji.spelling import given, speller, transcripts
 from mtmm_jax.data.source import SPLITS, Source
-from mtmm_jax.data.text import PADDING, encode, read_tokenizer, train_tokenizer
+from mtmm_jax.data.text import (
+    PADDING,
+    UNKNOWN,
+    encode,
+    padding_id,
+    read_tokenizer,
+    train_tokenizer,
+    unknown_id,
+)
 from mtmm_jax.registry import ConfigError, choose
 
 TEXTS = ("name", "name+keywords")
@@ -38,6 +46,7 @@ def emoji(
     styles: Sequence[str] = STYLES,
     seconds: float = 2.0,
     text_length: int = 16,
+    tokenizer: str | None = None,
     speech: bool = False,
     augment: bool = True,
     seed: int = 0,
@@ -58,6 +67,8 @@ def emoji(
         styles: which drawings, of "noto" and "twemoji".
         seconds: length of the audio, longer utterances are cut (1 in 250 at 2 s).
         text_length: tokens, longer texts are cut.
+        tokenizer: a `tokenizer.json`, or a folder with one, such as that of pretrained weights;
+            None: trained on the train split.
         speech: whether the spoken name, as it was recorded, is a label too; it makes batches large.
         augment: whether training batches are augmented.
         seed: of shuffling and augmentation.
@@ -70,7 +81,10 @@ def emoji(
     sizes = {"image_size": image_size, "seconds": seconds, "text_length": text_length}
     check_positive(sizes, where)
     table = load(data_dir)
-    telling = Telling.of(table, text, seconds, text_length, units)
+    if tokenizer is not None and units != "pieces":
+        raise ConfigError(f"{where}.units: {units!r} has a tokenizer of its own; choices: pieces")
+    own = None if tokenizer is None else given(tokenizer, f"{where}.tokenizer")
+    telling = Telling.of(table, text, seconds, text_length, units, own)
     spelt, transcript = transcripts(table.names, table.split)
     spec = _spec(table, styles, image_size, telling)
     spec.targets["transcript"] = transcript
@@ -137,6 +151,7 @@ class Telling:
         named: `[N, tokens]` ids of the names.
         described: `[N, tokens]` ids of names and keywords; None if only names are told.
         noise: white noise to take stretches from: drawing it anew for each batch would cost 20 ms.
+        special: the ids that pad and that stand for what is unknown.
     """
 
     table: Emoji
@@ -147,28 +162,37 @@ class Telling:
     described: np.ndarray | None
     noise: np.ndarray
     units: str = "pieces"
+    special: tuple[int, int] = (PADDING, UNKNOWN)
 
     @classmethod
     def of(
-        cls, table: Emoji, text: str, seconds: float, tokens: int, units: str = "pieces"
+        cls,
+        table: Emoji,
+        text: str,
+        seconds: float,
+        tokens: int,
+        units: str = "pieces",
+        own: str | None = None,
     ) -> Telling:
         full = _with_keywords(table)
         spelt = units == "characters"
         told = table.names if spelt and text == "name" else full
         training = [t for t, split in zip(told, table.split, strict=True) if split == "train"]
-        tokenizer_json = speller(training) if spelt else train_tokenizer(training, VOCABULARY)
-        tokenizer = read_tokenizer(tokenizer_json)
+        if own is None:
+            own = speller(training) if spelt else train_tokenizer(training, VOCABULARY)
+        tokenizer = read_tokenizer(own)
         length = round(seconds * RATE)
         stretch = max(_NOISE_SECONDS * RATE, 2 * length)
         return cls(
             table,
             length,
-            tokenizer_json,
+            own,
             tokenizer.get_vocab_size(),
             encode(tokenizer, list(table.names), tokens),
             encode(tokenizer, full, tokens) if text == "name+keywords" else None,
             np.random.default_rng(0).standard_normal(stretch, np.float32),
             units,
+            (padding_id(tokenizer), unknown_id(tokenizer)),
         )
 
     @property
@@ -206,14 +230,15 @@ class Telling:
             said = (choices[:, 0] < 0.5).astype(int)
             ids = np.where(choices[:, 1:] < _SHORT, self.named[concept], ids)
             if self.units == "pieces":
-                ids = augmentation.text(ids, for_text)
+                padding, unknown = self.special
+                ids = augmentation.text(ids, for_text, unknown=unknown, padding=padding)
             spans, latest = self.table.spans[concept, said], round(LATEST * RATE)
             sound = augmentation.audio(
                 self.table.speech, spans, self.length, for_audio, self.noise, latest
             )
         present = np.ones(len(concept), bool)
         inputs = {
-            "text": {"x": ids, "mask": ids != PADDING, "present": present},
+            "text": {"x": ids, "mask": ids != self.special[0], "present": present},
             "audio": {"x": sound, "present": present},
         }
         return inputs, said

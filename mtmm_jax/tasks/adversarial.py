@@ -1,0 +1,98 @@
+"""A reconstruction that also has to look real: its critic learns to tell, and it learns to fool."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtmm_jax.heads.judged import Judged
+from mtmm_jax.layers.reversal import reverse
+from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.tasks.metrics import Metric, add
+from mtmm_jax.tasks.task import Labels, Task, masked
+
+KEYS = ("weight", "hidden", "scale")
+
+
+def adversarial(task: Task, config: Any, where: str) -> Task:
+    """L = L_rec - weight [log D(x) + log(1 - D(R(z)))], z what is said and x what is there.
+
+    D is a critic in the head, which minimises L; R turns its gradient round (`layers.reversal`), so
+    that what says z maximises D's loss and one step trains both (Goodfellow et al. 2014; in one
+    step as in Ganin et al. 2016). Squared errors alone give the mean of all pictures that fit; the
+    critic asks for one that could be there. Values that are not known are 0 for both. The figure
+    `critic` is the share that D tells rightly: .5 where it cannot. The loss holds D's own, so it
+    does not go to 0. Costs three passes through the critic, F hidden each.
+
+    Args:
+        task: gives a vector; its labels are `{"values": [B, F], "known": [B, F]}`.
+        config: True, or a section of `weight` (default 0.1), `hidden` (64) of the critic, and
+            `scale` (1.0) of the reversed gradient.
+        where: the place in the config.
+    """
+    weight, hidden, scale = _read(config, where)
+
+    def asked(prediction: Any, labels: Labels, turn: float | None) -> tuple[jax.Array, jax.Array]:
+        """The critic's logits of what is said and of what is there, `[B]` each."""
+        known = labels.y["known"]
+        said = jnp.where(known, prediction["values"].astype(jnp.float32), 0.0)
+        said = said if turn is None else reverse(said, turn)
+        real = jnp.where(known, labels.y["values"], 0.0)
+        return prediction["later"]("judge", said), prediction["later"]("judge", real)
+
+    def loss(prediction: Any, labels: Labels, axis_name: str | None):
+        total, count = task.loss(prediction["values"], labels, axis_name)
+        if labels.y is None:
+            return total, count
+        said, real = asked(prediction, labels, scale)
+        told, _ = masked(jax.nn.softplus(said) + jax.nn.softplus(-real), labels.weight)
+        return total + weight * told, count
+
+    def update(prediction: Any, labels: Labels) -> dict[str, jax.Array]:
+        if labels.y is None or "later" not in prediction:
+            return {"hits": jnp.zeros(()), "count": jnp.zeros(())}
+        said, real = asked(prediction, labels, None)
+        hits = 0.5 * ((said < 0).astype(jnp.float32) + (real > 0).astype(jnp.float32))
+        total, count = masked(hits, labels.weight)
+        return {"hits": total, "count": count}
+
+    def compute(state: Mapping[str, Any]) -> dict[str, float]:
+        count = float(state["count"])
+        return {"critic": float(state["hits"]) / count if count else float("nan")}
+
+    return dataclasses.replace(
+        task,
+        head=Judged(task.head, hidden),
+        loss=loss,
+        metrics={
+            **{name: _of_values(metric) for name, metric in task.metrics.items()},
+            "critic": Metric(update, add, compute),
+        },
+        decode=lambda prediction: task.decode(np.asarray(prediction["values"])),
+        trivial={"values": task.trivial},
+    )
+
+
+def _of_values(metric: Metric) -> Metric:
+    return metric._replace(update=lambda said, labels: metric.update(said["values"], labels))
+
+
+def _read(config: Any, where: str) -> tuple[float, int, float]:
+    config = {} if config is True else config
+    if not isinstance(config, Mapping):
+        raise ConfigError(f"{where}: {config!r}; choices: True, or a section of {', '.join(KEYS)}")
+    for key in config:
+        choose(key, KEYS, f"{where}.{key}", "key")
+    weight, scale = (config.get(key, value) for key, value in (("weight", 0.1), ("scale", 1.0)))
+    for key, value in (("weight", weight), ("scale", scale)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise ConfigError(f"{where}.{key}: {value!r} is not a number above 0")
+    hidden = config.get("hidden", 64)
+    if isinstance(hidden, bool) or not isinstance(hidden, int) or hidden < 1:
+        raise ConfigError(f"{where}.hidden: {hidden!r} is not a number from 1 upwards")
+    return float(weight), hidden, float(scale)

@@ -1,0 +1,170 @@
+"""Where parameters can be taken from: a run's checkpoint, or files of pretrained weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mtmm_jax import transfer
+from mtmm_jax.batch import Spec
+from mtmm_jax.data.text import read_tokenizer
+from mtmm_jax.encoders import Bert, ResNet
+from mtmm_jax.mesh import Layout
+from mtmm_jax.model import flatten
+from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.training.checkpoints import Checkpoints
+from mtmm_jax.training.workdir import Workdir
+from mtmm_jax.transfer import lora
+from mtmm_jax.transfer.paths import some
+
+WHERE = "init_from"
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What parameters are taken from.
+
+    Attributes:
+        name: for messages.
+        variables: `{"params", "batch_stats"}`.
+        spec: of its data; None of weights.
+        tokenizer: `modality -> tokenizer.json`, or None where it is not known.
+        tasks: task -> target, of its heads.
+    """
+
+    name: str
+    variables: Mapping[str, Any]
+    spec: Spec | None
+    tokenizer: Callable[[str], bytes | None]
+    tasks: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+
+
+def of_run(settings: Any, ours: Any, assemble: Callable[..., Any]) -> Origin:
+    """The origin in a workdir, on our mesh if we have one, whatever it was trained on."""
+    if not Path(settings.workdir).is_dir():
+        raise ConfigError(f"{WHERE}.workdir: no folder {settings.workdir!r}")
+    workdir = Workdir(Path(settings.workdir))
+    stored = workdir.read("config.json")
+    there = {**stored, "devices": 1}
+    if isinstance(ours.devices, Layout):
+        there |= {key: ours.config[key] for key in ("devices", "batch_size", "evaluation")}
+        if isinstance(there["devices"], Mapping):  # its rules are about our paths
+            there["devices"] = {k: v for k, v in there["devices"].items() if k != "rules"}
+        there["optimizer"] = {k: v for k, v in stored["optimizer"].items() if k != "accumulate"}
+    experiment = assemble(there, workdir.spec())
+    if not workdir.checkpoints.is_dir():
+        raise ConfigError(f"{WHERE}.workdir: {workdir.path} has no checkpoint yet")
+    checkpoints = Checkpoints(workdir.checkpoints, stored["checkpoint"]["keep"])
+    try:
+        named = {"best": checkpoints.best, "last": checkpoints.latest}
+        step = named[settings.step]() if settings.step in named else settings.step
+        if step is None or step not in checkpoints.steps():
+            kept = ", ".join(map(str, checkpoints.steps())) or "none"
+            raise ConfigError(f"{WHERE}.step: {settings.step!r} is not kept; there are: {kept}")
+        variables = checkpoints.restore(step, experiment.shapes, experiment.devices)[0].variables
+    finally:
+        checkpoints.close()
+    if lora.ROOM in variables["params"] and lora.ROOM not in ours.shapes.params:
+        merged = lora.merge(variables["params"], lora.read(stored.get("lora")))
+        variables = {**variables, "params": merged}
+    tasks = {name: task.target for name, task in experiment.model.tasks.items()}
+    spec = experiment.model.spec
+    return Origin(f"{workdir.path}, step {step}", variables, spec, workdir.tokenizer, tasks)
+
+
+def of_weights(settings: Any, ours: Any) -> Origin:
+    """Imported weights, under our paths, checked against the encoder that takes them."""
+    path, at = Path(settings.weights), settings.at.strip("/")
+    modality = at.removeprefix("encoders/")
+    where = f"{WHERE}.at"
+    choose(at, [f"encoders/{name}" for name in ours.model.encoders], where, "encoder")
+    if not settings.weights or not path.exists():
+        raise ConfigError(f"{WHERE}.weights: no file or folder {settings.weights!r}")
+    file = path
+    if path.is_dir():
+        files = sorted(path.rglob("*.safetensors"))
+        if len(files) != 1:
+            raise ConfigError(f"{WHERE}.weights: {path} has {len(files)} .safetensors, not one")
+        file = files[0]
+    encoder, tensors = ours.model.encoders[modality], transfer.read_safetensors(file)
+    if isinstance(encoder, Bert):
+        imported = transfer.import_bert(tensors, encoder.preset)
+    elif isinstance(encoder, ResNet):
+        imported = transfer.import_resnet(tensors, encoder.preset)
+    else:
+        kinds = f"{type(encoder).__name__}; imports are known of: bert, resnet"
+        raise ConfigError(f"{where}: {at} is a {kinds}")
+    shapes = {"params": ours.shapes.params, "batch_stats": ours.shapes.batch_stats}
+    placed = transfer.load_pretrained(shapes, imported, at)
+    there = {
+        collection: {
+            p: x for p, x in flatten(tree).items() if not isinstance(x, jax.ShapeDtypeStruct)
+        }
+        for collection, tree in placed.items()
+    }
+    beside = file.parent / "tokenizer.json"
+    tokenizer = beside.read_bytes() if beside.is_file() else None
+    return Origin(str(file), there, None, lambda _: tokenizer)
+
+
+def check_meaning(
+    ours: Any, origin: Origin, pairs: Mapping[tuple[str, str], tuple[str, str]]
+) -> list[str]:
+    """Refuses tensors that fit and mean something else: words by another tokenizer, classes in
+    another order. Returns what could not be compared."""
+    unsure = []
+    spec: Spec = ours.model.spec
+    for (_, path), (_, source) in pairs.items():
+        room, name, *_ = [*path.split("/"), ""]
+        their = [*source.split("/"), ""][1]
+        if room == "encoders" and _is_vocabulary(spec, name, ours.shapes.params, path):
+            verdict = _same_words(ours, origin, name, their)
+            if verdict is None:
+                unsure.append(f"{path}: no tokenizer to compare; do ids mean the same words?")
+            elif not verdict:
+                raise ConfigError(
+                    f"{WHERE}: {path}: the tokenizer of {name!r} is not that of {origin.name}: "
+                    "its ids mean other words. Give the data the origin's tokenizer.json, or leave "
+                    "the embedding out by `map`"
+                )
+        elif room == "heads" and their in origin.tasks and origin.spec is not None:
+            there = origin.spec.targets.get(origin.tasks[their])
+            here = spec.targets.get(ours.model.tasks[name].target)
+            if there is not None and here is not None and there.classes != here.classes:
+                raise ConfigError(
+                    f"{WHERE}: {path}: its classes are {some(there.classes)} there and "
+                    f"{some(here.classes)} here; leave the head out by `map`"
+                )
+    return unsure
+
+
+def _is_vocabulary(spec: Spec, name: str, params: Any, path: str) -> bool:
+    """Whether a parameter has a row for each word of a text modality."""
+    modality = spec.modalities.get(name)
+    if modality is None or modality.kind != "text":
+        return False
+    leaf = flatten(params).get(path)
+    return leaf is not None and leaf.ndim == 2 and leaf.shape[0] == modality.vocabulary
+
+
+def _same_words(ours: Any, origin: Origin, here: str, there: str) -> bool | None:
+    assets = {} if ours.source is None else ours.source.assets
+    own = assets.get(f"{here}.tokenizer.json", assets.get("tokenizer.json"))
+    if origin.spec is not None and not _has_tokenizer(origin, there):
+        return None
+    theirs = origin.tokenizer(there)
+    if own is None or theirs is None:
+        return None
+    a, b = (read_tokenizer(text).get_vocab() for text in (own, theirs))
+    return a == b
+
+
+def _has_tokenizer(origin: Origin, modality: str) -> bool:
+    try:
+        return origin.tokenizer(modality) is not None
+    except ConfigError:  # the run kept none
+        return False

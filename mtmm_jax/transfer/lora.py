@@ -1,0 +1,150 @@
+"""LoRA: kernels that stay, and a product of two thin matrices beside each that is learned.
+
+    config.lora = {"rank": 4, "alpha": 8.0, "on": ["encoders/text/.*/(query|value)/kernel"]}
+
+Its parameters stand in a room of their own, under the path of the kernel that they change:
+`lora/encoders/text/block1/attention/query/kernel/{a, b}`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+
+from mtmm_jax.model import Rewrite, flatten
+from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.transfer.paths import matrices, regexes
+
+PyTree = Any
+ROOM = "lora"
+HEADED = ("query", "key", "value")  # their kernels of three dimensions are [D, heads, D / heads]
+ATTENTION = r"(encoders|fusion)/.*/(query|key|value|out)/kernel"
+_FROZEN = r"(encoders|fusion)/.*"
+_FROZEN_BUT_NORMS = r"(encoders|fusion)/(?!.*norm[^/]*/[^/]*$).*"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """`config.lora`.
+
+    Attributes:
+        rank: r, the inner size.
+        alpha: what is added is `alpha / r` times the product, so that r may change and the learning
+            rate stay.
+        on: regexes of the kernels, of two dimensions or more.
+        freeze: whether everything else under `encoders` and `fusion` stays as it is.
+        norms: with `freeze`: whether norms learn all the same.
+    """
+
+    rank: int = 4
+    alpha: float = 8.0
+    on: tuple[str, ...] = (ATTENTION,)
+    freeze: bool = True
+    norms: bool = False
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Regexes for `optimizer.freeze`."""
+        if not self.freeze:
+            return ()
+        return (_FROZEN_BUT_NORMS if self.norms else _FROZEN,)
+
+
+def read(section: Any, where: str = "lora") -> Settings | None:
+    """The section, checked; None where there is none."""
+    if section is None:
+        return None
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"{where}: {section!r} is not a section such as {{'rank': 4}}")
+    fields = [field.name for field in dataclasses.fields(Settings)]
+    for key in section:
+        choose(key, fields, f"{where}.{key}", "key")
+    given = dict(section)
+    if "on" in given:
+        given["on"] = regexes(given["on"], f"{where}.on")
+        if not given["on"]:
+            raise ConfigError(f"{where}.on: is empty; needs a regex over parameter paths")
+    settings = Settings(**given)
+    rank, alpha = settings.rank, settings.alpha
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        raise ConfigError(f"{where}.rank: {rank!r} is not a number from 1 upwards")
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
+        raise ConfigError(f"{where}.alpha: {alpha!r} is not a number above 0")
+    for key in ("freeze", "norms"):
+        if not isinstance(getattr(settings, key), bool):
+            raise ConfigError(f"{where}.{key}: {getattr(settings, key)!r}; choices: False, True")
+    return settings
+
+
+def sides(path: str, shape: tuple[int, ...]) -> tuple[int, int]:
+    """`(inputs, outputs)` of a kernel as one matrix.
+
+    Dense `[in, out]`; convolutions `[.., in, out]`, with all that a patch holds as inputs;
+    `[D, heads, D / heads]` of query, key and value with all heads as outputs, and
+    `[heads, D / heads, D]` of their `out` with all heads as inputs.
+    """
+    parts = path.split("/")
+    if len(shape) == 3 and len(parts) > 1 and parts[-2] in HEADED:
+        return shape[0], shape[1] * shape[2]
+    return math.prod(shape[:-1]), shape[-1]
+
+
+def init(settings: Settings, key: jax.Array, params: PyTree) -> PyTree:
+    """`{path of the kernel: {"a": [in, r], "b": [r, out]}}` as a tree: A normal of variance 1 / in,
+    B zero, float32. Keys come from the paths."""
+    own: dict[str, Any] = {}
+    for path, kernel in matrices(settings.on, params, f"{ROOM}.on").items():
+        rows, columns = sides(path, kernel.shape)
+        draw = jax.random.fold_in(key, zlib.crc32(path.encode()))
+        own[f"{path}/a"] = jax.random.normal(draw, (rows, settings.rank), jnp.float32) * rows**-0.5
+        own[f"{path}/b"] = jnp.zeros((settings.rank, columns), jnp.float32)
+    return traverse_util.unflatten_dict(own, sep="/")
+
+
+def changed(settings: Settings, params: PyTree, own: PyTree, sign: float = 1.0) -> PyTree:
+    """`W + sign (alpha / r) A B` of every kernel that `own` has a place for; the rest as it is."""
+    flat, thin = flatten(params), flatten(own)
+    scale = sign * settings.alpha / settings.rank
+    for path in (name.removesuffix("/a") for name in thin if name.endswith("/a")):
+        a, b = thin[f"{path}/a"], thin[f"{path}/b"]
+        product = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+        delta = (scale * product).reshape(flat[path].shape)
+        flat[path] = flat[path] + delta.astype(flat[path].dtype)
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def merge(params: PyTree, settings: Settings) -> PyTree:
+    """The parameters of the plain model that computes the same: W + (alpha / r) A B, no `lora`.
+
+    Give the result to a model without `lora`: it has the plain model's size and speed.
+    """
+    rest = {room: tree for room, tree in params.items() if room != ROOM}
+    return changed(settings, rest, params[ROOM]) if ROOM in params else rest
+
+
+def unmerge(params: PyTree, own: PyTree, settings: Settings) -> PyTree:
+    """What `merge` was given: `own` taken out of the merged kernels, and put beside them."""
+    return {**changed(settings, params, own, -1.0), ROOM: own}
+
+
+def rewrite(settings: Settings) -> Rewrite:
+    """W + (alpha / r) A B in the place of W, with A normal and B zero at the start, so that the
+    model begins as it was (Hu et al. 2021, LoRA).
+
+    Costs r (in + out) parameters a kernel, with their optimiser state, and the product, r in out
+    multiplications a kernel and pass; nothing once merged. Use it: to tune a large pretrained
+    encoder, one set of thin matrices for each purpose. Not: where all of the model learns anyway,
+    or the kernel is hardly wider than r.
+    """
+
+    def apply(params: PyTree) -> PyTree:
+        return merge(params, settings)
+
+    return Rewrite(ROOM, lambda key, params: init(settings, key, params), apply)
