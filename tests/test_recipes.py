@@ -325,7 +325,12 @@ class _Told:
 
     wrong: bool = False
     tasks: dict = dataclasses.field(
-        default_factory=lambda: {"pairs": types.SimpleNamespace(reads=("image", "text"))}
+        default_factory=lambda: {
+            "pairs": types.SimpleNamespace(reads=("image", "text"), kind="retrieval")
+        }
+    )
+    spec = types.SimpleNamespace(
+        modalities={kind: types.SimpleNamespace(kind=kind) for kind in ("image", "text")}
     )
 
     def __call__(self, variables, inputs):
@@ -365,8 +370,8 @@ def test_zero_shot_asks_for_the_nearest_name(monkeypatch):
         ids = np.array([[i, 0, 0, 0] for i in _FIRST])
         return ids, ids > 0
 
-    monkeypatch.setattr("mtmm_jax.data.text.encode_with_mask", encode)
-    monkeypatch.setattr("mtmm_jax.data.text.read_tokenizer", lambda text: text)
+    monkeypatch.setattr("mtmm_jax.evaluation.spaces.encode_with_mask", encode)
+    monkeypatch.setattr("mtmm_jax.evaluation.spaces.read_tokenizer", lambda text: text)
     config = {"evaluation": {"batch_size": 6}}
     for wrong, right in ((False, 1.0), (True, 0.0)):
         experiment = types.SimpleNamespace(model=_Told(wrong), source=Source(), config=config)

@@ -10,7 +10,7 @@ from mtmm_jax import balancing, model, registry
 from mtmm_jax.batch import Tokens
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.tasks import REGULARISERS
-from mtmm_jax.tasks.regularisers import View
+from mtmm_jax.tasks.terms import View
 from mtmm_jax.training.step import TrainState, make_step
 from tests import toy
 

@@ -174,32 +174,17 @@ def zero_shot(experiment: Any, variables: Any, target: str, split: str = "test")
     A class is told by its name alone, as a text: no label was trained on. The model needs a task
     that embeds "image" and "text", and the data a tokenizer.
     """
-    import jax
-
-    from mtmm_jax.data.text import encode_with_mask, read_tokenizer
-    from mtmm_jax.evaluation import restrict
+    from mtmm_jax.evaluation.spaces import embedded, embedder, named, space_of
+    from mtmm_jax.evaluation.zero_shot import nearest
 
     model, source = experiment.model, experiment.source
-    task = next(n for n, t in model.tasks.items() if {"image", "text"} <= set(t.reads))
-
-    @jax.jit
-    def vectors(variables: Any, inputs: Any) -> Any:
-        return model(variables, inputs)[0][task]["vectors"]
-
+    task, read, words = space_of(model, "image")
+    embed = embedder(model, task)
     names = [name.replace("-", " ") for name in source.spec.targets[target].classes]
-    batch = next(iter(source.batches(split, len(names))))
-    length = batch["inputs"]["text"]["x"].shape[1]
-    ids, mask = encode_with_mask(read_tokenizer(source.assets["tokenizer.json"]), names, length)
-    text = {**batch["inputs"]["text"], "x": ids.astype(np.int32), "mask": mask}
-    told = restrict({**batch, "inputs": {**batch["inputs"], "text": text}}, ["text"])
-    classes = np.asarray(vectors(variables, told["inputs"])["text"])
-    right, count = 0.0, 0.0
-    for batch in source.batches(split, experiment.config["evaluation"]["batch_size"]):
-        seen = np.asarray(vectors(variables, restrict(batch, ["image"])["inputs"])["image"])
-        hit = (seen @ classes.T).argmax(1) == batch["targets"][target]["y"]
-        right += float((hit * batch["weight"]).sum())
-        count += float(batch["weight"].sum())
-    return right / count
+    classes = named(embed, variables, source, words, names)
+    batches = source.batches(split, experiment.config["evaluation"]["batch_size"])
+    vectors, y = embedded(embed, variables, batches, read, target)
+    return float((nearest(vectors, classes, np.ones(len(names), bool)) == y).mean())
 
 
 def rows_of(

@@ -12,9 +12,9 @@ from mtmm_jax import fusion, heads, registry, sharing, tasks
 from mtmm_jax.batch import Spec, choose_all
 from mtmm_jax.encoders import ENCODERS, Raw
 from mtmm_jax.fusion.join import Into, Trunk
-from mtmm_jax.layers import Adapter
 from mtmm_jax.layers.reversal import read_reversal
 from mtmm_jax.model.model import Model
+from mtmm_jax.model.parts import adapters, bottlenecks, regularisers
 from mtmm_jax.model.stages import STAGES, Fusing
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.tasks.task import FUSED, Task, is_fusion, modalities_of, parse_reads
@@ -32,7 +32,6 @@ MODEL_KEYS = (
     "bottleneck",
     "adapters",
 )
-ALL = "all"  # modalities, in `model.bottleneck`
 # Beside the kind of fusion and its hyper-parameters; some belong to some stages only.
 STAGE_KEYS = {
     "tokens": ("early", "middle", "middle_shared"),
@@ -83,7 +82,7 @@ def build(model: Mapping[str, Any], task_configs: Mapping[str, Any], spec: Spec)
         where="model.sharing",
         tasks=tuple(name for name, task in built.items() if FUSED in task.reads),
     )
-    regularisers = _regularisers(model, encoders, fusions, built, spec)
+    terms = regularisers(model, encoders, fusions, built, spec)
     return Model(
         spec,
         encoders,
@@ -92,84 +91,11 @@ def build(model: Mapping[str, Any], task_configs: Mapping[str, Any], spec: Spec)
         built,
         modality_dropout,
         decisions,
-        regularisers,
+        terms,
         probes,
-        bottlenecks=_bottlenecks(model.get("bottleneck") or {}, encoders, fusions),
-        adapters=_adapters(model.get("adapters") or {}, encoders, stage),
+        bottlenecks=bottlenecks(model.get("bottleneck") or {}, encoders, fusions),
+        adapters=adapters(model.get("adapters") or {}, encoders, stage),
     )
-
-
-def _adapters(configs: Any, encoders: Mapping[str, Any], stage: str) -> dict[str, nn.Module]:
-    """`{modality: adapter}`: what stands behind encoders that are whole, before anything else."""
-    where = "model.adapters"
-    if not isinstance(configs, Mapping):
-        raise ConfigError(f"{where}: {configs!r}; needs an entry by modality")
-    choose_all(configs, encoders, where, "modality")
-    for name, config in configs.items():
-        if not isinstance(config, Mapping | None):
-            raise ConfigError(f"{where}.{name}: {config!r} is not a section like {{'width': 16}}")
-    if configs and stage not in ("late", "decision"):
-        raise ConfigError(
-            f"{where}: they stand behind whole encoders, and stage {stage!r} fuses before or "
-            "between their halves; choices of model.fusion.stage: late, decision"
-        )
-    return {
-        name: registry.build(
-            {"adapter": Adapter}, {"kind": "adapter", **config}, where=f"{where}.{name}"
-        )
-        for name, config in configs.items()
-        if config is not None
-    }
-
-
-def _bottlenecks(
-    configs: Any, encoders: Mapping[str, Any], fusions: Mapping[str, Fusing]
-) -> dict[str, nn.Module]:
-    """`{modality or "all": entry}`: what stands between encoders and fusion."""
-    where = "model.bottleneck"
-    if not isinstance(configs, Mapping):
-        raise ConfigError(f"{where}: {configs!r}; needs an entry by modality, or by 'all'")
-    choose_all(configs, (*encoders, ALL), where, "modality")
-    fused = dict.fromkeys(m for read in fusions for m in modalities_of(read, encoders))
-    found = {}
-    for name in encoders:
-        config = configs.get(name, configs.get(ALL))
-        if config is None or (name not in fused and name not in configs):
-            continue
-        if name not in fused:
-            raise ConfigError(
-                f"{where}.{name}: no task reads a fusion of {name}; choices: "
-                f"{', '.join(fused) or 'none'}"
-            )
-        at = f"{where}.{name if name in configs else ALL}"
-        found[name] = registry.build(fusion.BOTTLENECKS, config, where=at)
-    return found
-
-
-def _regularisers(
-    model: Mapping[str, Any],
-    encoders: Mapping[str, Any],
-    fusions: Mapping[str, Fusing],
-    built: Mapping[str, Task],
-    spec: Spec,
-) -> dict[str, tuple[float, Any]]:
-    """Name -> (lambda alpha, term). What they look at must be there."""
-    scale = model.get("regulariser_scale", 1.0)
-    found = {}
-    for i, config in enumerate(model.get("regularisers") or ()):
-        where = f"model.regularisers[{i}]"
-        config = registry.entry_of(config)
-        alpha = config.pop("alpha", 1.0)
-        for key, value in (("regulariser_scale", scale), (f"regularisers[{i}].alpha", alpha)):
-            if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-                raise ConfigError(f"model.{key}: {value!r} is not a number from 0 upwards")
-        term = registry.build(tasks.REGULARISERS, config, where=where, data=spec)
-        there = [read for read, fusing in fusions.items() if fusing.stage != "decision"]
-        choose_all(term.reads, (*encoders, *there), where, "modality")
-        choose_all(term.tasks, built, where, "task")
-        choose_all(term.targets, spec.targets, where, "label")
-        found[f"regularisers/{i}_{config['kind']}"] = (scale * alpha, term)
-    return found
 
 
 def _stage(config: Any) -> tuple[str, dict[str, Any], dict[str, Any]]:

@@ -32,8 +32,8 @@ from mtmm_jax.layers import Run, batch_bernoulli
 from mtmm_jax.model.rewrite import REWRITES, Rewrite
 from mtmm_jax.model.stages import LEVELS, Fusing, Levels
 from mtmm_jax.registry import ConfigError
-from mtmm_jax.tasks.regularisers import Regulariser, View
 from mtmm_jax.tasks.task import FUSED, Task, modalities_of
+from mtmm_jax.tasks.terms import Regulariser, View
 
 SHARED = ("encoders", "adapters", "bottleneck", "fusion")
 AUXILIARY = "auxiliary"

@@ -7,12 +7,17 @@ every step and are no sum over microbatches: each microbatch compares its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 
+from mtmm_jax import parallel
+from mtmm_jax.batch import Spec, choose_all
 from mtmm_jax.registry import ConfigError
+from mtmm_jax.tasks.task import FUSED, find_target
+from mtmm_jax.tasks.terms import Regulariser, Term, View, count_of, two
 
 WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 EXACT = jax.lax.Precision.HIGHEST
@@ -107,3 +112,73 @@ def kernel_widths(widths: Sequence[float], where: str) -> tuple[float, ...]:
     if not found or len(numbers) < len(found):
         raise ConfigError(f"{where}.widths: {widths!r} are not numbers above 0, one or more")
     return tuple(float(w) for w in found)
+
+
+def coral(
+    *,
+    between: Sequence[str],
+    on: str = FUSED,
+    target: str = "origin",
+    means: float = 1.0,
+    data: Spec,
+    where: str = "regularisers",
+) -> Regulariser:
+    """Two domains' pooled features get the same covariances, and means: `coral_loss`.
+
+    Args:
+        between: two classes of the label that tells the domains.
+        on: a read, such as "image" or "fused".
+        target: that label; a mixture with `origin: True` has one of that name.
+        means: weight of the means' distance.
+        data, where: given by the model.
+    """
+    if isinstance(means, bool) or not isinstance(means, int | float) or means < 0:
+        raise ConfigError(f"{where}.means: {means!r} is not a number from 0 upwards")
+    return _across(functools.partial(coral_loss, means=means), between, on, target, data, where)
+
+
+def mmd(
+    *,
+    between: Sequence[str],
+    on: str = FUSED,
+    target: str = "origin",
+    widths: Sequence[float] = WIDTHS,
+    data: Spec,
+    where: str = "regularisers",
+) -> Regulariser:
+    """Two domains' pooled features get the same distribution: `mmd_loss`.
+
+    Args:
+        between, on, target: as for `coral`.
+        widths: of the Gaussian kernels, in medians of the squared distances.
+        data, where: given by the model.
+    """
+    loss = functools.partial(mmd_loss, widths=kernel_widths(widths, where))
+    return _across(loss, between, on, target, data, where)
+
+
+def _across(
+    loss: Callable[..., Term],
+    between: Sequence[str],
+    on: str,
+    target: str,
+    data: Spec,
+    where: str,
+) -> Regulariser:
+    """A loss between two domains' rows, over the rows of all devices."""
+    _, label = find_target(target, target, "class", data, where)
+    choose_all(two(between, where), label.classes, f"{where}.between", f"class of {target}")
+    places = [label.classes.index(name) for name in between]
+
+    def term(view: View) -> Term:
+        tokens, entry = view.tokens[on], view.targets.get(target)
+        if entry is None:
+            return jnp.float32(0), jnp.float32(0)
+        here = tokens.present & entry["present"]
+        domains = [here & (entry["y"] == place) for place in places]
+        own = count_of(domains[0] | domains[1])
+        whole = [parallel.gather(x, view.axis_name) for x in (tokens.mean(), *domains)]
+        value, enough = loss(*whole)
+        return value * own, jnp.where(enough, own, 0.0)
+
+    return Regulariser(term, reads=(on,), targets=(target,))

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from mtmm_jax.batch import Target
 from mtmm_jax.registry import choose
 from mtmm_jax.tasks.ordinal import log_probabilities
-from mtmm_jax.tasks.regularisers import Regulariser, View
 from mtmm_jax.tasks.task import Task
+from mtmm_jax.tasks.terms import Regulariser, View
 
 Array = jax.Array
 MEASURES = ("kl", "squared")

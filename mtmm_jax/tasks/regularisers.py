@@ -8,63 +8,18 @@ balancing; `balancing.auxiliaries="balanced"` makes them tasks like others.
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from mtmm_jax import parallel
-from mtmm_jax.batch import Spec, Tokens, choose_all
 from mtmm_jax.fusion.alignment_losses import cca_loss, contrastive_loss, kl_loss
 from mtmm_jax.registry import ConfigError, choose
-from mtmm_jax.tasks.domains import WIDTHS, coral_loss, kernel_widths, mmd_loss
-from mtmm_jax.tasks.task import FUSED, find_target
+from mtmm_jax.tasks.domains import coral, mmd
+from mtmm_jax.tasks.terms import Regulariser, Term, View, count_of, two
 
-Term = tuple[jax.Array, jax.Array]
 MEASURES = ("kl", "cca", "contrastive")
-
-
-@dataclasses.dataclass(frozen=True)
-class View:
-    """What a regulariser looks at, in one step, on one device.
-
-    Attributes:
-        params: the model's, by room.
-        tokens: what crosses the cut, by read: a modality, "fused".
-        predictions: by task.
-        present: `[B]` bool by task: everything that it reads is there.
-        axis_name: the devices' axis, or None.
-        targets: of the batch, by name, as `{"y": ..., "present": [B]}`.
-    """
-
-    params: Mapping[str, Any]
-    tokens: Mapping[str, Tokens]
-    predictions: Mapping[str, Any]
-    present: Mapping[str, jax.Array]
-    axis_name: str | None = None
-    targets: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class Regulariser:
-    """One term.
-
-    Attributes:
-        reads: the tokens that must cross the cut for it.
-        tasks: those whose predictions it looks at.
-        term: `View -> (sum, count)`, which add over devices.
-        paths: of the parameters that it looks at.
-        targets: the labels that it reads.
-    """
-
-    term: Callable[[View], Term]
-    reads: tuple[str, ...] = ()
-    tasks: tuple[str, ...] = ()
-    paths: tuple[str, ...] = ()
-    targets: tuple[str, ...] = ()
 
 
 def agreement(
@@ -85,7 +40,7 @@ def agreement(
     """
     choose(on, ("features", "outputs"), f"{where}.on")
     choose(measure, MEASURES if on == "features" else ("kl",), f"{where}.measure", "measure")
-    one, other = _two(between, where)
+    one, other = two(between, where)
 
     def term(view: View) -> Term:
         if on == "outputs":
@@ -110,13 +65,13 @@ def orthogonality(*, between: Sequence[str], where: str = "regularisers") -> Reg
         between: two reads, such as `["fused", "image"]`.
         where: the place in the config.
     """
-    one, other = _two(between, where)
+    one, other = two(between, where)
 
     def term(view: View) -> Term:
         x, y = (view.tokens[name] for name in (one, other))
         both = x.present & y.present
         x, y = (_unit(f.mean().astype(jnp.float32)) for f in (x, y))
-        return jnp.where(both, (x * y).sum(-1) ** 2, 0.0).sum(), _count(both)
+        return jnp.where(both, (x * y).sum(-1) ** 2, 0.0).sum(), count_of(both)
 
     return Regulariser(term, reads=(one, other))
 
@@ -143,7 +98,7 @@ def sparsity(
                 x, rows = view.predictions[name], view.present[name]
             size = jnp.abs(x.astype(jnp.float32)).reshape(x.shape[0], -1).mean(-1)
             total += jnp.where(rows, size, 0.0).sum()
-            count += _count(rows)
+            count += count_of(rows)
         return total, count
 
     return Regulariser(term, **{"reads" if on == "features" else "tasks": names})
@@ -165,7 +120,7 @@ def smoothness(*, of: Sequence[str], where: str = "regularisers") -> Regulariser
             pair = tokens.mask[:, 1:] & tokens.mask[:, :-1]
             steps = jnp.diff(tokens.values.astype(jnp.float32), axis=1)
             total += jnp.where(pair, (steps**2).mean(-1), 0.0).sum()
-            count += _count(pair)
+            count += count_of(pair)
         return total, count
 
     return Regulariser(term, reads=names)
@@ -210,82 +165,6 @@ def trace_norm(*, paths: Sequence[str], where: str = "regularisers") -> Regulari
     return Regulariser(term, paths=names)
 
 
-def coral(
-    *,
-    between: Sequence[str],
-    on: str = FUSED,
-    target: str = "origin",
-    means: float = 1.0,
-    data: Spec,
-    where: str = "regularisers",
-) -> Regulariser:
-    """Two domains' pooled features get the same covariances, and means: `domains.coral_loss`.
-
-    Args:
-        between: two classes of the label that tells the domains.
-        on: a read, such as "image" or "fused".
-        target: that label; a mixture with `origin: True` has one of that name.
-        means: weight of the means' distance.
-        data, where: given by the model.
-    """
-    if isinstance(means, bool) or not isinstance(means, int | float) or means < 0:
-        raise ConfigError(f"{where}.means: {means!r} is not a number from 0 upwards")
-    return _across(functools.partial(coral_loss, means=means), between, on, target, data, where)
-
-
-def mmd(
-    *,
-    between: Sequence[str],
-    on: str = FUSED,
-    target: str = "origin",
-    widths: Sequence[float] = WIDTHS,
-    data: Spec,
-    where: str = "regularisers",
-) -> Regulariser:
-    """Two domains' pooled features get the same distribution: `domains.mmd_loss`.
-
-    Args:
-        between, on, target: as for `coral`.
-        widths: of the Gaussian kernels, in medians of the squared distances.
-        data, where: given by the model.
-    """
-    loss = functools.partial(mmd_loss, widths=kernel_widths(widths, where))
-    return _across(loss, between, on, target, data, where)
-
-
-def _across(
-    loss: Callable[..., Term],
-    between: Sequence[str],
-    on: str,
-    target: str,
-    data: Spec,
-    where: str,
-) -> Regulariser:
-    """A loss between two domains' rows, over the rows of all devices."""
-    _, label = find_target(target, target, "class", data, where)
-    choose_all(_two(between, where), label.classes, f"{where}.between", f"class of {target}")
-    places = [label.classes.index(name) for name in between]
-
-    def term(view: View) -> Term:
-        tokens, entry = view.tokens[on], view.targets.get(target)
-        if entry is None:
-            return jnp.float32(0), jnp.float32(0)
-        here = tokens.present & entry["present"]
-        domains = [here & (entry["y"] == place) for place in places]
-        own = _count(domains[0] | domains[1])
-        whole = [parallel.gather(x, view.axis_name) for x in (tokens.mean(), *domains)]
-        value, enough = loss(*whole)
-        return value * own, jnp.where(enough, own, 0.0)
-
-    return Regulariser(term, reads=(on,), targets=(target,))
-
-
-def _two(names: Sequence[str], where: str) -> tuple[str, str]:
-    if isinstance(names, str) or len(names) != 2 or names[0] == names[1]:
-        raise ConfigError(f"{where}.between: {names!r} are not two different names")
-    return tuple(names)
-
-
 def _some(names: Sequence[str], where: str, least: int = 1) -> tuple[str, ...]:
     names = (names,) if isinstance(names, str) else tuple(names)
     if len(set(names)) < least:
@@ -295,10 +174,6 @@ def _some(names: Sequence[str], where: str, least: int = 1) -> tuple[str, ...]:
 
 def _unit(x: jax.Array) -> jax.Array:
     return x * jax.lax.rsqrt((x**2).sum(-1, keepdims=True) + 1e-12)
-
-
-def _count(there: jax.Array) -> jax.Array:
-    return there.sum().astype(jnp.float32)
 
 
 def _once(value: jax.Array) -> Term:

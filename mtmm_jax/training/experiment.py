@@ -30,7 +30,7 @@ from mtmm_jax.training import (
     teaching,
 )
 from mtmm_jax.training.imbalance import Imbalance
-from mtmm_jax.training.step import TrainState, init_state, make_step
+from mtmm_jax.training.step import TrainState, initialiser, key_data, make_step
 from mtmm_jax.transfer import lora, quantising
 
 TRAINER_KEYS = ("engine", "head_gradients", "chunk")
@@ -71,18 +71,25 @@ class Experiment:
                 "(training.relatedness.begin)"
             )
         mesh = self.devices if isinstance(self.devices, Layout) else None
-        state = self._init(None if mesh is None else mesh.of(self.shapes))
+        # On a mesh no device ever holds the whole.
+        laid_out = {} if mesh is None else {"out_shardings": mesh.of(self.shapes)}
+        state = jax.jit(self._initialise, **laid_out)(key_data(self.config["seed"]))
         return init_from.load(self, state, assemble)
 
-    def _init(self, shardings: Any = None) -> TrainState:
-        seed = self.config["seed"]
-        parts = (self.model, self.balancer, self.optimizer)
-        return init_state(*parts, seed, shardings, self.imbalance)
+    @functools.cached_property
+    def _initialise(self) -> Any:
+        """Traced once, for the shapes and for the numbers."""
+        return jax.jit(initialiser(self.model, self.balancer, self.optimizer, self.imbalance))
 
     @functools.cached_property
     def shapes(self) -> TrainState:
         """The state's tree with shapes and dtypes, and no numbers."""
-        return jax.eval_shape(self._init)
+        return jax.eval_shape(self._initialise, key_data(self.config["seed"]))
+
+    @functools.cached_property
+    def rate(self) -> Any:
+        """`rates`, compiled: op by op a log would wait for it."""
+        return jax.jit(self.rates)
 
     def step(self) -> Any:
         """The pure step, not yet wrapped for devices."""

@@ -181,7 +181,7 @@ def _log(
         {
             "loss": _named(names, mean_losses),
             "weight": _named(names, weights),
-            "learning_rate": float(jax.device_get(experiment.rates(number - 1))),
+            "learning_rate": float(jax.device_get(experiment.rate(number - 1))),
             "steps_per_second": done / seconds,
             "data_wait": last.waited / seconds,
             **(meter.figures(seconds, done, last.waited) if meter is not None else {}),

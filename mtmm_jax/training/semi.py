@@ -29,8 +29,8 @@ from mtmm_jax.tasks.imitation import (
     imitation,
     share_of,
 )
-from mtmm_jax.tasks.regularisers import Regulariser
 from mtmm_jax.tasks.task import Task
+from mtmm_jax.tasks.terms import Regulariser
 from mtmm_jax.training.step import Teach
 
 Prepared = tuple[Model, Callable[[Model], Teach] | None]

@@ -88,16 +88,13 @@ def split_of(
     return balancing.Split(trunk, readout)
 
 
-def init_state(
+def initialiser(
     model: Model,
     balancer: Any,
     optimizer: optax.GradientTransformation,
-    seed: int,
-    shardings: Any = None,
     imbalance: Any = None,
-) -> TrainState:
-    """The state before the first step, as one program: with `shardings`, a tree like the state, no
-    device ever holds the whole."""
+) -> Callable[[jax.Array], TrainState]:
+    """`key data -> state before the first step`, to be compiled as one program."""
 
     def init(key_data: jax.Array) -> TrainState:
         key = jax.random.wrap_key_data(key_data)
@@ -114,10 +111,19 @@ def init_state(
             return TrainState(**parts)
         return ImbalanceState(**parts, imbalance=imbalance.init())
 
-    # A key as numbers of the host: several processes cannot hand over an array of one device.
-    key_data = jax.device_get(jax.random.key_data(jax.random.key(seed)))
-    laid_out = {} if shardings is None else {"out_shardings": shardings}
-    return jax.jit(init, **laid_out)(key_data)
+    return init
+
+
+def key_data(seed: int) -> Any:
+    """A key as numbers of the host: several processes cannot hand over an array of one device."""
+    return jax.device_get(jax.random.key_data(jax.random.key(seed)))
+
+
+def init_state(
+    model: Model, balancer: Any, optimizer: optax.GradientTransformation, seed: int, **options: Any
+) -> TrainState:
+    """The state before the first step; `options` are those of `initialiser`."""
+    return jax.jit(initialiser(model, balancer, optimizer, **options))(key_data(seed))
 
 
 def make_step(

@@ -14,7 +14,7 @@ from mtmm_jax.data.source import Source
 from mtmm_jax.model import Model
 from mtmm_jax.registry import ConfigError, choose
 from mtmm_jax.tasks.imitation import Form, form_of
-from mtmm_jax.tasks.regularisers import Regulariser
+from mtmm_jax.tasks.terms import Regulariser
 
 WHERE = "teachers"
 Lesson = Callable[[Any, Batch], dict[str, Any]]

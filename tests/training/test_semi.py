@@ -9,7 +9,7 @@ from mtmm_jax import training
 from mtmm_jax.batch import Spec, Target
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.tasks import hidden
-from mtmm_jax.tasks.regularisers import View
+from mtmm_jax.tasks.terms import View
 from mtmm_jax.training import semi
 from tests import toy
 from tests.training.test_teaching import TASKS, config, draw, sigmoid, softmax

@@ -13,7 +13,7 @@ from mtmm_jax.batch import Modality, Target
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.tasks.imitation import form_of, imitation, likeness, scaled_loss
 from mtmm_jax.tasks.ordinal import log_probabilities
-from mtmm_jax.tasks.regularisers import View
+from mtmm_jax.tasks.terms import View
 from mtmm_jax.training.checkpoints import Checkpoints
 from mtmm_jax.training.finished import open_run
 from mtmm_jax.training.teachers import open_teachers
