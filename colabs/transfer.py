@@ -13,8 +13,8 @@
 # %% [markdown]
 # # Transfer: few labels, a model that has seen more
 #
-# A model learns which name belongs to which picture, for which nobody has to label anything. Then one
-# emoji in thirty gets a category, and three models learn to tell it from the picture: one from
+# A model learns which name belongs to which picture, for which nobody has to label anything. Then
+# one emoji in thirty gets a category, and three models learn to tell it from the picture: one from
 # scratch, and two that start from the first model, whose eye stays as it is or is tuned. About two
 # minutes on two CPU cores.
 
