@@ -209,7 +209,7 @@ def _alone(arguments: argparse.Namespace) -> None:
 def _about_many(arguments: argparse.Namespace, together: bool, rest: Sequence[str]) -> bool:
     """Whether a manifest is asked about; its options checked before a run is opened."""
     from mtmm_jax.data.manifest.bad import ON_BAD
-    from mtmm_jax.registry import ConfigError, choose
+    from mtmm_jax.registry import ConfigError, choose, whole_number
 
     if arguments.manifest is None:
         for option in ("out", "on_bad", "batch"):
@@ -225,8 +225,8 @@ def _about_many(arguments: argparse.Namespace, together: bool, rest: Sequence[st
     out = Path(arguments.out)
     if out.is_dir() or not out.parent.is_dir():
         raise ConfigError(f"--out: {out} is a folder, or its folder does not exist")
-    if arguments.batch is not None and arguments.batch < 1:
-        raise ConfigError(f"--batch: {arguments.batch} is not a number from 1 upwards")
+    if arguments.batch is not None:
+        whole_number(arguments.batch, "--batch")
     choose(arguments.on_bad or "skip", ON_BAD, "--on_bad")
     return True
 

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mtmm_jax.registry import ConfigError
+from mtmm_jax.registry import ConfigError, whole_number
 
 _MEETINGS = itertools.count()  # a barrier's name is used once
 
@@ -88,8 +88,8 @@ def initialize(
         process: this one's number, from 0.
         heartbeat: seconds of silence after which a process counts as dead, and the others end.
     """
-    if processes is not None and processes < 1:
-        raise ConfigError(f"--processes: {processes} is not a number from 1 upwards")
+    if processes is not None:
+        whole_number(processes, "--processes")
     if process is not None and not 0 <= process < (processes or process + 1):
         raise ConfigError(f"--process: {process} is not a number from 0 to {processes - 1}")
     launcher = next((name for name, is_here in LAUNCHERS.items() if is_here(os.environ)), None)

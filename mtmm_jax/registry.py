@@ -7,8 +7,10 @@ hyper-parameters against the constructor's signature, and says plainly what is w
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -25,6 +27,53 @@ def choose(value: Any, choices: Iterable[str], where: str, what: str = "value") 
     close = difflib.get_close_matches(str(value), choices, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     raise ConfigError(f"{where}: unknown {what} {value!r}{hint}; choices: {', '.join(choices)}")
+
+
+def whole_number(value: Any, where: str, least: int = 1) -> int:
+    """Returns `value` if it is a whole number from `least` upwards, else raises a `ConfigError`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{where}: {value!r} is not a number from {least} upwards")
+    return value
+
+
+def real_number(value: Any, where: str, least: float = 0) -> float:
+    """Returns `value` if it is finite and `least` or more, else raises a `ConfigError`."""
+    fine = isinstance(value, int | float) and not isinstance(value, bool)
+    if not fine or not least <= value < math.inf:
+        raise ConfigError(f"{where}: {value!r} is not a number from {least} upwards")
+    return value
+
+
+def positive_number(value: Any, where: str) -> float:
+    """Returns `value` if it is finite and above 0, else raises a `ConfigError`."""
+    fine = isinstance(value, int | float) and not isinstance(value, bool)
+    if not fine or not 0 < value < math.inf:
+        raise ConfigError(f"{where}: {value!r} is not a number above 0")
+    return value
+
+
+def section_of(section: Any, settings: type, where: str, like: str) -> dict[str, Any]:
+    """A config's section as a dict of its own, its keys the fields of a dataclass.
+
+    Args:
+        section: what the config has.
+        settings: the dataclass; fields without a default must be there.
+        where: the place in the config.
+        like: a section as it could be, for the error.
+
+    Raises:
+        ConfigError: for what is no section, an unknown key, or one that is missing.
+    """
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"{where}: {section!r} is not a section such as {like}")
+    fields = {field.name: field for field in dataclasses.fields(settings)}
+    for key in section:
+        choose(key, fields, f"{where}.{key}", "key")
+    free = (dataclasses.MISSING, dataclasses.MISSING)
+    needed = [name for name, f in fields.items() if (f.default, f.default_factory) == free]
+    if missing := [name for name in needed if name not in section]:
+        raise ConfigError(f"{where}: needs {', '.join(missing)}")
+    return dict(section)
 
 
 def parameters(constructor: Callable[..., Any]) -> dict[str, inspect.Parameter]:

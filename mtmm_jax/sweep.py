@@ -134,14 +134,14 @@ def _trials(arguments: argparse.Namespace) -> list[Any]:
 
 def sweep(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Runs what is left of the plan, and compares."""
-    from mtmm_jax.registry import ConfigError
+    from mtmm_jax.registry import whole_number
     from mtmm_jax.runs import plans, trials
     from mtmm_jax.train import fit
     from mtmm_jax.training.workdir import Workdir
 
     out, folder = console(), Path(arguments.workdir)
-    if arguments.parallel is not None and arguments.parallel < 1:
-        raise ConfigError(f"--parallel: {arguments.parallel} is not a number from 1 upwards")
+    if arguments.parallel is not None:
+        whole_number(arguments.parallel, "--parallel")
     base, planned = _base(arguments, overrides), _trials(arguments)
     plan = plans.plan_of(base, planned)
     record = {**plans.claim(folder, FILE, plan), "failed": {}}

@@ -12,7 +12,7 @@ import jax
 from mtmm_jax import parallel
 from mtmm_jax.batch import Batch
 from mtmm_jax.model import flatten
-from mtmm_jax.registry import ConfigError
+from mtmm_jax.registry import whole_number
 from mtmm_jax.training.experiment import Experiment
 
 
@@ -53,8 +53,7 @@ def step_cost(experiment: Experiment, batch: Batch, calls: int = 10) -> dict[str
         batch: of a training batch's size.
         calls: how many steps are timed.
     """
-    if isinstance(calls, bool) or not isinstance(calls, int) or calls < 1:
-        raise ConfigError(f"step_cost.calls: {calls!r} is not a number from 1 upwards")
+    whole_number(calls, "step_cost.calls")
     model = experiment.model
     state = experiment.init()
     params = parameters_by_room(state.params)

@@ -20,7 +20,7 @@ from mtmm_jax.batch import Batch
 from mtmm_jax.data.text import read_tokenizer
 from mtmm_jax.evaluation.robustness import curves, passes, summary
 from mtmm_jax.evaluation.subsets import Probe, subset_scores
-from mtmm_jax.registry import ConfigError
+from mtmm_jax.registry import ConfigError, whole_number
 from mtmm_jax.training.experiment import Experiment
 from mtmm_jax.training.finished import Finished
 from mtmm_jax.training.peaks import against_peak, peak
@@ -34,8 +34,7 @@ SAMPLES = 8  # whose gates and attention are drawn
 
 def some_batches(experiment: Experiment, split: str, examples: int) -> list[Batch]:
     """Batches of at most so many examples, spread evenly over a split."""
-    if isinstance(examples, bool) or not isinstance(examples, int) or examples < 1:
-        raise ConfigError(f"--examples: {examples!r} is not a number from 1 upwards")
+    whole_number(examples, "--examples")
     source = experiment.source
     rows = source.rows[split]
     kept = rows[np.linspace(0, len(rows) - 1, min(examples, len(rows))).round().astype(int)]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from mtmm_jax.balancing.core import Balancer, Evidence, Mixed, Rule, mixed_gradient
 from mtmm_jax.balancing.rows import Array, PyTree, Rows, combine
-from mtmm_jax.registry import ConfigError
+from mtmm_jax.registry import whole_number
 
 
 def beside(inner: Balancer, fixed: int) -> Balancer:
@@ -21,8 +21,7 @@ def beside(inner: Balancer, fixed: int) -> Balancer:
         inner: the balancer of the K tasks. Its state is that of the result.
         fixed: how many losses follow.
     """
-    if fixed < 0:
-        raise ConfigError(f"beside.fixed: {fixed} is not a number from 0 upwards")
+    whole_number(fixed, "beside.fixed", least=0)
     if not fixed:
         return inner
     rule, count = inner.rule, inner.num_tasks

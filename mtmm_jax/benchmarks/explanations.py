@@ -19,7 +19,7 @@ import numpy as np
 
 from mtmm_jax.benchmarks.seeds import spread
 from mtmm_jax.command import console, guarded, prepare_jax
-from mtmm_jax.registry import ConfigError
+from mtmm_jax.registry import whole_number
 
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.5)
 AT = 0.2
@@ -48,8 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mtmm_jax.benchmarks.timing import write_json
 
     for name in ("samples", "steps"):
-        if getattr(options, name) < 1:
-            raise ConfigError(f"--{name}: {getattr(options, name)} is not a number from 1 upwards")
+        whole_number(getattr(options, name), f"--{name}")
     rows: list[dict[str, Any]] = []
     for path in options.workdirs.split(","):
         rows += measured(path, options)

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from mtmm_jax.command import console, guarded
-from mtmm_jax.registry import ConfigError
+from mtmm_jax.registry import ConfigError, whole_number
 
 EVERY, KEEP = 5, 2
 STEPS_A_LIFE = 15
@@ -200,8 +200,7 @@ def parser() -> argparse.ArgumentParser:
 @guarded
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
-    if options.kills < 1:
-        raise ConfigError(f"--kills: {options.kills} is not a number from 1 upwards")
+    whole_number(options.kills, "--kills")
     folder = Path(options.workdir)
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"--workdir: {folder} is not empty; choose a new folder")

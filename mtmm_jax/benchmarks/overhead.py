@@ -24,7 +24,7 @@ from typing import Any
 
 from mtmm_jax.benchmarks.first_step import start
 from mtmm_jax.command import console, guarded, prepare_jax
-from mtmm_jax.registry import ConfigError
+from mtmm_jax.registry import whole_number
 
 WINDOW = 100  # steps of a turn
 LOG_EVERY, SAVE_EVERY = 10, 100
@@ -198,10 +198,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     for name, least in (("windows", 2), ("saves", 4), ("starts", 1), ("batch_size", 1)):
-        if getattr(options, name) < least:
-            raise ConfigError(
-                f"--{name}: {getattr(options, name)} is not a number from {least} upwards"
-            )
+        whole_number(getattr(options, name), f"--{name}", least=least)
     prepare_jax()
     out, batch = console(), options.batch_size
     with tempfile.TemporaryDirectory() as scratch:

@@ -28,7 +28,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mtmm_jax.command import guarded, prepare_jax
-from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.registry import ConfigError, choose, whole_number
 
 FORMS: dict[str, Any] = {
     "pmap": lambda count: count,
@@ -100,8 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("--rows", [options.rows]),
         ("--repeats", [options.repeats]),
     ):
-        if min(values) < 1:
-            raise ConfigError(f"{name}: {min(values)} is not a number from 1 upwards")
+        whole_number(min(values), name)
     if options.child:
         print(json.dumps(times(options, overrides)))
         return 0

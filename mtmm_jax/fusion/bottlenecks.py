@@ -20,7 +20,7 @@ from mtmm_jax.layers import auxiliary
 from mtmm_jax.layers.dropout import batch_normal
 from mtmm_jax.layers.norms import column_sums
 from mtmm_jax.parallel import total
-from mtmm_jax.registry import ConfigError
+from mtmm_jax.registry import ConfigError, real_number
 
 # The hard-concrete distribution's temperature and the ends of its stretch, as published.
 TEMPERATURE, LOW, HIGH = 2 / 3, -0.1, 1.1
@@ -57,7 +57,7 @@ class Gates(nn.Module):
         del axis_name  # all devices draw from the same key
         if not 0 < self.open < 1:
             raise ConfigError(f"{self.where}.open: {self.open} is not between 0 and 1")
-        _not_negative(self.weight, f"{self.where}.weight")
+        real_number(self.weight, f"{self.where}.weight")
         start = nn.initializers.constant(closed_at(self.open))
         features = self.param("features", start, (tokens.values.shape[-1],))
         modality = self.param("modality", start, ())
@@ -176,7 +176,7 @@ class Information(nn.Module):
     ) -> Tokens:
         width, dtype = tokens.values.shape[-1], tokens.values.dtype
         _check_size(self.k, width, self.where)
-        _not_negative(self.beta, f"{self.where}.beta")
+        real_number(self.beta, f"{self.where}.beta")
         belief = nn.Dense(2 * self.k, dtype=jnp.float32, name="belief")(tokens.values)
         mean, log_variance = jnp.split(belief, 2, axis=-1)
         log_variance = jnp.clip(log_variance, -_LOG_VARIANCE, _LOG_VARIANCE)
@@ -224,11 +224,6 @@ def _through(tokens: Tokens, values: jax.Array) -> Tokens:
 def _check_size(k: int, width: int, where: str) -> None:
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= width:
         raise ConfigError(f"{where}.k: {k!r}; choose from 1 to {width}, the tokens' width")
-
-
-def _not_negative(value: float, where: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-        raise ConfigError(f"{where}: {value!r} is not a number from 0 upwards")
 
 
 BOTTLENECKS = {"gates": Gates, "pca": PCA, "information": Information, "linear": Linear}

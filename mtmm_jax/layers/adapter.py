@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from mtmm_jax.batch import Tokens
 from mtmm_jax.layers.feed_forward import Dense, gelu
 from mtmm_jax.layers.norms import LayerNorm
-from mtmm_jax.registry import ConfigError
+from mtmm_jax.registry import whole_number
 
 
 class Adapter(nn.Module):
@@ -26,8 +26,7 @@ class Adapter(nn.Module):
     width: int = 16
 
     def __post_init__(self) -> None:
-        if isinstance(self.width, bool) or not isinstance(self.width, int) or self.width < 1:
-            raise ConfigError(f"adapter.width: {self.width!r} is not a number from 1 upwards")
+        whole_number(self.width, "adapter.width")
         super().__post_init__()
 
     @nn.compact

@@ -16,7 +16,7 @@ from mtmm_jax.layers.reversal import read_reversal
 from mtmm_jax.model.model import Model
 from mtmm_jax.model.parts import adapters, bottlenecks, regularisers
 from mtmm_jax.model.stages import STAGES, Fusing
-from mtmm_jax.registry import ConfigError
+from mtmm_jax.registry import ConfigError, whole_number
 from mtmm_jax.tasks.task import FUSED, Task, is_fusion, modalities_of, parse_reads
 
 MODEL_KEYS = (
@@ -140,8 +140,7 @@ def _fusing(
             {"transformer": Trunk}, config, where=f"{where}.trunk", width=width
         )
     most = options.get("tokens", 64)
-    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
-        raise ConfigError(f"{where}.tokens: {most!r} is not a number from 1 upwards")
+    whole_number(most, f"{where}.tokens")
     return Fusing(stage, _fusion(kind, len(names), width), tokens=most, **parts, **prepare)
 
 

@@ -11,7 +11,7 @@ from mtmm_jax import fusion, registry, tasks
 from mtmm_jax.batch import Spec, choose_all
 from mtmm_jax.layers import Adapter
 from mtmm_jax.model.stages import Fusing
-from mtmm_jax.registry import ConfigError
+from mtmm_jax.registry import ConfigError, real_number
 from mtmm_jax.tasks.task import Task, modalities_of
 
 ALL = "all"  # modalities, in `model.bottleneck`
@@ -79,8 +79,7 @@ def regularisers(
         config = registry.entry_of(config)
         alpha = config.pop("alpha", 1.0)
         for key, value in (("regulariser_scale", scale), (f"regularisers[{i}].alpha", alpha)):
-            if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-                raise ConfigError(f"model.{key}: {value!r} is not a number from 0 upwards")
+            real_number(value, f"model.{key}")
         term = registry.build(tasks.REGULARISERS, config, where=where, data=spec)
         there = [read for read, fusing in fusions.items() if fusing.stage != "decision"]
         choose_all(term.reads, (*encoders, *there), where, "modality")

@@ -14,7 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mtmm_jax.data.chance import uniform
-from mtmm_jax.registry import ConfigError
+from mtmm_jax.registry import ConfigError, whole_number
 from mtmm_jax.training.config import apply_overrides, as_dict, differences
 from mtmm_jax.training.workdir import FREE, Workdir
 
@@ -121,8 +121,7 @@ def drawn(
     most = math.prod(len(values) for values in choices.values())
     if not ranges and number > most:
         raise ConfigError(f"--random: {number}; there are {most} combinations of --set")
-    if isinstance(number, bool) or number < 1:
-        raise ConfigError(f"--random: {number!r} is not a number from 1 upwards")
+    whole_number(number, "--random")
     found: dict[tuple[str, ...], dict[str, str]] = {}
     for changes in itertools.islice(_draws(choices, ranges, seed), 1000 * number):
         found.setdefault(tuple(changes.values()), changes)

@@ -12,7 +12,7 @@ import numpy as np
 
 from mtmm_jax.heads.judged import Judged
 from mtmm_jax.layers.reversal import reverse
-from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.registry import ConfigError, choose, whole_number
 from mtmm_jax.tasks.metrics import Metric, add
 from mtmm_jax.tasks.task import Labels, Task, masked
 
@@ -93,6 +93,5 @@ def _read(config: Any, where: str) -> tuple[float, int, float]:
         if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
             raise ConfigError(f"{where}.{key}: {value!r} is not a number above 0")
     hidden = config.get("hidden", 64)
-    if isinstance(hidden, bool) or not isinstance(hidden, int) or hidden < 1:
-        raise ConfigError(f"{where}.hidden: {hidden!r} is not a number from 1 upwards")
+    whole_number(hidden, f"{where}.hidden")
     return float(weight), hidden, float(scale)

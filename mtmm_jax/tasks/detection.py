@@ -17,7 +17,7 @@ import numpy as np
 from mtmm_jax.batch import Spec, Target
 from mtmm_jax.fusion import FUSIONS
 from mtmm_jax.heads.detection import Centres, Queries
-from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.registry import ConfigError, choose, real_number, whole_number
 from mtmm_jax.tasks import boxes, centres, matching
 from mtmm_jax.tasks.mean_ap import Found, Truth, mean_average_precision
 from mtmm_jax.tasks.task import Labels, Task, find_target, masked
@@ -88,8 +88,7 @@ def detection(
     for key, value in (("suppression", suppression), ("threshold", threshold)):
         if not 0.0 <= value <= 1.0:
             raise ConfigError(f"{where}.{key}: {value!r} is not in [0, 1]")
-    if isinstance(detections, bool) or not isinstance(detections, int) or detections < 1:
-        raise ConfigError(f"{where}.detections: {detections!r} is not a number from 1 upwards")
+    whole_number(detections, f"{where}.detections")
     keeping = tuple(k for k, fusion in FUSIONS.items() if fusion.keeps_layout)
     module = make_head(head, where=f"{where}.head", size=len(label.classes), fusions=keeping)
     if type(module) not in FORMS:
@@ -136,8 +135,7 @@ def _box_losses(value: Any, where: str) -> dict[str, float]:
         raise ConfigError(f"{where}: {value!r}; needs a name, or a weight for each of several")
     for key, weight in given.items():
         choose(key, ("l1", "giou", "mse"), where, "loss")
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0:
-            raise ConfigError(f"{where}.{key}: {weight!r} is not a number from 0 upwards")
+        real_number(weight, f"{where}.{key}")
     return {key: float(weight) for key, weight in given.items()}
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from mtmm_jax import parallel
 from mtmm_jax.batch import Spec, choose_all
-from mtmm_jax.registry import ConfigError
+from mtmm_jax.registry import ConfigError, real_number
 from mtmm_jax.tasks.task import FUSED, find_target
 from mtmm_jax.tasks.terms import Regulariser, Term, View, count_of, two
 
@@ -132,8 +132,7 @@ def coral(
         means: weight of the means' distance.
         data, where: given by the model.
     """
-    if isinstance(means, bool) or not isinstance(means, int | float) or means < 0:
-        raise ConfigError(f"{where}.means: {means!r} is not a number from 0 upwards")
+    real_number(means, f"{where}.means")
     return _across(functools.partial(coral_loss, means=means), between, on, target, data, where)
 
 

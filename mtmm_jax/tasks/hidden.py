@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from mtmm_jax.batch import Batch, Modality
-from mtmm_jax.registry import ConfigError
+from mtmm_jax.registry import ConfigError, whole_number
 
 Augment = Callable[[jax.Array, Batch], Batch]
 
@@ -34,8 +34,7 @@ def check(modality: Modality, hide: float, patch: int, where: str) -> None:
     number = isinstance(hide, int | float) and not isinstance(hide, bool)
     if not number or not 0 <= hide < 1:
         raise ConfigError(f"{where}.hide: {hide!r} is not a share from 0 to less than 1")
-    if isinstance(patch, bool) or not isinstance(patch, int) or patch < 1:
-        raise ConfigError(f"{where}.patch: {patch!r} is not a number from 1 upwards")
+    whole_number(patch, f"{where}.patch")
     sides = modality.shape[:2] if modality.kind == "image" else modality.shape[:1]
     if hide and modality.kind != "table" and any(side % patch for side in sides):
         raise ConfigError(f"{where}.patch: {patch} does not divide {list(sides)}")

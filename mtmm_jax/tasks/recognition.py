@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtmm_jax.batch import Spec
-from mtmm_jax.registry import ConfigError
+from mtmm_jax.registry import whole_number
 from mtmm_jax.tasks.ctc import BLANK, beam_search, ctc, greedy
 from mtmm_jax.tasks.edit_distance import detokenizer, text_errors
 from mtmm_jax.tasks.task import Labels, Task, find_target, masked
@@ -42,8 +42,7 @@ def recognition(
         beam: how many beginnings of texts are weighed when a person asks.
     """
     target, label = find_target(name, target, "tokens", spec, where)
-    if isinstance(beam, bool) or not isinstance(beam, int) or beam < 1:
-        raise ConfigError(f"{where}.beam: {beam!r} is not a number from 1 upwards")
+    whole_number(beam, f"{where}.beam")
     size = len(label.classes)
     text = detokenizer(label.classes)
 

@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 import mtmm_jax
-from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.registry import ConfigError, choose, whole_number
 
 KEYS = (
     "seed",
@@ -159,21 +159,16 @@ def check(config: Mapping[str, Any] | ConfigDict) -> None:
         "evaluation.log_every": config.evaluation.log_every,
     }
     for where, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"config.{where}: {value!r} is not a number from 1 upwards")
+        whole_number(value, f"config.{where}")
     _optional_counts(config)
-    if isinstance(config.seed, bool) or not isinstance(config.seed, int) or config.seed < 0:
-        raise ConfigError(f"config.seed: {config.seed!r} is not a number from 0 upwards")
+    whole_number(config.seed, "config.seed", least=0)
 
 
 def _optional_counts(config: ConfigDict) -> None:
-    for key, least, or_none in (("abort_after", 1, " or None"), ("dumps", 0, "")):
+    for key, least, or_none in (("abort_after", 1, True), ("dumps", 0, False)):
         value = config.get(key, OPTIONAL[key])
-        fine = isinstance(value, int) and not isinstance(value, bool) and value >= least
-        if not fine and not (or_none and value is None):
-            raise ConfigError(
-                f"config.{key}: {value!r} is not a number from {least} upwards{or_none}"
-            )
+        if value is not None or not or_none:
+            whole_number(value, f"config.{key}", least)
 
 
 def as_dict(config: ConfigDict) -> dict[str, Any]:

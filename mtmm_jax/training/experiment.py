@@ -15,7 +15,7 @@ from mtmm_jax.batch import Spec
 from mtmm_jax.data.augment_jit import augmenter
 from mtmm_jax.mesh import Layout
 from mtmm_jax.model import Model
-from mtmm_jax.registry import ConfigError
+from mtmm_jax.registry import ConfigError, whole_number
 from mtmm_jax.tasks.hidden import hider, in_turn
 from mtmm_jax.training import config as configs
 from mtmm_jax.training import (
@@ -207,8 +207,7 @@ def _microbatches(
     count: Any, config: dict[str, Any], balancer: Any, devices: parallel.Devices
 ) -> int:
     """`optimizer.accumulate`, checked together with the batch size."""
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise ConfigError(f"optimizer.accumulate: {count!r} is not a number from 1 upwards")
+    whole_number(count, "optimizer.accumulate")
     parts = {
         "devices": parallel.row_parts(devices),
         "samples that this balancing method compares": 2 if balancer.rule.second_sample else 1,

@@ -22,7 +22,7 @@ import numpy as np
 
 from mtmm_jax.mesh import Layout
 from mtmm_jax.model import flatten, shared_parameters
-from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.registry import ConfigError, section_of
 from mtmm_jax.training.origins import WHERE, Origin, check_meaning, of_run, of_weights
 from mtmm_jax.transfer.paths import regexes, some
 
@@ -63,11 +63,8 @@ def read(section: Any, where: str = WHERE) -> Settings | None:
     without its origin."""
     if section is None:
         return None
-    if not isinstance(section, Mapping):
-        raise ConfigError(f"{where}: {section!r} is not a section such as {{'workdir': 'runs/a'}}")
-    for key in section:
-        choose(key, [field.name for field in dataclasses.fields(Settings)], f"{where}.{key}", "key")
-    given = {key: value for key, value in section.items() if value is not None}
+    given = section_of(section, Settings, where, "{'workdir': 'runs/a'}")
+    given = {key: value for key, value in given.items() if value is not None}
     given["map"] = _pairs(given.get("map", ()), f"{where}.map")
     given["freeze"] = regexes(given.get("freeze", ()), f"{where}.freeze")
     settings = Settings(**given)

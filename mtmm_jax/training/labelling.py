@@ -17,7 +17,7 @@ import numpy as np
 
 from mtmm_jax.data.annotations import write_rows
 from mtmm_jax.data.annotators import UNCERTAINTIES, Consensus
-from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.registry import ConfigError, choose, whole_number
 from mtmm_jax.tasks.task import Task
 from mtmm_jax.training.asking import absent
 from mtmm_jax.training.finished import Finished
@@ -89,8 +89,7 @@ def _check(run: Finished, path: Path, out: Path, least: float, ask: int, by: str
     choose(out.suffix.lower(), (".jsonl",), f"--out {out}", "ending")
     if not 0 <= least <= 1:
         raise ConfigError(f"--least: {least} is no probability")
-    if ask < 0:
-        raise ConfigError(f"--ask: {ask} is not a number from 0 upwards")
+    whole_number(ask, "--ask", least=0)
     if out.resolve() == path.resolve():
         raise ConfigError(f"--out: {out} is the manifest itself; choose another name")
     kinds = {run.experiment.model.spec.modalities[m].kind for m in run.experiment.model.encoders}

@@ -25,7 +25,7 @@ from mtmm_jax import registry
 from mtmm_jax.balancing import Balanced, Balancer, Evidence
 from mtmm_jax.balancing.core import advance, decide
 from mtmm_jax.balancing.rows import not_finite
-from mtmm_jax.registry import ConfigError
+from mtmm_jax.registry import ConfigError, whole_number
 from mtmm_jax.training.per_path import by_path
 
 PyTree = Any
@@ -55,8 +55,7 @@ def _mechanism(*, clip: float = 1.0, noise: float = 1.0, chunk: int = 16, where:
         raise ConfigError(f"{where}.clip: {clip!r} is not a norm above 0")
     if isinstance(noise, bool) or not isinstance(noise, int | float) or not noise >= 0:
         raise ConfigError(f"{where}.noise: {noise!r} is not a number of 0 or more")
-    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
-        raise ConfigError(f"{where}.chunk: {chunk!r} is not a number from 1 upwards")
+    whole_number(chunk, f"{where}.chunk")
     return Private(float(clip), float(noise), chunk)
 
 

@@ -21,7 +21,6 @@ Task affinity groupings: Fifty et al. (2021); branches by affinity: Vandenhende 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,7 +31,7 @@ from mtmm_jax import parallel, processes, registry
 from mtmm_jax.balancing.affinity import best_groups, measured_affinity, relative, static_weights
 from mtmm_jax.data.augment_jit import example_keys
 from mtmm_jax.model import Model, shared_parameters
-from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.registry import ConfigError, choose, whole_number
 from mtmm_jax.tasks.task import FUSED
 from mtmm_jax.training.grouping import groupable, grouped
 from mtmm_jax.training.step import named, split_of
@@ -82,27 +81,15 @@ def read(section: Any, where: str = WHERE) -> Settings | None:
     """The section, checked; None where there is none."""
     if section is None:
         return None
-    if not isinstance(section, Mapping):
-        raise ConfigError(f"{where}: {section!r} is not a section such as {{'steps': 20, 'use': "
-                          "'weights'}}")  # fmt: skip
-    known = [field.name for field in dataclasses.fields(Settings)]
-    for key in section:
-        choose(key, known, f"{where}.{key}", "key")
-    missing = [key for key in ("steps", "use") if key not in section]
-    if missing:
-        raise ConfigError(f"{where}: needs {', '.join(missing)}")
-    settings = Settings(**section)
+    like = "{'steps': 20, 'use': 'weights'}"
+    settings = Settings(**registry.section_of(section, Settings, where, like))
     choose(settings.use, USES, f"{where}.use", "use")
     choose(settings.measure, MEASURES, f"{where}.measure", "measure")
     for key, least in (("steps", 1), ("groups", 2), ("layers", 0)):
         value = getattr(settings, key)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ConfigError(f"{where}.{key}: {value!r} is not a number from {least} upwards")
+        whole_number(value, f"{where}.{key}", least=least)
     for key in ("learning_rate", "temperature"):
-        value = getattr(settings, key)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0 < value < math.inf:
-            raise ConfigError(f"{where}.{key}: {value!r} is not a number above 0")
+        registry.positive_number(getattr(settings, key), f"{where}.{key}")
     return settings
 
 

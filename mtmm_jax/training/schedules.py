@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from mtmm_jax import registry
-from mtmm_jax.registry import ConfigError
+from mtmm_jax.registry import ConfigError, whole_number
 
 
 class Span(NamedTuple):
@@ -164,8 +164,7 @@ def warm_restarts(
         growth: 1 for cycles of equal length.
         final: the share of the peak at the end of each.
     """
-    if isinstance(cycles, bool) or not isinstance(cycles, int) or cycles < 1:
-        raise ConfigError(f"{where}.cycles: {cycles!r} is not a number from 1 upwards")
+    whole_number(cycles, f"{where}.cycles")
     if not growth > 0:
         raise ConfigError(f"{where}.growth: {growth!r} is not above 0")
     low = _share(final, f"{where}.final")

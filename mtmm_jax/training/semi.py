@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 from mtmm_jax import registry
 from mtmm_jax.batch import Batch
 from mtmm_jax.model import Model
-from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.registry import ConfigError, choose, real_number
 from mtmm_jax.tasks.imitation import (
     MEASURES,
     Form,
@@ -66,7 +65,7 @@ def pseudo(
         warmup: steps without.
         tasks: those that get labels; None: all that say a class or labels.
     """
-    _weight(alpha, f"{where}.alpha")
+    real_number(alpha, f"{where}.alpha")
     if isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 0:
         raise ConfigError(f"{where}.warmup: {warmup!r} is not a number of steps from 0 upwards")
     chosen = _chosen(built, tasks, CERTAIN, where)
@@ -117,7 +116,7 @@ def mean_teacher(
         measure: "squared", or "kl".
         tasks: those that are kept consistent; None: all that can be compared.
     """
-    _weight(alpha, f"{where}.alpha")
+    real_number(alpha, f"{where}.alpha")
     choose(measure, MEASURES, f"{where}.measure", "measure")
     length = max(plain["steps"] // 4, 1) if ramp is None else ramp
     if isinstance(length, bool) or not isinstance(length, int) or length < 1:
@@ -169,7 +168,7 @@ def consistency(
         tasks: whose heads agree; None: of all that have such heads.
     """
     del plain
-    _weight(alpha, f"{where}.alpha")
+    real_number(alpha, f"{where}.alpha")
     for name in tasks or ():
         choose(name, built.tasks, f"{where}.tasks", "task")
     pairs = [(name, head) for name in tasks or built.tasks for head in _heads(built, name)]
@@ -283,12 +282,6 @@ def _rows(built: Model, task: Task, batch: Batch) -> jax.Array:
 def _labelled(task: Task, batch: Batch) -> jax.Array:
     entry = batch["targets"].get(task.target)
     return jnp.asarray(False) if entry is None else jnp.asarray(entry["present"])
-
-
-def _weight(value: Any, where: str) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 <= value < math.inf:
-        raise ConfigError(f"{where}: {value!r} is not a number from 0 upwards")
 
 
 def _thresholds(given: Any, tasks: Sequence[str], where: str) -> dict[str, float]:

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -85,31 +84,19 @@ def read(section: Any, where: str = WHERE) -> Settings | None:
     """The section, checked by itself; None where there is none."""
     if section is None:
         return None
-    if not isinstance(section, Mapping):
-        raise ConfigError(f"{where}: {section!r} is no section such as {{'workdirs': ['runs/a']}}")
-    settings = registry.build({WHERE: Settings}, {**section, "kind": WHERE}, where=where)
-    for key, least in (("temperature", None), ("alpha", 0.0), ("hard", 0.0)):
-        _number(getattr(settings, key), least, f"{where}.{key}")
+    like = "{'workdirs': ['runs/a']}"
+    settings = Settings(**registry.section_of(section, Settings, where, like))
+    registry.positive_number(settings.temperature, f"{where}.temperature")
+    for key in ("alpha", "hard"):
+        registry.real_number(getattr(settings, key), f"{where}.{key}")
     for name in ("workdirs", "tasks"):
         value = getattr(settings, name)
         listed = isinstance(value, Sequence) and not isinstance(value, str) and len(value)
         if not listed and not (name == "tasks" and value is None):
             raise ConfigError(f"{where}.{name}: {value!r} is no list of one or more")
     for name, weight in (settings.features or {}).items():
-        _number(weight, 0.0, f"{where}.features.{name}")
+        registry.real_number(weight, f"{where}.features.{name}")
     return settings
-
-
-def _number(value: Any, least: float | None, where: str) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if (
-        not number
-        or not math.isfinite(value)
-        or value < (least or 0)
-        or (least is None and not value)
-    ):
-        than = "above 0" if least is None else f"from {least:g} upwards"
-        raise ConfigError(f"{where}: {value!r} is not a number {than}")
 
 
 @dataclasses.dataclass(frozen=True)

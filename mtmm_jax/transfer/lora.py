@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import zlib
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -19,8 +18,8 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from mtmm_jax.model import Rewrite, flatten
-from mtmm_jax.registry import ConfigError, choose
-from mtmm_jax.transfer.paths import matrices, regexes
+from mtmm_jax.registry import ConfigError, positive_number, section_of, whole_number
+from mtmm_jax.transfer.paths import matrices, some_regexes
 
 PyTree = Any
 ROOM = "lora"
@@ -61,22 +60,12 @@ def read(section: Any, where: str = "lora") -> Settings | None:
     """The section, checked; None where there is none."""
     if section is None:
         return None
-    if not isinstance(section, Mapping):
-        raise ConfigError(f"{where}: {section!r} is not a section such as {{'rank': 4}}")
-    fields = [field.name for field in dataclasses.fields(Settings)]
-    for key in section:
-        choose(key, fields, f"{where}.{key}", "key")
-    given = dict(section)
+    given = section_of(section, Settings, where, "{'rank': 4}")
     if "on" in given:
-        given["on"] = regexes(given["on"], f"{where}.on")
-        if not given["on"]:
-            raise ConfigError(f"{where}.on: is empty; needs a regex over parameter paths")
+        given["on"] = some_regexes(given["on"], f"{where}.on")
     settings = Settings(**given)
-    rank, alpha = settings.rank, settings.alpha
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise ConfigError(f"{where}.rank: {rank!r} is not a number from 1 upwards")
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
-        raise ConfigError(f"{where}.alpha: {alpha!r} is not a number above 0")
+    whole_number(settings.rank, f"{where}.rank")
+    positive_number(settings.alpha, f"{where}.alpha")
     for key in ("freeze", "norms"):
         if not isinstance(getattr(settings, key), bool):
             raise ConfigError(f"{where}.{key}: {getattr(settings, key)!r}; choices: False, True")

@@ -28,6 +28,14 @@ def regexes(value: Any, where: str) -> tuple[str, ...]:
     return tuple(patterns)
 
 
+def some_regexes(value: Any, where: str) -> tuple[str, ...]:
+    """As `regexes`, one or more."""
+    found = regexes(value, where)
+    if not found:
+        raise ConfigError(f"{where}: is empty; needs a regex over parameter paths")
+    return found
+
+
 def matches(patterns: Iterable[str], path: str) -> bool:
     """Whether any of them matches the whole path."""
     return any(re.fullmatch(pattern, path) for pattern in patterns)

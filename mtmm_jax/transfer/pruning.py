@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mtmm_jax.registry import ConfigError, choose
-from mtmm_jax.transfer.paths import by_path, leaves, matrices, regexes
+from mtmm_jax.registry import ConfigError, choose, section_of, whole_number
+from mtmm_jax.transfer.paths import by_path, leaves, matrices, some_regexes
 
 PyTree = Any
 KINDS = ("magnitude", "structured")
@@ -52,19 +52,9 @@ def read(section: Any, steps: int, where: str = "optimizer.prune") -> Settings |
     """The section, checked against the length of the run; None where there is none."""
     if section is None:
         return None
-    if not isinstance(section, Mapping):
-        raise ConfigError(f"{where}: {section!r} is not a section such as {{'share': 0.7, ...}}")
-    known = [field.name for field in dataclasses.fields(Settings)]
-    for key in section:
-        choose(key, known, f"{where}.{key}", "key")
-    missing = [key for key in ("share", "begin", "end") if key not in section]
-    if missing:
-        raise ConfigError(f"{where}: needs {', '.join(missing)}")
-    given = dict(section)
+    given = section_of(section, Settings, where, "{'share': 0.7, 'begin': 100, 'end': 700}")
     if "on" in given:
-        given["on"] = regexes(given["on"], f"{where}.on")
-        if not given["on"]:
-            raise ConfigError(f"{where}.on: is empty; needs a regex over parameter paths")
+        given["on"] = some_regexes(given["on"], f"{where}.on")
     settings = Settings(**given)
     choose(settings.kind, KINDS, f"{where}.kind", "kind")
     choose(settings.scope, SCOPES, f"{where}.scope", "scope")
@@ -73,8 +63,7 @@ def read(section: Any, steps: int, where: str = "optimizer.prune") -> Settings |
         raise ConfigError(f"{where}.share: {share!r} is not between 0 and 1")
     for key, least in (("begin", 0), ("end", 1), ("every", 1)):
         value = getattr(settings, key)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ConfigError(f"{where}.{key}: {value!r} is not a number from {least} upwards")
+        whole_number(value, f"{where}.{key}", least=least)
     if not settings.begin < settings.end <= steps:
         raise ConfigError(
             f"{where}: begin {settings.begin}, end {settings.end}: needs begin < end <= steps, "

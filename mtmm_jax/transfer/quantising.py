@@ -14,7 +14,7 @@ than that of float32: .42 ms against .26 for 128 x 128 x 128, 15.6 against 5.6 f
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,8 +22,8 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from mtmm_jax.model import Rewrite, flatten
-from mtmm_jax.registry import ConfigError, choose
-from mtmm_jax.transfer.paths import matches, matrices, regexes
+from mtmm_jax.registry import ConfigError, section_of
+from mtmm_jax.transfer.paths import matches, matrices, regexes, some_regexes
 
 PyTree = Any
 MATRICES = (r".*/kernel", r".*/embedding", r".*/recurrent")
@@ -53,15 +53,9 @@ def read(section: Any, where: str = "quantise") -> Settings | None:
     """The section, checked; None where there is none."""
     if section is None:
         return None
-    if not isinstance(section, Mapping):
-        raise ConfigError(f"{where}: {section!r} is not a section such as {{'bits': 8}}")
-    for key in section:
-        choose(key, [field.name for field in dataclasses.fields(Settings)], f"{where}.{key}", "key")
-    given = dict(section)
+    given = section_of(section, Settings, where, "{'bits': 8}")
     if "on" in given:
-        given["on"] = regexes(given["on"], f"{where}.on")
-        if not given["on"]:
-            raise ConfigError(f"{where}.on: is empty; needs a regex over parameter paths")
+        given["on"] = some_regexes(given["on"], f"{where}.on")
     settings = Settings(**given)
     bits = settings.bits
     if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 8:
