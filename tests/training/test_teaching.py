@@ -329,13 +329,13 @@ def test_a_student_is_opened_where_its_teachers_are_not(runs, tmp_path):
 @pytest.mark.parametrize(
     ("teachers", "message"),
     [
-        ({}, "teachers: teachers needs workdirs"),
-        ("runs/a", "'runs/a' is no section"),
+        ({}, "teachers: needs workdirs"),
+        ("runs/a", "'runs/a' is not a section"),
         ({"workdirs": "runs/a"}, "teachers.workdirs: 'runs/a' is no list"),
         ({"workdirs": ["/nowhere"]}, r"teachers.workdirs\[0\]: '/nowhere': .*no folder"),
         ({"workdirs": ["both"], "temperature": 0}, "teachers.temperature: 0 is not a number above"),
         ({"workdirs": ["both"], "alpha": -1}, "teachers.alpha: -1 is not a number from 0"),
-        ({"workdirs": ["both"], "tempreature": 1}, "unknown hyper-parameter .*'tempreature'"),
+        ({"workdirs": ["both"], "tempreature": 1}, "unknown key 'tempreature'"),
         ({"workdirs": ["both"], "tasks": ["knd"]}, "teachers.tasks: unknown task 'knd'"),
         ({"workdirs": ["both"], "tasks": ["more"]}, "teachers.tasks: no teacher has 'more'"),
         ({"workdirs": ["both"], "tasks": ["pairs"]}, "'pairs' is a retrieval, which cannot"),
