@@ -216,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     seeds = seeds_of(options.seeds)[: 1 if options.quick else None]
     for number, name in enumerate(names, start=1):
         key = key_of(name, steps)
-        left = [seed for seed in seeds if not board.find(**key, seed=seed)]
+        left = board.left(seeds, **key)
         if not left:
             continue
         out.print(f"{number}/{len(names)} {WAYS[name].what}", highlight=False)

@@ -93,6 +93,10 @@ class Board:
     def find(self, **wanted: Any) -> list[dict[str, Any]]:
         return [r for r in self.rows if all(r.get(k) == v for k, v in wanted.items())]
 
+    def left(self, seeds: Sequence[int], **wanted: Any) -> list[int]:
+        """The seeds that no such row has yet."""
+        return [seed for seed in seeds if not self.find(**wanted, seed=seed)]
+
     def add(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
         if self.path:
@@ -121,7 +125,7 @@ def runs(
         yield {**key, "rate": rate, **short.row(seeds[0])}
     tried = [row for rate in rates for row in board.find(**key, rate=rate, seed=seeds[0])]
     best = max(tried, key=lambda row: row["validation_mean"])["rate"]
-    missing = [seed for seed in seeds[1:] if not board.find(**key, rate=best, seed=seed)]
+    missing = board.left(seeds[1:], **key, rate=best)
     if missing:
         short = ShortRun(config_of(data, changes, steps, best))
         for seed in missing:

@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             config.model.modality_dropout = rate
         choose(options.task, config.tasks, "--task", "task")
         key = {"config": options.config, "steps": config.steps, "missing": way, "dropout": rate}
-        todo = [s for s in seeds_of(options.seeds) if not board.find(**key, seed=s)]
+        todo = board.left(seeds_of(options.seeds), **key)
         short = ShortRun(config) if todo else None
         for seed in todo:
             variables = short.train(seed)

@@ -205,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number, (name, runs) in enumerate(plan.items(), start=1):
         for run in runs:
             key = key_of(run, steps)
-            left = [seed for seed in seeds if not board.find(**key, seed=seed)]
+            left = board.left(seeds, **key)
             if not left:
                 continue
             changed = " ".join(run.changes)

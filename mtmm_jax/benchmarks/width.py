@@ -161,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     plan = settings(entries, sizes, weights)
     for entry, number, bottleneck in track(plan, description="width", console=console()):
         key = {**base, "entry": entry, "number": number}
-        todo = [seed for seed in seeds if not board.find(**key, seed=seed)]
+        todo = board.left(seeds, **key)
         short = ShortRun(config_of(options.config, bottleneck, overrides, steps)) if todo else None
         for seed in todo:
             variables = short.train(seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -83,6 +83,11 @@ def read_tokenizer(tokenizer_json: str | bytes) -> Tokenizer:
         keep = ("pad_id", "pad_token", "pad_type_id")
         tokenizer.enable_padding(**{key: tokenizer.padding[key] for key in keep})
     return tokenizer
+
+
+def tokenizer_of(assets: Mapping[str, bytes], modality: str) -> bytes | None:
+    """The `tokenizer.json` of one text among a source's assets: its own, or that of all texts."""
+    return assets.get(f"{modality}.tokenizer.json", assets.get("tokenizer.json"))
 
 
 def padding_id(tokenizer: Tokenizer) -> int | None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from mtmm_jax.batch import Batch
 from mtmm_jax.data.source import Source
-from mtmm_jax.data.text import encode_with_mask, read_tokenizer
+from mtmm_jax.data.text import encode_with_mask, read_tokenizer, tokenizer_of
 from mtmm_jax.evaluation.split import restrict
 from mtmm_jax.model import Model
 from mtmm_jax.registry import ConfigError
@@ -50,8 +50,7 @@ def named(
     texts: Sequence[str],
 ) -> Array:
     """`[C, D]` of texts, as the data would give them, with everything else absent."""
-    assets = source.assets
-    kept = assets.get(f"{read}.tokenizer.json", assets.get("tokenizer.json"))
+    kept = tokenizer_of(source.assets, read)
     if kept is None:
         raise ConfigError(
             f"{WHERE}: the data {source.name} keep no tokenizer, so names have no ids"

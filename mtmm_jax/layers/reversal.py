@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.registry import ConfigError, choose, positive_number
 
 STEEPNESS = 10.0  # of the ramp, as published
 
@@ -79,8 +79,7 @@ def read_reversal(config: Any, where: str) -> Reversal | None:
     for key in config:
         choose(key, ("scale", "ramp"), f"{where}.{key}", "key")
     scale, ramp = config.get("scale", 1.0), config.get("ramp", 0)
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not scale > 0:
-        raise ConfigError(f"{where}.scale: {scale!r} is not a number above 0")
+    positive_number(scale, f"{where}.scale")
     if isinstance(ramp, bool) or not isinstance(ramp, int) or ramp < 0:
         raise ConfigError(f"{where}.ramp: {ramp!r} is not a number of steps from 0 upwards")
     return Reversal(float(scale), ramp)

@@ -12,7 +12,7 @@ import numpy as np
 
 from mtmm_jax.heads.judged import Judged
 from mtmm_jax.layers.reversal import reverse
-from mtmm_jax.registry import ConfigError, choose, whole_number
+from mtmm_jax.registry import ConfigError, choose, positive_number, whole_number
 from mtmm_jax.tasks.metrics import Metric, add
 from mtmm_jax.tasks.task import Labels, Task, masked
 
@@ -90,8 +90,7 @@ def _read(config: Any, where: str) -> tuple[float, int, float]:
         choose(key, KEYS, f"{where}.{key}", "key")
     weight, scale = (config.get(key, value) for key, value in (("weight", 0.1), ("scale", 1.0)))
     for key, value in (("weight", weight), ("scale", scale)):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise ConfigError(f"{where}.{key}: {value!r} is not a number above 0")
+        positive_number(value, f"{where}.{key}")
     hidden = config.get("hidden", 64)
     whole_number(hidden, f"{where}.hidden")
     return float(weight), hidden, float(scale)

@@ -11,7 +11,7 @@ import jax
 
 from mtmm_jax import transfer
 from mtmm_jax.batch import Spec
-from mtmm_jax.data.text import read_tokenizer
+from mtmm_jax.data.text import read_tokenizer, tokenizer_of
 from mtmm_jax.encoders import Bert, ResNet
 from mtmm_jax.mesh import Layout
 from mtmm_jax.model import flatten
@@ -152,8 +152,7 @@ def _is_vocabulary(spec: Spec, name: str, params: Any, path: str) -> bool:
 
 
 def _same_words(ours: Any, origin: Origin, here: str, there: str) -> bool | None:
-    assets = {} if ours.source is None else ours.source.assets
-    own = assets.get(f"{here}.tokenizer.json", assets.get("tokenizer.json"))
+    own = None if ours.source is None else tokenizer_of(ours.source.assets, here)
     if origin.spec is not None and not _has_tokenizer(origin, there):
         return None
     theirs = origin.tokenizer(there)

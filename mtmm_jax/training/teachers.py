@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from mtmm_jax.batch import Batch, Modality, Target
 from mtmm_jax.data.source import Source
+from mtmm_jax.data.text import tokenizer_of
 from mtmm_jax.model import Model
 from mtmm_jax.registry import ConfigError, choose
 from mtmm_jax.tasks.imitation import Form, form_of
@@ -48,7 +49,7 @@ def open_teachers(paths: Sequence[str], source: Source) -> list[Teacher]:
                 )
             theirs, own = model.spec.modalities[name], source.spec.modalities[name]
             _same_modality(name, theirs, own, f"{where}: {path!r}")
-            kept = source.assets.get(f"{name}.tokenizer.json", source.assets.get("tokenizer.json"))
+            kept = tokenizer_of(source.assets, name)
             if own.kind == "text" and kept is not None and kept != run.workdir.tokenizer(name):
                 raise ConfigError(
                     f"{where}: {path!r} reads {name!r} with another tokenizer than that of the data"
