@@ -15,7 +15,7 @@ import numpy as np
 from mtmm_jax.batch import Modality, Tokens
 from mtmm_jax.encoders.encoder import Encoder, projection
 from mtmm_jax.encoders.mlp import MLPEncoder
-from mtmm_jax.layers import NORMS, cells
+from mtmm_jax.layers import NORMS, cells, convolve
 from mtmm_jax.registry import ConfigError, choose
 
 # preset -> blocks a stage, channels a stage
@@ -53,6 +53,7 @@ def _conv(features: int, size: int, stride: int, dtype: Any, name: str) -> nn.Co
         use_bias=False,
         kernel_init=_INIT,
         dtype=dtype,
+        conv_general_dilated=convolve,
         name=name,
     )
 

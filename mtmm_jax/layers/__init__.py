@@ -8,6 +8,7 @@ from mtmm_jax.layers.adapter import Adapter as Adapter
 from mtmm_jax.layers.attention import Attention as Attention
 from mtmm_jax.layers.attention import TransformerBlock as TransformerBlock
 from mtmm_jax.layers.auxiliary import auxiliary as auxiliary
+from mtmm_jax.layers.convolution import convolve as convolve
 from mtmm_jax.layers.dropout import Dropout as Dropout
 from mtmm_jax.layers.dropout import batch_bernoulli as batch_bernoulli
 from mtmm_jax.layers.dropout import batch_normal as batch_normal
