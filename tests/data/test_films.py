@@ -31,7 +31,7 @@ def source(examples):
 @pytest.fixture
 def few(examples, monkeypatch):
     """Sources of the first films only, which are quick to make."""
-    part = packed.Examples(examples.rows[:SOME], examples.split[:SOME], examples.features)
+    part = packed.Examples(examples.rows[:SOME], examples.split[:SOME], examples.classes)
     monkeypatch.setattr(packed, "load", lambda name, data_dir: part)
     return films
 

@@ -72,3 +72,19 @@ def test_every_drawing_and_utterance_has_something_in_it(table):
         assert (drawings[:, 3] > 128).sum((1, 2)).min() > 50
     spans = table.spans.reshape(-1, 2)
     assert min(np.abs(table.speech[a:b].astype(int)).max() for a, b in spans) > 2000
+
+
+def test_what_was_read_is_kept(tmp_path, monkeypatch):
+    """The second start asks TFDS for nothing; what cannot be read is read anew."""
+    first = packed.load("digits", tmp_path)
+    (kept,) = tmp_path.glob("digits-*/examples.pickle*")
+    with monkeypatch.context() as patch:
+        patch.setattr(packed, "_builder", lambda *_: pytest.fail("read by TFDS"))
+        again = packed.load("digits", tmp_path)
+    assert again.classes == first.classes
+    assert len(again.classes["digit"]) == 10
+    np.testing.assert_array_equal(again.split, first.split)
+    np.testing.assert_array_equal(again.rows[7]["fou"], first.rows[7]["fou"])
+    kept.write_bytes(kept.read_bytes()[:100])
+    assert packed.load("digits", tmp_path).classes == first.classes
+    assert len(kept.read_bytes()) > 100

@@ -17,6 +17,7 @@ from PIL import Image
 
 FOLDER = Path(__file__).parent / "assets"
 STYLES = ("noto", "twemoji")
+UTTERANCES = ("first", "second")
 SPLITS = ("train", "validation", "test")
 TILE = 64
 COLUMNS = 44

@@ -16,7 +16,10 @@ from PIL import Image
 
 from mtmm_jax.data.emoji import asset
 
-UTTERANCES = ("first", "second")
+
+def decoders() -> dict[str, Any]:
+    """Pictures stay files until somebody looks at them."""
+    return {"images": {style: tfds.decode.SkipDecoding() for style in asset.STYLES}}
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
@@ -42,10 +45,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                     "speech": {
                         # As raw bytes: TFDS would otherwise widen every sample to 64 bits.
                         at: tfds.features.Tensor(shape=(None,), dtype=np.int16, encoding="bytes")
-                        for at in UTTERANCES
+                        for at in asset.UTTERANCES
                     },
                     "voices": {
-                        at: tfds.features.ClassLabel(names=table.voices) for at in UTTERANCES
+                        at: tfds.features.ClassLabel(names=table.voices) for at in asset.UTTERANCES
                     },
                 }
             ),
@@ -77,7 +80,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         for i, concept in enumerate(concepts):
             if concept.split != split:
                 continue
-            spoken = zip(UTTERANCES, concept.voices, concept.spans, strict=True)
+            spoken = zip(asset.UTTERANCES, concept.voices, concept.spans, strict=True)
             yield (
                 i,
                 {
@@ -92,7 +95,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                     "speech": {
                         at: streams[voice][start:stop] for at, voice, (start, stop) in spoken
                     },
-                    "voices": dict(zip(UTTERANCES, concept.voices, strict=True)),
+                    "voices": dict(zip(asset.UTTERANCES, concept.voices, strict=True)),
                 },
             )
 

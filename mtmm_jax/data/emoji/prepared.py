@@ -7,7 +7,6 @@ import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -44,15 +43,8 @@ class Emoji:
 
 def load(data_dir: str | os.PathLike[str] | None = None) -> Emoji:
     """Prepares if need be and reads everything."""
-    import tensorflow_datasets as tfds  # half a second to import, only when data are wanted
-
-    skip = {"images": {style: tfds.decode.SkipDecoding() for style in asset.STYLES}}
-    examples = packed.load("emoji", data_dir, skip)
-    return _assemble(examples.features, examples.rows, examples.split)
-
-
-def _assemble(features: Any, rows: list[dict[str, Any]], split: np.ndarray) -> Emoji:
-    at = ("first", "second")
+    rows, split, classes = packed.load("emoji", data_dir)
+    at = asset.UTTERANCES
     waves = [row["speech"][which] for row in rows for which in at]
     stops = np.cumsum([len(wave) for wave in waves])
     spans = np.stack([stops - [len(wave) for wave in waves], stops], 1).reshape(-1, 2, 2)
@@ -66,9 +58,9 @@ def _assemble(features: Any, rows: list[dict[str, Any]], split: np.ndarray) -> E
             for key in ("category", "subcategory", "year")
         },
         classes={
-            "category": tuple(features["category"].names),
-            "subcategory": tuple(features["subcategory"].names),
-            "voice": tuple(features["voices"]["first"].names),
+            "category": classes["category"],
+            "subcategory": classes["subcategory"],
+            "voice": classes["voices/first"],
         },
         drawings=Drawings(pngs),
         speech=np.concatenate(waves),
