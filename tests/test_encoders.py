@@ -159,6 +159,35 @@ def test_rematerialised_blocks_have_the_same_parameters_and_gradients():
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.parametrize("remat", [False, True])
+def test_scanned_blocks_have_the_same_parameters_and_gradients(remat):
+    """One block stands in the program, whatever the depth; dropout draws anew in each layer."""
+    entry = _entry("text")
+    config = {"kind": "bert", "cut": 0, "dropout": 0.0}
+    plain = _build(config, name="text")
+    scanned = _build({**config, "scan": True, "remat": remat}, name="text")
+    variables = toy.variables(plain, entry)
+    assert jax.tree.map(np.shape, toy.variables(scanned, entry)) == jax.tree.map(
+        np.shape, variables
+    )
+
+    def loss(module, variables):
+        return jnp.square(module.apply(variables, entry, train=True).mean()).sum()
+
+    gradients = [jax.grad(lambda v, m=m: loss(m, v)) for m in (plain, scanned)]
+    assert str(jax.make_jaxpr(gradients[1])(variables)).count("scan[") == 2  # there and back
+    there, back = (jax.jit(gradient)(variables) for gradient in gradients)
+    for a, b in zip(jax.tree.leaves(there), jax.tree.leaves(back), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+    noisy = _build({**config, "scan": True, "dropout": 0.5}, name="text")
+    one, other = (
+        noisy.apply(variables, entry, train=True, rngs={"dropout": jax.random.key(i)}).values
+        for i in (0, 1)
+    )
+    assert not np.allclose(one, other)
+
+
 def test_a_vit_keeps_its_registers_and_may_give_its_summary():
     entry = _entry("image")
     modules = {

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens
@@ -28,12 +29,16 @@ class TransformerEncoder(Encoder):
         cut: how many layers belong to the first half of the body.
         remat: keep only each block's input for the backward pass and compute the rest again: a
             third more time, for memory that hardly grows with depth.
+        scan: compile one block and run it over the depth, where compiling all of them takes long.
+            Parameters keep their names and are stacked for each step, a copy of them; attention
+            maps inside the blocks are not recorded, and layers there cannot be tapped.
     """
 
     preset: str = "tiny"
     dropout: float = 0.1
     cut: int = 1
     remat: bool = False
+    scan: bool = False
 
     presets: ClassVar[Mapping[str, tuple[int, ...]]] = TRANSFORMERS
 
@@ -61,14 +66,33 @@ class TransformerEncoder(Encoder):
         return tokens.replace_values(self.project(self.norm(tokens.values)))
 
     def _run(self, blocks: list[Any], tokens: Tokens, mode: dict[str, Any]) -> Tokens:
-        x = tokens.values
+        x, mask = tokens.values, tokens.mask
+        if self.scan and len(blocks) > 1 and not self.is_initializing():
+            x = self._scanned(blocks, x.astype(self.precision), mask, mode)
+        else:
 
-        def run(block: nn.Module, x: Any, mask: Any) -> Any:
-            return block(x, mask, **mode)
+            def run(block: nn.Module, x: Any) -> Any:
+                return block(x, mask, **mode)
 
-        for block in blocks:
-            x = (nn.remat(run) if self.remat else run)(block, x, tokens.mask)
+            for block in blocks:
+                x = (nn.remat(run) if self.remat else run)(block, x)
         return tokens.replace_values(x.astype(jnp.float32))
+
+    @nn.nowrap
+    def _scanned(self, blocks: list[Any], x: Any, mask: Any, mode: dict[str, Any]) -> Any:
+        block = blocks[0].clone(parent=None, name=None)
+        each = [one.variables["params"] for one in blocks]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+        keys = None
+        if self.has_rng("dropout"):
+            keys = jax.random.split(self.make_rng("dropout"), len(blocks))
+
+        def run(x: Any, own: Any) -> tuple[Any, None]:
+            params, key = own
+            rngs = {} if key is None else {"dropout": key}
+            return block.apply({"params": params}, x, mask, **mode, rngs=rngs), None
+
+        return jax.lax.scan(jax.checkpoint(run) if self.remat else run, x, (stacked, keys))[0]
 
 
 class GRUEncoder(Encoder):
