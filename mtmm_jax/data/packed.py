@@ -68,11 +68,11 @@ def prepare(name: str, data_dir: str | os.PathLike[str] | None = None) -> Path:
     """Makes the TFDS data set unless it is there. Returns the folder to give TFDS as `data_dir`.
 
     Any number of processes may do so at once: each prepares in a folder of its own, and the first
-    to finish renames it into place. The folder's name carries a digest of the asset, the builder
-    and this file, so that a newer package never reads an older one's data.
+    to finish renames it into place. The folder's name carries a digest of the asset and of the
+    builder, so that a newer package never reads an older one's data.
     """
     builder = _ROOM / name / f"{name}_dataset_builder.py"
-    final = cache(data_dir) / f"{name}-{digest([*assets(name), builder, Path(__file__)])}"
+    final = cache(data_dir) / f"{name}-{digest([*assets(name), builder])}"
     if final.is_dir():
         return final
     print(f"preparing the {name} data set in {final} (once, a few seconds)", file=sys.stderr)
@@ -100,22 +100,28 @@ def _builder(name: str, data_dir: Path) -> Any:
     return module.Builder(data_dir=os.fspath(data_dir), file_format="array_record")
 
 
-def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Examples:
-    """Prepares if need be and reads everything, by the `decoders` of the builder's module.
+def load(
+    name: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    make: Callable[[Examples], Any] = lambda examples: examples,
+) -> Any:
+    """Prepares if need be, and reads everything, by the `decoders` of the builder's module.
 
-    What TFDS took apart is kept beside the data set: it took two seconds of every start.
+    What is made of it, by a function of a module, is kept beside the data set: to take records
+    apart, and pictures, took two seconds of every start.
     """
     folder = prepare(name, data_dir)
-    kept = folder / "examples.pickle"
+    kept = folder / f"made-{digest([Path(make.__code__.co_filename)])}.pickle"
     # Whatever cannot be read, such as another NumPy's, is made again.
     with contextlib.suppress(Exception), kept.open("rb") as file:
-        return Examples(*pickle.load(file))
-    examples = _read(name, folder)
+        return pickle.load(file)
+    made = make(_read(name, folder))
     with contextlib.suppress(OSError):  # a folder of somebody else's
         own = folder / f"{kept.name}.{os.getpid()}"
-        own.write_bytes(pickle.dumps(tuple(examples)))
+        with own.open("wb") as file:
+            pickle.dump(made, file, protocol=5)
         own.replace(kept)
-    return examples
+    return made
 
 
 def _read(name: str, folder: Path) -> Examples:

@@ -77,7 +77,7 @@ def test_every_drawing_and_utterance_has_something_in_it(table):
 def test_what_was_read_is_kept(tmp_path, monkeypatch):
     """The second start asks TFDS for nothing; what cannot be read is read anew."""
     first = packed.load("digits", tmp_path)
-    (kept,) = tmp_path.glob("digits-*/examples.pickle*")
+    (kept,) = tmp_path.glob("digits-*/made-*.pickle")
     with monkeypatch.context() as patch:
         patch.setattr(packed, "_builder", lambda *_: pytest.fail("read by TFDS"))
         again = packed.load("digits", tmp_path)

@@ -18,7 +18,7 @@ from mtmm_jax.data.emoji import asset
 
 
 def decoders() -> dict[str, Any]:
-    """Pictures stay files until somebody looks at them."""
+    """Pictures are left as they are: TFDS would ask for OpenCV."""
     return {"images": {style: tfds.decode.SkipDecoding() for style in asset.STYLES}}
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping
 
 import numpy as np
 from PIL import Image
@@ -43,12 +42,19 @@ class Emoji:
 
 def load(data_dir: str | os.PathLike[str] | None = None) -> Emoji:
     """Prepares if need be and reads everything."""
-    rows, split, classes = packed.load("emoji", data_dir)
+    return packed.load("emoji", data_dir, _made)
+
+
+def _made(examples: packed.Examples) -> Emoji:
+    rows, split, classes = examples
     at = asset.UTTERANCES
     waves = [row["speech"][which] for row in rows for which in at]
     stops = np.cumsum([len(wave) for wave in waves])
     spans = np.stack([stops - [len(wave) for wave in waves], stops], 1).reshape(-1, 2, 2)
-    pngs = {style: [row["images"][style] for row in rows] for style in asset.STYLES}
+    styles = {
+        style: [np.asarray(Image.open(io.BytesIO(row["images"][style]))) for row in rows]
+        for style in asset.STYLES
+    }
     return Emoji(
         names=tuple(row["name"].decode() for row in rows),
         keywords=tuple(tuple(row["keywords"].decode().split("\n")) for row in rows),
@@ -62,44 +68,8 @@ def load(data_dir: str | os.PathLike[str] | None = None) -> Emoji:
             "subcategory": classes["subcategory"],
             "voice": classes["voices/first"],
         },
-        drawings=Drawings(pngs),
+        drawings={style: to_planes(np.stack(drawn)) for style, drawn in styles.items()},
         speech=np.concatenate(waves),
         spans=spans,
         voice=np.array([[row["voices"][which] for which in at] for row in rows], np.int32),
     )
-
-
-class Drawings(Mapping[str, np.ndarray]):
-    """Style -> all its drawings. Threads decode them, as Pillow and NumPy let go of the
-    interpreter; meanwhile the caller goes on, and waits when it first asks for a style.
-
-    Args:
-        pngs: style -> the files' contents.
-        chunk: files at a time.
-    """
-
-    def __init__(self, pngs: Mapping[str, Sequence[bytes]], chunk: int = 64) -> None:
-        pool = ThreadPoolExecutor()
-        self._styles: dict[str, Future[np.ndarray]] = {}
-        for style, files in pngs.items():
-            starts = range(0, len(files), chunk)
-            parts = [pool.submit(_decode, files[i : i + chunk]) for i in starts]
-            self._styles[style] = pool.submit(_joined, parts)
-        pool.shutdown(wait=False)
-
-    def __getitem__(self, style: str) -> np.ndarray:
-        return self._styles[style].result()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._styles)
-
-    def __len__(self) -> int:
-        return len(self._styles)
-
-
-def _joined(parts: Sequence[Future[np.ndarray]]) -> np.ndarray:
-    return np.concatenate([part.result() for part in parts])
-
-
-def _decode(pngs: Sequence[bytes]) -> np.ndarray:
-    return to_planes(np.stack([np.asarray(Image.open(io.BytesIO(png))) for png in pngs]))
