@@ -1,10 +1,20 @@
 """The package as a whole: light to import, lazy, and in one piece when installed."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import mtmm_jax
+
+_ROOM = Path(mtmm_jax.__file__).parent
+COMMANDS = [
+    ".".join(("mtmm_jax", *path.relative_to(_ROOM).with_suffix("").parts))
+    for path in sorted(_ROOM.rglob("*.py"))
+    if "\ndef main(argv" in path.read_text()
+]
 
 
 def _python(code):
@@ -49,3 +59,12 @@ def test_every_folder_of_code_is_a_package():
     root = Path(mtmm_jax.__file__).parent
     for folder in {path.parent for path in root.rglob("*.py")}:
         assert (folder / "__init__.py").exists(), folder
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_tells_what_it_takes(command, capsys):
+    """A stray percent sign in a help text would stop it."""
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(command).main(["--help"])
+    assert end.value.code == 0
+    assert "usage:" in capsys.readouterr().out

@@ -192,6 +192,9 @@ def table(board: Board, key: Mapping[str, Any], names: Sequence[str]) -> Any:
     return out
 
 
+_ROWS = ", ".join(map(repr, (*ROWS, PRODUCTS))).replace("%", "%%")  # argparse fills %s in
+
+
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m mtmm_jax.benchmarks.smaller",
@@ -200,7 +203,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--config", default="emoji", help="a config file or name (default: emoji)")
     p.add_argument("--steps", type=int, help="of each run; the config's by default")
     p.add_argument("--seeds", default="0,1,2", help="such as 0,1,2 (default)")
-    p.add_argument("--only", help=f"of {', '.join(map(repr, (*ROWS, PRODUCTS)))}, parted by ;")
+    p.add_argument("--only", help=f"of {_ROWS}, parted by ;")
     p.add_argument("--quick", action="store_true", help=f"{QUICK} steps and one seed: does it run?")
     p.add_argument("--json", help="rows are kept here; those that stand in it are not run again")
     p.add_argument("--workdir", default="runs/smaller", help="the folder of the files")
