@@ -122,7 +122,8 @@ class Report:
         return {"origin": self.origin, **counts, "paths": self.loaded, "skipped": self.skipped}
 
     def table(self) -> Any:
-        """A line for each path: what was loaded and from where, then what was not and why."""
+        """A line for each path that was loaded, and from where; then what was not and why, a line
+        for each module."""
         from rich.markup import escape
         from rich.table import Table
 
@@ -134,7 +135,11 @@ class Report:
         for path, entry in self.loaded.items():
             table.add_row(escape(path), escape(str(entry["shape"])), escape(entry["from"]))
         table.add_section()
+        modules: dict[tuple[str, str], list[str]] = {}
         for path, why in self.skipped.items():
+            modules.setdefault(("/".join(path.split("/")[:2]), why), []).append(path)
+        for (module, why), paths in modules.items():
+            path = paths[0] if len(paths) == 1 else f"{module}/... ({len(paths)})"
             table.add_row(escape(path), "", f"[dim]skipped: {escape(why)}[/dim]")
         return table
 

@@ -346,3 +346,17 @@ def test_emoji_take_the_tokenizer_of_weights(tmp_path):
         emoji(tokenizer=str(tmp_path / "no"), data_dir=str(CACHE))
     with pytest.raises(ConfigError, match="data.emoji.units: 'characters' has a tokenizer of its"):
         emoji(tokenizer=str(tmp_path), units="characters", data_dir=str(CACHE))
+
+
+def test_the_table_has_a_line_for_each_module_that_was_skipped():
+    why = "no counterpart in the origin"
+    skipped = {f"encoders/image/conv{i}/kernel": why for i in range(3)}
+    skipped["encoders/image/project/kernel"] = "other shape: [2] there, [3] here"
+    report = init_from.Report("a run", {}, skipped, (0, 10))
+    console = Console(width=150)
+    with console.capture() as told:
+        console.print(report.table())
+    lines = told.get().splitlines()
+    assert sum("skipped" in line for line in lines) == 2
+    assert any("encoders/image/... (3)" in line and why in line for line in lines)
+    assert any("encoders/image/project/kernel" in line for line in lines)

