@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
             "tasks": {
                 "boxes": {
                     "kind": "detection",
+                    "class_loss": "softmax",
                     "reads": "image",
                     "head": {"kind": "centres", "upsample": 1, "hidden": 64},
                 },

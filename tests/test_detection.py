@@ -276,6 +276,42 @@ def test_the_heat_map_losses_are_their_formulas():
         np.testing.assert_allclose(cost(task, said, labels)[0], expected, rtol=1e-4)
 
 
+def test_one_class_a_cell_is_its_formula():
+    """A loop over cells: is anything there, what is it, and the scores that are read off."""
+    labels, said = truth(weight=np.ones(6, np.float32)), prediction("centres")
+    y = jax.tree.map(np.asarray, labels.y)
+    clean = Truth(np.where(y["valid"][..., None], y["boxes"], 0.0), y["classes"], y["valid"])
+    bumps = np.asarray(centres.bumps_of(Truth(*map(jnp.asarray, clean)), (8, 8)), np.float64)
+    z = said["heat"].astype(np.float64)
+    odds = np.exp(z)
+    there = odds.sum(-1) / (1 + odds.sum(-1))
+    likely = odds / odds.sum(-1, keepdims=True)
+    expected = 0.0
+    for b in range(6):
+        own = {n: {} for n in range(bumps.shape[1])}
+        loss = 0.0
+        for cell in np.ndindex(8, 8):
+            t, p = bumps[b][:, *cell].max(), there[b][cell]
+            loss -= (1 - p) ** 2 * np.log(p) if t >= 1 else 0.5 * (1 - t) ** 4 * p**2 * np.log1p(-p)
+            if t > 0.05:
+                own[bumps[b][:, *cell].argmax()][cell] = t
+        for n, cells in own.items():
+            for cell, t in cells.items():
+                loss -= t / sum(cells.values()) * np.log(likely[b][cell][y["classes"][b, n]])
+        expected += loss / max(y["valid"][b].sum(), 1)
+    task = build("centres", class_loss="softmax", empty_weight=0.5, box_loss={"l1": 0.0})
+    np.testing.assert_allclose(cost(task, said, labels)[0], expected, rtol=1e-4)
+
+    _, scores = centres.guesses_of_one_class(said)
+    places = np.asarray(scores).reshape(6, 8, 8, 3)
+    for b, *cell in np.ndindex(6, 8, 8):
+        y0, x0 = (max(at - 1, 0) for at in cell)
+        best = there[b, *cell] >= there[b, y0 : cell[0] + 2, x0 : cell[1] + 2].max() - 1e-12
+        np.testing.assert_allclose(
+            places[b, *cell], best * there[b, *cell] * likely[b, *cell], rtol=1e-4, atol=1e-7
+        )
+
+
 def test_boxes_of_cells_are_written_and_read_alike():
     rng = np.random.default_rng(4)
     wanted = jnp.asarray(some_boxes(rng, 2, 4, 6))
@@ -503,6 +539,7 @@ def test_a_pooled_grid_is_refused_before_compiling_naming_what_keeps_it():
         ({"box_loss": {"l1": -1.0}}, "tasks.things.box_loss.l1: -1.0"),
         ({"box_loss": {}}, "tasks.things.box_loss: {}"),
         ({"class_loss": "focal", "head": "queries"}, "class_loss: unknown loss 'focal'"),
+        ({"class_loss": "softmax", "head": "queries"}, "class_loss: unknown loss 'softmax'"),
         ({"suppression": 2.0}, "tasks.things.suppression: 2.0"),
         ({"detections": 0}, "tasks.things.detections: 0"),
         ({"empty_weight": 0.0}, "tasks.things.empty_weight: 0.0"),

@@ -22,7 +22,7 @@ from mtmm_jax.fusion.transformer import (
     read_in,
 )
 from mtmm_jax.layers.softmax import masked_softmax
-from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.registry import choose, positive_number
 
 NODES = ("modality", "token")
 Edges = Mapping[str, Iterable[str]] | None
@@ -234,8 +234,7 @@ class PopulationGraph(nn.Module):
         self, tokens: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> Tokens:
         check_counts(self, "layers", "neighbours")
-        if not self.temperature > 0:
-            raise ConfigError(f"model.fusion.temperature: {self.temperature!r} is not above 0")
+        positive_number(self.temperature, "model.fusion.temperature")
         pooled = Concat(self.width, name="pool")(float32(tokens))
         h, adjacency = pooled.values[:, 0], None
         if train:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mtmm_jax.batch import choose_all
-from mtmm_jax.registry import ConfigError
+from mtmm_jax.registry import ConfigError, positive_number
 
 
 def present_shares(logits: jax.Array, present: jax.Array) -> jax.Array:
@@ -25,6 +25,5 @@ def check_shares(weights: Mapping[str, float], names: Sequence[str], where: str)
     if missing:
         raise ConfigError(f"{where}: no weight for {', '.join(missing)}")
     for name in names:
-        if not weights[name] > 0:
-            raise ConfigError(f"{where}.{name}: {weights[name]!r} is not a number above 0")
+        positive_number(weights[name], f"{where}.{name}")
     return [float(weights[name]) for name in names]

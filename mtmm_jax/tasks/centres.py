@@ -27,13 +27,22 @@ def loss(
     """`[B]`: the map against a bump at each centre, and the boxes of the cells under the bumps.
 
     Focal (Zhou et al. 2019): -(1 - p)^2 log p at a centre, -(1 - t)^4 p^2 log(1 - p) elsewhere, t
-    the height of the bump; cross-entropy: -t log p - (1 - t) log(1 - p).
+    the height of the bump; cross-entropy: -t log p - (1 - t) log(1 - p). Both for each class.
+    Softmax: the focal loss of whether anything is there, sigmoid(logsumexp z), and of the cells
+    under a bump the cross-entropy of what it is, softmax(z), with the weights of their boxes.
     """
-    z = prediction["heat"]
+    z, kinds = prediction["heat"], truth.classes
     bumps = bumps_of(truth, z.shape[1:3])
-    heat, centre = heat_of(bumps, truth, z.shape[-1])
+    cells, weight = _shares(bumps)
+    said = jnp.zeros(weight.shape)
+    if class_loss == "softmax":
+        owner = jnp.take_along_axis(kinds, cells.reshape(len(cells), -1), axis=1)
+        likely = jax.nn.log_softmax(z)
+        said = -jnp.take_along_axis(likely, owner.reshape(*cells.shape, 1), axis=-1)[..., 0]
+        z, kinds = jax.nn.logsumexp(z, axis=-1, keepdims=True), jnp.zeros_like(kinds)
+    heat, centre = heat_of(bumps, truth._replace(classes=kinds), z.shape[-1])
     yes, no = jax.nn.log_sigmoid(z), jax.nn.log_sigmoid(-z)
-    if class_loss == "focal":
+    if class_loss != "cross_entropy":
         p = jax.nn.sigmoid(z)
         there = jnp.where(centre, jnp.square(1.0 - p) * yes, 0.0)
         empty = jnp.where(centre, 0.0, (1.0 - heat) ** 4 * jnp.square(p) * no)
@@ -41,10 +50,9 @@ def loss(
         there, empty = heat * yes, (1.0 - heat) * no
     count = jnp.maximum(truth.valid.sum(-1), 1).astype(jnp.float32)
     classes = -(there + empty_weight * empty).sum((1, 2, 3)) / count
-    cells, weight = _shares(bumps)
     wanted = jnp.take_along_axis(truth.boxes, cells.reshape(len(cells), -1, 1), axis=1)
     errors = _box_errors(prediction["box"], wanted.reshape(*cells.shape, 4), box_losses)
-    return classes + (weight * errors).sum((1, 2)) / count
+    return classes + (weight * (said + errors)).sum((1, 2)) / count
 
 
 def guesses(prediction: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -54,6 +62,15 @@ def guesses(prediction: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
     places = decode(prediction["box"])
     rows = z.shape[0]
     return places.reshape(rows, -1, 4), scores.reshape(rows, -1, z.shape[-1])
+
+
+def guesses_of_one_class(prediction: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """As `guesses`, where a cell holds one thing: sigmoid(logsumexp z) softmax(z)."""
+    z = prediction["heat"]
+    there = jax.nn.logsumexp(z, axis=-1, keepdims=True)
+    scores = jnp.where(peaks(there), jax.nn.sigmoid(there) * jax.nn.softmax(z), 0.0)
+    rows = z.shape[0]
+    return decode(prediction["box"]).reshape(rows, -1, 4), scores.reshape(rows, -1, z.shape[-1])
 
 
 def trivial(frequencies: np.ndarray) -> dict[str, Any]:

@@ -17,33 +17,43 @@ import numpy as np
 from mtmm_jax.batch import Spec, Target
 from mtmm_jax.fusion import FUSIONS
 from mtmm_jax.heads.detection import Centres, Queries
-from mtmm_jax.registry import ConfigError, choose, real_number, whole_number
+from mtmm_jax.registry import ConfigError, choose, positive_number, real_number, whole_number
 from mtmm_jax.tasks import boxes, centres, matching
 from mtmm_jax.tasks.mean_ap import Found, Truth, mean_average_precision
 from mtmm_jax.tasks.task import Labels, Task, find_target, masked
+
+Guesses = Callable[[Any], tuple[jax.Array, jax.Array]]
 
 
 class Form(NamedTuple):
     """How a head's prediction is learned and read.
 
     Attributes:
-        class_losses: their names, the default first.
+        guesses: name of a class loss, the default first -> how what it taught is read:
+            `prediction -> (boxes [B, G, 4], scores [B, G, C])`, with what is no guess at 0.
         empty_weight: the default weight of saying that nothing is there.
         loss: `(prediction, Truth, class_loss, box_losses, empty_weight) -> [B]`.
-        guesses: prediction -> `(boxes [B, G, 4], scores [B, G, C])`, with what is no guess at 0.
         trivial: `(class log odds, mean box) -> prediction of one sample` that looks at nothing.
     """
 
-    class_losses: tuple[str, ...]
+    guesses: Mapping[str, Guesses]
     empty_weight: float
     loss: Callable[..., jax.Array]
-    guesses: Callable[[Any], tuple[jax.Array, jax.Array]]
     trivial: Callable[[np.ndarray], Any]
 
 
 FORMS: dict[type, Form] = {
-    Centres: Form(("focal", "cross_entropy"), 1.0, centres.loss, centres.guesses, centres.trivial),
-    Queries: Form(("cross_entropy",), 0.1, matching.loss, matching.guesses, matching.trivial),
+    Centres: Form(
+        {
+            "focal": centres.guesses,
+            "cross_entropy": centres.guesses,
+            "softmax": centres.guesses_of_one_class,
+        },
+        1.0,
+        centres.loss,
+        centres.trivial,
+    ),
+    Queries: Form({"cross_entropy": matching.guesses}, 0.1, matching.loss, matching.trivial),
 }
 
 
@@ -74,7 +84,8 @@ def detection(
         reads: what the head reads; the centre map needs tokens that still have the image's grid.
         target: the label's name; the task's own name by default.
         head: "centres" or "queries", an entry of `heads.HEADS`.
-        class_loss: focal (the default) or cross_entropy for centres; cross_entropy for queries.
+        class_loss: focal (the default), cross_entropy or, where things of different classes do not
+            share a place, softmax for centres; cross_entropy for queries.
         box_loss: l1, giou or mse, or a weight for each of several: {"l1": 5.0, "giou": 2.0}. l1
             and mse compare offsets and logarithms of sizes in cells with centres, and centres and
             sizes in shares of the picture with queries.
@@ -100,13 +111,12 @@ def detection(
         raise ConfigError(
             f"{where}.head.queries: {module.queries} guesses cannot be {label.length} boxes"
         )
-    class_loss = class_loss or form.class_losses[0]
-    choose(class_loss, form.class_losses, f"{where}.class_loss", "loss")
+    class_loss = class_loss or next(iter(form.guesses))
+    choose(class_loss, form.guesses, f"{where}.class_loss", "loss")
     empty = form.empty_weight if empty_weight is None else empty_weight
-    if not empty > 0:
-        raise ConfigError(f"{where}.empty_weight: {empty!r} is not a number above 0")
+    positive_number(empty, f"{where}.empty_weight")
     truth_of = functools.partial(_truth, label)
-    detect = functools.partial(_detect, form, suppression, detections)
+    detect = functools.partial(_detect, form.guesses[class_loss], suppression, detections)
 
     def loss(prediction: Any, labels: Labels, axis_name: str | None):
         del axis_name
@@ -152,10 +162,10 @@ def _truth(label: Target, labels: Labels) -> Truth:
     )
 
 
-def _detect(form: Form, suppression: float, count: int, prediction: Any) -> Found:
+def _detect(guesses: Guesses, suppression: float, count: int, prediction: Any) -> Found:
     """The surest guesses, each class suppressed by itself."""
     prediction = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), prediction)
-    places, scores = form.guesses(prediction)
+    places, scores = guesses(prediction)
     kinds = scores.shape[-1]
     flat = scores.reshape(scores.shape[0], -1)
     best, index = jax.lax.top_k(flat, min(count, flat.shape[1]))

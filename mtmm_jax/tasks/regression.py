@@ -12,7 +12,7 @@ import optax
 
 from mtmm_jax import registry
 from mtmm_jax.batch import Spec
-from mtmm_jax.registry import ConfigError
+from mtmm_jax.registry import positive_number
 from mtmm_jax.tasks import metrics
 from mtmm_jax.tasks.calibration import interval_calibration
 from mtmm_jax.tasks.task import Labels, Task, find_target, masked
@@ -34,14 +34,12 @@ def _mse() -> Error:
 
 
 def _huber(*, delta: float = 1.0, where: str) -> Error:
-    if not delta > 0:
-        raise ConfigError(f"{where}.delta: {delta!r} is not a number above 0")
+    positive_number(delta, f"{where}.delta")
     return Error(1, lambda z, y: optax.losses.huber_loss(z[:, 0], y, delta=delta))
 
 
 def _gaussian(*, limit: float = 8.0, where: str) -> Error:
-    if not limit > 0:
-        raise ConfigError(f"{where}.limit: {limit!r} is not a number above 0")
+    positive_number(limit, f"{where}.limit")
 
     def refine(z: jax.Array) -> jax.Array:
         # A soft clip: a variance that runs away can come back.

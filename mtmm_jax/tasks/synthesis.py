@@ -14,7 +14,7 @@ import numpy as np
 from mtmm_jax.batch import Batch, Spec
 from mtmm_jax.layers.alignment import align
 from mtmm_jax.layers.spectrogram import FLOOR, frame_count, griffin_lim, log_mel
-from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.registry import ConfigError, choose, positive_number
 from mtmm_jax.tasks.cepstral import distortion
 from mtmm_jax.tasks.metrics import Metric, add
 from mtmm_jax.tasks.task import Labels, Task, find_target, masked
@@ -99,8 +99,7 @@ def synthesis(
         raise ConfigError(f"{where}.target: {target!r} has no rate, and needs one")
     form = {"window": window, "hop": hop}
     for key, value in {**form, "mels": mels}.items():
-        if value <= 0:
-            raise ConfigError(f"{where}.{key}: {value} is not positive")
+        positive_number(value, f"{where}.{key}")
     try:
         frames = frame_count(label.length, label.rate, **form)
     except ValueError as error:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtmm_jax.registry import ConfigError
+from mtmm_jax.registry import ConfigError, positive_number
 from mtmm_jax.training.step import named
 
 Array = jax.Array
@@ -121,13 +121,6 @@ def share(value: Any, where: str) -> float:
     return float(value)
 
 
-def positive(value: Any, where: str) -> float:
-    """A strength, checked."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise ConfigError(f"{where}: {value!r} is not a number above 0")
-    return float(value)
-
-
 def flag(value: Any, where: str) -> bool:
     """A switch, checked."""
     if not isinstance(value, bool):
@@ -203,7 +196,7 @@ def ogm_ge(
         begin, end: shares of the run's steps between which it acts.
         where: the place in the config.
     """
-    alpha, noise = positive(alpha, f"{where}.alpha"), flag(noise, f"{where}.noise")
+    alpha, noise = positive_number(alpha, f"{where}.alpha"), flag(noise, f"{where}.noise")
     begin, end = share(begin, f"{where}.begin"), share(end, f"{where}.end")
     if begin >= end:
         raise ConfigError(f"{where}.end: {end} is not after begin, {begin}")
@@ -253,7 +246,7 @@ def agm(on: Setting, *, alpha: float = 1.0, where: str) -> Rule:
         alpha: how hard it acts.
         where: the place in the config.
     """
-    alpha = positive(alpha, f"{where}.alpha")
+    alpha = positive_number(alpha, f"{where}.alpha")
 
     def init() -> Running:
         return Running(jnp.zeros(on.modalities), jnp.zeros(on.modalities, jnp.int32))

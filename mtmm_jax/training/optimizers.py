@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import optax
 
 from mtmm_jax import registry
-from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.registry import ConfigError, choose, positive_number
 from mtmm_jax.training import per_path, schedules, unfreezing
 from mtmm_jax.training.averages import averaged, masked_averages
 from mtmm_jax.training.averages import evaluation_params as evaluation_params
@@ -96,8 +96,7 @@ def _sam(
         rho: how far away.
         adaptive: whether the neighbourhood is scaled by the parameters.
     """
-    if isinstance(rho, bool) or not isinstance(rho, int | float) or not rho > 0:
-        raise ConfigError(f"{where}.rho: {rho!r} is not a number above 0")
+    positive_number(rho, f"{where}.rho")
     descent = registry.build(COMPLETE, inner, on, where=f"{where}.inner")
     return optax.contrib.sam(descent, _ascent(rho, adaptive, on.frozen), opaque_mode=True)
 
@@ -145,9 +144,7 @@ def build(
         heads: puts rates by task around a rule, see `per_task.pace_heads`.
     """
     config = dict(config)
-    rate = config.pop("learning_rate", 1e-3)
-    if isinstance(rate, bool) or not isinstance(rate, int | float) or rate <= 0:
-        raise ConfigError(f"optimizer.learning_rate: {rate!r} is not a number above 0")
+    rate = positive_number(config.pop("learning_rate", 1e-3), "optimizer.learning_rate")
     clip = config.pop("clip", None)
     if clip is not None and not (isinstance(clip, int | float) and clip > 0):
         raise ConfigError(f"optimizer.clip: {clip!r} is neither None nor a norm above 0")

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mtmm_jax import parallel
-from mtmm_jax.registry import ConfigError
+from mtmm_jax.registry import ConfigError, positive_number
 from mtmm_jax.training.imbalance_rules import (
     LEAST,
     Array,
@@ -19,7 +19,6 @@ from mtmm_jax.training.imbalance_rules import (
     Verdict,
     means_of,
     others_mean,
-    positive,
     share,
     sums_of,
 )
@@ -99,7 +98,10 @@ def pmr(
         entropy: the share of the run's steps, from the first, with the entropy's part.
         where: the place in the config.
     """
-    mu, early = positive(mu, f"{where}.mu"), round(share(entropy, f"{where}.entropy") * on.steps)
+    mu, early = (
+        positive_number(mu, f"{where}.mu"),
+        round(share(entropy, f"{where}.entropy") * on.steps),
+    )
     if isinstance(momentum, bool) or not isinstance(momentum, int | float) or not 0 <= momentum < 1:
         raise ConfigError(f"{where}.momentum: {momentum!r} is not in [0, 1)")
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from mtmm_jax import registry
-from mtmm_jax.registry import ConfigError, whole_number
+from mtmm_jax.registry import ConfigError, positive_number, whole_number
 
 
 class Span(NamedTuple):
@@ -165,8 +165,7 @@ def warm_restarts(
         final: the share of the peak at the end of each.
     """
     whole_number(cycles, f"{where}.cycles")
-    if not growth > 0:
-        raise ConfigError(f"{where}.growth: {growth!r} is not above 0")
+    positive_number(growth, f"{where}.growth")
     low = _share(final, f"{where}.final")
     lengths = [growth**i for i in range(cycles)]
     ends = [round(span.length * sum(lengths[: i + 1]) / sum(lengths)) for i in range(cycles)]

@@ -19,7 +19,7 @@ from mtmm_jax.data.augment import background, between
 from mtmm_jax.data.chance import uniform
 from mtmm_jax.data.emoji.asset import STYLES, TILE
 from mtmm_jax.data.emoji.prepared import Emoji, load
-from mtmm_jax.data.emoji.source import check_styles, flippable
+from mtmm_jax.data.emoji.source import check_styles
 from mtmm_jax.data.source import SPLITS, Source, split_sizes
 from mtmm_jax.registry import ConfigError, choose
 
@@ -30,7 +30,6 @@ _SMALLEST, _LARGEST = 0.2, 0.6  # sides of sprites in shares of the picture's
 _TRIES = 20  # places drawn for each sprite; the first that is free is taken
 _BACKGROUND = 9  # draws of a background
 _EACH = 3 + 2 * _TRIES  # draws of a sprite: which, in which style, its size, its places
-_LOOK = 7  # draws of a training sprite's looks
 _SPLIT = 2**24  # a row's number is that of its split times this, plus its place in the split
 _SURVEYED = 4096  # training scenes that frequencies, mean and deviation are counted on
 _SALT = 0x5CE7E5  # of the scenes that a row has when chance does not decide
@@ -53,8 +52,7 @@ def emoji_scenes(
     is as likely as any other, sizes and places are random, squares overlap by at most 15% of the
     smaller, the later over the earlier; an emoji that finds no room in 20 tries is left out (of
     1 scene in 45 with the defaults). Concepts of training scenes are those of the training split
-    only, likewise for validation and test. A training row is a new scene in every epoch, its emoji
-    stretched, mirrored where they may be, brighter or darker and of other hues; scenes of
+    only, likewise for validation and test. A training row is a new scene in every epoch; scenes of
     validation and test are always the same ones, whatever the seed and the sizes.
 
     Targets: `boxes`, tight around what is visible (10% of a pixel covered, or more) of each emoji
@@ -105,7 +103,6 @@ class Cast:
         names: of the boxes' classes, `kinds` `[N]` the class of each concept.
         members: for each split the concepts that are in it.
         drawings: side in pixels -> `[S, N, 4, side, side]` uint8, premultiplied alpha.
-        flippable: `[N]` whether a mirrored drawing is one of the same concept.
     """
 
     table: Emoji
@@ -115,7 +112,6 @@ class Cast:
     kinds: np.ndarray
     members: tuple[np.ndarray, ...]
     drawings: dict[int, np.ndarray]
-    flippable: np.ndarray
 
     @classmethod
     def of(cls, table: Emoji, styles: tuple[str, ...], size: int, most: int, classes: str) -> Cast:
@@ -125,8 +121,7 @@ class Cast:
         if classes != "emoji":
             names, kinds = table.classes[classes], table.labels[classes]
         members = tuple(np.flatnonzero(table.split == split) for split in SPLITS)
-        drawings = {TILE: whole, TILE // 2: half}
-        return cls(table, size, most, names, kinds, members, drawings, flippable(table))
+        return cls(table, size, most, names, kinds, members, {TILE: whole, TILE // 2: half})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +132,6 @@ class Plan:
         used: whether there is such a sprite.
         side, top, left: of its square, in pixels.
         background: `[B, 9]` chance.
-        look: `[B, most, 7]` chance; None: sprites are the drawings as they are.
     """
 
     used: np.ndarray
@@ -147,18 +141,15 @@ class Plan:
     top: np.ndarray
     left: np.ndarray
     background: np.ndarray
-    look: np.ndarray | None
 
 
 def plan(cast: Cast, rows: np.ndarray, chance: np.ndarray | None) -> Plan:
     """Who stands where in each row's scene: by `chance`, or the row's own scene without it."""
     size, most = cast.size, cast.most
-    looks = most * _LOOK
-    look = None if chance is None else chance[:, -looks:].reshape(len(rows), most, _LOOK)
     if chance is None:
         chance = uniform(_draws(most), _SALT, rows)
     count = 1 + (chance[:, 0] * most).astype(int)
-    each = chance[:, 1 + _BACKGROUND : -looks].reshape(len(rows), most, _EACH)
+    each = chance[:, 1 + _BACKGROUND :].reshape(len(rows), most, _EACH)
     who, style, scale, places = np.split(each, [1, 2, 3], axis=2)
     split = rows // _SPLIT
     numbers = np.array([len(members) for members in cast.members])[split, None]
@@ -185,8 +176,7 @@ def plan(cast: Cast, rows: np.ndarray, chance: np.ndarray | None) -> Plan:
         used[:, i] &= free.any(1)
         top[:, i], left[:, i] = corners[np.arange(len(rows)), i, first].T
     drawn = (style[..., 0] * len(cast.drawings[TILE])).astype(int)
-    behind = chance[:, 1 : 1 + _BACKGROUND]
-    return Plan(used, concept, drawn, side, top, left, behind, look)
+    return Plan(used, concept, drawn, side, top, left, chance[:, 1 : 1 + _BACKGROUND])
 
 
 def render(cast: Cast, scenes: Plan) -> tuple[np.ndarray, np.ndarray]:
@@ -198,8 +188,7 @@ def render(cast: Cast, scenes: Plan) -> tuple[np.ndarray, np.ndarray]:
     for side in np.unique(sides):
         some = np.flatnonzero(sides == side)
         b, i = where[some].T
-        look = None if scenes.look is None else scenes.look[b, i]
-        drawn = _sprites(cast, scenes.style[b, i], scenes.concept[b, i], int(side), look)
+        drawn = _shrink(cast, scenes.style[b, i], scenes.concept[b, i], int(side))
         corner = np.stack([scenes.top[b, i], scenes.left[b, i]], 1)
         boxes[b, i] = _extent(drawn[:, 3] >= VISIBLE) + np.tile(corner, 2)
         for place, sprite in zip(some, drawn, strict=True):
@@ -218,7 +207,7 @@ def _smallest(most: int) -> float:
 
 
 def _draws(most: int) -> int:
-    return 1 + _BACKGROUND + most * (_EACH + _LOOK)
+    return 1 + _BACKGROUND + most * _EACH
 
 
 def halve(planes: np.ndarray) -> np.ndarray:
@@ -233,27 +222,11 @@ def _matrix(source: int, side: int) -> np.ndarray:
     return images.resize_matrix(source, side, one, 0 * one)[0]
 
 
-def _sprites(
-    cast: Cast, style: np.ndarray, concept: np.ndarray, side: int, look: np.ndarray | None
-) -> np.ndarray:
-    """Drawings as sprites of one size: `[n, 4, side, side]` in 0..1, premultiplied."""
+def _shrink(cast: Cast, style: np.ndarray, concept: np.ndarray, side: int) -> np.ndarray:
+    """Drawings as sprites of one size: `[n, 4, side, side]` in 0..1."""
     source = TILE // 2 if side <= TILE // 2 else TILE
-    drawings = cast.drawings[source][style, concept]
-    if look is None:
-        matrix = _matrix(source, side)
-        return images.view(drawings, matrix[None], matrix[None])
-    still, flip = np.zeros(len(look), np.float32), cast.flippable[concept] & (look[:, 0] < 0.5)
-    down, across = (between(look[:, k], 0.8, 1.0) for k in (1, 2))
-    rows = images.resize_matrix(source, side, down, still)
-    columns = images.resize_matrix(source, side, across, still, flip)
-    seen = images.view(drawings, rows, columns)
-    colours, cover = seen[:, :3], seen[:, 3:]
-    contrast = between(look[:, 3, None], 0.75, 1.25) * between(look[:, 5:7], 0.8, 1.2)
-    gains = np.stack([contrast[:, 0], between(look[:, 3], 0.75, 1.25), contrast[:, 1]], axis=1)
-    colours *= gains[..., None, None]
-    colours += between(look[:, 4], -0.15, 0.15)[:, None, None, None] * cover
-    np.clip(colours, 0, cover, out=colours)
-    return seen
+    matrix = _matrix(source, side)
+    return images.view(cast.drawings[source][style, concept], matrix[None], matrix[None])
 
 
 def _extent(visible: np.ndarray) -> np.ndarray:

@@ -97,7 +97,7 @@ def emoji(
         spec=spec,
         rows=concept_rows(table, styles),
         compose=functools.partial(
-            _compose, telling, styles, image_size, flippable(table), spelt, speech
+            _compose, telling, styles, image_size, _flippable(table), spelt, speech
         ),
         draws=telling.draws + augmentation.IMAGE_DRAWS,
         assets=telling.assets,
@@ -276,7 +276,7 @@ def _spec(table: Emoji, styles: tuple[str, ...], size: int, telling: Telling) ->
     )
 
 
-def flippable(table: Emoji) -> np.ndarray:
+def _flippable(table: Emoji) -> np.ndarray:
     """`[N]` bool: whether the mirrored drawing still is what its name says."""
     names = table.classes["subcategory"]
     return np.array(
