@@ -107,11 +107,11 @@ def load(
 ) -> Any:
     """Prepares if need be, and reads everything, by the `decoders` of the builder's module.
 
-    What is made of it, by a function of a module, is kept beside the data set: to take records
-    apart, and pictures, took two seconds of every start.
+    What `make` makes of it is kept beside the data set, for as long as no file of `data/` changes:
+    to take records apart, and pictures, took two seconds of every start.
     """
     folder = prepare(name, data_dir)
-    kept = folder / f"made-{digest([Path(make.__code__.co_filename)])}.pickle"
+    kept = folder / f"made-{digest(sorted(_ROOM.rglob('*.py')))}.pickle"
     # Whatever cannot be read, such as another NumPy's, is made again.
     with contextlib.suppress(Exception), kept.open("rb") as file:
         return pickle.load(file)
@@ -121,6 +121,8 @@ def load(
         with own.open("wb") as file:
             pickle.dump(made, file, protocol=5)
         own.replace(kept)
+        for old in set(folder.glob("made-*.pickle")) - {kept}:
+            old.unlink(missing_ok=True)
     return made
 
 

@@ -86,5 +86,7 @@ def test_what_was_read_is_kept(tmp_path, monkeypatch):
     np.testing.assert_array_equal(again.split, first.split)
     np.testing.assert_array_equal(again.rows[7]["fou"], first.rows[7]["fou"])
     kept.write_bytes(kept.read_bytes()[:100])
+    (kept.parent / "made-of-old.pickle").write_bytes(b"")
     assert packed.load("digits", tmp_path).classes == first.classes
     assert len(kept.read_bytes()) > 100
+    assert list(kept.parent.glob("made-*")) == [kept]
