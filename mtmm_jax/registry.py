@@ -45,11 +45,11 @@ def real_number(value: Any, where: str, least: float = 0) -> float:
 
 
 def positive_number(value: Any, where: str) -> float:
-    """Returns `value` if it is finite and above 0, else raises a `ConfigError`."""
+    """Returns `value` as a float if it is finite and above 0, else raises a `ConfigError`."""
     fine = isinstance(value, int | float) and not isinstance(value, bool)
     if not fine or not 0 < value < math.inf:
         raise ConfigError(f"{where}: {value!r} is not a number above 0")
-    return value
+    return float(value)
 
 
 def section_of(section: Any, settings: type, where: str, like: str) -> dict[str, Any]:

@@ -93,6 +93,13 @@ def test_transfers_assemble_without_what_they_start_from(name):
     assert training.assemble(config_of(Run(name, without))).model.tasks
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["emoji_minilm", "zero_shot"])
+def test_what_needs_pretrained_weights_assembles_without_them(name):
+    run = Run(name, ("init_from=None", "data.tokenizer=None"))
+    assert training.assemble(config_of(run)).model.tasks
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_fusions_differ_in_one_line(name):
     found = differences(as_dict(training.load("fusion_late")), as_dict(training.load(name)))

@@ -20,7 +20,7 @@ import numpy as np
 from mtmm_jax.benchmarks.leaderboard import Board
 from mtmm_jax.benchmarks.seeds import seeds_of
 from mtmm_jax.command import console, guarded, prepare_jax
-from mtmm_jax.registry import choose
+from mtmm_jax.registry import choose, entry_of
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,8 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     choose(options.task, base.tasks, "--task", "task")
     names = tuple(name for name, spec in base.model.encoders.items() if spec is not None)
     seeds, board = seeds_of(options.seeds), Board(options.json)
-    spec = base.model.fusion
-    fusion = spec if isinstance(spec, str) else f"{spec.get('stage', 'late')} {spec.kind}"
+    spec = entry_of(base.model.fusion)
+    fusion = f"{spec.get('stage', 'late')} {spec['kind']}"
     settings = [(way, rate, None) for way in options.ways for rate in (0.0, options.dropout)]
     settings += [("never had", 0.0, name) for name in names]
     for way, rate, without in track(settings, description="missing", console=console()):

@@ -116,14 +116,21 @@ def load(
     with contextlib.suppress(Exception), kept.open("rb") as file:
         return pickle.load(file)
     made = make(_read(name, folder))
-    with contextlib.suppress(OSError):  # a folder of somebody else's
-        own = folder / f"{kept.name}.{os.getpid()}"
-        with own.open("wb") as file:
-            pickle.dump(made, file, protocol=5)
-        own.replace(kept)
-        for old in set(folder.glob("made-*.pickle")) - {kept}:
-            old.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # a full disk, a folder of somebody else's
+        _keep(made, kept)
     return made
+
+
+def _keep(made: Any, path: Path) -> None:
+    """Writes it whole or not at all; what an older package kept goes."""
+    own = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        own.write_bytes(pickle.dumps(made, protocol=5))
+        own.replace(path)
+    finally:
+        own.unlink(missing_ok=True)
+    for old in set(path.parent.glob("made-*.pickle")) - {path}:
+        old.unlink(missing_ok=True)
 
 
 def _read(name: str, folder: Path) -> Examples:

@@ -58,19 +58,20 @@ def loss(
 def guesses(prediction: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
     """Every cell's box, and its scores where no neighbour has a higher one."""
     z = prediction["heat"]
-    scores = jnp.where(peaks(z), jax.nn.sigmoid(z), 0.0)
-    places = decode(prediction["box"])
-    rows = z.shape[0]
-    return places.reshape(rows, -1, 4), scores.reshape(rows, -1, z.shape[-1])
+    return _at_peaks(z, jax.nn.sigmoid(z), prediction["box"])
 
 
 def guesses_of_one_class(prediction: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
     """As `guesses`, where a cell holds one thing: sigmoid(logsumexp z) softmax(z)."""
     z = prediction["heat"]
     there = jax.nn.logsumexp(z, axis=-1, keepdims=True)
-    scores = jnp.where(peaks(there), jax.nn.sigmoid(there) * jax.nn.softmax(z), 0.0)
-    rows = z.shape[0]
-    return decode(prediction["box"]).reshape(rows, -1, 4), scores.reshape(rows, -1, z.shape[-1])
+    return _at_peaks(there, jax.nn.sigmoid(there) * jax.nn.softmax(z), prediction["box"])
+
+
+def _at_peaks(z: jax.Array, scores: jax.Array, box: jax.Array) -> tuple[jax.Array, jax.Array]:
+    scores = jnp.where(peaks(z), scores, 0.0)
+    rows = len(scores)
+    return decode(box).reshape(rows, -1, 4), scores.reshape(rows, -1, scores.shape[-1])
 
 
 def trivial(frequencies: np.ndarray) -> dict[str, Any]:
