@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import os
 import statistics
 import sys
@@ -43,7 +44,7 @@ ASKED = {"loop": 1.03, "start": 10.0, "save": 0.05}
 
 class Turns:
     """A source that gives the loop the same few batches over and over, and at the end of each
-    window, when everything is done and told, runs the bare loop over as many.
+    window, when all its steps are done, runs the bare loop over as many.
 
     Args:
         source: of the experiment.
@@ -56,6 +57,7 @@ class Turns:
         self.loop: list[float] = []
         self.alone: list[float] = []
         self._given, self._began = 0, 0.0
+        self.given_back: Any = None  # by the loop's last step, which may still be running
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._source, name)
@@ -68,8 +70,11 @@ class Turns:
         return self
 
     def __next__(self) -> Any:
+        import jax
+
         if self._given % WINDOW == 0:
             if self._given:
+                jax.block_until_ready(self.given_back)
                 self.loop.append((time.perf_counter() - self._began) / WINDOW)
             now = time.perf_counter()
             self._bare()
@@ -100,17 +105,36 @@ def _small(**changes: Any) -> Any:
     return training.assemble(training.apply_overrides(training.load("generator"), overrides))
 
 
-def _train(experiment: Any, folder: Path, checkpoints: Any) -> None:
-    """The loop as on a terminal, progress bar included, that nobody looks at."""
+def _train(
+    experiment: Any, folder: Path, checkpoints: Any, seen: Callable[[Any], None] | None = None
+) -> None:
+    """The loop as on a terminal, progress bar and meter included, that nobody looks at.
+
+    Args:
+        seen: is given what each step gives back.
+    """
     from rich.console import Console
 
     from mtmm_jax.training.loop import train
+    from mtmm_jax.training.profiling import Compiles, Meter
     from mtmm_jax.training.workdir import Workdir
 
+    class Seen(Meter):
+        def around(self, step: Callable[..., Any], start: int) -> Callable[..., Any]:
+            metered = super().around(step, start)
+
+            def told(state: Any, batch: Any) -> Any:
+                out = metered(state, batch)
+                if seen is not None:
+                    seen(out)
+                return out
+
+            return told
+
     folder.mkdir(parents=True, exist_ok=True)
-    with open(os.devnull, "w") as nowhere:
+    with open(os.devnull, "w") as nowhere, Compiles() as compiles:
         watched = Console(file=nowhere, force_terminal=True, width=120)
-        train(experiment, Workdir(folder), checkpoints, watched)
+        train(experiment, Workdir(folder), checkpoints, watched, Seen(compiles))
     checkpoints.close()
 
 
@@ -135,7 +159,8 @@ def loop(folder: Path, windows: int, batch_size: int) -> dict[str, Any]:
 
     turns = Turns(experiment.source, batches, bare)
     with_turns = dataclasses.replace(experiment, source=turns)
-    _train(with_turns, folder, Checkpoints(folder / "checkpoints"))
+    keep = functools.partial(setattr, turns, "given_back")
+    _train(with_turns, folder, Checkpoints(folder / "checkpoints"), keep)
     pairs = list(zip(turns.loop, turns.alone, strict=False))[1:]  # the first one compiles
     inside, alone = (1e3 * statistics.median(times) for times in zip(*pairs, strict=True))
     ratio = statistics.median(a / b for a, b in pairs)

@@ -8,6 +8,8 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 from mtmm_jax import balancing, data, model, parallel, registry
@@ -87,9 +89,11 @@ class Experiment:
         return jax.eval_shape(self._initialise, key_data(self.config["seed"]))
 
     @functools.cached_property
-    def rate(self) -> Any:
-        """`rates`, compiled: op by op a log would wait for it."""
-        return jax.jit(self.rates)
+    def learning_rates(self) -> np.ndarray:
+        """`[steps]`, known beforehand: asked of the device, a log would wait for the step that
+        the device is doing."""
+        steps = np.arange(self.config["steps"])
+        return jax.device_get(jax.jit(jax.vmap(lambda step: jnp.asarray(self.rates(step))))(steps))
 
     def step(self) -> Any:
         """The pure step, not yet wrapped for devices."""

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from tensorboardX import SummaryWriter
+from tensorboardX.proto.summary_pb2 import Summary
 
 from mtmm_jax.training.wandb_run import open_wandb
 from mtmm_jax.training.workdir import write
@@ -49,8 +50,8 @@ class Journal:
             for key, number in _scalars(value).items()
             if isinstance(number, int | float) and np.isfinite(number)
         }
-        for tag, number in curves.items():
-            self._events.add_scalar(tag, number, step)
+        values = [Summary.Value(tag=tag, simple_value=n) for tag, n in curves.items()]
+        self._events.file_writer.add_summary(Summary(value=values), step)  # one record for all
         if self._wandb is not None:
             self._wandb.write(step, curves)
 
@@ -101,6 +102,7 @@ class Watch:
             TextColumn("{task.fields[figures]}"),
             console=console,
             disable=not console.is_terminal,
+            refresh_per_second=4,  # drawing it takes milliseconds from a core
         )
         self._id = self._bar.add_task(
             "", total=steps, completed=start, speed="compiling", figures=""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,13 +13,13 @@ from rich.console import Console
 
 from mtmm_jax import parallel, processes
 from mtmm_jax.batch import Spec
-from mtmm_jax.data.source import Training
 from mtmm_jax.evaluation import Evaluator, headlines
 from mtmm_jax.tasks.task import modalities_of
 from mtmm_jax.training import init_from
 from mtmm_jax.training.checkpoints import Checkpoints
 from mtmm_jax.training.experiment import Experiment, check_batch
-from mtmm_jax.training.faults import Faults, diverged
+from mtmm_jax.training.faults import Faults
+from mtmm_jax.training.figures import Figures
 from mtmm_jax.training.logs import Journal, Watch
 from mtmm_jax.training.profiling import Meter
 from mtmm_jax.training.step import TrainState
@@ -96,7 +95,6 @@ def train(
     journal: Any = _Nowhere()
     if processes.leads():
         journal = Journal(workdir.metrics, workdir.path / "events", start)
-    last = _Progress(start)
     faults = Faults(experiment, workdir, checkpoints, iterator.get_state())
     with (
         writing(workdir.path, "Make room, and the same command goes on from the last checkpoint"),
@@ -107,148 +105,44 @@ def train(
         # Nothing waits for the device but what says so: logs, validation, checkpoints.
         jax.transfer_guard_device_to_host("disallow"),
     ):
-        pending: list[Any] = []
+        figures = Figures(experiment, iterator, journal, watch, faults, meter, start)
+        late = False  # whether the step before is to be told
         for number in range(start + 1, steps + 1):
             waited = time.monotonic()
             batch = next(iterator)
-            last.waited += time.monotonic() - waited
+            figures.waited(time.monotonic() - waited)
             if number == start + 1:
                 check_batch(experiment, batch)
-            state, figures = step(state, batch)
+            state, told = step(state, batch)
             beat()
-            pending.append(figures)
-            if number % experiment.config["evaluation"]["log_every"] == 0 or number == steps:
-                told = parallel.fetch(pending, experiment.devices)
-                _log(experiment, journal, watch, number, told, last, iterator, meter)
-                for line in faults.look(number, told):
-                    watch.say(line)
-                pending = []
+            if late:  # while the device does this step
+                figures.tell(number - 1)
+            figures.add(told)
+            log = number % experiment.config["evaluation"]["log_every"] == 0 or number == steps
+            if log:
                 stop.agree()
+            asked = stop.agreed
+            validate = number % experiment.config["evaluation"]["every"] == 0 or number == steps
+            save = number % experiment.config["checkpoint"]["every"] == 0 or validate or asked
+            late = log and not save
+            if log and save:
+                figures.tell(number)
             latest_score = None
-            if number % experiment.config["evaluation"]["every"] == 0 or number == steps:
+            if validate:
                 batches = _counted(evaluation_batches(experiment, "validation"), beat)
                 results = evaluator.results(state.variables, batches)
                 state = _validated(experiment, journal, watch, number, state, results)
                 latest_score = score(experiment, results, number)
                 iterator.observe(_part_scores(experiment, results))
                 faults.remixed(iterator.get_state())
-                last.pause()
-            due = number % experiment.config["checkpoint"]["every"] == 0
-            asked = stop.agreed
-            if due or latest_score is not None or number == steps or asked:
+                figures.pause()
+            if save:
                 whole = parallel.first(state, devices)
                 checkpoints.save(whole, latest_score, iterator.get_state())
             if asked and number < steps:
                 checkpoints.wait()
                 raise processes.Interrupted(asked, number)
     checkpoints.wait()
-
-
-@dataclasses.dataclass
-class _Progress:
-    """Since the last log: the step, when, and the seconds spent waiting for data."""
-
-    step: int
-    waited: float = 0.0
-    since: float = dataclasses.field(default_factory=time.monotonic)
-
-    def pause(self) -> None:
-        """Validation is not training time."""
-        self.since, self.waited = time.monotonic(), 0.0
-
-
-def _log(
-    experiment: Experiment,
-    journal: Any,
-    watch: Watch,
-    number: int,
-    figures: list[Any],
-    last: _Progress,
-    iterator: Training,
-    meter: Meter | None,
-) -> None:
-    """Means over the steps since the last log; fetched once, so the device is rarely waited for."""
-    names = experiment.model.loss_names
-    present = np.stack([f["present"] for f in figures])
-    mean_losses = _mean(_stacked(figures, "losses"), present)
-    weights = np.stack([f["weights"] for f in figures]).mean(0)
-    now = time.monotonic()
-    seconds = max(now - last.since, 1e-9)
-    done = max(number - last.step, 1)
-    journal.write(
-        number,
-        "train",
-        {
-            "loss": _named(names, mean_losses),
-            "weight": _named(names, weights),
-            "learning_rate": float(jax.device_get(experiment.rate(number - 1))),
-            "steps_per_second": done / seconds,
-            "data_wait": last.waited / seconds,
-            **(meter.figures(seconds, done, last.waited) if meter is not None else {}),
-            "epoch": iterator.epochs[0] if len(iterator.epochs) == 1 else list(iterator.epochs),
-            **({"data_shares": list(iterator.shares)} if len(iterator.shares) > 1 else {}),
-            "skipped": int(sum(f["skipped"] for f in figures)),
-            "absent": _named(names, (~present).sum(0)),
-            "diverged": _named(names, np.sum([diverged(f) for f in figures], axis=0)),
-            **_diagnostics(names, figures),
-            **_imbalance(experiment, figures),
-        },
-    )
-    watch.update(number, mean_losses, weights)
-    last.step, last.since, last.waited = number, now, 0.0
-
-
-def _diagnostics(names: tuple[str, ...], figures: list[dict[str, Any]]) -> dict[str, Any]:
-    """What gradient methods tell, averaged: scalars, the tasks' gradient norms, their cosines.
-
-    A task counts in the steps that it is present in, a pair in those that both are, and the
-    scalars, which are about pairs, in the steps that have one. Figures that are not finite,
-    as in a skipped step, count nowhere.
-    """
-    if "cosines" not in figures[0]:
-        return {}
-    present = np.stack([f["present"] for f in figures])
-    together = present[:, :, None] & present[:, None, :]
-    finite = np.isfinite(_stacked(figures, "norms")).all(1)  # NaN < 0 would be no conflict
-    paired = (present.sum(1) > 1) & finite
-    scalars = [k for k in figures[0] if k != "skipped" and np.ndim(figures[0][k]) == 0]
-    return {
-        **{key: _finite_mean(figures, key, paired).item() for key in scalars},
-        "gradient_norm": _named(names, _finite_mean(figures, "norms", present)),
-        "cosines": {
-            "tasks": list(names),
-            "mean": _finite_mean(figures, "cosines", together).round(3).tolist(),
-        },
-    }
-
-
-def _imbalance(experiment: Experiment, figures: list[dict[str, Any]]) -> dict[str, Any]:
-    """What keeps the modalities in balance tells of each, averaged over the steps that have it."""
-    if experiment.imbalance is None:
-        return {}
-    names = experiment.imbalance.modalities
-    keys = [key for key in figures[0] if key.startswith("imbalance/")]
-    return {key: _named(names, _finite_mean(figures, key, np.True_)) for key in keys}
-
-
-def _finite_mean(figures: list[dict[str, Any]], key: str, counted: np.ndarray) -> np.ndarray:
-    values = _stacked(figures, key)
-    return _mean(values, counted & np.isfinite(values))
-
-
-def _stacked(figures: list[dict[str, Any]], key: str) -> np.ndarray:
-    return np.stack([f[key] for f in figures]).astype(np.float64)
-
-
-def _mean(values: np.ndarray, counted: np.ndarray) -> np.ndarray:
-    """Over the steps that count; NaN where none does."""
-    count = counted.sum(0)
-    total = np.where(counted, values, 0.0).sum(0)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
-def _named(names: tuple[str, ...], values: Any) -> dict[str, float]:
-    return {name: value.item() for name, value in zip(names, np.asarray(values), strict=True)}
 
 
 def _counted(batches: Iterator[Any], beat: Callable[[], None]) -> Iterator[Any]:

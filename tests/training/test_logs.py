@@ -1,5 +1,6 @@
 """What a run writes down about its tasks' gradients: means over the steps that a task is in."""
 
+import functools
 import sys
 import types
 
@@ -12,7 +13,7 @@ from mtmm_jax import balancing, training
 from mtmm_jax import train as command
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.training import logs, wandb_run
-from mtmm_jax.training.loop import _diagnostics
+from mtmm_jax.training.figures import _diagnostics
 
 NAMES = ("a", "b", "c", "d")
 # a and b are together twice; c meets the others once; d comes alone, and nobody else is there.
@@ -70,18 +71,28 @@ def test_methods_without_a_gramian_log_none_of_it():
     assert _diagnostics(NAMES, figures) == {}
 
 
+class Events:
+    """A SummaryWriter that gives every curve's point to `draw`."""
+
+    def __init__(self, draw, *_, **__):
+        self._draw, self.file_writer = draw, self
+
+    def add_summary(self, summary, step):
+        for value in summary.value:
+            self._draw(value.tag, value.simple_value, step)
+
+    def close(self):
+        pass
+
+
 @pytest.mark.parametrize("tasks", [3, 8, 9, 40])
 def test_the_journal_has_the_matrix_and_tensorboard_the_pairs_of_few(tasks, tmp_path, monkeypatch):
     drawn = {}
 
-    class Events:
-        def __init__(self, *_, **__):
-            self.close = lambda: None
+    def draw(tag, value, step):
+        drawn[tag] = pytest.approx(value), step
 
-        def add_scalar(self, tag, value, step):
-            drawn[tag] = value, step
-
-    monkeypatch.setattr(logs, "SummaryWriter", Events)
+    monkeypatch.setattr(logs, "SummaryWriter", functools.partial(Events, draw))
     names = [f"t{i}" for i in range(tasks)]
     rows = np.random.default_rng(0).uniform(-1, 1, (tasks, tasks)).round(3).tolist()
     rows[0][2] = float("nan")
@@ -139,14 +150,10 @@ def _journal(folder, from_step=0):
 def test_wandb_has_tensorboards_figures_and_a_run_goes_on_in_its_own(wandb, tmp_path, monkeypatch):
     drawn = {}
 
-    class Events:
-        def __init__(self, *_, **__):
-            self.close = lambda: None
+    def draw(tag, value, step):
+        drawn.setdefault(step, {})[tag] = value
 
-        def add_scalar(self, tag, value, step):
-            drawn.setdefault(step, {})[tag] = value
-
-    monkeypatch.setattr(logs, "SummaryWriter", Events)
+    monkeypatch.setattr(logs, "SummaryWriter", functools.partial(Events, draw))
     (tmp_path / "config.json").write_text('{"steps": 6}')
     settings = wandb_run.check(ConfigDict({"project": "emoji", "tags": ("a", "b")}))
     wandb_run.keep(tmp_path, settings)

@@ -1,0 +1,154 @@
+"""What the steps of a run tell: kept on the device, fetched together, written and shown."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from mtmm_jax import parallel
+from mtmm_jax.data.source import Training
+from mtmm_jax.training.experiment import Experiment
+from mtmm_jax.training.faults import Faults, diverged
+from mtmm_jax.training.logs import Watch
+from mtmm_jax.training.profiling import Meter
+
+
+class Figures:
+    """The figures of the steps since the last log.
+
+    Args:
+        experiment: whose steps they are.
+        iterator: gives the batches; asked for its epochs and shares.
+        journal: where the means are written.
+        watch: where they are shown.
+        faults: looks at every step.
+        meter: knows the parts of the steps' time.
+        start: the step that the run stands at.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        iterator: Training,
+        journal: Any,
+        watch: Watch,
+        faults: Faults,
+        meter: Meter | None,
+        start: int,
+    ) -> None:
+        self._experiment, self._iterator, self._journal = experiment, iterator, journal
+        self._watch, self._faults, self._meter = watch, faults, meter
+        self._rates = experiment.learning_rates
+        self._kept: list[Any] = []
+        self._told = start
+        self.pause()
+
+    def add(self, figures: Any) -> None:
+        """Of one more step, which may still be running."""
+        self._kept.append(figures)
+
+    def waited(self, seconds: float) -> None:
+        """For a batch."""
+        self._waited += seconds
+
+    def pause(self) -> None:
+        """What happened since the last log, such as a validation, is not training time."""
+        self._since, self._waited = time.monotonic(), 0.0
+
+    def tell(self, number: int) -> None:
+        """Fetches what is kept, of the steps up to `number`, and waits for them.
+
+        Raises:
+            faults.Diverged: after `abort_after` steps in a row that taught nothing.
+        """
+        told = parallel.fetch(self._kept, self._experiment.devices)
+        self._kept = []
+        self._log(number, told)
+        for line in self._faults.look(number, told):
+            self._watch.say(line)
+
+    def _log(self, number: int, figures: list[dict[str, Any]]) -> None:
+        """Means over the steps since the last log."""
+        names, meter, iterator = self._experiment.model.loss_names, self._meter, self._iterator
+        present = np.stack([f["present"] for f in figures])
+        mean_losses = _mean(_stacked(figures, "losses"), present)
+        weights = np.stack([f["weights"] for f in figures]).mean(0)
+        seconds = max(time.monotonic() - self._since, 1e-9)
+        done = max(number - self._told, 1)
+        self._journal.write(
+            number,
+            "train",
+            {
+                "loss": _named(names, mean_losses),
+                "weight": _named(names, weights),
+                "learning_rate": float(self._rates[number - 1]),
+                "steps_per_second": done / seconds,
+                "data_wait": self._waited / seconds,
+                **(meter.figures(seconds, done, self._waited) if meter is not None else {}),
+                "epoch": iterator.epochs[0] if len(iterator.epochs) == 1 else list(iterator.epochs),
+                **({"data_shares": list(iterator.shares)} if len(iterator.shares) > 1 else {}),
+                "skipped": int(sum(f["skipped"] for f in figures)),
+                "absent": _named(names, (~present).sum(0)),
+                "diverged": _named(names, np.sum([diverged(f) for f in figures], axis=0)),
+                **_diagnostics(names, figures),
+                **_imbalance(self._experiment, figures),
+            },
+        )
+        self._watch.update(number, mean_losses, weights)
+        self._told = number
+        self.pause()
+
+
+def _diagnostics(names: tuple[str, ...], figures: list[dict[str, Any]]) -> dict[str, Any]:
+    """What gradient methods tell, averaged: scalars, the tasks' gradient norms, their cosines.
+
+    A task counts in the steps that it is present in, a pair in those that both are, and the
+    scalars, which are about pairs, in the steps that have one. Figures that are not finite,
+    as in a skipped step, count nowhere.
+    """
+    if "cosines" not in figures[0]:
+        return {}
+    present = np.stack([f["present"] for f in figures])
+    together = present[:, :, None] & present[:, None, :]
+    finite = np.isfinite(_stacked(figures, "norms")).all(1)  # NaN < 0 would be no conflict
+    paired = (present.sum(1) > 1) & finite
+    scalars = [k for k in figures[0] if k != "skipped" and np.ndim(figures[0][k]) == 0]
+    return {
+        **{key: _finite_mean(figures, key, paired).item() for key in scalars},
+        "gradient_norm": _named(names, _finite_mean(figures, "norms", present)),
+        "cosines": {
+            "tasks": list(names),
+            "mean": _finite_mean(figures, "cosines", together).round(3).tolist(),
+        },
+    }
+
+
+def _imbalance(experiment: Experiment, figures: list[dict[str, Any]]) -> dict[str, Any]:
+    """What keeps the modalities in balance tells of each, averaged over the steps that have it."""
+    if experiment.imbalance is None:
+        return {}
+    names = experiment.imbalance.modalities
+    keys = [key for key in figures[0] if key.startswith("imbalance/")]
+    return {key: _named(names, _finite_mean(figures, key, np.True_)) for key in keys}
+
+
+def _finite_mean(figures: list[dict[str, Any]], key: str, counted: np.ndarray) -> np.ndarray:
+    values = _stacked(figures, key)
+    return _mean(values, counted & np.isfinite(values))
+
+
+def _stacked(figures: list[dict[str, Any]], key: str) -> np.ndarray:
+    return np.stack([f[key] for f in figures]).astype(np.float64)
+
+
+def _mean(values: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """Over the steps that count; NaN where none does."""
+    count = counted.sum(0)
+    total = np.where(counted, values, 0.0).sum(0)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _named(names: tuple[str, ...], values: Any) -> dict[str, float]:
+    return {name: value.item() for name, value in zip(names, np.asarray(values), strict=True)}
