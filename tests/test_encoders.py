@@ -140,9 +140,13 @@ def test_fourier_positions_are_waves_of_growing_periods():
     np.testing.assert_allclose(features, expected, atol=1e-5)
 
 
-def test_rematerialised_blocks_have_the_same_parameters_and_gradients():
+REMATS = (True, "dots", "dots_without_batch")
+
+
+@pytest.mark.parametrize("remat", REMATS)
+def test_rematerialised_blocks_have_the_same_parameters_and_gradients(remat):
     entry = _entry("text")
-    plain, saving = (_build({"kind": "bert", "remat": r}, name="text") for r in (False, True))
+    plain, saving = (_build({"kind": "bert", "remat": r}, name="text") for r in (False, remat))
     variables = toy.variables(plain, entry)
     assert jax.tree.map(np.shape, toy.variables(saving, entry)) == jax.tree.map(np.shape, variables)
 
@@ -159,7 +163,25 @@ def test_rematerialised_blocks_have_the_same_parameters_and_gradients():
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-@pytest.mark.parametrize("remat", [False, True])
+def test_policies_of_remat_keep_some_products_and_none_is_made_up():
+    """Ordered by what the backward pass computes again: nothing, attention, all products."""
+    entry = _entry("text")
+    products = {}
+    for remat in (False, *REMATS):
+        module = _build({"kind": "bert", "remat": remat, "dropout": 0.0}, name="text")
+        variables = toy.variables(module, entry)
+
+        def loss(variables, module=module):
+            return jnp.square(module.apply(variables, entry, train=True).mean()).sum()
+
+        products[remat] = str(jax.make_jaxpr(jax.grad(loss))(variables)).count("dot_general")
+    assert products[False] == products["dots"]
+    assert products["dots"] < products["dots_without_batch"] < products[True]
+    with pytest.raises(ConfigError, match=r"remat: .*'most'.*choices: dots, dots_without_batch"):
+        toy.variables(_build({"kind": "bert", "remat": "most"}, name="text"), entry)
+
+
+@pytest.mark.parametrize("remat", [False, True, "dots"])
 def test_scanned_blocks_have_the_same_parameters_and_gradients(remat):
     """One block stands in the program, whatever the depth; dropout draws anew in each layer."""
     entry = _entry("text")

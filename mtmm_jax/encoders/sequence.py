@@ -16,6 +16,11 @@ from mtmm_jax.registry import choose
 
 # preset -> layers, width, heads
 TRANSFORMERS = {"tiny": (2, 128, 4), "small": (4, 256, 4), "base": (12, 768, 12)}
+# What `remat` may keep besides each block's input, so that it is not computed again.
+POLICIES = {
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "dots_without_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
 # preset -> width
 GRUS = {"tiny": 96, "small": 256}
 
@@ -28,7 +33,8 @@ class TransformerEncoder(Encoder):
         dropout: rate inside the blocks.
         cut: how many layers belong to the first half of the body.
         remat: keep only each block's input for the backward pass and compute the rest again: a
-            third more time, for memory that hardly grows with depth.
+            third more time, for memory that hardly grows with depth. "dots" keeps what all matrix
+            products give as well, "dots_without_batch" those with parameters, not attention's.
         scan: compile one block and run it over the depth, where compiling all of them takes long.
             Parameters keep their names and are stacked for each step, a copy of them; attention
             maps inside the blocks are not recorded, and layers there cannot be tapped.
@@ -37,7 +43,7 @@ class TransformerEncoder(Encoder):
     preset: str = "tiny"
     dropout: float = 0.1
     cut: int = 1
-    remat: bool = False
+    remat: bool | str = False
     scan: bool = False
 
     presets: ClassVar[Mapping[str, tuple[int, ...]]] = TRANSFORMERS
@@ -58,6 +64,13 @@ class TransformerEncoder(Encoder):
         """Layers, inner width, heads."""
         return self.presets[choose(self.preset, self.presets, "encoder.preset", "preset")]
 
+    @property
+    def policy(self) -> Any:
+        """JAX's, of `remat`."""
+        if isinstance(self.remat, bool):
+            return None
+        return POLICIES[choose(self.remat, POLICIES, "encoder.remat", "policy besides True")]
+
     def first(self, tokens: Tokens, **mode: Any) -> Tokens:
         return self._run(self.blocks[: self.cut], tokens, mode)
 
@@ -75,7 +88,7 @@ class TransformerEncoder(Encoder):
                 return block(x, mask, **mode)
 
             for block in blocks:
-                x = (nn.remat(run) if self.remat else run)(block, x)
+                x = (nn.remat(run, policy=self.policy) if self.remat else run)(block, x)
         return tokens.replace_values(x.astype(jnp.float32))
 
     @nn.nowrap
@@ -92,7 +105,8 @@ class TransformerEncoder(Encoder):
             rngs = {} if key is None else {"dropout": key}
             return block.apply({"params": params}, x, mask, **mode, rngs=rngs), None
 
-        return jax.lax.scan(jax.checkpoint(run) if self.remat else run, x, (stacked, keys))[0]
+        step = jax.checkpoint(run, policy=self.policy) if self.remat else run
+        return jax.lax.scan(step, x, (stacked, keys))[0]
 
 
 class GRUEncoder(Encoder):
