@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from typing import Any
@@ -36,9 +35,8 @@ class ShortRun:
     def train(self, seed: int) -> Any:
         """The variables after the config's steps."""
         experiment = self.experiment
-        config = {**experiment.config, "seed": seed}
-        state = dataclasses.replace(experiment, config=config).init()
-        state = parallel.replicate(state, experiment.devices)
+        config = experiment.config
+        state = parallel.replicate(experiment.init(seed), experiment.devices)
         batches = iter(experiment.source.train(config["batch_size"], seed=seed))
         for _ in range(config["steps"]):
             state, _ = self._step(state, next(batches))

@@ -61,11 +61,15 @@ class Experiment:
     devices: parallel.Devices
     imbalance: Imbalance | None = None
 
-    def init(self) -> TrainState:
-        """On one device, or as it lies on the mesh; with what `config.init_from` gives."""
-        return self.begun()[0]
+    def init(self, seed: int | None = None) -> TrainState:
+        """On one device, or as it lies on the mesh; with what `config.init_from` gives.
 
-    def begun(self) -> tuple[TrainState, init_from.Report | None]:
+        Args:
+            seed: instead of the config's; the compiled program is the same.
+        """
+        return self.begun(seed)[0]
+
+    def begun(self, seed: int | None = None) -> tuple[TrainState, init_from.Report | None]:
         """The state before the first step, and what of it came from elsewhere."""
         if (self.config.get("relatedness") or {"found": True}).get("found") is None:
             raise ConfigError(
@@ -75,7 +79,8 @@ class Experiment:
         mesh = self.devices if isinstance(self.devices, Layout) else None
         # On a mesh no device ever holds the whole.
         laid_out = {} if mesh is None else {"out_shardings": mesh.of(self.shapes)}
-        state = jax.jit(self._initialise, **laid_out)(key_data(self.config["seed"]))
+        drawn = key_data(self.config["seed"] if seed is None else seed)
+        state = jax.jit(self._initialise, **laid_out)(drawn)
         return init_from.load(self, state, assemble)
 
     @functools.cached_property
