@@ -176,9 +176,11 @@ def first(state: Any, devices: Devices) -> Any:
 
 def fetch(tree: Any, devices: Devices) -> Any:
     """What a wrapped step told, on the host: the same on all devices."""
-    # On a CPU the arrays are in the host's memory already, and `device_get` would copy each.
-    cpu = jax.default_backend() == "cpu"
-    values = jax.tree.map(np.asarray, tree) if cpu else jax.device_get(tree)
+    if jax.default_backend() == "cpu":  # in the host's memory already: `device_get` would copy
+        with jax.transfer_guard_device_to_host("allow"):
+            values = jax.tree.map(np.asarray, tree)
+    else:
+        values = jax.device_get(tree)
     if devices == 1 or not isinstance(devices, int):
         return values
     return jax.tree.map(lambda x: x[0], values)
