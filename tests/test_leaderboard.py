@@ -49,7 +49,7 @@ def _row(entry, seed, validation, test, rate=1.0):
     }
 
 
-def test_the_best_stands_first_at_the_rate_that_validation_chose():
+def test_the_best_stands_first_at_the_rate_that_validation_chose(tmp_path):
     rows = [
         _row("only pix", 0, 0.5, 0.9, 0.5),  # best on test, but not on validation
         _row("only pix", 0, 0.7, 0.6, 2.0),
@@ -64,6 +64,8 @@ def test_the_best_stands_first_at_the_rate_that_validation_chose():
     np.testing.assert_allclose(lines[1]["spread"], 0.1)
     assert lines[1]["rate"] == 2.0
     assert leaderboard.table(lines, "x").row_count == 2
+    leaderboard.plot({"digits": lines, "again": lines}, tmp_path / "new" / "board.png")
+    assert (tmp_path / "new" / "board.png").stat().st_size > 5000
 
 
 class _Fake:

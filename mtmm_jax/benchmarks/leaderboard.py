@@ -1,6 +1,6 @@
 """All fusions and sharings on the same data, steps and seeds, beside plain baselines.
 
-    python -m mtmm_jax.benchmarks.leaderboard --data digits films emoji --json leaderboard.json
+    python -m mtmm_jax.benchmarks.leaderboard --json leaderboard.json --plot leaderboard.png
 
 Every entry is the data set's config in `BASES` with one thing changed. The baselines are one
 modality alone and the late Transformer, each at the best of three learning rates on validation;
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from mtmm_jax.benchmarks.bars import bars, panels, save
 from mtmm_jax.benchmarks.seeds import seeds_of
 from mtmm_jax.benchmarks.timing import write_json
 from mtmm_jax.command import console, guarded, prepare_jax
@@ -151,6 +152,7 @@ def standings(rows: Sequence[Mapping[str, Any]], data: str, steps: int) -> list[
                 "rate": rate,
                 "parameters": own[0]["parameters"],
                 "seconds": float(np.median([row["seconds"] for row in own])),
+                "values": [row["test_mean"] for row in own],
                 "mean": float(np.mean([row["test_mean"] for row in own])),
                 "spread": float(np.std([row["test_mean"] for row in own])),
                 **{task: float(np.mean([row["test"][task] for row in own])) for task in tasks},
@@ -162,7 +164,7 @@ def standings(rows: Sequence[Mapping[str, Any]], data: str, steps: int) -> list[
 def table(lines: Sequence[Mapping[str, Any]], title: str) -> Any:
     from rich.table import Table
 
-    fixed = ("entry", "seeds", "rate", "parameters", "seconds", "mean", "spread")
+    fixed = ("entry", "seeds", "rate", "parameters", "seconds", "values", "mean", "spread")
     out = Table(title=title)
     for name in ("", "entry", "mean ± sd", *(k for k in lines[0] if k not in fixed)):
         out.add_column(name)
@@ -183,6 +185,18 @@ def table(lines: Sequence[Mapping[str, Any]], title: str) -> Any:
     return out
 
 
+def plot(standing: Mapping[str, Sequence[Mapping[str, Any]]], path: str) -> None:
+    """A panel for each data set, from its `standings`."""
+    figure, axes = panels(len(standing), max(map(len, standing.values())))
+    for panel, (title, lines) in zip(axes, standing.items(), strict=True):
+        values = {line["entry"]: line["values"] for line in lines}
+        bars(panel, values, list(filter(tuned, values)))
+        least, most = min(map(min, values.values())), max(map(max, values.values()))
+        panel.set_xlim(least - 0.05 * (most - least), most + 0.02 * (most - least))
+        panel.set_title(f"{title}; orange: baselines, tuned", fontsize=9)
+    save(figure, path)
+
+
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m mtmm_jax.benchmarks.leaderboard",
@@ -194,6 +208,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--only", help="a regular expression: entries to run, such as 'fusion .*'")
     p.add_argument("--quick", action="store_true", help="few entries, few steps, one seed")
     p.add_argument("--json", help="rows are kept here; those that stand in it are not run again")
+    p.add_argument("--plot", help="a picture, such as leaderboard.png")
     return p
 
 
@@ -209,6 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = console()
     board = Board(options.json)
     seeds = seeds_of(options.seeds)[: 1 if options.quick else None]
+    standing = {}
     for data in options.data:
         choose(data, BASES, "--data", "data set")
         steps = options.steps or BASES[data][1 if options.quick else 0]
@@ -221,9 +237,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             for row in runs(board, data, name, chosen[name], seeds, steps):
                 board.add(row)
         lines = standings(board.rows, data, steps)
+        standing[f"{data}, test, {steps} steps"] = lines
         out.print(table(lines, f"{data}, test, {steps} steps; bold: baselines, tuned"))
         for row in board.find(data=data, steps=steps, refused=True):
             out.print(f"{row['entry']}: {row['reason']}", highlight=False)
+    if options.plot:
+        plot(standing, options.plot)
     return 0
 
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mtmm_jax.benchmarks.bars import bars, panels, save
 from mtmm_jax.benchmarks.leaderboard import Board, entries
 from mtmm_jax.benchmarks.seeds import seeds_of
 from mtmm_jax.command import console, guarded, prepare_jax
@@ -35,31 +35,18 @@ def config_of(changes: Mapping[str, Any], steps: int) -> Any:
 
 
 def plot(rows: Sequence[Mapping[str, Any]], path: str) -> None:
-    """A bar for each entry with its seeds as dots; chance and the best reachable as lines."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    names = sorted(
-        dict.fromkeys(row["entry"] for row in rows),
-        key=lambda name: np.mean([row["accuracy"] for row in rows if row["entry"] == name]),
-    )
-    figure, axes = plt.subplots(figsize=(7, 0.6 + 0.24 * len(names)), layout="constrained")
-    for y, name in enumerate(names):
-        values = [row["accuracy"] for row in rows if row["entry"] == name]
-        colour = "tab:orange" if name in ADDITIVE else "tab:blue"
-        axes.barh(y, np.mean(values), color=colour, alpha=0.6)
-        axes.plot(values, [y] * len(values), ".", color="black", markersize=4)
+    """Chance and the best reachable as lines."""
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        values.setdefault(row["entry"], []).append(row["accuracy"])
+    figure, (axes,) = panels(1, len(values))
+    bars(axes, values, ADDITIVE)
     axes.axvline(0.5, color="grey", linestyle=":")
     axes.axvline(rows[0]["ceiling"], color="grey", linestyle="--")
-    axes.set_yticks(range(len(names)), names, fontsize=8)
-    axes.set_ylim(-0.7, len(names) - 0.3)
     axes.set_xlim(0.4, 1.02)
     axes.set_xlabel("accuracy on XOR; dotted: chance, dashed: the best reachable")
     axes.set_title("orange: additive in the logits", fontsize=9)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -89,11 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     board = Board(options.json)
     plan = {k: v for k, v in entries(()).items() if "fusion" in v}
     for name in track(plan, description="synergy", console=out):
-        todo = [
-            seed
-            for seed in seeds_of(options.seeds)
-            if not board.find(entry=name, seed=seed, steps=options.steps)
-        ]
+        todo = board.left(seeds_of(options.seeds), entry=name, steps=options.steps)
         if not todo:
             continue
         try:
@@ -131,7 +114,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         table.add_row(marks + name, spread, f"{min(values):.3f}", count)
     out.print(table)
     if options.plot:
-        Path(options.plot).parent.mkdir(parents=True, exist_ok=True)
         plot(rows, options.plot)
     return 0
 
