@@ -40,7 +40,6 @@ class Figures:
     ) -> None:
         self._experiment, self._iterator, self._journal = experiment, iterator, journal
         self._watch, self._faults, self._meter = watch, faults, meter
-        self._rates = experiment.learning_rates
         self._kept: list[Any] = []
         self._told = start
         self.pause()
@@ -75,7 +74,8 @@ class Figures:
         present = np.stack([f["present"] for f in figures])
         mean_losses = _mean(_stacked(figures, "losses"), present)
         weights = np.stack([f["weights"] for f in figures]).mean(0)
-        seconds = max(time.monotonic() - self._since, 1e-9)
+        now = time.monotonic()
+        seconds = max(now - self._since, 1e-9)
         done = max(number - self._told, 1)
         self._journal.write(
             number,
@@ -83,7 +83,7 @@ class Figures:
             {
                 "loss": _named(names, mean_losses),
                 "weight": _named(names, weights),
-                "learning_rate": float(self._rates[number - 1]),
+                "learning_rate": float(self._experiment.learning_rates[number - 1]),
                 "steps_per_second": done / seconds,
                 "data_wait": self._waited / seconds,
                 **(meter.figures(seconds, done, self._waited) if meter is not None else {}),
@@ -97,8 +97,8 @@ class Figures:
             },
         )
         self._watch.update(number, mean_losses, weights)
-        self._told = number
-        self.pause()
+        # Writing is time of the next steps.
+        self._told, self._since, self._waited = number, now, 0.0
 
 
 def _diagnostics(names: tuple[str, ...], figures: list[dict[str, Any]]) -> dict[str, Any]:

@@ -118,11 +118,12 @@ def train(
             if late:  # while the device does this step
                 figures.tell(number - 1)
             figures.add(told)
-            log = number % experiment.config["evaluation"]["log_every"] == 0 or number == steps
+            last = number == steps
+            log = number % experiment.config["evaluation"]["log_every"] == 0 or last
             if log:
                 stop.agree()
             asked = stop.agreed
-            validate = number % experiment.config["evaluation"]["every"] == 0 or number == steps
+            validate = number % experiment.config["evaluation"]["every"] == 0 or last
             save = number % experiment.config["checkpoint"]["every"] == 0 or validate or asked
             late = log and not save
             if log and save:
@@ -139,7 +140,7 @@ def train(
             if save:
                 whole = parallel.first(state, devices)
                 checkpoints.save(whole, latest_score, iterator.get_state())
-            if asked and number < steps:
+            if asked and not last:
                 checkpoints.wait()
                 raise processes.Interrupted(asked, number)
     checkpoints.wait()
