@@ -12,7 +12,7 @@ from scipy.spatial.distance import pdist, squareform
 
 from mtmm_jax import balancing, data, parallel
 from mtmm_jax.benchmarks import domains
-from mtmm_jax.benchmarks.leaderboard import Board
+from mtmm_jax.benchmarks.board import Board
 from mtmm_jax.data.build import mixture
 from mtmm_jax.data.mixing import mixing
 from mtmm_jax.data.mixture import mix, rename

@@ -3,8 +3,8 @@
 import pytest
 
 from mtmm_jax.benchmarks import few_labels
-from mtmm_jax.benchmarks.few_labels import ROWS, chosen, folder_of, ordered
-from mtmm_jax.benchmarks.leaderboard import Board
+from mtmm_jax.benchmarks.board import Board, names_of
+from mtmm_jax.benchmarks.few_labels import ROWS, folder_of, ordered
 from mtmm_jax.registry import ConfigError
 
 
@@ -20,10 +20,10 @@ def test_rows_come_after_what_they_need():
 
 def test_rows_are_named_with_their_commas():
     text = "quarter, taught, zero-shot,contrastive, then 10%"
-    assert chosen(text) == ["quarter, taught", "zero-shot", "contrastive, then 10%"]
-    assert chosen(None) == list(ROWS)
+    assert names_of(text, ROWS, "row") == ["quarter, taught", "zero-shot", "contrastive, then 10%"]
+    assert names_of(None, ROWS, "row") == list(ROWS)
     with pytest.raises(ConfigError, match="--only: unknown row 'zero shot'.*'zero-shot'"):
-        chosen("zero shot")
+        names_of("zero shot", ROWS, "row")
 
 
 @pytest.mark.parametrize("name", ROWS)

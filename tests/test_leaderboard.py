@@ -6,7 +6,8 @@ import pytest
 
 from mtmm_jax import training
 from mtmm_jax.benchmarks import leaderboard, synergy
-from mtmm_jax.benchmarks.leaderboard import Board, config_of, entries, runs, standings
+from mtmm_jax.benchmarks.board import Board
+from mtmm_jax.benchmarks.leaderboard import config_of, entries, runs, standings
 from mtmm_jax.benchmarks.short_runs import ShortRun
 from mtmm_jax.fusion import DECISIONS, FUSIONS
 from mtmm_jax.sharing import SHARINGS

@@ -13,7 +13,7 @@ from PIL import Image
 
 from mtmm_jax import data, training
 from mtmm_jax.benchmarks import recipe_runs, recipes
-from mtmm_jax.benchmarks.leaderboard import Board
+from mtmm_jax.benchmarks.board import Board
 from mtmm_jax.benchmarks.recipe_runs import Run, config_of, zero_shot
 from mtmm_jax.benchmarks.recipes import RECIPES
 from mtmm_jax.data.scenario_parts import _LETTERS, Lot, write_on

@@ -21,11 +21,9 @@ from typing import Any
 import numpy as np
 
 from mtmm_jax.benchmarks import recipe_runs
-from mtmm_jax.benchmarks.leaderboard import Board
+from mtmm_jax.benchmarks.board import Board, arguments, names_of, seeds_of, spread
 from mtmm_jax.benchmarks.recipe_runs import Run, config_of
-from mtmm_jax.benchmarks.seeds import seeds_of, spread
 from mtmm_jax.command import console, guarded, prepare_jax
-from mtmm_jax.registry import choose
 
 QUICK = 10  # steps
 TASK, SOURCE, TARGET = "category", "noto", "twemoji"
@@ -191,14 +189,12 @@ def best(board: Board, steps: int | None = None, split: str = "test") -> tuple[s
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m mtmm_jax.benchmarks.domains",
-        description="How much of the gap between two drawing styles each adaptation recovers.",
+    p = arguments(
+        "domains",
+        "How much of the gap between two drawing styles each adaptation recovers.",
+        only="names parted by commas, such as coral,adversarial",
+        quick=f"{QUICK} steps and one seed: does it run?",
     )
-    p.add_argument("--json", help="rows are kept here; those that stand in it are not run again")
-    p.add_argument("--only", help="names parted by commas, such as coral,adversarial")
-    p.add_argument("--seeds", default="0,1,2", help="such as 0,1,2 (default)")
-    p.add_argument("--quick", action="store_true", help=f"{QUICK} steps and one seed: does it run?")
     p.add_argument("--workdir", default="runs/domains", help="of runs that need a folder")
     return p
 
@@ -206,14 +202,12 @@ def parser() -> argparse.ArgumentParser:
 @guarded
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
-    names = options.only.split(",") if options.only else list(WAYS)
-    for name in names:
-        choose(name, WAYS, "--only", "way")
+    names = names_of(options.only, WAYS, "way")
     prepare_jax()
 
     out, board = console(), Board(options.json)
     steps = QUICK if options.quick else None
-    seeds = seeds_of(options.seeds)[: 1 if options.quick else None]
+    seeds = seeds_of(options.seeds, options.quick)
     for number, name in enumerate(names, start=1):
         key = key_of(name, steps)
         left = board.left(seeds, **key)

@@ -20,10 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from mtmm_jax.benchmarks.leaderboard import Board
-from mtmm_jax.benchmarks.seeds import seeds_of, spread
+from mtmm_jax.benchmarks.board import Board, arguments, names_of, seeds_of, spread
 from mtmm_jax.command import console, guarded, prepare_jax
-from mtmm_jax.registry import choose
 
 QUICK = 10  # steps
 SHARES = (5, 10)  # percent of the category labels
@@ -191,41 +189,26 @@ def _mean(rows: Sequence[Mapping[str, Any]], task: str) -> float:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m mtmm_jax.benchmarks.few_labels",
-        description="Few labels: pretraining, semi-supervised learning, zero-shot, distillation.",
+    p = arguments(
+        "few_labels",
+        "Few labels: pretraining, semi-supervised learning, zero-shot, distillation.",
+        only="rows parted by commas, such as 'supervised 5%,pseudo 5%'",
+        quick=f"{QUICK} steps and one seed: does it run?",
     )
-    p.add_argument("--json", help="rows are kept here; those that stand in it are not run again")
-    p.add_argument("--only", help="rows parted by commas, such as 'supervised 5%%,pseudo 5%%'")
-    p.add_argument("--seeds", default="0,1,2", help="such as 0,1,2 (default)")
     p.add_argument("--steps", type=int, help="of every run; the configs' own by default")
-    p.add_argument("--quick", action="store_true", help=f"{QUICK} steps and one seed: does it run?")
     p.add_argument("--workdir", default="runs/few_labels_table", help="the folder of the runs")
     return p
-
-
-def chosen(text: str | None) -> list[str]:
-    """The rows of --only, where a comma may also be part of a name."""
-    if not text:
-        return list(ROWS)
-    found, parts = [], [part.strip() for part in text.split(",")]
-    while parts:
-        fits = [n for n in range(len(parts), 0, -1) if ", ".join(parts[:n]) in ROWS]
-        n = fits[0] if fits else 1
-        found.append(choose(", ".join(parts[:n]), ROWS, "--only", "row"))
-        parts = parts[n:]
-    return found
 
 
 @guarded
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
-    names = chosen(options.only)
+    names = names_of(options.only, ROWS, "row")
     prepare_jax()
 
     out, board, workdir = console(), Board(options.json), Path(options.workdir)
     steps = QUICK if options.quick else options.steps
-    seeds = seeds_of(options.seeds)[: 1 if options.quick else None]
+    seeds = seeds_of(options.seeds, options.quick)
     plan = ordered(names)
     for number, name in enumerate(plan, start=1):
         for seed in seeds:

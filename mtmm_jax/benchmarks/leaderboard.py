@@ -10,18 +10,15 @@ all others take the config's rate. Rows that stand in the JSON file are not run 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mtmm_jax.benchmarks.bars import bars, panels, save
-from mtmm_jax.benchmarks.seeds import seeds_of
-from mtmm_jax.benchmarks.timing import write_json
+from mtmm_jax.benchmarks.board import Board, arguments, seeds_of
 from mtmm_jax.command import console, guarded, prepare_jax
 from mtmm_jax.registry import ConfigError, choose
 
@@ -57,6 +54,7 @@ def entries(encoders: Sequence[str]) -> dict[str, dict[str, Any]]:
 def config_of(data: str, changes: Mapping[str, Any], steps: int, rate: float) -> Any:
     """The data set's config with one entry's changes."""
     from mtmm_jax import training
+    from mtmm_jax.benchmarks.short_runs import without
 
     config = training.load(data)
     with config.unlocked(), config.ignore_type():
@@ -66,10 +64,7 @@ def config_of(data: str, changes: Mapping[str, Any], steps: int, rate: float) ->
             if key in changes:
                 config.model[key] = changes[key]
         if "only" in changes:
-            for name in list(config.model.encoders):
-                if name != changes["only"]:
-                    config.model.encoders[name] = None
-            config.model.modality_dropout = 0.0
+            without(config, set(config.model.encoders) - {changes["only"]})
         for name, task in list(config.tasks.items()):
             # Tasks that do not read what is fused are no test of it.
             if task is not None and task.get("reads", "fused") != "fused":
@@ -80,28 +75,6 @@ def config_of(data: str, changes: Mapping[str, Any], steps: int, rate: float) ->
 def tuned(name: str) -> bool:
     """Whether an entry is a baseline, whose learning rate is chosen on validation."""
     return name.startswith("only ") or name == "fusion transformer"
-
-
-class Board:
-    """The rows so far, in a JSON file that is whole at every moment."""
-
-    def __init__(self, path: str | None) -> None:
-        self.path = Path(path) if path else None
-        self.rows: list[dict[str, Any]] = []
-        if self.path and self.path.exists():
-            self.rows = json.loads(self.path.read_text())["rows"]
-
-    def find(self, **wanted: Any) -> list[dict[str, Any]]:
-        return [r for r in self.rows if all(r.get(k) == v for k, v in wanted.items())]
-
-    def left(self, seeds: Sequence[int], **wanted: Any) -> list[int]:
-        """The seeds that no such row has yet."""
-        return [seed for seed in seeds if not self.find(**wanted, seed=seed)]
-
-    def add(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
-        if self.path:
-            write_json(self.path, self.rows)
 
 
 def runs(
@@ -198,16 +171,14 @@ def plot(standing: Mapping[str, Sequence[Mapping[str, Any]]], path: str) -> None
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m mtmm_jax.benchmarks.leaderboard",
-        description="Ranks all fusions and sharings beside plain baselines.",
+    p = arguments(
+        "leaderboard",
+        "Ranks all fusions and sharings beside plain baselines.",
+        only="a regular expression: entries to run, such as 'fusion .*'",
+        quick="few entries, few steps, one seed",
     )
     p.add_argument("--data", nargs="+", default=list(BASES), help="digits films emoji (default)")
-    p.add_argument("--seeds", default="0,1,2", help="such as 0,1,2 (default)")
     p.add_argument("--steps", type=int, help="of each run; the default is set for each data set")
-    p.add_argument("--only", help="a regular expression: entries to run, such as 'fusion .*'")
-    p.add_argument("--quick", action="store_true", help="few entries, few steps, one seed")
-    p.add_argument("--json", help="rows are kept here; those that stand in it are not run again")
     p.add_argument("--plot", help="a picture, such as leaderboard.png")
     return p
 
@@ -223,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     out = console()
     board = Board(options.json)
-    seeds = seeds_of(options.seeds)[: 1 if options.quick else None]
+    seeds = seeds_of(options.seeds, options.quick)
     standing = {}
     for data in options.data:
         choose(data, BASES, "--data", "data set")

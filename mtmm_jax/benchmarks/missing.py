@@ -15,26 +15,18 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from mtmm_jax.benchmarks.leaderboard import Board
-from mtmm_jax.benchmarks.seeds import seeds_of
+from mtmm_jax.benchmarks.board import Board, arguments, seeds_of, spread
 from mtmm_jax.command import console, guarded, prepare_jax
 from mtmm_jax.registry import choose, entry_of
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m mtmm_jax.benchmarks.missing",
-        description="What an absent modality costs, with and without modality dropout.",
-        epilog="Values of the config are set by --config.section.key=value, as in training.",
-    )
+    about = "What an absent modality costs, with and without modality dropout."
+    p = arguments("missing", about, config_flags=True)
     p.add_argument("--config", default="emoji", help="a config file, or a name (default: emoji)")
     p.add_argument("--task", default="category", help="whose headline counts (default: category)")
     p.add_argument("--dropout", type=float, default=0.3, help="the rate beside 0 (default: .3)")
     p.add_argument("--ways", nargs="+", default=["mask"], help="of model.missing (default: mask)")
-    p.add_argument("--seeds", default="0,1,2", help="such as 0,1,2 (default)")
-    p.add_argument("--json", help="rows are kept here; those that stand in it are not run again")
     return p
 
 
@@ -78,19 +70,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def changed(base: Any, way: str, rate: float, without: str | None) -> Any:
+def changed(base: Any, way: str, rate: float, gone: str | None) -> Any:
     """The config with a way to meet what is missing, or one that never has a modality."""
+    from mtmm_jax.benchmarks.short_runs import without
+
     config = copy.deepcopy(base)
     with config.unlocked(), config.ignore_type():
         config.model.modality_dropout = rate
-        if without is None:
+        if gone is None:
             config.model.missing = way
-            return config
-        config.model.encoders[without] = None
-        for name, task in list(config.tasks.items()):
-            reads = task.get("reads", "fused")
-            if without in ([reads] if isinstance(reads, str) else reads):
-                config.tasks[name] = None
+        else:
+            without(config, [gone])
     return config
 
 
@@ -107,13 +97,9 @@ def table(rows: Sequence[dict[str, Any]], task: str) -> Any:
         found = {
             label: [r["figures"][label] for r in mine if label in r["figures"]] for label in labels
         }
-        cells = [_spread(values) if values else "" for values in found.values()]
+        cells = [spread(values) if values else "" for values in found.values()]
         out.add_row(way, f"{rate:g}", str(len({row["seed"] for row in mine})), *cells)
     return out
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f"{np.mean(values):.3f} ± {np.std(values):.3f}"
 
 
 if __name__ == "__main__":

@@ -21,8 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from mtmm_jax.benchmarks.leaderboard import Board
-from mtmm_jax.benchmarks.seeds import seeds_of, spread
+from mtmm_jax.benchmarks.board import Board, arguments, seeds_of, spread
 from mtmm_jax.command import console, guarded, prepare_jax
 
 # What is compared: `optimizer.tasks` of each entry.
@@ -132,13 +131,9 @@ def run(
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m mtmm_jax.benchmarks.pacing",
-        description="Conflict and imbalance of task gradients, with and without rates by task.",
-    )
-    p.add_argument("--seeds", default="0,1,2", help="such as 0,1,2 (default)")
+    about = "Conflict and imbalance of task gradients, with and without rates by task."
+    p = arguments("pacing", about)
     p.add_argument("--steps", type=int, default=600, help="of each run (default: 600)")
-    p.add_argument("--json", help="rows are kept here; those that stand in it are not run again")
     return p
 
 
@@ -159,10 +154,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     plan = [(width, name) for width in WIDTHS for name in ENTRIES]
     for width, name in track(plan, description="pacing", console=out):
         key = {"width": width, "entry": name, "steps": options.steps}
-        for seed in seeds_of(options.seeds):
-            if not board.find(**key, seed=seed):
-                figures = run(ENTRIES[name], seed, options.steps, width)
-                board.add({**key, "seed": seed, **figures})
+        for seed in board.left(seeds_of(options.seeds), **key):
+            figures = run(ENTRIES[name], seed, options.steps, width)
+            board.add({**key, "seed": seed, **figures})
         rows = board.find(**key)
         cells = [spread([row[figure] for row in rows]) for figure in FIGURES]
         table.add_row(str(width), name, *cells)

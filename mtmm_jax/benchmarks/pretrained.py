@@ -19,10 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from mtmm_jax.benchmarks.leaderboard import Board
-from mtmm_jax.benchmarks.seeds import seeds_of, spread
+from mtmm_jax.benchmarks.board import Board, arguments, names_of, seeds_of, spread
 from mtmm_jax.command import console, guarded, prepare_jax
-from mtmm_jax.registry import choose
 
 QUICK = 4  # steps
 TASK = "category"
@@ -91,26 +89,22 @@ def table(board: Board, steps: int) -> Any:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m mtmm_jax.benchmarks.pretrained",
-        description="Trains emoji_minilm from scratch, frozen, with LoRA and tuned.",
+    p = arguments(
+        "pretrained",
+        "Trains emoji_minilm from scratch, frozen, with LoRA and tuned.",
+        only=f"of {', '.join(ROWS)}, parted by commas",
+        quick=f"{QUICK} steps and one seed: does it run?",
     )
     default = os.environ.get("MTMM_JAX_MINILM", "minilm")
     p.add_argument("--weights", default=default, help="the folder of the package's files")
     p.add_argument("--steps", type=int, help="of each run; the config's by default")
-    p.add_argument("--seeds", default="0,1,2", help="such as 0,1,2 (default)")
-    p.add_argument("--only", help=f"of {', '.join(ROWS)}, parted by commas")
-    p.add_argument("--quick", action="store_true", help=f"{QUICK} steps and one seed: does it run?")
-    p.add_argument("--json", help="rows are kept here; those that stand in it are not run again")
     return p
 
 
 @guarded
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
-    names = options.only.split(",") if options.only else list(ROWS)
-    for name in names:
-        choose(name, ROWS, "--only", "row")
+    names = names_of(options.only, ROWS, "row")
     prepare_jax()
 
     from mtmm_jax.benchmarks.short_runs import ShortRun
@@ -120,9 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     steps = config_of(SCRATCH, options.weights, steps).steps
     for name in names:
         run = None
-        for seed in seeds_of(options.seeds)[: 1 if options.quick else None]:
-            if board.find(row=name, steps=steps, seed=seed):
-                continue
+        for seed in board.left(seeds_of(options.seeds, options.quick), row=name, steps=steps):
             out.print(f"{name}: seed {seed}", highlight=False)
             run = run or ShortRun(config_of(name, options.weights, steps))
             told = run.row(seed)

@@ -20,11 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from mtmm_jax.benchmarks.leaderboard import Board
+from mtmm_jax.benchmarks.board import Board, arguments, names_of, seeds_of
 from mtmm_jax.benchmarks.recipe_runs import Run, key_of, rows_of
-from mtmm_jax.benchmarks.seeds import seeds_of
 from mtmm_jax.command import console, guarded, prepare_jax
-from mtmm_jax.registry import choose
 
 QUICK = 10  # steps
 
@@ -178,14 +176,13 @@ def _shown(values: Sequence[float | None]) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m mtmm_jax.benchmarks.recipes",
-        description="Trains the recipes of configs/ and their baselines; prints a Markdown table.",
+    p = arguments(
+        "recipes",
+        "Trains the recipes of configs/ and their baselines; prints a Markdown table.",
+        only="names parted by commas, such as fusion_early,joint_training",
+        quick=f"{QUICK} steps and one seed: does it run?",
+        seeds="0",
     )
-    p.add_argument("--json", help="rows are kept here; those that stand in it are not run again")
-    p.add_argument("--only", help="names parted by commas, such as fusion_early,joint_training")
-    p.add_argument("--seeds", default="0", help="such as 0,1,2 (default: 0)")
-    p.add_argument("--quick", action="store_true", help=f"{QUICK} steps and one seed: does it run?")
     p.add_argument("--workdir", default="runs/recipes", help="of runs that need a folder")
     return p
 
@@ -193,14 +190,12 @@ def parser() -> argparse.ArgumentParser:
 @guarded
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
-    names = options.only.split(",") if options.only else list(RECIPES)
-    for name in names:
-        choose(name, RECIPES, "--only", "recipe")
+    names = names_of(options.only, RECIPES, "recipe")
     prepare_jax()
 
     out, board, folder = console(), Board(options.json), Path(options.workdir)
     steps = QUICK if options.quick else None
-    seeds = seeds_of(options.seeds)[: 1 if options.quick else None]
+    seeds = seeds_of(options.seeds, options.quick)
     plan = {name: [RECIPES[name].run, *RECIPES[name].beside.values()] for name in names}
     for number, (name, runs) in enumerate(plan.items(), start=1):
         for run in runs:

@@ -14,10 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from mtmm_jax.benchmarks.board import seeds_of, spread
 from mtmm_jax.command import console, guarded, prepare_jax
-from mtmm_jax.registry import ConfigError
 
 
 def parser(
@@ -58,19 +56,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json:
         write(Path(arguments.json), (json.dumps(runs, indent=1) + "\n").encode())
     return 0
-
-
-def seeds_of(text: str) -> list[int]:
-    try:
-        return [int(seed) for seed in text.split(",")]
-    except ValueError as error:
-        raise ConfigError(f"--seeds: {text!r} is no list such as 0,1,2") from error
-
-
-def spread(values: Sequence[float | None]) -> str:
-    """Mean and standard deviation of what is known."""
-    known = [v for v in values if v is not None]
-    return f"{np.mean(known):.3f} ± {np.std(known):.3f}" if known else "-"
 
 
 def summary(columns: Sequence[Mapping[str, Any]], title: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -12,6 +13,19 @@ import numpy as np
 from mtmm_jax import parallel, training
 from mtmm_jax.evaluation import Evaluator, headlines
 from mtmm_jax.training.loop import evaluation_batches
+
+
+def without(config: Any, names: Collection[str]) -> None:
+    """Takes modalities out of a config, and the tasks that read them."""
+    with config.unlocked(), config.ignore_type():
+        for name in names:
+            config.model.encoders[name] = None
+        for name, task in list(config.tasks.items()):
+            reads = (task or {}).get("reads", "fused")
+            if set(names) & set([reads] if isinstance(reads, str) else reads):
+                config.tasks[name] = None
+        if sum(spec is not None for spec in config.model.encoders.values()) == 1:
+            config.model.modality_dropout = 0.0
 
 
 class ShortRun:

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtmm_jax.benchmarks.seeds import parser, seeds_of, spread
+from mtmm_jax.benchmarks.board import seeds_of, spread
+from mtmm_jax.benchmarks.seeds import parser
 from mtmm_jax.command import console, guarded, prepare_jax
 
 TOGETHER = "together"

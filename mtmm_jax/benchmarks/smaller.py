@@ -18,10 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from mtmm_jax.benchmarks.leaderboard import Board
-from mtmm_jax.benchmarks.seeds import seeds_of, spread
+from mtmm_jax.benchmarks.board import Board, arguments, names_of, seeds_of, spread
 from mtmm_jax.command import console, guarded, prepare_jax
-from mtmm_jax.registry import choose
 
 QUICK = 20  # steps
 SHARE = 0.7
@@ -192,20 +190,15 @@ def table(board: Board, key: Mapping[str, Any], names: Sequence[str]) -> Any:
     return out
 
 
-_ROWS = ", ".join(map(repr, (*ROWS, PRODUCTS))).replace("%", "%%")  # argparse fills %s in
-
-
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m mtmm_jax.benchmarks.smaller",
-        description="Trains a config pruned and in eight bits, and compares files and figures.",
+    p = arguments(
+        "smaller",
+        "Trains a config pruned and in eight bits, and compares files and figures.",
+        only=f"of {', '.join((*ROWS, PRODUCTS))}, parted by commas",
+        quick=f"{QUICK} steps and one seed: does it run?",
     )
     p.add_argument("--config", default="emoji", help="a config file or name (default: emoji)")
     p.add_argument("--steps", type=int, help="of each run; the config's by default")
-    p.add_argument("--seeds", default="0,1,2", help="such as 0,1,2 (default)")
-    p.add_argument("--only", help=f"of {_ROWS}, parted by ;")
-    p.add_argument("--quick", action="store_true", help=f"{QUICK} steps and one seed: does it run?")
-    p.add_argument("--json", help="rows are kept here; those that stand in it are not run again")
     p.add_argument("--workdir", default="runs/smaller", help="the folder of the files")
     return p
 
@@ -213,9 +206,7 @@ def parser() -> argparse.ArgumentParser:
 @guarded
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
-    names = [name.strip() for name in options.only.split(";")] if options.only else list(ROWS)
-    for name in names:
-        choose(name, (*ROWS, PRODUCTS), "--only", "row")
+    names = names_of(options.only, (*ROWS, PRODUCTS), "row") if options.only else list(ROWS)
     prepare_jax()
 
     from mtmm_jax.benchmarks.short_runs import ShortRun
@@ -223,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out, board, folder = console(), Board(options.json), Path(options.workdir)
     folder.mkdir(parents=True, exist_ok=True)
     steps = QUICK if options.quick else config_of(options.config, "plain", options.steps).steps
-    seeds = seeds_of(options.seeds)[: 1 if options.quick else None]
+    seeds = seeds_of(options.seeds, options.quick)
     key = {"config": Path(options.config).stem, "steps": steps}
     if PRODUCTS in names:
         names.remove(PRODUCTS)
@@ -251,8 +242,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from mtmm_jax import data, training
 
             source = data.build(training.load(options.config).data.to_dict())
-            board.rows = [row for row in board.rows if row not in known]
-            board.add({**key, "row": "latency", "latency": latency(files, source)})
+            row = {**key, "row": "latency", "latency": latency(files, source)}
+            board.add(row, instead=known)
     if names:
         out.print(table(board, key, names))
     return 0

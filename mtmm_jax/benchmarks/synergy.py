@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from mtmm_jax.benchmarks.bars import bars, panels, save
-from mtmm_jax.benchmarks.leaderboard import Board, entries
-from mtmm_jax.benchmarks.seeds import seeds_of
+from mtmm_jax.benchmarks.board import Board, arguments, seeds_of, spread
+from mtmm_jax.benchmarks.leaderboard import entries
 from mtmm_jax.command import console, guarded, prepare_jax
 from mtmm_jax.registry import ConfigError
 
@@ -50,13 +50,9 @@ def plot(rows: Sequence[Mapping[str, Any]], path: str) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m mtmm_jax.benchmarks.synergy",
-        description="Trains every fusion on a target that only two modalities together tell.",
-    )
-    p.add_argument("--seeds", default="0,1,2", help="such as 0,1,2 (default)")
+    about = "Trains every fusion on a target that only two modalities together tell."
+    p = arguments("synergy", about)
     p.add_argument("--steps", type=int, default=600, help="of each run (default: 600)")
-    p.add_argument("--json", help="rows are kept here; those that stand in it are not run again")
     p.add_argument("--plot", help="a picture, such as synergy.png")
     return p
 
@@ -110,8 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         values = [row["accuracy"] for row in by_name[name]]
         marks = "[bold]" if name in ADDITIVE else ""
         count = f"{by_name[name][0]['parameters']:,}"
-        spread = f"{np.mean(values):.3f} ± {np.std(values):.3f}"
-        table.add_row(marks + name, spread, f"{min(values):.3f}", count)
+        table.add_row(marks + name, spread(values), f"{min(values):.3f}", count)
     out.print(table)
     if options.plot:
         plot(rows, options.plot)

@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from mtmm_jax.benchmarks.leaderboard import Board
-from mtmm_jax.benchmarks.seeds import seeds_of, spread
+from mtmm_jax.benchmarks.board import Board, arguments, seeds_of, spread
 from mtmm_jax.command import console, guarded, prepare_jax
 from mtmm_jax.registry import ConfigError, choose
 
@@ -113,19 +112,17 @@ def plot(rows: Sequence[Mapping[str, Any]], task: str, path: str) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m mtmm_jax.benchmarks.width",
-        description="Accuracy against the width of the modalities' way into fusion.",
-        epilog="Values of the config are set by --config.section.key=value, as in training.",
+    p = arguments(
+        "width",
+        "Accuracy against the width of the modalities' way into fusion.",
+        quick=f"{QUICK} steps and one seed: does it run?",
+        config_flags=True,
     )
     p.add_argument("--config", default="digits", help="a config file, or a name (default: digits)")
     p.add_argument("--task", help="whose headline counts; the first of the config by default")
     p.add_argument("--entries", help="of fusion.BOTTLENECKS, parted by commas (default: all)")
     p.add_argument("--sizes", default=SIZES, help=f"k, parted by commas (default: {SIZES})")
     p.add_argument("--weights", default=WEIGHTS, help=f"of the gates' loss (default: {WEIGHTS})")
-    p.add_argument("--seeds", default="0,1,2", help="such as 0,1,2 (default)")
-    p.add_argument("--quick", action="store_true", help=f"{QUICK} steps and one seed: does it run?")
-    p.add_argument("--json", help="rows are kept here; those that stand in it are not run again")
     p.add_argument("--plot", help="a PNG file for the picture")
     return p
 
@@ -153,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sizes = _numbers(options.sizes, int, "--sizes")
     weights = _numbers(options.weights, float, "--weights")
     steps = QUICK if options.quick else None
-    seeds = seeds_of(options.seeds)[: 1 if options.quick else None]
+    seeds = seeds_of(options.seeds, options.quick)
     plain = config_of(options.config, None, overrides, steps)
     task = choose(options.task or next(iter(plain.tasks)), plain.tasks, "--task", "task")
     base = {"config": options.config, "overrides": overrides, "steps": plain.steps, "task": task}

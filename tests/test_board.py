@@ -1,0 +1,79 @@
+"""The rows of long benchmarks: kept whole, shared by processes, chosen by name."""
+
+import json
+import multiprocessing
+
+import pytest
+
+from mtmm_jax.benchmarks import missing
+from mtmm_jax.benchmarks.board import Board, arguments, names_of, seeds_of
+from mtmm_jax.benchmarks.short_runs import without
+from mtmm_jax.registry import ConfigError
+
+
+def _fill(path, who):
+    board = Board(path)
+    for seed in range(20):
+        board.add({"who": who, "seed": seed})
+
+
+def test_several_processes_fill_one_file(tmp_path):
+    path = str(tmp_path / "new" / "board.json")
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_fill, args=(path, who)) for who in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+    board = Board(path)
+    assert len(board.rows) == 60
+    assert board.left([19, 20], who=2) == [20]
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["board.json"]
+
+
+def test_what_another_wrote_is_not_left_to_run(tmp_path):
+    path = str(tmp_path / "board.json")
+    one, other = Board(path), Board(path)
+    one.add({"seed": 0})
+    assert other.left([0, 1]) == [1]
+    other.add({"seed": 1, "new": True}, instead=one.find(seed=0))
+    assert json.loads((tmp_path / "board.json").read_text())["rows"] == [{"seed": 1, "new": True}]
+
+
+def test_names_and_seeds_that_are_none_say_what_may_stand_there():
+    assert seeds_of("3,1", quick=True) == [3]
+    with pytest.raises(ConfigError, match="--seeds: 'a' is no list"):
+        seeds_of("a")
+    with pytest.raises(ConfigError, match="--only: unknown row 'b'"):
+        names_of("a, 70%,b", ["a, 70%"], "row")
+    told = arguments("x", "About.", only="such as 'a, 70%'").format_help()
+    assert "such as 'a, 70%'" in told
+
+
+def test_without_a_modality_go_the_tasks_that_read_it():
+    from mtmm_jax import training
+
+    config = training.load("emoji")
+    without(config, ["text"])
+    assert [name for name, task in config.tasks.items() if task] == [
+        "category",
+        "subcategory",
+        "year",
+    ]
+    assert config.model.modality_dropout == 0.3
+    without(config, ["audio"])
+    assert config.model.modality_dropout == 0.0
+
+
+def test_missing_tells_what_each_absence_costs(tmp_path, capsys):
+    path = str(tmp_path / "missing.json")
+    options = ["--config", "generator", "--task", "synergy", "--seeds", "0", "--json", path]
+    assert missing.main([*options, "--ways", "zero", "--config.steps=2"]) == 0
+    rows = Board(path).rows
+    names = [row["without"] for row in rows]
+    assert names[:2] == [None, None]
+    assert set(rows[0]["figures"]) == {"all", *(f"no {name}" for name in names[2:])}
+    assert [set(row["figures"]) for row in rows[2:]] == [{f"no {name}"} for name in names[2:]]
+    assert missing.main([*options, "--ways", "none"]) == 2
+    assert "zero" in capsys.readouterr().err
