@@ -11,8 +11,9 @@ from mtmm_jax.benchmarks.short_runs import without
 from mtmm_jax.registry import ConfigError
 
 
-def _fill(path, who):
+def _fill(path, who, together):
     board = Board(path)
+    together.wait()
     for seed in range(20):
         board.add({"who": who, "seed": seed})
 
@@ -20,7 +21,8 @@ def _fill(path, who):
 def test_several_processes_fill_one_file(tmp_path):
     path = str(tmp_path / "new" / "board.json")
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_fill, args=(path, who)) for who in range(3)]
+    together = context.Barrier(3)
+    workers = [context.Process(target=_fill, args=(path, who, together)) for who in range(3)]
     for worker in workers:
         worker.start()
     for worker in workers:
