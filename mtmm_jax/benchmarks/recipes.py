@@ -50,6 +50,17 @@ def _alone(config: str, tasks: Sequence[str], *changes: str) -> dict[str, Run]:
     }
 
 
+def _one_modality(config: str, *without: str) -> dict[str, Run]:
+    """Each of the emoji's modalities in a model of its own, without some tasks."""
+    gone = ("model.modality_dropout=0.0", *(f"tasks.{task}=None" for task in without))
+    return {
+        f"{one} alone": Run(
+            config, (*gone, *(f"model.encoders.{m}=None" for m in _MODALITIES if m != one))
+        )
+        for one in _MODALITIES
+    }
+
+
 _EMOJI = ("category", "subcategory", "year")
 _FILMS = ("genre", "tomatometer", "metacritic", "rating", "box_office")
 _MODALITIES = ("image", "text", "audio")
@@ -67,6 +78,10 @@ def _entries() -> Iterator[Recipe]:
     def row(system: str, config: str, beside: Mapping[str, Run], **options: Any) -> Recipe:
         return Recipe(system, Run(config, **options), beside)
 
+    # At equal compute in all: four tasks alone share the steps, a modality costs a third of three.
+    tasks = (*_EMOJI, "retrieval")
+    apart = _alone("emoji", tasks, "steps=250")
+    yield row("multi-task + multi-modal", "emoji", apart | _one_modality("emoji", "retrieval"))
     yield row("shared weights", "shared_weights", _alone("shared_weights", _EMOJI))
     layers = ("digit", "speaker", "task_1")
     yield row("shared layers", "shared_layers", _alone("shared_layers", layers))
