@@ -39,14 +39,12 @@ class Way:
         what: in words.
         run: its config.
         statistics: whether the batch statistics are those of the target alone, after training.
-        after: the config whose run it begins with; both are then run in folders.
         labels: whether it sees labels of the target.
     """
 
     what: str
     run: Run
     statistics: bool = False
-    after: str | None = None
     labels: bool = False
 
 
@@ -60,8 +58,7 @@ WAYS: dict[str, Way] = {
     "names": Way("names of both", Run("domain_names")),
     "sequential": Way(
         "sequential, a tenth of the labels",
-        Run("domain_sequential"),
-        after="domain_source_only",
+        Run("domain_sequential", how="fit", after=Run("domain_source_only")),
         labels=True,
     ),
     "joint": Way("joint, all labels", Run("domain_joint"), labels=True),
@@ -80,8 +77,9 @@ def rows_of(
 ) -> Iterator[dict[str, Any]]:
     """One row a seed: the category's accuracy on the target's held-out splits."""
     way = WAYS[name]
-    if way.after is not None:
-        yield from _after(way, seeds, steps, folder)
+    if way.run.after is not None:  # the validation split chose the checkpoint
+        for row in recipe_runs.fit(way.run, seeds, steps, folder):
+            yield {"seed": row["seed"], "validation": None, "test": round(row["test"][TASK], 4)}
         return
     from mtmm_jax.benchmarks.short_runs import ShortRun
 
@@ -95,22 +93,6 @@ def rows_of(
             for split in SPLITS
         }
         yield {"seed": seed, **figures}
-
-
-def _after(
-    way: Way, seeds: Sequence[int], steps: int | None, folder: Path
-) -> Iterator[dict[str, Any]]:
-    """A run that begins where another one ended, both in folders of their own."""
-    first = Run(way.after)
-    for seed in seeds:
-        list(recipe_runs.fit(first, [seed], steps, folder))
-        before = folder / f"{first.config}_{config_of(first, steps).steps}" / str(seed)
-        run = dataclasses.replace(
-            way.run, changes=(*way.run.changes, f"init_from.workdir={str(before)!r}")
-        )
-        (row,) = recipe_runs.fit(run, [seed], steps, folder)
-        # The validation split chose the checkpoint.
-        yield {"seed": seed, "validation": None, "test": round(row["test"][TASK], 4)}
 
 
 def adapted(experiment: Any, variables: Any, target: str, passes: int = 1) -> Any:

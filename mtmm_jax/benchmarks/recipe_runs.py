@@ -6,6 +6,7 @@ Each way gives rows `{"seed", "test": {task: headline}, "figure": {task: its nam
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ class Run:
         how: short (no folder), fit (an ordinary run), cv (weights by cross-validation), or the rule
             by which the predictions of `members` are fused.
         members: the configs of an ensemble.
+        after: the run that it begins from; both have folders (fit).
         without: also tested without each of these modalities; "*": each of all.
         zero_shot: the class labels that are also told by the nearest name, with a retrieval task.
     """
@@ -37,13 +39,20 @@ class Run:
     changes: tuple[str, ...] = ()
     how: str = "short"
     members: tuple[str, ...] = ()
+    after: Run | None = None
     without: tuple[str, ...] = ()
     zero_shot: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        """Of the recipe, and of its folder."""
+        """Of the recipe."""
         return f"independent_{self.how}" if self.members else self.config
+
+    def folder(self, steps: int, seed: int) -> Path:
+        """Of one training, below that of all."""
+        begins = self.after and self.after.changes
+        words = re.findall(r"\w+", " ".join((self.name, *self.changes, *(begins or ()))))
+        return Path("_".join((*words, str(steps)))) / str(seed)
 
 
 def config_of(run: Run, steps: int | None = None) -> Any:
@@ -62,6 +71,7 @@ def key_of(run: Run, steps: int | None = None) -> dict[str, Any]:
         "config": run.name,
         "changes": list(run.changes),
         "how": run.how,
+        "after": run.after and [run.after.config, *run.after.changes],
         "steps": config_of(run, steps).steps,
     }
 
@@ -112,9 +122,14 @@ def fit(
     from mtmm_jax.train import fit as train
 
     for seed in seeds:
-        config = _own(run, seed, steps)
-        experiment, started = training.assemble(config), time.monotonic()
-        told = train(experiment, folder / f"{run.config}_{config.steps}" / str(seed))
+        config, started = _own(run, seed, steps), time.monotonic()
+        if run.after:
+            list(fit(run.after, [seed], steps, folder))
+            before = folder / run.after.folder(config_of(run.after, steps).steps, seed)
+            with config.unlocked(), config.ignore_type():
+                config.init_from = {"workdir": str(before)}
+        experiment = training.assemble(config)
+        told = train(experiment, folder / run.folder(config.steps, seed))
         row = _row(experiment.model, told["test"])
         yield {**row, "seed": seed, "seconds": round(time.monotonic() - started, 1)}
 
@@ -139,8 +154,8 @@ def ensemble(
             list(fit(Run(member), [seed], steps, folder))
         experiment = training.assemble(_own(run, seed, steps))
         total = experiment.config["steps"]
-        paths = [folder / f"{member}_{total}" / str(seed) for member in run.members]
-        told = fused.fuse_runs(paths, run.how, folder / f"{run.name}_{total}" / str(seed))
+        paths = [folder / Run(member).folder(total, seed) for member in run.members]
+        told = fused.fuse_runs(paths, run.how, folder / run.folder(total, seed))
         row = _row(experiment.model, told["results"]["test"][fused.FUSED])
         yield {**row, "seed": seed, "seconds": round(time.monotonic() - started, 1)}
 
@@ -157,7 +172,7 @@ def cross_validated(
     for seed in seeds:
         started, config = time.monotonic(), _own(run, seed, steps)
         experiment = training.assemble(config)
-        place = folder / f"{run.config}_{config.steps}" / str(seed)
+        place = folder / run.folder(config.steps, seed)
         found = folds.candidates(WEIGHTS, None, tuple(experiment.model.tasks))
         plain = experiment.config
         source, out = experiment.source, console()

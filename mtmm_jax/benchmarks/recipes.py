@@ -61,6 +61,24 @@ def _one_modality(config: str, *without: str) -> dict[str, Run]:
     }
 
 
+def _transferred(config: str) -> dict[str, Run]:
+    """Other lambdas, each end alone, and one after the other."""
+    ends = {
+        part: Run(config, (f"data.trained=['{part}']", "data.mixing=accumulate"))
+        for part in ("source", "target")
+    }
+    rows, losses = "data.mixing.weights=[1,{:g}]", "balancing.weights=[{:g},1]"
+    change = losses if config == "transfer_tasks" else rows
+    lambdas = {f"lambda {x:g}": Run(config, (change.format(x),)) for x in (0.1, 10)}
+    then = dataclasses.replace(ends["target"], how="fit", after=ends["source"])
+    return {
+        "lambda 0": ends["source"],
+        **lambdas,
+        "target alone": ends["target"],
+        "source, then target": then,
+    }
+
+
 _EMOJI = ("category", "subcategory", "year")
 _FILMS = ("genre", "tomatometer", "metacritic", "rating", "box_office")
 _MODALITIES = ("image", "text", "audio")
@@ -136,6 +154,9 @@ def _entries() -> Iterator[Recipe]:
     yield row("task attention, queries", "task_queries", _HARD)
     yield row("regularised multi-task", "regularised_tasks", _OWN)
     yield row("regularised multi-modal", "regularised_modalities", _LATE)
+    for between in ("domains", "tasks", "modalities"):
+        config = f"transfer_{between}"
+        yield row(f"transfer between {between}", config, _transferred(config))
     unaided = {"category alone": Run("few_labels", ("tasks.retrieval=None",))}
     yield row("few labels", "few_labels", unaided)
     films = _alone("many_tasks", _FILMS, "balancing=equal")

@@ -17,7 +17,7 @@ from mtmm_jax.data.generator import generator
 from mtmm_jax.data.labels import held_out, hide, semi
 from mtmm_jax.data.manifest import manifest, video_folder
 from mtmm_jax.data.mixing import mixing as build_mixing
-from mtmm_jax.data.mixture import mix, rename
+from mtmm_jax.data.mixture import keep, mix, rename
 from mtmm_jax.data.mixup import mixup
 from mtmm_jax.data.scenarios import scenarios
 from mtmm_jax.data.source import Source
@@ -91,6 +91,7 @@ def _workers(source: Source, count: Any, where: str) -> Source:
 
 # In the order in which they are applied.
 OPTIONS: dict[str, Callable[[Source, Any, str], Source]] = {
+    "keep": keep,
     "rename": lambda source, names, where: rename(source, names),
     "held_out": lambda source, classes, where: held_out(source, classes, where=where),
     "hide": lambda source, shares, where: hide(source, shares, where=where),
@@ -101,10 +102,12 @@ OPTIONS: dict[str, Callable[[Source, Any, str], Source]] = {
 }
 """Options that stand beside those of the source's own:
 
+keep: only these modalities, `[name]`.
 rename: modalities and targets, `{old: new}`.
 held_out: keep all rows of some classes out of training, `{target: [classes] or how many}`.
 hide: keep only a share of the training labels, `{target: share}`.
-semi: a fixed share of labelled rows in every batch, `{"target": name, "labelled": share}`.
+semi: a fixed share of labelled rows in every batch, `{"target": name, "labelled": share}`;
+    1: those rows alone.
 bucket: trim texts and series to one of a few lengths, `{modality: [lengths]}`.
 mixup: blend neighbouring examples and their labels, the parameter of the Beta distribution.
 workers: threads that make batches.

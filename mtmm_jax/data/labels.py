@@ -277,24 +277,26 @@ def semi(source: Source, target: str, labelled: float = 0.5, where: str = "data.
     Args:
         source: whose rows; one that mixes parts already is refused.
         target: the label that counts.
-        labelled: the share of each batch that has it, between 0 and 1.
+        labelled: the share of each batch that has it, above 0; 1: only rows that have it.
         where: the place in the config, for error messages.
     """
     choose(target, source.spec.targets, f"{where}.target", "target")
     number = isinstance(labelled, int | float) and not isinstance(labelled, bool)
-    if not number or not 0 < labelled < 1:
-        raise ConfigError(f"{where}.labelled: {labelled!r} is not a share between 0 and 1")
+    if not number or not 0 < labelled <= 1:
+        raise ConfigError(f"{where}.labelled: {labelled!r} is not a share above 0, up to 1")
     if source.parts:
         raise ConfigError(f"{where}: {source.name} mixes {len(source.parts)} parts already")
     seen = look(source)
     train = source.rows["train"]
     here = _among(train, seen.rows[seen.present[target]])
     for rows, what in ((here, "a"), (~here, "no")):
-        if not rows.any():
+        if not rows.any() and (labelled < 1 or what == "a"):
             raise ConfigError(
                 f"{where}.target: of {len(train)} training rows none has {what} {target!r} label; "
                 "`hide` takes labels away"
             )
+    if labelled == 1:
+        return dataclasses.replace(source, rows={**source.rows, "train": train[here]})
     others = {name: entry for name, entry in source.spec.targets.items() if name != target}
     return dataclasses.replace(
         source,

@@ -55,6 +55,25 @@ def rename(source: Source, names: Mapping[str, str]) -> Source:
     return dataclasses.replace(source, spec=spec, compose=compose, assets=assets)
 
 
+def keep(source: Source, names: Sequence[str], where: str) -> Source:
+    """The same source with some of its modalities, as if it never had the others."""
+    names = (names,) if isinstance(names, str) else tuple(names)
+    choose_all(names, source.spec.modalities, where, "modality")
+    if not names:
+        raise ConfigError(f"{where}: is empty; choices: {', '.join(source.spec.modalities)}")
+
+    def compose(rows: np.ndarray, chance: np.ndarray | None) -> Batch:
+        batch = source.compose(rows, chance)
+        return {**batch, "inputs": {name: batch["inputs"][name] for name in names}}
+
+    targets = {
+        name: dataclasses.replace(t, made_from=tuple(m for m in t.made_from if m in names))
+        for name, t in source.spec.targets.items()
+    }
+    spec = Spec({name: source.spec.modalities[name] for name in names}, targets)
+    return dataclasses.replace(source, spec=spec, compose=compose)
+
+
 def mix(
     sources: Mapping[str, Source],
     mixing: Mixing,

@@ -208,6 +208,16 @@ def test_a_target_that_a_batch_lacks_has_no_label_there():
     assert 0 < hidden.compose(np.arange(256, 400), None)["targets"]["kind"]["present"].sum() < 72
 
 
+def test_only_labelled_rows_are_one_part():
+    hidden = labels.hide(build(), {"kind": 0.1})
+    source = labels.semi(hidden, "kind", 1)
+    assert not source.parts
+    seen = labels.look(hidden)
+    np.testing.assert_array_equal(source.rows["train"], seen.rows[seen.present["kind"]])
+    assert next(iter(source.train(8)))["targets"]["kind"]["present"].all()
+    assert source.split_size("test") == hidden.split_size("test")
+
+
 @pytest.mark.parametrize(
     ("act", "said"),
     [
@@ -217,7 +227,7 @@ def test_a_target_that_a_batch_lacks_has_no_label_there():
         (lambda: labels.hide(build(), {"kind": "few"}), "'few' is not a share"),
         (lambda: labels.hide(build(), {"kind": 0.001}), "0.001 of 160 labelled ids is none"),
         (lambda: labels.semi(build(), "colour"), "data.semi.target: unknown target 'colour'"),
-        (lambda: labels.semi(build(), "kind", 1), "data.semi.labelled: 1 is not a share"),
+        (lambda: labels.semi(build(), "kind", 2), "data.semi.labelled: 2 is not a share"),
         (lambda: labels.semi(build(), "size"), "none has no 'size' label"),
         (lambda: labels.semi(labels.hide(build(), {"size": 0}), "size"), "none has a 'size' label"),
         (lambda: labels.semi(labels.semi(build(), "kind"), "kind"), "mixes 2 parts already"),

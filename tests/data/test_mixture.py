@@ -10,7 +10,7 @@ import pytest
 
 from mtmm_jax import balancing, data
 from mtmm_jax.data.mixing import mixing
-from mtmm_jax.data.mixture import mix, rename
+from mtmm_jax.data.mixture import keep, mix, rename
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.training.step import init_state, make_step
 from tests import toy
@@ -124,6 +124,22 @@ def test_names_can_be_told_apart():
     batch = next(whole.batches("test", 8))
     assert set(batch["inputs"]) == {"image", "text", "caption", "audio"}
     assert set(batch["targets"]) == {"kind", "sort", "size"}
+
+
+def test_a_source_may_keep_some_of_its_modalities():
+    left = keep(source("left"), "image", "data.keep")
+    assert set(left.spec.modalities) == {"image"}
+    assert all(set(t.made_from) <= {"image"} for t in left.spec.targets.values())
+    whole = mix(
+        {"left": left, "right": keep(source("right", 10), ["text"], "")}, mixing("accumulate")
+    )
+    batch = next(iter(whole.train(8)))
+    here = {name: np.asarray(one["present"]) for name, one in batch["inputs"].items()}
+    np.testing.assert_array_equal(here["image"], ~here["text"])
+    with pytest.raises(ConfigError, match=r"data.keep: unknown modality 'sound'.*image"):
+        keep(source("left"), ["sound"], "data.keep")
+    with pytest.raises(ConfigError, match=r"data.keep: is empty"):
+        keep(source("left"), [], "data.keep")
 
 
 def test_every_text_keeps_its_tokenizer():

@@ -1,0 +1,45 @@
+r"""Transfer between domains: L = sum over source L_s + lambda sum over target L_t, one theta.
+
+python -m mtmm_jax.train --config configs/transfer_domains.py --workdir runs/transfer_domains
+
+The category of Noto's drawings, all known, and of Twemoji's, of which a tenth is; tested on
+Twemoji's. A batch holds rows of both as 1 : lambda, all of them labelled; lambda is 1 and
+--config.data.mixing.weights=[1,0.1] is another. 300 steps. Baselines: the target's labels alone,
+--config.data.trained="['target']"; the source's alone (lambda 0), "['source']"; and first the one,
+then the other, with --config.init_from.workdir= naming the run before.
+"""
+
+from ml_collections import ConfigDict
+
+from mtmm_jax import training
+
+LAMBDA = 1.0
+SOURCE, TARGET, LABELLED = "noto", "twemoji", 0.1
+
+
+def get_config() -> ConfigDict:
+    config = training.load("emoji")
+    config.steps = 300
+    drawn = {
+        # The label `style` has one class in each, another one: two labels of different names.
+        style: {
+            "kind": "emoji",
+            "keep": ["image"],
+            "styles": [style],
+            "rename": {"style": f"{style}_style"},
+        }
+        for style in (SOURCE, TARGET)
+    }
+    few = {"hide": {"category": LABELLED}, "semi": {"target": "category", "labelled": 1.0}}
+    config.data = {
+        "kind": "mixture",
+        "sources": {"source": drawn[SOURCE], "target": {**drawn[TARGET], **few}},
+        "trained": ["source", "target"],
+        "held": ["target"],
+        "mixing": {"kind": "fixed", "weights": [1.0, LAMBDA]},
+    }
+    del config.model.encoders.text, config.model.encoders.audio
+    config.model.modality_dropout = 0.0
+    config.tasks = {"category": {"kind": "classification"}}
+    config.checkpoint.every = config.evaluation.every = 100
+    return config
