@@ -135,7 +135,9 @@ def test_a_source_may_keep_some_of_its_modalities():
     )
     batch = next(iter(whole.train(8)))
     here = {name: np.asarray(one["present"]) for name, one in batch["inputs"].items()}
-    np.testing.assert_array_equal(here["image"], ~here["text"])
+    assert here["image"].any()
+    assert here["text"].any()
+    assert not (here["image"] & here["text"]).any()
     with pytest.raises(ConfigError, match=r"data.keep: unknown modality 'sound'.*image"):
         keep(source("left"), ["sound"], "data.keep")
     with pytest.raises(ConfigError, match=r"data.keep: is empty"):
