@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mtmm_jax import data, training
-from mtmm_jax.benchmarks import recipe_runs, recipes
+from mtmm_jax.benchmarks import recipe_runs, recipe_texts, recipes
 from mtmm_jax.benchmarks.board import Board
 from mtmm_jax.benchmarks.recipe_runs import Run, config_of, zero_shot
 from mtmm_jax.benchmarks.recipes import RECIPES
@@ -383,3 +383,34 @@ def test_zero_shot_asks_for_the_nearest_name(monkeypatch):
     for wrong, right in ((False, 1.0), (True, 0.0)):
         experiment = types.SimpleNamespace(model=_Told(wrong), source=Source(), config=config)
         assert zero_shot(experiment, {}, "kind") == right
+
+
+def test_figures_are_written_where_people_read_them(monkeypatch, tmp_path):
+    run, beside = _toy(monkeypatch)
+    fused = Run("generator", how="mean", members=("generator",))
+    monkeypatch.setitem(RECIPES, "independent_mean", recipes.Recipe("fused", fused, {}))
+    path = tmp_path / "rows.json"
+    board = Board(str(path))
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "README.md").write_text(
+        f"Table:\n\n{recipe_texts.BEGIN}\nold\n{recipe_texts.END}\n."
+    )
+    config = tmp_path / "configs" / "generator.py"
+    config.write_text('r"""A toy.\n\nIts command.\n"""\n\nx = """y"""\n')
+    for value in (0.25, 0.75):  # the second time in place of the first
+        board.add(recipe_runs.key_of(run) | _row(value, seconds=200.0))
+        board.add(recipe_runs.key_of(beside) | _row(value / 2, seconds=1.0))
+        board.add(recipe_runs.key_of(fused) | _row(value, seconds=50.0))
+        options = ["--json", str(path), "--root", str(tmp_path)]
+        assert recipe_texts.main(options) == 0
+        board.rows = []
+        path.unlink()
+    readme = (tmp_path / "README.md").read_text()
+    assert "old" not in readme
+    assert "| toys | `generator` | a accuracy .750 | other: a accuracy .375 |" in readme
+    assert readme.endswith(f"{recipe_texts.END}\n.")
+    assert config.read_text() == (
+        'r"""A toy.\n\nIts command.\n\nMeasured (test, one seed, 2 minutes each on one CPU core): '
+        "fused: a accuracy .750. toys: a\naccuracy .750; other: a accuracy .375.\n"
+        '"""\n\nx = """y"""\n'
+    )

@@ -178,17 +178,24 @@ def table(board: Board, names: Sequence[str], steps: int | None = None) -> str:
         mine = board.find(**key_of(recipe.run, steps))
         if not mine:
             continue
-        beside = [
-            f"{label}: {cells(found, mine)}"
-            for label, run in recipe.beside.items()
-            if (found := board.find(**key_of(run, steps)))
-        ]
-        for modality in mine[0].get("without", {}):
-            hidden = [{**row, "test": row["without"][modality]} for row in mine]
-            beside.append(f"without {modality}: {cells(hidden)}")
-        config = f"`{recipe.run.config}`"
-        lines.append(f"| {recipe.system} | {config} | {cells(mine)} | {'; '.join(beside)} |")
+        beside, config = "; ".join(besides(board, recipe, mine, steps)), f"`{recipe.run.config}`"
+        lines.append(f"| {recipe.system} | {config} | {cells(mine)} | {beside} |")
     return "\n".join(lines)
+
+
+def besides(
+    board: Board, recipe: Recipe, mine: Sequence[Mapping[str, Any]], steps: int | None = None
+) -> list[str]:
+    """What stands beside a recipe, and what it reaches without a modality."""
+    told = [
+        f"{label}: {cells(found, mine)}"
+        for label, run in recipe.beside.items()
+        if (found := board.find(**key_of(run, steps)))
+    ]
+    for modality in mine[0].get("without", {}):
+        hidden = [{**row, "test": row["without"][modality]} for row in mine]
+        told.append(f"without {modality}: {cells(hidden)}")
+    return told
 
 
 def cells(rows: Sequence[Mapping[str, Any]], like: Sequence[Mapping[str, Any]] = ()) -> str:
