@@ -411,6 +411,6 @@ def test_figures_are_written_where_people_read_them(monkeypatch, tmp_path):
     assert readme.endswith(f"{recipe_texts.END}\n.")
     assert config.read_text() == (
         'r"""A toy.\n\nIts command.\n\nMeasured (test, one seed, 2 minutes each on one CPU core): '
-        "fused: a accuracy .750. toys: a\naccuracy .750; other: a accuracy .375.\n"
+        "fused: a accuracy .750. toys: a accuracy\n.750; other: a accuracy .375.\n"
         '"""\n\nx = """y"""\n'
     )
