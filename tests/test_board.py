@@ -79,3 +79,13 @@ def test_missing_tells_what_each_absence_costs(tmp_path, capsys):
     assert [set(row["figures"]) for row in rows[2:]] == [{f"no {name}"} for name in names[2:]]
     assert missing.main([*options, "--ways", "none"]) == 2
     assert "zero" in capsys.readouterr().err
+
+
+def test_what_dropout_loses_is_a_share_of_what_the_plain_model_loses():
+    plain = [{"dropout": 0.0, "figures": {"all": 0.9, "no a": 0.8, "no b": 0.5}}]
+    with_dropout = [{"dropout": 0.3, "figures": {"all": 0.8, "no a": 0.7, "no b": 0.7}}]
+    label, share = missing.lost(with_dropout, plain + with_dropout)
+    assert label == "no b"
+    assert share == pytest.approx(0.25)
+    nothing = [{"dropout": 0.0, "figures": {"all": 0.5, "no a": 0.5}}]
+    assert missing.lost(nothing, nothing) is None
