@@ -277,7 +277,7 @@ RULES = {
     "film": (FiLM(WIDTH, query="image"), _film),
     "tensor": (TensorFusion(WIDTH, reduced=3), _tensor),
     "low rank": (LowRankTensor(WIDTH, rank=3), _low_rank),
-    "multiplicative": (Multiplicative(WIDTH), _multiplicative),
+    "multiplicative": (Multiplicative(WIDTH, reduced=0), _multiplicative),
     "mlb": (MLB(WIDTH, hidden=8), _mlb),
     "mfb": (MFB(WIDTH, hidden=8), _mfb),
     "tucker": (Tucker(WIDTH, hidden=8, rank=3), _tucker),
@@ -329,6 +329,14 @@ def test_half_precision_goes_in_and_out(rule):
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     fused = jax.eval_shape(module.apply, variables, _tokens(2, jnp.bfloat16))
     assert fused.values.dtype == jnp.bfloat16
+
+
+def test_three_modalities_are_reduced_before_they_are_multiplied():
+    shapes = jax.eval_shape(Multiplicative(WIDTH).init, jax.random.key(0), _tokens(3))["params"]
+    (largest,) = [leaf.shape for name, leaf in shapes.items() if name.count("_x_") == 2]
+    assert largest == (16, 16, 16, WIDTH)
+    shapes = jax.eval_shape(Multiplicative(WIDTH).init, jax.random.key(0), _tokens(2))["params"]
+    assert not [name for name in shapes if name.startswith("reduce_")]
 
 
 @pytest.mark.parametrize(

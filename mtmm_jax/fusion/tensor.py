@@ -104,20 +104,21 @@ class Multiplicative(nn.Module):
         three_way  y = x_3^T A(x_1, x_2) + B(x_1, x_2), A (to R^{D_3 x width}) and B matrix forms
 
     An absent x is 0 and the constants stay: what is left is the same form of the others. The cost
-    is that of W: the product of all the D_m and the width but in the vector form, so use `reduced`
-    where features are wide, above all for three. For conditioning of one input on another.
+    is that of W: the product of all the D_m and the width but in the vector form, so that three are
+    reduced first. For conditioning of one input on another.
 
     Attributes:
         width: of the token it gives.
         form: of the above; "auto": matrix for two modalities, three_way for three.
         query: the modality that is x_1; None: the first of the alphabet. The others follow by name.
-        reduced: the width that each modality is brought to first; 0 to leave it.
+        reduced: the width that each modality is brought to first; 0 to leave it; None: 16 for three
+            modalities, whose W would have 268M weights at a width of 128, and 0 for two.
     """
 
     width: int
     form: str = "auto"
     query: str | None = None
-    reduced: int = 0
+    reduced: int | None = None
 
     modalities: ClassVar[tuple[int, int | None]] = (2, 3)
     keeps_layout: ClassVar[bool] = False
@@ -136,8 +137,9 @@ class Multiplicative(nn.Module):
                 f"{', '.join(['auto', *(f for f in FORMS if FORMS[f] == len(x))])}"
             )
         names = query_first(x, self.query)
-        if self.reduced:
-            x = {name: linear(x[name], self.reduced, f"reduce_{name}") for name in names}
+        default = 16 if len(names) == 3 else 0
+        if reduced := default if self.reduced is None else self.reduced:
+            x = {name: linear(x[name], reduced, f"reduce_{name}") for name in names}
         if form == "vector":
             return single(self._vector(names, x, present), tokens)
         x = {name: jnp.where(present[name], x[name], 0) for name in names}
