@@ -207,6 +207,17 @@ def abstract(state: Any, devices: Devices) -> Any:
     )
 
 
+def jit_once(fun: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """`jax.jit` of a program that runs once, such as what draws the first parameters.
+
+    On a CPU it is compiled in a hurry: with all optimisations that takes several times as long, and
+    longer than such a program could ever save.
+    """
+    if jax.default_backend() == "cpu":
+        options["compiler_options"] = {"xla_backend_optimization_level": 0}
+    return jax.jit(fun, **options)
+
+
 # XLA's newer CPU fusions halve the speed of convolutions; Transformers do not gain by the switch.
 CPU_FLAGS = {"--xla_cpu_experimental_ynn_fusion_type": ""}
 # A flag that a release does not know ends the process, so it is set only where it was tried.

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import jax
+import numpy as np
 import pytest
 
 from mtmm_jax import parallel
@@ -67,3 +69,14 @@ def test_glibc_takes_the_options():
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "True"
+
+
+def test_what_runs_once_gives_the_same_wherever_it_is_laid():
+    layout = jax.sharding.SingleDeviceSharding(jax.devices()[1])
+
+    def draw(key):
+        return jax.random.normal(key, (64,))
+
+    once = parallel.jit_once(draw, out_shardings=layout)(jax.random.key(0))
+    assert once.sharding == layout
+    np.testing.assert_allclose(once, jax.jit(draw)(jax.random.key(0)), atol=1e-6)

@@ -80,7 +80,7 @@ class Experiment:
         # On a mesh no device ever holds the whole.
         laid_out = {} if mesh is None else {"out_shardings": mesh.of(self.shapes)}
         drawn = key_data(self.config["seed"] if seed is None else seed)
-        state = jax.jit(self._initialise, **laid_out)(drawn)
+        state = parallel.jit_once(self._initialise, **laid_out)(drawn)
         return init_from.load(self, state, assemble)
 
     @functools.cached_property

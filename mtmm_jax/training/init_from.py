@@ -22,6 +22,7 @@ import numpy as np
 
 from mtmm_jax.mesh import Layout
 from mtmm_jax.model import flatten, shared_parameters
+from mtmm_jax.parallel import jit_once
 from mtmm_jax.registry import ConfigError, section_of
 from mtmm_jax.training.origins import WHERE, Origin, check_meaning, of_run, of_weights
 from mtmm_jax.transfer.paths import regexes, some
@@ -280,7 +281,7 @@ def _begun(experiment: Any, state: Any, params: Any, batch_stats: Any) -> Any:
     layout: dict[str, Any] = {}
     if isinstance(experiment.devices, Layout):
         layout["out_shardings"] = experiment.devices.of((state.optimizer, state.balancing))
-    optimizer, balancing = jax.jit(rest, **layout)(params)
+    optimizer, balancing = jit_once(rest, **layout)(params)
     return state.replace(
         params=params, batch_stats=batch_stats, optimizer=optimizer, balancing=balancing
     )

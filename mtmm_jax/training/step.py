@@ -123,7 +123,7 @@ def init_state(
     model: Model, balancer: Any, optimizer: optax.GradientTransformation, seed: int, **options: Any
 ) -> TrainState:
     """The state before the first step; `options` are those of `initialiser`."""
-    return jax.jit(initialiser(model, balancer, optimizer, **options))(key_data(seed))
+    return parallel.jit_once(initialiser(model, balancer, optimizer, **options))(key_data(seed))
 
 
 def make_step(
