@@ -48,11 +48,12 @@ def test_rooms_are_found_when_asked_for():
 
 
 def test_neither_tensorflow_nor_torch_is_needed():
+    # Where they are installed, others may import them: TensorBoard's writer does. Here they cannot.
     loaded = _python(
-        "import sys, mtmm_jax.train, mtmm_jax.training.loop, mtmm_jax.analysis.report;"
-        "print(*[m for m in ('tensorflow', 'torch') if m in sys.modules])"
+        "import sys; sys.modules.update(tensorflow=None, torch=None);"
+        "import mtmm_jax.train, mtmm_jax.training.loop, mtmm_jax.analysis.report; print('through')"
     )
-    assert loaded == []
+    assert loaded == ["through"]
 
 
 def test_every_folder_of_code_is_a_package():
