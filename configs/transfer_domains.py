@@ -20,20 +20,12 @@ SOURCE, TARGET, LABELLED = "noto", "twemoji", 0.1
 def get_config() -> ConfigDict:
     config = training.load("emoji")
     config.steps = 300
-    drawn = {
-        # The label `style` has one class in each, another one: two labels of different names.
-        style: {
-            "kind": "emoji",
-            "keep": ["image"],
-            "styles": [style],
-            "rename": {"style": f"{style}_style"},
-        }
-        for style in (SOURCE, TARGET)
-    }
+    drawn = training.load("domain_source_only").data.sources
+    seen = {style: {**drawn[style], "keep": ["image"]} for style in (SOURCE, TARGET)}
     few = {"hide": {"category": LABELLED}, "semi": {"target": "category", "labelled": 1.0}}
     config.data = {
         "kind": "mixture",
-        "sources": {"source": drawn[SOURCE], "target": {**drawn[TARGET], **few}},
+        "sources": {"source": seen[SOURCE], "target": {**seen[TARGET], **few}},
         "trained": ["source", "target"],
         "held": ["target"],
         "mixing": {"kind": "fixed", "weights": [1.0, LAMBDA]},

@@ -89,7 +89,7 @@ def runs(
     rates = RATES if tuned(name) else (1.0,)
     for rate in rates:
         # The rate is chosen by the first seed; the others run at the chosen one alone.
-        if board.find(**key, rate=rate, seed=seeds[0]):
+        if not board.left(seeds[:1], **key, rate=rate):
             continue
         try:
             short = ShortRun(config_of(data, changes, steps, rate))

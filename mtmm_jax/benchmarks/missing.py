@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     rates = (0.0, options.dropout)
     settings = [(f, way, rate, None) for f in fusions for way in options.ways for rate in rates]
     settings += [(own, "never had", 0.0, name) for name in names]
-    common = {"config": options.config, "task": options.task, "steps": base.steps}
+    common = {"config": options.config, "overrides": overrides, "task": options.task}
+    common["steps"] = base.steps
     for fusion, way, rate, gone in track(settings, description="missing", console=console()):
         key = {**common, "fusion": fusion, "missing": way, "dropout": rate, "without": gone}
         todo = board.left(seeds, **key)

@@ -22,6 +22,7 @@ from mtmm_jax.benchmarks.recipe_runs import key_of
 from mtmm_jax.benchmarks.recipes import RECIPES, besides, cells, table
 from mtmm_jax.command import console, guarded
 from mtmm_jax.registry import ConfigError
+from mtmm_jax.training.workdir import write
 
 BEGIN, END = "<!-- recipes: benchmarks.recipe_texts writes this table -->", "<!-- /recipes -->"
 MEASURED = "Measured"
@@ -82,12 +83,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     readme = root / "README.md"
     if not readme.exists():
         raise ConfigError(f"--root: there is no {readme}")
-    readme.write_text(with_table(readme.read_text(), table(board, list(RECIPES))))
-    found = {recipe.run.config: None for recipe in RECIPES.values()}
-    found = {config: told for config in found if (told := measured(board, config))}
+    write(readme, with_table(readme.read_text(), table(board, list(RECIPES))).encode())
+    configs = dict.fromkeys(recipe.run.config for recipe in RECIPES.values())
+    found = {config: told for config in configs if (told := measured(board, config))}
     for config, told in found.items():
         path = root / "configs" / f"{config}.py"
-        path.write_text(with_paragraph(path.read_text(), told))
+        write(path, with_paragraph(path.read_text(), told).encode())
     console().print(f"{readme} and {len(found)} configs", highlight=False)
     return 0
 

@@ -50,14 +50,14 @@ def _alone(config: str, tasks: Sequence[str], *changes: str) -> dict[str, Run]:
     }
 
 
-def _one_modality(config: str, *without: str) -> dict[str, Run]:
-    """Each of the emoji's modalities in a model of its own, without some tasks."""
+def _one_modality(config: str, modalities: Sequence[str], *without: str) -> dict[str, Run]:
+    """Each modality in a model of its own, without some tasks."""
     gone = ("model.modality_dropout=0.0", *(f"tasks.{task}=None" for task in without))
     return {
         f"{one} alone": Run(
-            config, (*gone, *(f"model.encoders.{m}=None" for m in _MODALITIES if m != one))
+            config, (*gone, *(f"model.encoders.{m}=None" for m in modalities if m != one))
         )
-        for one in _MODALITIES
+        for one in modalities
     }
 
 
@@ -99,7 +99,11 @@ def _entries() -> Iterator[Recipe]:
     # At equal compute in all: four tasks alone share the steps, a modality costs a third of three.
     tasks = (*_EMOJI, "retrieval")
     apart = _alone("emoji", tasks, "steps=250")
-    yield row("multi-task + multi-modal", "emoji", apart | _one_modality("emoji", "retrieval"))
+    yield row(
+        "multi-task + multi-modal",
+        "emoji",
+        apart | _one_modality("emoji", _MODALITIES, "retrieval"),
+    )
     yield row("shared weights", "shared_weights", _alone("shared_weights", _EMOJI))
     layers = ("digit", "speaker", "task_1")
     yield row("shared layers", "shared_layers", _alone("shared_layers", layers))
@@ -130,12 +134,7 @@ def _entries() -> Iterator[Recipe]:
     yield row("Transformer fusion", "fusion_transformer", _LATE)
     yield row("graph fusion, GCN", "fusion_gcn", _LATE)
     yield row("graph fusion, GAT", "fusion_gat", _LATE)
-    one = {
-        f"{keep} alone": Run(
-            "image_text_small", (f"model.encoders.{drop}=None", "model.modality_dropout=0.0")
-        )
-        for keep, drop in (("image", "text"), ("text", "image"))
-    }
+    one = _one_modality("image_text_small", ("image", "text"))
     yield row("image-text, ResNet and BERT", "image_text_small", one)
     unread = {"never saw the text": Run("written_words", ("model.encoders.text=None",))}
     yield row("image with text inside it", "written_words", unread, without=("text",))
