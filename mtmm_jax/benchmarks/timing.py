@@ -13,6 +13,8 @@ from typing import Any
 
 import jax
 
+from mtmm_jax.training.workdir import write
+
 
 def interleaved(
     calls: Mapping[Any, Callable[[], Any]], seconds: float = 2.0, warm: bool = False
@@ -71,7 +73,4 @@ def write_json(
     """Rows and machine as one JSON document, which is whole at every moment."""
     block = machine() if machine_block is None else machine_block
     document = {"machine": block, **({"settings": settings} if settings else {}), "rows": rows}
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(document, indent=1) + "\n")
-    os.replace(part, path)
+    write(Path(path), (json.dumps(document, indent=1) + "\n").encode())
