@@ -116,6 +116,23 @@ def test_modality_dropout_keeps_at_least_one_and_drops_by_row():
     assert np.isfinite(first).all()
 
 
+def test_modality_dropout_may_have_a_rate_for_each_modality():
+    inputs = toy.batch(64, holes=False)["inputs"]
+
+    def told(dropout):
+        built = toy.build(modality_dropout=dropout)
+        variables = jax.jit(built.init)(jax.random.key(0), toy.SPEC.example(2))
+        changed = {**inputs, "image": {**inputs["image"], "x": 1 - inputs["image"]["x"]}}
+        key = jax.random.key(1)
+        both = [built.trunk(variables, x, train=True, key=key)[0] for x in (inputs, changed)]
+        values = [np.asarray(shared["fused"].values[:, 0]) for shared in both]
+        return np.abs(values[0] - values[1]).max(-1) > 1e-6  # did it see the image?
+
+    assert told({"text": 0.9}).all()
+    assert 0.05 < told({"image": 0.8}).mean() < 0.4
+    np.testing.assert_array_equal(told(0.5), told(dict.fromkeys(toy.build().encoders, 0.5)))
+
+
 @pytest.mark.parametrize(
     ("changes", "tasks", "message"),
     [
@@ -153,6 +170,8 @@ def test_modality_dropout_keeps_at_least_one_and_drops_by_row():
         ),
         ({}, {"spelling": {"kind": "classification", "reads": "image+text"}}, "made from text"),
         ({"modality_dropout": 1.5}, None, "model.modality_dropout: 1.5"),
+        ({"modality_dropout": {"texts": 0.1}}, None, "modality_dropout: unknown .*'texts'"),
+        ({"modality_dropout": {"text": 1}}, None, "modality_dropout.text: 1 is not in"),
         ({}, {"kind": {"kind": "classification", "rads": "image"}}, "unknown .*'rads'"),
         ({}, {}, None),
     ],

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mtmm_jax import parallel
 
 
 def batch_bernoulli(
-    key: jax.Array, keep: float, shape: tuple[int, ...], axis_name: str | None
+    key: jax.Array,
+    keep: float | Sequence[float],
+    shape: tuple[int, ...],
+    axis_name: str | None,
 ) -> jax.Array:
     """Independent draws for this device's rows; the same rows draw the same on any device count.
 
     Args:
         key: the same on all devices.
-        keep: the probability of True, to the nearest 1/256.
+        keep: the probability of True, to the nearest 1/256; or one for each index of the last axis.
         shape: `[rows on this device, ...]`.
         axis_name: the devices' axis inside pmap, or None.
     """
@@ -24,7 +30,9 @@ def batch_bernoulli(
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
     # A byte a draw: random bits are what dropout costs on a CPU, and 1/256 is fine enough.
     bits = jax.vmap(lambda k: jax.random.bits(k, shape[1:], jnp.uint8))(keys)
-    return bits.astype(jnp.int32) < _threshold(keep)
+    several = isinstance(keep, Sequence)
+    least = np.array([_threshold(each) for each in keep]) if several else _threshold(keep)
+    return bits.astype(jnp.int32) < least
 
 
 def batch_normal(key: jax.Array, shape: tuple[int, ...], axis_name: str | None) -> jax.Array:

@@ -48,13 +48,11 @@ def build(model: Mapping[str, Any], task_configs: Mapping[str, Any], spec: Spec)
     """
     choose_all(model, MODEL_KEYS, "model", "key")
     width = model["width"]
-    modality_dropout = model.get("modality_dropout", 0.0)
-    if not 0.0 <= modality_dropout < 1.0:
-        raise ConfigError(f"model.modality_dropout: {modality_dropout} is not in [0, 1)")
     stage, options, kind = _stage(model["fusion"])
     encoders = _encoders(model.get("encoders") or {}, width, spec)
     if stage == "early_raw":
         encoders = {name: _raw(name, width, spec) for name in encoders}
+    dropped = _dropout(model.get("modality_dropout", 0.0), encoders)
     make_head = _head_builder()
     built: dict[str, Task] = {}
     configs, probes = _with_unimodal(task_configs, encoders, spec)
@@ -89,7 +87,7 @@ def build(model: Mapping[str, Any], task_configs: Mapping[str, Any], spec: Spec)
         fusions,
         shared,
         built,
-        modality_dropout,
+        dropped,
         decisions,
         terms,
         probes,
@@ -110,6 +108,18 @@ def _stage(config: Any) -> tuple[str, dict[str, Any], dict[str, Any]]:
                 f"{', '.join(STAGE_KEYS[key])}"
             )
     return stage, options, kind
+
+
+def _dropout(given: Any, encoders: Mapping[str, Any]) -> dict[str, float]:
+    """Modality -> rate, from one rate for all or a mapping for some."""
+    where = "model.modality_dropout"
+    rates = given if isinstance(given, Mapping) else dict.fromkeys(encoders, given)
+    choose_all(rates, encoders, where, "modality")
+    for name, rate in rates.items():
+        at = f"{where}.{name}" if rates is given else where
+        if not isinstance(rate, int | float) or not 0.0 <= rate < 1.0:
+            raise ConfigError(f"{at}: {rate!r} is not in [0, 1)")
+    return dict(rates)
 
 
 def _optional(table: Mapping[str, Any], config: Any, where: str, nothing: str) -> Any:

@@ -46,7 +46,7 @@ class Model:
         regularisers: name -> (lambda alpha, `Regulariser`).
         sharing: the module between fusion and heads.
         tasks: name -> `Task`, each with its head.
-        modality_dropout: the chance that fusion does not see a modality in training; a sample
+        modality_dropout: modality -> the chance that fusion does not see it in training; a sample
             keeps at least one.
         probes: the tasks whose heads only score: no gradient passes from them to the tokens.
         added: the names of auxiliary losses that the training step computes, after the model's.
@@ -60,7 +60,7 @@ class Model:
     fusions: Mapping[str, Fusing]
     sharing: nn.Module
     tasks: Mapping[str, Task]
-    modality_dropout: float = 0.0
+    modality_dropout: Mapping[str, float] = dataclasses.field(default_factory=dict)
     decisions: Mapping[str, nn.Module] = dataclasses.field(default_factory=dict)
     regularisers: Mapping[str, tuple[float, Regulariser]] = dataclasses.field(default_factory=dict)
     probes: tuple[str, ...] = ()

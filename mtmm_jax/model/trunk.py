@@ -70,12 +70,13 @@ def _seen(
     model: Model, run: Run, known: Mapping[str, Tokens], inputs: tuple[str, ...]
 ) -> dict[str, Tokens]:
     """What fusion sees in training. A modality is dropped from all fusions alike."""
-    if not (run.mode["train"] and model.modality_dropout and len(known) > 1):
+    rates = model.modality_dropout
+    if not (run.mode["train"] and any(rates.values()) and len(known) > 1):
         return dict(known)
     present = jnp.stack([tokens.present for tokens in known.values()], axis=-1)
     keep = batch_bernoulli(
         run.key("modality_dropout"),
-        1.0 - model.modality_dropout,
+        [1.0 - rates.get(name, 0.0) for name in inputs],
         (present.shape[0], len(inputs)),
         run.mode["axis_name"],
     )
