@@ -4,17 +4,12 @@ import pytest
 
 from mtmm_jax.benchmarks import few_labels
 from mtmm_jax.benchmarks.board import Board, names_of
-from mtmm_jax.benchmarks.few_labels import ROWS, folder_of, ordered
+from mtmm_jax.benchmarks.few_labels import ROWS
+from mtmm_jax.benchmarks.recipe_runs import config_of, own_config
 from mtmm_jax.registry import ConfigError
 
 
-def test_rows_come_after_what_they_need():
-    for names in (list(ROWS), ["quarter, taught"], ["masked, then 5%", "all, taught by each"]):
-        plan = ordered(names)
-        assert set(names) <= set(plan)
-        assert len(set(plan)) == len(plan)
-        for name in plan:
-            assert all(plan.index(one) < plan.index(name) for one in ROWS[name].needs)
+def test_rows_stand_beside_rows():
     assert all(row.beside in (None, *ROWS) for row in ROWS.values())
 
 
@@ -28,25 +23,29 @@ def test_rows_are_named_with_their_commas():
 
 @pytest.mark.parametrize("name", ROWS)
 def test_rows_begin_from_and_learn_from_runs_of_their_seed(name, tmp_path):
-    config = few_labels.config_of(name, 2, None, tmp_path)
-    row = ROWS[name]
+    run = ROWS[name].run
+    config = own_config(run, 2, None, tmp_path)
     assert config.seed == 2
-    begins = None if row.begins is None else str(folder_of(row.begins, 2, None, tmp_path))
+
+    def place(of):
+        return str(tmp_path / of.folder(config_of(of).steps, 2))
+
+    begins = place(run.after) if run.after else None
     assert (config.init_from or {}).get("workdir") == begins
-    folders = [str(folder_of(one, 2, None, tmp_path)) for one in row.taught]
-    assert list((config.teachers or {}).get("workdirs", [])) == folders
+    taught = list((config.teachers or {}).get("workdirs", []))
+    assert taught == [place(one) for one in run.taught]
     if "5%" in name and "pretraining" not in name:
         assert config.data.hide.category == 0.05
-    assert len({folder_of(one, 2, None, tmp_path) for one in ROWS}) == len(ROWS)
+    assert sum(place(row.run) == place(run) for row in ROWS.values()) == 1
 
 
 def test_the_table_tells_points_over_what_stands_beside():
     board = Board(None)
     for name, values in (("supervised 5%", (0.4, 0.5)), ("pseudo 5%", (0.5, 0.54))):
         for seed, value in enumerate(values):
-            row = {"row": name, "seed": seed, "steps": None, "parameters": 1000}
+            row = {**few_labels.key_of(name, None), "seed": seed, "parameters": 1000}
             board.add({**row, "test": {"category": value}})
-    lines = few_labels.table(board, ["supervised 5%", "pseudo 5%", "zero-shot"], None).splitlines()
+    lines = few_labels.table(board, ["supervised 5%", "pseudo 5%", "zero-shot"]).splitlines()
     assert lines[2:] == [
         "| supervised 5% | `finetune` | 1,000 | category 0.450 ± 0.050 |  |",
         "| pseudo 5% | `semi_pseudo` | 1,000 | category 0.520 ± 0.020 | "

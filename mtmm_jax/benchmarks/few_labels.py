@@ -13,14 +13,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mtmm_jax.benchmarks import recipe_runs
 from mtmm_jax.benchmarks.board import Board, arguments, names_of, seeds_of, spread
+from mtmm_jax.benchmarks.recipe_runs import Run
 from mtmm_jax.command import console, guarded, prepare_jax
 
 QUICK = 10  # steps
@@ -33,145 +34,98 @@ class Row:
     """One line of the table.
 
     Attributes:
-        config: its name.
-        changes: overrides of the command line, without their `--config.`.
-        begins: the row whose run it begins from.
-        taught: the rows whose runs teach it.
+        run: its training, in a folder.
         beside: the row that it is compared with.
         zero_shot: a class label that is told by names and by a few examples.
     """
 
-    config: str
-    changes: tuple[str, ...] = ()
-    begins: str | None = None
-    taught: tuple[str, ...] = ()
+    run: Run
     beside: str | None = None
     zero_shot: str | None = None
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """The rows that must be run before."""
-        return self.taught if self.begins is None else (self.begins, *self.taught)
-
 
 def _rows() -> Iterator[tuple[str, Row]]:
-    pretrained = ("contrastive", "masked", "autoencoding", "translation")
-    for kind in pretrained:
-        yield f"pretraining, {kind}", Row(f"pretrain_{kind}")
+    pretrained = {
+        kind: Run(f"pretrain_{kind}", how="fit")
+        for kind in ("contrastive", "masked", "autoencoding", "translation")
+    }
+    for kind, run in pretrained.items():
+        yield f"pretraining, {kind}", Row(run)
     for share in SHARES:
         hide = f"data.hide={{'category': {share / 100}}}"
         alone = f"supervised {share}%"
-        yield alone, Row("finetune", ("init_from=None", hide))
-        for kind in pretrained:
-            begins = f"pretraining, {kind}"
-            yield (
-                f"{kind}, then {share}%",
-                Row("finetune", (hide,), begins=begins, beside=alone),
-            )
+        yield alone, Row(Run("finetune", ("init_from=None", hide), how="fit"))
+        for kind, run in pretrained.items():
+            tuned = Run("finetune", (hide,), how="fit", after=run)
+            yield f"{kind}, then {share}%", Row(tuned, beside=alone)
         for kind in ("pseudo", "mean_teacher", "consistency"):
-            yield f"{kind} {share}%", Row(f"semi_{kind}", (hide,), beside=alone)
+            yield f"{kind} {share}%", Row(Run(f"semi_{kind}", (hide,), how="fit"), beside=alone)
     held = (
         f"data.held_out={{'subcategory': {HELD_OUT}}}",
         "model.encoders.audio=None",
         "tasks.retrieval.reads=['image', 'text']",
         "steps=800",
     )
-    yield "zero-shot", Row("contrastive", held, zero_shot="subcategory")
-    yield "teacher", Row("distil_teacher")
-    yield "quarter, alone", Row("distil_small", ("teachers=None",), beside="teacher")
-    yield "quarter, taught", Row("distil_small", taught=("teacher",), beside="teacher")
-    yield "all modalities", Row("fusion_late")
-    for name in ("image", "text", "audio"):
-        yield f"{name} alone", Row(f"independent_{name}")
-    yield (
-        "image, taught by all",
-        Row("distil_cross_modal", taught=("all modalities",), beside="image alone"),
-    )
-    members = tuple(f"{name} alone" for name in ("image", "text", "audio"))
-    yield (
-        "all, taught by each",
-        Row("distil_unimodal", taught=members, beside="all modalities"),
-    )
+    yield "zero-shot", Row(Run("contrastive", held, how="fit"), zero_shot="subcategory")
+    teacher = Run("distil_teacher", how="fit")
+    yield "teacher", Row(teacher)
+    plain = Run("distil_small", ("teachers=None",), how="fit")
+    yield "quarter, alone", Row(plain, beside="teacher")
+    taught = Run("distil_small", how="fit", taught=(teacher,))
+    yield "quarter, taught", Row(taught, beside="teacher")
+    every = Run("fusion_late", how="fit")
+    yield "all modalities", Row(every)
+    single = {name: Run(f"independent_{name}", how="fit") for name in ("image", "text", "audio")}
+    for name, run in single.items():
+        yield f"{name} alone", Row(run)
+    across = Run("distil_cross_modal", how="fit", taught=(every,))
+    yield "image, taught by all", Row(across, beside="image alone")
+    from_each = Run("distil_unimodal", how="fit", taught=tuple(single.values()))
+    yield "all, taught by each", Row(from_each, beside="all modalities")
 
 
 ROWS: dict[str, Row] = dict(_rows())
 
 
-def folder_of(name: str, seed: int, steps: int | None, workdir: Path) -> Path:
-    """Of a row's run."""
-    plain = "".join(c if c.isalnum() else "_" for c in name)
-    return workdir / f"{plain}_{steps or 'full'}" / str(seed)
+def key_of(name: str, steps: int | None) -> dict[str, Any]:
+    """What tells the rows of a line from others in the JSON file."""
+    return {"row": name, **recipe_runs.key_of(ROWS[name].run, steps)}
 
 
-def config_of(name: str, seed: int, steps: int | None, workdir: Path) -> Any:
-    """The config of a row, with the folders of the runs that it needs."""
-    from mtmm_jax import training
-
-    row = ROWS[name]
-    config = training.load(row.config)
-    overrides = [f"--config.{change}" for change in row.changes]
-    config = training.apply_overrides(config, overrides)
-    with config.unlocked(), config.ignore_type():
-        if row.begins:
-            config.init_from = {"workdir": str(folder_of(row.begins, seed, steps, workdir))}
-        if row.taught:
-            paths = [str(folder_of(one, seed, steps, workdir)) for one in row.taught]
-            config.teachers.workdirs = paths
-        config.seed = seed
-        config.steps = steps or config.steps
-        config.evaluation.baselines = False
-    return config
-
-
-def run(name: str, seed: int, steps: int | None, workdir: Path) -> dict[str, Any]:
-    """Trains a row, or finds its results, and tells its figures."""
-    import jax
-
-    from mtmm_jax import training
+def rows_of(
+    name: str, seeds: Sequence[int], steps: int | None, folder: Path
+) -> Iterator[dict[str, Any]]:
+    """One row a seed: the run's, with what it reaches without labels."""
     from mtmm_jax.evaluation import zero_shot
-    from mtmm_jax.train import fit
     from mtmm_jax.training.finished import open_run
     from mtmm_jax.training.results import finite
 
-    started, row = time.monotonic(), ROWS[name]
-    config = config_of(name, seed, steps, workdir)
-    experiment = training.assemble(config)
-    place = folder_of(name, seed, steps, workdir)
-    told = fit(experiment, place)["test"]
-    model = experiment.model
-    figures = {task: told[task][model.tasks[task].headline] for task in config.tasks if told[task]}
-    known = {"row": name, "seed": seed, "steps": steps}
-    known |= {"parameters": sum(x.size for x in jax.tree.leaves(experiment.shapes.params))}
-    if row.zero_shot:
-        size = experiment.config["evaluation"]["batch_size"]
-        variables = open_run(place).variables
-        found = zero_shot.measure(model, variables, experiment.source, row.zero_shot, size)
-        figures |= {f"{row.zero_shot}, {key}": value for key, value in found["names"].items()}
-        known |= {"zero_shot": finite(found)}
-    known |= {"test": finite(figures), "seconds": round(time.monotonic() - started, 1)}
-    return known
+    row = ROWS[name]
+    for told in recipe_runs.fit(row.run, seeds, steps, folder):
+        if row.zero_shot:
+            config = recipe_runs.own_config(row.run, told["seed"], steps, folder).to_dict()
+            finished = open_run(folder / row.run.folder(config["steps"], told["seed"]), config)
+            experiment = finished.experiment
+            size = experiment.config["evaluation"]["batch_size"]
+            found = zero_shot.measure(
+                experiment.model, finished.variables, experiment.source, row.zero_shot, size
+            )
+            named = {f"{row.zero_shot}, {key}": value for key, value in found["names"].items()}
+            told = {**told, "test": finite({**told["test"], **named}), "zero_shot": finite(found)}
+        yield told
 
 
-def ordered(names: Sequence[str]) -> list[str]:
-    """The rows with all that they need, each after what it needs."""
-    found: list[str] = []
-    for name in names:
-        found += [one for one in ordered(ROWS[name].needs) if one not in found]
-        found += [name] if name not in found else []
-    return found
-
-
-def table(board: Board, names: Sequence[str], steps: int | None) -> str:
+def table(board: Board, names: Sequence[str], steps: int | None = None) -> str:
     """Markdown: test figures, and the points gained over what stands beside, by mean."""
     lines = ["| row | config | parameters | test | beside it |", "|---|---|---|---|---|"]
     for name in names:
-        mine = board.find(row=name, steps=steps)
+        mine = board.find(**key_of(name, steps))
         if not mine:
             continue
         row, shown = ROWS[name], []
         for task in mine[0]["test"]:
             shown.append(f"{task} {spread([one['test'][task] for one in mine])}")
-        other = board.find(row=row.beside, steps=steps) if row.beside else []
+        other = board.find(**key_of(row.beside, steps)) if row.beside else []
         gains = [
             f"{task} {100 * (_mean(mine, task) - _mean(other, task)):+.1f}"
             for task in (mine[0]["test"] if other else ())
@@ -179,7 +133,7 @@ def table(board: Board, names: Sequence[str], steps: int | None) -> str:
         ]
         beside = f"{row.beside}: {', '.join(gains)} points" if gains else ""
         count = f"{mine[0]['parameters']:,}"
-        lines.append(f"| {name} | `{row.config}` | {count} | {', '.join(shown)} | {beside} |")
+        lines.append(f"| {name} | `{row.run.config}` | {count} | {', '.join(shown)} | {beside} |")
     return "\n".join(lines)
 
 
@@ -195,7 +149,6 @@ def parser() -> argparse.ArgumentParser:
         only="rows parted by commas, such as 'supervised 5%,pseudo 5%'",
         quick=f"{QUICK} steps and one seed: does it run?",
     )
-    p.add_argument("--steps", type=int, help="of every run; the configs' own by default")
     p.add_argument("--workdir", default="runs/few_labels_table", help="the folder of the runs")
     return p
 
@@ -206,21 +159,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = names_of(options.only, ROWS, "row")
     prepare_jax()
 
-    out, board, workdir = console(), Board(options.json), Path(options.workdir)
-    steps = QUICK if options.quick else options.steps
+    out, board, folder = console(), Board(options.json), Path(options.workdir)
+    steps = QUICK if options.quick else None
     seeds = seeds_of(options.seeds, options.quick)
-    plan = ordered(names)
-    for number, name in enumerate(plan, start=1):
-        for seed in seeds:
-            kept = board.find(row=name, steps=steps, seed=seed)
-            later = [one for one in plan if name in ROWS[one].needs]
-            if kept and all(board.find(row=one, steps=steps, seed=seed) for one in later):
-                continue
-            out.print(f"{number}/{len(plan)} {name}, seed {seed}", highlight=False)
-            told = run(name, seed, steps, workdir)  # what was run before is found in its folder
-            if not kept:
-                board.add(told)
-    print(table(board, plan, steps))
+    for number, name in enumerate(names, start=1):
+        key = key_of(name, steps)
+        left = board.left(seeds, **key)
+        if not left:
+            continue
+        out.print(f"{number}/{len(names)} {name}", highlight=False)
+        for row in rows_of(name, left, steps, folder):
+            board.add({**key, **row})
+    print(table(board, list(ROWS), steps))
     return 0
 
 

@@ -30,7 +30,8 @@ class Run:
         how: short (no folder), fit (an ordinary run), cv (weights by cross-validation), or the rule
             by which the predictions of `members` are fused.
         members: the configs of an ensemble.
-        after: the run that it begins from; both have folders (fit).
+        after: the run that it begins from; with it and `taught` all have folders (fit).
+        taught: the runs whose models teach it.
         without: also tested without each of these modalities; "*": each of all.
         zero_shot: the class labels that are also told by the nearest name, with a retrieval task.
     """
@@ -40,6 +41,7 @@ class Run:
     how: str = "short"
     members: tuple[str, ...] = ()
     after: Run | None = None
+    taught: tuple[Run, ...] = ()
     without: tuple[str, ...] = ()
     zero_shot: tuple[str, ...] = ()
 
@@ -50,9 +52,13 @@ class Run:
 
     def folder(self, steps: int, seed: int) -> Path:
         """Of one training, below that of all."""
-        begins = self.after and self.after.changes
-        words = re.findall(r"\w+", " ".join((self.name, *self.changes, *(begins or ()))))
-        return Path("_".join((*words, str(steps)))) / str(seed)
+        told = " ".join(word for run in (self, *self.before) for word in (run.name, *run.changes))
+        return Path("_".join((*re.findall(r"\w+", told), str(steps)))) / str(seed)
+
+    @property
+    def before(self) -> tuple[Run, ...]:
+        """The runs that must have ended when it starts."""
+        return ((self.after,) if self.after else ()) + self.taught
 
 
 def config_of(run: Run, steps: int | None = None) -> Any:
@@ -72,6 +78,7 @@ def key_of(run: Run, steps: int | None = None) -> dict[str, Any]:
         "changes": list(run.changes),
         "how": run.how,
         "after": run.after and [run.after.config, *run.after.changes],
+        "taught": [[one.config, *one.changes] for one in run.taught] or None,
         "steps": config_of(run, steps).steps,
     }
 
@@ -122,22 +129,29 @@ def fit(
     from mtmm_jax.train import fit as train
 
     for seed in seeds:
-        config, started = _own(run, seed, steps), time.monotonic()
-        if run.after:
-            list(fit(run.after, [seed], steps, folder))
-            before = folder / run.after.folder(config_of(run.after, steps).steps, seed)
-            with config.unlocked(), config.ignore_type():
-                config.init_from = {"workdir": str(before)}
+        for before in run.before:  # found in its folder, where it ended before
+            list(fit(before, [seed], steps, folder))
+        started, config = time.monotonic(), own_config(run, seed, steps, folder)
         experiment = training.assemble(config)
         told = train(experiment, folder / run.folder(config.steps, seed))
-        row = _row(experiment.model, told["test"])
+        row = _row(experiment.model, told["test"]) | {"parameters": experiment.parameters}
         yield {**row, "seed": seed, "seconds": round(time.monotonic() - started, 1)}
 
 
-def _own(run: Run, seed: int, steps: int | None) -> Any:
+def own_config(run: Run, seed: int, steps: int | None, folder: Path) -> Any:
+    """The config of a run in a folder, with those of the runs that it needs."""
     config = config_of(run, steps)
     config.seed = seed
     config.evaluation.baselines = False
+
+    def place(of: Run) -> str:
+        return str(folder / of.folder(config_of(of, steps).steps, seed))
+
+    with config.unlocked(), config.ignore_type():
+        if run.after:
+            config.init_from = {"workdir": place(run.after)}
+        if run.taught:
+            config.teachers.workdirs = [place(one) for one in run.taught]
     return config
 
 
@@ -152,7 +166,7 @@ def ensemble(
         started = time.monotonic()
         for member in run.members:
             list(fit(Run(member), [seed], steps, folder))
-        experiment = training.assemble(_own(run, seed, steps))
+        experiment = training.assemble(own_config(run, seed, steps, folder))
         total = experiment.config["steps"]
         paths = [folder / Run(member).folder(total, seed) for member in run.members]
         told = fused.fuse_runs(paths, run.how, folder / run.folder(total, seed))
@@ -170,7 +184,7 @@ def cross_validated(
     from mtmm_jax.train import fit as train
 
     for seed in seeds:
-        started, config = time.monotonic(), _own(run, seed, steps)
+        started, config = time.monotonic(), own_config(run, seed, steps, folder)
         experiment = training.assemble(config)
         place = folder / run.folder(config.steps, seed)
         found = folds.candidates(WEIGHTS, None, tuple(experiment.model.tasks))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Collection
 from typing import Any
@@ -42,10 +41,6 @@ class ShortRun:
         self._step = parallel.wrap(self.experiment.step(), self.experiment.devices)
         self._evaluator = Evaluator(self.experiment.model, self.experiment.devices)
 
-    @property
-    def parameters(self) -> int:
-        return sum(math.prod(x.shape) for x in jax.tree.leaves(self.experiment.shapes.params))
-
     def train(self, seed: int) -> Any:
         """The variables after the config's steps."""
         experiment = self.experiment
@@ -69,7 +64,7 @@ class ShortRun:
         """One training: validation and test headlines, their means, parameters, seconds."""
         started = time.monotonic()
         variables = self.train(seed)
-        row: dict[str, Any] = {"seed": seed, "parameters": self.parameters}
+        row: dict[str, Any] = {"seed": seed, "parameters": self.experiment.parameters}
         for split in ("validation", "test"):
             figures = self.figures(self.evaluate(variables, split))
             row[split] = {name: round(float(value), 4) for name, value in figures.items()}

@@ -93,6 +93,11 @@ class Experiment:
         """The state's tree with shapes and dtypes, and no numbers."""
         return jax.eval_shape(self._initialise, key_data(self.config["seed"]))
 
+    @property
+    def parameters(self) -> int:
+        """How many numbers the model has, trained or frozen."""
+        return sum(math.prod(x.shape) for x in jax.tree.leaves(self.shapes.params))
+
     @functools.cached_property
     def learning_rates(self) -> np.ndarray:
         """`[steps]`, known beforehand: asked of the device, a log would wait for the step that
