@@ -5,6 +5,7 @@ import multiprocessing
 
 import pytest
 
+from mtmm_jax import training
 from mtmm_jax.benchmarks import missing
 from mtmm_jax.benchmarks.board import Board, arguments, names_of, seeds_of
 from mtmm_jax.benchmarks.short_runs import without
@@ -79,6 +80,24 @@ def test_missing_tells_what_each_absence_costs(tmp_path, capsys):
     assert [set(row["figures"]) for row in rows[2:]] == [{f"no {name}"} for name in names[2:]]
     assert missing.main([*options, "--ways", "none"]) == 2
     assert "zero" in capsys.readouterr().err
+
+
+def test_missing_takes_rates_of_single_modalities_and_heads_on_each():
+    dropout = missing.dropout_of("text=.6, image=0.30")
+    assert dropout == "image=0.3,text=0.6"
+    assert missing.dropout_of(".5") == 0.5
+    with pytest.raises(ConfigError, match=r"--dropout: 'text=much' is neither .* text=\.6"):
+        missing.dropout_of("text=much")
+    base = training.load("emoji")
+    config = missing.changed(base, "category", "tensor", "mask", dropout, True, None)
+    assert dict(config.model.modality_dropout) == {"image": 0.3, "text": 0.6}
+    assert config.tasks.category.unimodal is True
+    plain = missing.changed(base, "category", "tensor", "mask", 0.0, None, None)
+    assert plain.model.modality_dropout == 0.0
+    assert "unimodal" not in plain.tasks.category
+    built = training.assemble(config).model
+    assert built.modality_dropout == {"image": 0.3, "text": 0.6}
+    assert "category_audio" in built.tasks
 
 
 def test_what_dropout_loses_is_a_share_of_what_the_plain_model_loses():

@@ -2,11 +2,13 @@
 
     python -m mtmm_jax.benchmarks.missing --config emoji --task category --json missing.json
     python -m mtmm_jax.benchmarks.missing --fusions concat transformer tensor --ways mask zero
+    python -m mtmm_jax.benchmarks.missing --fusions tensor --dropout text=.6,image=.4 --unimodal
 
 For each fusion, each way to meet a missing modality (`model.missing`) and each rate of modality
 dropout: the figure with everything, and with any one modality taken away; beside them, what models
-reach that never had that modality: as much as the others can tell. What dropout loses by the
-absence that costs most is told as a share of what the plain model loses by it.
+reach that never had that modality: as much as the others can tell. With --unimodal what drops
+modalities is also trained by a head on each modality alone. What dropout loses by the absence that
+costs most is told as a share of what the plain model loses by it.
 """
 
 from __future__ import annotations
@@ -21,9 +23,10 @@ import numpy as np
 
 from mtmm_jax.benchmarks.board import Board, arguments, seeds_of, spread
 from mtmm_jax.command import console, guarded, prepare_jax
-from mtmm_jax.registry import choose, entry_of
+from mtmm_jax.registry import ConfigError, choose, entry_of
 
 ALL = "all"
+SETTING = ("fusion", "missing", "dropout", "unimodal", "without")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,7 +34,8 @@ def parser() -> argparse.ArgumentParser:
     p = arguments("missing", about, config_flags=True)
     p.add_argument("--config", default="emoji", help="a config file, or a name (default: emoji)")
     p.add_argument("--task", default="category", help="whose headline counts (default: category)")
-    p.add_argument("--dropout", type=float, default=0.3, help="the rate beside 0 (default: .3)")
+    p.add_argument("--dropout", default="0.3", help="beside 0, or text=.6,image=.4 (default: .3)")
+    p.add_argument("--unimodal", action="store_true", help="with dropout, heads on each modality")
     p.add_argument("--ways", nargs="+", default=["mask"], help="of model.missing (default: mask)")
     p.add_argument("--fusions", nargs="+", help="kinds (default: the config's)")
     return p
@@ -58,15 +62,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     choose(options.task, base.tasks, "--task", "task")
     names = tuple(name for name, spec in base.model.encoders.items() if spec is not None)
     seeds, board = seeds_of(options.seeds), Board(options.json)
-    rates = (0.0, options.dropout)
-    settings = [(f, way, rate, None) for f in fusions for way in options.ways for rate in rates]
-    settings += [(own, "never had", 0.0, name) for name in names]
+    dropout = dropout_of(options.dropout)
+    ways, alone = options.ways, options.unimodal or None
+    rates = ((0.0, None), (dropout, alone))
+    settings = [(f, way, *rate, None) for f in fusions for way in ways for rate in rates]
+    settings += [(own, "never had", 0.0, None, name) for name in names]
     common = {"config": options.config, "overrides": overrides, "task": options.task}
     common["steps"] = base.steps
-    for fusion, way, rate, gone in track(settings, description="missing", console=console()):
-        key = {**common, "fusion": fusion, "missing": way, "dropout": rate, "without": gone}
-        todo = board.left(seeds, **key)
-        short = ShortRun(changed(base, fusion, way, rate, gone)) if todo else None
+    for setting in track(settings, description="missing", console=console()):
+        key = {**common, **dict(zip(SETTING, setting, strict=True))}
+        todo, gone = board.left(seeds, **key), key["without"]
+        short = ShortRun(changed(base, options.task, *setting)) if todo else None
         for seed in todo:
             variables = short.train(seed)
             seen = {f"no {m}": [n for n in names if n != m] for m in names}
@@ -80,13 +86,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def changed(base: Any, fusion: str, way: str, rate: float, gone: str | None) -> Any:
+def dropout_of(text: str) -> float | str:
+    """A rate, or rates of single modalities in one form, such as image=0.4,text=0.6."""
+    try:
+        if "=" not in text:
+            return float(text)
+        pairs = sorted(part.split("=") for part in text.split(","))
+        return ",".join(f"{name.strip()}={float(rate):g}" for name, rate in pairs)
+    except ValueError as error:
+        raise ConfigError(
+            f"--dropout: {text!r} is neither a rate nor a list such as text=.6,image=.4"
+        ) from error
+
+
+def changed(
+    base: Any,
+    task: str,
+    fusion: str,
+    way: str,
+    dropout: float | str,
+    unimodal: bool | None,
+    gone: str | None,
+) -> Any:
     """The config with a way to meet what is missing, or one that never has a modality."""
+    from ml_collections import ConfigDict
+
     from mtmm_jax.benchmarks.short_runs import without
 
     config = copy.deepcopy(base)
     with config.unlocked(), config.ignore_type():
-        config.model.modality_dropout = rate
+        pairs = dropout.split(",") if isinstance(dropout, str) else ()
+        rates = {name: float(rate) for name, rate in (pair.split("=") for pair in pairs)}
+        config.model.modality_dropout = ConfigDict(rates) if rates else dropout
+        if unimodal:
+            config.tasks[task].unimodal = True
         if fusion != entry_of(base.model.fusion)["kind"]:
             config.model.fusion = fusion
         if gone is None:
@@ -104,9 +137,9 @@ def table(rows: Sequence[Mapping[str, Any]], task: str) -> Any:
     labels = list(dict.fromkeys(label for row in rows for label in row["figures"]))
     for name in ("fusion", "missing", "dropout", "seeds", *labels, "lost of plain's"):
         out.add_column(name)
-    kinds = ("fusion", "missing", "dropout")
-    for kind in dict.fromkeys(tuple(row[k] for k in kinds) for row in rows):
-        mine = [row for row in rows if tuple(row[k] for k in kinds) == kind]
+    kinds = SETTING[:4]
+    for kind in dict.fromkeys(tuple(row.get(k) for k in kinds) for row in rows):
+        mine = [row for row in rows if tuple(row.get(k) for k in kinds) == kind]
         found = {
             label: [r["figures"][label] for r in mine if label in r["figures"]] for label in labels
         }
@@ -115,7 +148,8 @@ def table(rows: Sequence[Mapping[str, Any]], task: str) -> Any:
         share = lost(mine, same) if kind[2] else None
         count = len({row["seed"] for row in mine})
         told = "" if share is None else f"{share[1]:.2f} ({share[0]})"
-        out.add_row(*kind[:2], f"{kind[2]:g}", str(count), *cells, told)
+        dropout = f"{kind[2]}{', unimodal losses' if kind[3] else ''}"
+        out.add_row(*kind[:2], dropout, str(count), *cells, told)
     return out
 
 
