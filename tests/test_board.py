@@ -4,6 +4,7 @@ import json
 import multiprocessing
 
 import pytest
+from ml_collections import ConfigDict
 
 from mtmm_jax import training
 from mtmm_jax.benchmarks import missing
@@ -88,6 +89,10 @@ def test_missing_takes_rates_of_single_modalities_and_heads_on_each():
     assert missing.dropout_of(".5") == 0.5
     with pytest.raises(ConfigError, match=r"--dropout: 'text=much' is neither .* text=\.6"):
         missing.dropout_of("text=much")
+    rates = "--config.model.modality_dropout={'text': 0.6}"
+    assert training.apply_overrides(training.load("emoji"), [rates]).model.modality_dropout == (
+        ConfigDict({"text": 0.6})
+    )
     base = training.load("emoji")
     config = missing.changed(base, "category", "tensor", "mask", dropout, True, None)
     assert dict(config.model.modality_dropout) == {"image": 0.3, "text": 0.6}

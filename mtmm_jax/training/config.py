@@ -39,6 +39,12 @@ nothing a run ends (None: never), and how many diverged batches are kept (`train
 WANTED = ("relatedness", "init_from", "lora", "quantise", "teachers", "semi")
 """Sections that a config may leave out, or have as None, and which change what is learned."""
 
+# Values of several forms, which are checked where they are read.
+FORMS: dict[str, tuple[type, ...]] = {
+    "devices": (int, Mapping),
+    "model.modality_dropout": (int, float, Mapping),
+}
+
 
 def folders() -> list[Path]:
     """Where configs are found by name: the installed package's, or the checkout's."""
@@ -127,8 +133,8 @@ def _converted(old: Any, value: Any, path: str) -> Any:
         value, str | list | tuple | dict
     ):
         return value
-    if path == "devices" and (value == "all" or isinstance(value, int | Mapping)):
-        return value  # its forms are checked where they are read
+    if isinstance(value, FORMS.get(path, ())) or (path == "devices" and value == "all"):
+        return value
     raise ConfigError(
         f"--config.{path}: {value!r} is {type(value).__name__}; needs {type(old).__name__}, "
         f"such as {old!r}"
