@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 
-from mtmm_jax import fusion, heads, registry, sharing, tasks
+from mtmm_jax import fusion, registry, sharing
 from mtmm_jax.batch import Spec, choose_all
 from mtmm_jax.encoders import ENCODERS, Raw
 from mtmm_jax.fusion.join import Into, Trunk
-from mtmm_jax.layers.reversal import read_reversal
+from mtmm_jax.model.build_tasks import build_tasks
 from mtmm_jax.model.model import Model
 from mtmm_jax.model.parts import adapters, bottlenecks, regularisers
 from mtmm_jax.model.stages import STAGES, Fusing
 from mtmm_jax.registry import ConfigError, whole_number
-from mtmm_jax.tasks.task import FUSED, Task, is_fusion, modalities_of, parse_reads
+from mtmm_jax.tasks.task import FUSED, Task, is_fusion, modalities_of
 
 MODEL_KEYS = (
     "width",
@@ -53,13 +52,7 @@ def build(model: Mapping[str, Any], task_configs: Mapping[str, Any], spec: Spec)
     if stage == "early_raw":
         encoders = {name: _raw(name, width, spec) for name in encoders}
     dropped = _dropout(model.get("modality_dropout", 0.0), encoders)
-    make_head = _head_builder()
-    built: dict[str, Task] = {}
-    configs, probes = _with_unimodal(task_configs, encoders, spec)
-    if not configs:
-        raise ConfigError("tasks: is empty; a model needs at least one task")
-    for name, config in configs.items():
-        built[name] = _task(name, config, encoders, spec, make_head)
+    built, probes = build_tasks(task_configs, encoders, spec)
     reads = dict.fromkeys(r for task in built.values() for r in task.reads)
     prepare = {
         "missing": _optional(fusion.MISSING, model.get("missing"), "model.missing", "mask"),
@@ -190,37 +183,6 @@ def _decisions(
     return decisions
 
 
-def _with_unimodal(
-    configs: Mapping[str, Any], encoders: Iterable[str], spec: Spec
-) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The tasks, and for each that says `unimodal` one for every modality alone, as
-    `<task>_<modality>`: their losses train each encoder by itself, and are balanced like others.
-    With "probe" they only score, and are named in the second answer.
-    """
-    found: dict[str, Any] = {}
-    probes = []
-    for name, config in configs.items():
-        if config is None:
-            continue
-        config = registry.entry_of(config)
-        alone = config.pop("unimodal", False)
-        if alone not in (False, True, "probe"):
-            raise ConfigError(f"tasks.{name}.unimodal: {alone!r}; choices: False, True, 'probe'")
-        found[name] = config
-        if not alone:
-            continue
-        target = config.get("target") or name
-        made_from = spec.targets[target].made_from if target in spec.targets else ()
-        reads = parse_reads(config.get("reads", FUSED), spec.modalities, f"tasks.{name}")
-        if len(reads) > 1 or not is_fusion(reads[0]):
-            raise ConfigError(f"tasks.{name}.unimodal: the task must read one fusion, not {reads}")
-        for modality in modalities_of(reads[0], encoders):
-            if modality not in made_from:
-                found[f"{name}_{modality}"] = {**config, "target": target, "reads": modality}
-                probes += [f"{name}_{modality}"] if alone == "probe" else []
-    return found, tuple(probes)
-
-
 def _raw(name: str, width: int, spec: Spec) -> nn.Module:
     modality = spec.modalities[name]
     if not Raw.accepts(modality):
@@ -269,39 +231,3 @@ def _fusion(config: Any, count: int, width: int) -> nn.Module:
             f"not {count}"
         )
     return module
-
-
-def _head_builder() -> Callable[..., nn.Module]:
-    def make_head(config: Any, *, where: str, **context: Any) -> nn.Module:
-        return registry.build(heads.HEADS, config, where=where, **context)
-
-    return make_head
-
-
-def _task(
-    name: str, config: Any, encoders: Iterable[str], spec: Spec, make_head: Callable[..., Any]
-) -> Task:
-    where = f"tasks.{name}"
-    config = registry.entry_of(config)
-    reversal = read_reversal(config.pop("reverse", None), f"{where}.reverse")
-    reads = parse_reads(config.pop("reads", FUSED), spec.modalities, where)
-    for read in reads:
-        for modality in modalities_of(read, encoders):
-            if modality not in encoders:
-                raise ConfigError(
-                    f"{where}.reads: {modality!r} has no encoder; model.encoders has: "
-                    f"{', '.join(encoders)}"
-                )
-    task = registry.build(
-        tasks.TASKS, config, name, spec, where=where, reads=reads, make_head=make_head
-    )
-    if task.target is not None:
-        read_modalities = {m for read in reads for m in modalities_of(read, encoders)}
-        leaks = sorted(read_modalities & set(spec.targets[task.target].made_from))
-        if leaks:
-            raise ConfigError(
-                f"{where}.reads: {', '.join(reads)}: the label {task.target!r} is made from "
-                f"{', '.join(leaks)}; read others: "
-                f"{', '.join(sorted(set(encoders) - set(leaks))) or 'none'}"
-            )
-    return dataclasses.replace(task, reversal=reversal)
