@@ -94,10 +94,10 @@ def test_missing_takes_rates_of_single_modalities_and_heads_on_each():
         ConfigDict({"text": 0.6})
     )
     base = training.load("emoji")
-    config = missing.changed(base, "category", "tensor", "mask", dropout, True, None)
+    config = missing.changed(base, "tensor", "mask", dropout, ["category"], None)
     assert dict(config.model.modality_dropout) == {"image": 0.3, "text": 0.6}
     assert config.tasks.category.unimodal is True
-    plain = missing.changed(base, "category", "tensor", "mask", 0.0, None, None)
+    plain = missing.changed(base, "tensor", "mask", 0.0, None, None)
     assert plain.model.modality_dropout == 0.0
     assert "unimodal" not in plain.tasks.category
     built = training.assemble(config).model

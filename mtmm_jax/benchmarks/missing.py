@@ -2,13 +2,13 @@
 
     python -m mtmm_jax.benchmarks.missing --config emoji --task category --json missing.json
     python -m mtmm_jax.benchmarks.missing --fusions concat transformer tensor --ways mask zero
-    python -m mtmm_jax.benchmarks.missing --fusions tensor --dropout text=.6,image=.4 --unimodal
+    python -m mtmm_jax.benchmarks.missing --fusions tensor --dropout text=.6 --unimodal category
 
 For each fusion, each way to meet a missing modality (`model.missing`) and each rate of modality
 dropout: the figure with everything, and with any one modality taken away; beside them, what models
-reach that never had that modality: as much as the others can tell. With --unimodal what drops
-modalities is also trained by a head on each modality alone. What dropout loses by the absence that
-costs most is told as a share of what the plain model loses by it.
+reach that never had that modality: as much as the others can tell. With --unimodal, tasks
+are also trained by heads on each modality alone, without dropout and with it. What a model loses by
+the absence that costs the plain one most is told as a share of what the plain one loses.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--config", default="emoji", help="a config file, or a name (default: emoji)")
     p.add_argument("--task", default="category", help="whose headline counts (default: category)")
     p.add_argument("--dropout", default="0.3", help="beside 0, or text=.6,image=.4 (default: .3)")
-    p.add_argument("--unimodal", action="store_true", help="with dropout, heads on each modality")
+    told = "tasks that have heads on each modality alone too, without dropout and with it"
+    p.add_argument("--unimodal", nargs="+", metavar="TASK", help=told)
     p.add_argument("--ways", nargs="+", default=["mask"], help="of model.missing (default: mask)")
     p.add_argument("--fusions", nargs="+", help="kinds (default: the config's)")
     return p
@@ -60,11 +61,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     for way in options.ways:
         choose(way, ("mask", *MISSING), "--ways", "way")
     choose(options.task, base.tasks, "--task", "task")
+    for name in options.unimodal or ():
+        choose(name, base.tasks, "--unimodal", "task")
     names = tuple(name for name, spec in base.model.encoders.items() if spec is not None)
     seeds, board = seeds_of(options.seeds), Board(options.json)
     dropout = dropout_of(options.dropout)
-    ways, alone = options.ways, options.unimodal or None
-    rates = ((0.0, None), (dropout, alone))
+    ways, rates = options.ways, [(0.0, None), (dropout, options.unimodal)]
+    if options.unimodal:
+        rates.insert(1, (0.0, options.unimodal))
     settings = [(f, way, *rate, None) for f in fusions for way in ways for rate in rates]
     settings += [(own, "never had", 0.0, None, name) for name in names]
     common = {"config": options.config, "overrides": overrides, "task": options.task}
@@ -72,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for setting in track(settings, description="missing", console=console()):
         key = {**common, **dict(zip(SETTING, setting, strict=True))}
         todo, gone = board.left(seeds, **key), key["without"]
-        short = ShortRun(changed(base, options.task, *setting)) if todo else None
+        short = ShortRun(changed(base, *setting)) if todo else None
         for seed in todo:
             variables = short.train(seed)
             seen = {f"no {m}": [n for n in names if n != m] for m in names}
@@ -101,11 +105,10 @@ def dropout_of(text: str) -> float | str:
 
 def changed(
     base: Any,
-    task: str,
     fusion: str,
     way: str,
     dropout: float | str,
-    unimodal: bool | None,
+    unimodal: Sequence[str] | None,
     gone: str | None,
 ) -> Any:
     """The config with a way to meet what is missing, or one that never has a modality."""
@@ -118,7 +121,7 @@ def changed(
         pairs = dropout.split(",") if isinstance(dropout, str) else ()
         rates = {name: float(rate) for name, rate in (pair.split("=") for pair in pairs)}
         config.model.modality_dropout = ConfigDict(rates) if rates else dropout
-        if unimodal:
+        for task in unimodal or ():
             config.tasks[task].unimodal = True
         if fusion != entry_of(base.model.fusion)["kind"]:
             config.model.fusion = fusion
@@ -137,18 +140,21 @@ def table(rows: Sequence[Mapping[str, Any]], task: str) -> Any:
     labels = list(dict.fromkeys(label for row in rows for label in row["figures"]))
     for name in ("fusion", "missing", "dropout", "seeds", *labels, "lost of plain's"):
         out.add_column(name)
-    kinds = SETTING[:4]
-    for kind in dict.fromkeys(tuple(row.get(k) for k in kinds) for row in rows):
-        mine = [row for row in rows if tuple(row.get(k) for k in kinds) == kind]
+
+    def kind_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
+        return (*(row[k] for k in SETTING[:3]), tuple(row.get("unimodal") or ()))
+
+    for kind in dict.fromkeys(map(kind_of, rows)):
+        mine = [row for row in rows if kind_of(row) == kind]
         found = {
             label: [r["figures"][label] for r in mine if label in r["figures"]] for label in labels
         }
         cells = [spread(values) if values else "" for values in found.values()]
-        same = [row for row in rows if tuple(row[k] for k in kinds[:2]) == kind[:2]]
-        share = lost(mine, same) if kind[2] else None
+        same = [row for row in rows if kind_of(row)[:2] == kind[:2]]
+        share = lost(mine, same) if kind[2] or kind[3] else None
         count = len({row["seed"] for row in mine})
         told = "" if share is None else f"{share[1]:.2f} ({share[0]})"
-        dropout = f"{kind[2]}{', unimodal losses' if kind[3] else ''}"
+        dropout = " + ".join((str(kind[2]), *kind[3]))
         out.add_row(*kind[:2], dropout, str(count), *cells, told)
     return out
 
@@ -158,7 +164,7 @@ def lost(
 ) -> tuple[str, float] | None:
     """The absence that costs the plain model most, and the share of it that `rows` lose by it;
     None where nothing costs it anything."""
-    plain = [row for row in same if row["dropout"] == 0]
+    plain = [row for row in same if row["dropout"] == 0 and not row.get("unimodal")]
     if not plain or ALL not in plain[0]["figures"]:
         return None
 
