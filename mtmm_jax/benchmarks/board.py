@@ -69,7 +69,7 @@ def arguments(
     about: str,
     *,
     only: str | None = None,
-    quick: str | None = None,
+    quick: int | str | None = None,
     seeds: str = "0,1,2",
     config_flags: bool = False,
 ) -> argparse.ArgumentParser:
@@ -79,7 +79,7 @@ def arguments(
         command: its module.
         about: the first line of its help.
         only: what --only says of itself; None: there is no such option.
-        quick: what --quick says of itself; None: there is no such option.
+        quick: the steps of a --quick run, or what --quick says of itself; None: there is none.
         seeds: the default.
         config_flags: whether the config's values may be set as well.
     """
@@ -94,7 +94,8 @@ def arguments(
     if only:
         p.add_argument("--only", help=only.replace("%", "%%"))  # argparse formats it
     if quick:
-        p.add_argument("--quick", action="store_true", help=quick)
+        told = quick if isinstance(quick, str) else f"{quick} steps and one seed: does it run?"
+        p.add_argument("--quick", action="store_true", help=told)
     return p
 
 

@@ -175,7 +175,7 @@ def parser() -> argparse.ArgumentParser:
         "domains",
         "How much of the gap between two drawing styles each adaptation recovers.",
         only="names parted by commas, such as coral,adversarial",
-        quick=f"{QUICK} steps and one seed: does it run?",
+        quick=QUICK,
     )
     p.add_argument("--workdir", default="runs/domains", help="of runs that need a folder")
     return p

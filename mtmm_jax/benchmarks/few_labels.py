@@ -147,7 +147,7 @@ def parser() -> argparse.ArgumentParser:
         "few_labels",
         "Few labels: pretraining, semi-supervised learning, zero-shot, distillation.",
         only="rows parted by commas, such as 'supervised 5%,pseudo 5%'",
-        quick=f"{QUICK} steps and one seed: does it run?",
+        quick=QUICK,
     )
     p.add_argument("--workdir", default="runs/few_labels_table", help="the folder of the runs")
     return p

@@ -93,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
         "pretrained",
         "Trains emoji_minilm from scratch, frozen, with LoRA and tuned.",
         only=f"of {', '.join(ROWS)}, parted by commas",
-        quick=f"{QUICK} steps and one seed: does it run?",
+        quick=QUICK,
     )
     default = os.environ.get("MTMM_JAX_MINILM", "minilm")
     p.add_argument("--weights", default=default, help="the folder of the package's files")

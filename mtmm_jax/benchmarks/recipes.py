@@ -222,7 +222,7 @@ def parser() -> argparse.ArgumentParser:
         "recipes",
         "Trains the recipes of configs/ and their baselines; prints a Markdown table.",
         only="names parted by commas, such as fusion_early,joint_training",
-        quick=f"{QUICK} steps and one seed: does it run?",
+        quick=QUICK,
         seeds="0",
     )
     p.add_argument("--workdir", default="runs/recipes", help="of runs that need a folder")

@@ -195,7 +195,7 @@ def parser() -> argparse.ArgumentParser:
         "smaller",
         "Trains a config pruned and in eight bits, and compares files and figures.",
         only=f"of {', '.join((*ROWS, PRODUCTS))}, parted by commas",
-        quick=f"{QUICK} steps and one seed: does it run?",
+        quick=QUICK,
     )
     p.add_argument("--config", default="emoji", help="a config file or name (default: emoji)")
     p.add_argument("--steps", type=int, help="of each run; the config's by default")

@@ -115,7 +115,7 @@ def parser() -> argparse.ArgumentParser:
     p = arguments(
         "width",
         "Accuracy against the width of the modalities' way into fusion.",
-        quick=f"{QUICK} steps and one seed: does it run?",
+        quick=QUICK,
         config_flags=True,
     )
     p.add_argument("--config", default="digits", help="a config file, or a name (default: digits)")
