@@ -143,7 +143,10 @@ def _together(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     if arguments.json:
         print(json.dumps(finite(results), indent=1))
     else:
-        console().print(results_table(f"{arguments.split}, {', '.join(only or ['all'])}", results))
+        out = console()
+        out.print(results_table(f"{arguments.split}, {', '.join(only or ['all'])}", results))
+        for remark in fused.remarks(ensemble.rule, ensemble.used, ensemble.left_out):
+            out.print(remark, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, rest = parser().parse_known_args(argv)
     prepare_jax()
 
-    from mtmm_jax.runs.fused import one_of, open_ensemble
+    from mtmm_jax.runs.fused import one_of, open_ensemble, remarks
     from mtmm_jax.training.finished import open_run
     from mtmm_jax.training.workdir import Workdir
 
@@ -78,8 +78,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     _check_explain(arguments, together)
     if about_many(arguments, together, rest):
         return ask_many(arguments)
+    notes: list[str] = []
     if together:
-        answers = ask_together(open_ensemble(arguments.workdirs.split(","), arguments.rule), rest)
+        ensemble = open_ensemble(arguments.workdirs.split(","), arguments.rule)
+        answers = ask_together(ensemble, rest)
+        notes = remarks(ensemble.rule, ensemble.used, {})
     else:
         inputs = read_inputs(rest, Workdir.at(arguments.workdir))
         run = open_run(arguments.workdir)
@@ -90,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(answers, indent=1))
     else:
         show(answers)
+        for note in notes:
+            console().print(note, highlight=False, soft_wrap=True)
     return 0
 
 

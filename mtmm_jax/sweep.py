@@ -248,11 +248,8 @@ def ensemble(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     told = record["results"]
     trained = rule in fused.TRAINED
     _show(told, f"{rule}; trained on validation, whose fused figures flatter" if trained else rule)
-    for task, used in record["rules"].items():
-        if used != rule:
-            out.print(f"{task} is fused by {used}: {rule} is not for its kind", highlight=False)
-    for task, reason in record["left_out"].items():
-        out.print(f"{task} is not fused: {reason}", highlight=False, soft_wrap=True)
+    for remark in fused.remarks(rule, record["rules"], record["left_out"]):
+        out.print(remark, highlight=False, soft_wrap=True)
     out.print(f"ensemble     {arguments.workdir}", soft_wrap=True)
 
 

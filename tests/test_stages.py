@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from mtmm_jax import balancing, model
-from mtmm_jax.batch import Tokens
+from mtmm_jax.batch import Modality, Spec, Target, Tokens
 from mtmm_jax.fusion import DECISIONS, MISSING
 from mtmm_jax.fusion.groups import factors, grouped_tokens, spread_out
 from mtmm_jax.fusion.join import Into
@@ -24,6 +24,7 @@ KINDS = {
     "middle": {"kind": "bottleneck", "stage": "middle", "layers": 1, "tokens": 8},
     "middle pooled": {"kind": "concat", "stage": "middle", "own": False},
     "middle_shared": {"kind": "join", "stage": "middle_shared", "tokens": 8},
+    "middle filled": {"kind": "mean", "stage": "middle", "missing": "placeholder"},
     "late": {"kind": "bottleneck"},
     "decision": {"kind": "learned", "stage": "decision"},
 }
@@ -38,7 +39,9 @@ def test_every_stage_is_tested():
 
 @functools.cache
 def _ready(stage):
-    built = toy.build(NUMBERS, fusion=KINDS[stage], encoders=ENCODERS)
+    fused = dict(KINDS[stage])
+    changes = {"missing": fused.pop("missing", "mask"), "fusion": fused}
+    built = toy.build(NUMBERS, **changes, encoders=ENCODERS)
     variables = toy.variables(built, toy.SPEC.example(2))
     return built, variables, jax.jit(built)
 
@@ -147,6 +150,49 @@ def test_middle_fusion_is_its_two_fusions_with_the_second_halves_between():
     swapped = {**later, "image": later["audio"], "audio": later["image"]}
     other = fusing.second.apply({"params": own["second"]}, swapped)
     assert np.abs(np.asarray(other.values) - np.asarray(expected.values)).max() > 1e-3
+
+
+TABLES = Spec(
+    modalities={name: Modality("table", (3,), "float32", names=tuple("xyz")) for name in "ab"},
+    targets={"kind": Target("class", classes=("p", "q"), frequencies=(0.5, 0.5))},
+)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 2])
+def test_second_halves_are_each_modalitys_own_wherever_the_cut_is(cut):
+    encoder = {"kind": "table_transformer", "preset": "tiny", "cut": cut}
+    config = {"width": 8, "encoders": {"a": encoder, "b": encoder}}
+    config["fusion"] = {"kind": "concat", "stage": "middle"}
+    built = model.build(config, {"kind": {"kind": "classification"}}, TABLES)
+    inputs = TABLES.example(4)["inputs"]
+    rng = np.random.default_rng(0)
+    for entry in inputs.values():
+        entry["x"] = rng.normal(size=entry["x"].shape).astype(np.float32)
+        entry["present"] = np.ones(4, bool)
+    variables = toy.variables(built, TABLES.example(2))
+    trunk = jax.jit(lambda v: built.trunk(v, inputs)[0]["fused"].values)
+    params = variables["params"]
+    plain = trunk(variables)
+    # The halves after the cut change places.
+    after = [f"block{n}" for n in (1, 2) if n > cut] + ["project"]
+    mine, other = params["encoders"]["a"], params["encoders"]["b"]
+    swapped = {
+        "a": {**mine, **{key: other[key] for key in after}},
+        "b": {**other, **{key: mine[key] for key in after}},
+    }
+    moved = trunk({**variables, "params": {**params, "encoders": swapped}})
+    assert np.abs(moved - plain).max() > 1e-3
+    # Where nothing of the first fusion is read, what is left is late fusion by the second.
+    own = params["fusion"]["fused"]
+    deaf = {**own, "into": jax.tree.map(jnp.zeros_like, own["into"])}
+    late = {
+        name: built.encoders[name].apply({"params": params["encoders"][name]}, entry)
+        for name, entry in inputs.items()
+    }
+    expected = built.fusions["fused"].second.apply({"params": own["second"]}, late).values
+    found = trunk({**variables, "params": {**params, "fusion": {"fused": deaf}}})
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.abs(plain - expected).max() > 1e-3
 
 
 def test_into_reads_the_fused_tokens_at_its_own_places():

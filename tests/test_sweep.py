@@ -521,11 +521,12 @@ def test_a_learned_rule_is_stored_and_opened_again(swept, tmp_path, capsys, monk
 
 def test_product_is_of_classes_and_numbers_are_averaged(swept):
     paths = (_pair(swept, "m1")[0], _pair(swept, "m2")[0])
-    rules = ensembles.open_runs(paths, "product").rules
-    assert {task: type(rule).__name__ for task, rule in rules.items()} == {
-        "redundant": "ProductDecision",
-        "task_1": "MeanDecision",
-    }
+    ensemble = ensembles.open_runs(paths, "product")
+    assert ensemble.used == {"redundant": "product", "task_1": "mean"}
+    assert fused.remarks(ensemble.rule, ensemble.used, {"words": "no number"}) == [
+        "task_1 is fused by mean: product is not for its kind",
+        "words is not fused: no number",
+    ]
 
 
 def test_the_winner_is_best_on_average_over_folds_and_went_through_all():

@@ -65,7 +65,7 @@ class Fusing:
         path: str,
         seen: Mapping[str, Tokens],
         known: Mapping[str, Tokens],
-        second_half: Callable[[str, Tokens], Tokens],
+        second_half: Callable[[str, Tokens, bool], Tokens],
     ) -> Tokens:
         """Fuses what the encoders gave as far as this stage needs them.
 
@@ -74,7 +74,7 @@ class Fusing:
             path: of this fusion's parameters.
             seen: the tokens by modality, without those that modality dropout hides.
             known: with them.
-            second_half: runs a modality's second half.
+            second_half: runs a modality's second half, on stand-ins too if it is told of some.
         """
         parts = dict(seen)
         if self.missing is not None:
@@ -90,7 +90,7 @@ class Fusing:
             for name, part in parts.items():
                 # Its grid is what a second half goes on with; the fused tokens come to it.
                 read = run(f"{path}/into/{name}", self.into[name], middle, grouped[name], part)
-                later[name] = second_half(name, silent(read))
+                later[name] = second_half(name, silent(read), self.missing is not None)
             return run(f"{path}/second", self.second, later)
         grouped = {name: grouped_tokens(part, self.tokens) for name, part in parts.items()}
         fused = run(f"{path}/{LEVELS[self.stage]}", self.fusion, grouped)
@@ -127,9 +127,9 @@ class Levels:
             self._known[name, level] = self._compute(name, level)
         return self._known[name, level]
 
-    def second(self, name: str, tokens: Tokens) -> Tokens:
+    def second(self, name: str, tokens: Tokens, stand_ins: bool = False) -> Tokens:
         """A modality's second half on other tokens than its own."""
-        if name not in self._inputs:
+        if name not in self._inputs and not stand_ins:
             shapes = self._shapes(name, "second")
             return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         record = name not in self._moved

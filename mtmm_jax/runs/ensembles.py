@@ -35,6 +35,7 @@ class Ensemble:
     """Finished runs and how their predictions are fused.
 
     Attributes:
+        rule: of `DECISIONS`, as asked for.
         names: of the runs, their folders.
         runs: opened at their best checkpoints, on one device.
         rules: task -> a module of `DECISIONS`.
@@ -43,12 +44,21 @@ class Ensemble:
         params: task -> the parameters of its rule; {} for rules without any.
     """
 
+    rule: str
     names: tuple[str, ...]
     runs: tuple[Finished, ...]
     rules: Mapping[str, Any]
     shapes: Mapping[str, Any]
     left_out: Mapping[str, str]
     params: Mapping[str, Any]
+
+    @property
+    def used(self) -> dict[str, str]:
+        """Task -> the rule that fuses it."""
+        return {
+            task: next(name for name, entry in DECISIONS.items() if isinstance(module, entry))
+            for task, module in self.rules.items()
+        }
 
     @property
     def model(self) -> Model:
@@ -103,7 +113,7 @@ def open_runs(paths: Sequence[str | Path], rule: str = "mean") -> Ensemble:
         fitting = kind == "classification" or not DECISIONS[rule].of_classes
         used = rule if fitting and (rule, kind) != ("learned", "ordinal") else "mean"
         rules[task] = DECISIONS[used](names)
-    return Ensemble(names, runs, rules, shapes, left_out, {task: {} for task in rules})
+    return Ensemble(rule, names, runs, rules, shapes, left_out, {task: {} for task in rules})
 
 
 def _common(names: Sequence[str], runs: Sequence[Finished]) -> tuple[dict[str, str], dict]:

@@ -7,7 +7,7 @@ import functools
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from mtmm_jax import data
 from mtmm_jax.batch import choose_all
 from mtmm_jax.evaluation import restrict
 from mtmm_jax.evaluation.split import Results
-from mtmm_jax.fusion import DECISIONS
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.runs.ensembles import Ensemble, open_runs
 from mtmm_jax.runs.plans import claim
@@ -136,7 +135,7 @@ def fuse_runs(paths: Sequence[str | Path], rule: str, folder: Path) -> dict[str,
     write(Path(folder) / PARAMETERS, buffer.getvalue())
     record = {
         "plan": plan,
-        "rules": {task: _named(module) for task, module in ensemble.rules.items()},
+        "rules": ensemble.used,
         "left_out": dict(ensemble.left_out),
         "results": finite({split: results(ensemble, said) for split, said in told.items()}),
     }
@@ -144,8 +143,14 @@ def fuse_runs(paths: Sequence[str | Path], rule: str, folder: Path) -> dict[str,
     return record
 
 
-def _named(module: Any) -> str:
-    return next(name for name, entry in DECISIONS.items() if isinstance(module, entry))
+def remarks(rule: str, used: Mapping[str, str], left_out: Mapping[str, str]) -> list[str]:
+    """Which tasks are fused by another rule than asked for, and which are not fused."""
+    other = [
+        f"{task} is fused by {name}: {rule} is not for its kind"
+        for task, name in used.items()
+        if name != rule
+    ]
+    return other + [f"{task} is not fused: {reason}" for task, reason in left_out.items()]
 
 
 def one_of(workdir: str | None, workdirs: str | None, rule: str | None) -> bool:
