@@ -122,13 +122,28 @@ def test_mistakes_name_the_choices(capsys):
 
 
 @pytest.mark.slow
+def test_a_quick_leaderboard_runs_goes_on_and_draws(tmp_path, capsys):
+    rows, picture = tmp_path / "rows.json", tmp_path / "board.png"
+    options = ["--data", "digits", "--quick", "--json", str(rows), "--plot", str(picture)]
+    assert leaderboard.main([*options, "--only", "only pix"]) == 0
+    first = Board(str(rows)).rows
+    assert {row["seed"] for row in first} == {0}
+    assert leaderboard.main([*options, "--only", "only pix|fusion concat"]) == 0
+    later = Board(str(rows)).rows
+    assert later[: len(first)] == first
+    assert {row["entry"] for row in later} == {"only pix", "fusion concat"}
+    assert picture.stat().st_size > 1000
+    assert "fusion concat" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_a_short_run_learns_and_differs_by_seed():
     config = synergy.config_of({"fusion": {"kind": "multiplicative"}}, 150)
     short = ShortRun(config)
     row, other = short.row(0), short.train(1)
     again = short.figures(short.evaluate(other, "test"))
     assert min(row["test_mean"], again["synergy"]) > 0.9
-    assert row["parameters"] == short.parameters > 1000
+    assert row["parameters"] == short.experiment.parameters > 1000
     start = short.train(0)
     assert not any(
         np.array_equal(a, b)

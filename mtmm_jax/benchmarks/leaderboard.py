@@ -165,7 +165,8 @@ def plot(standing: Mapping[str, Sequence[Mapping[str, Any]]], path: str) -> None
         values = {line["entry"]: line["values"] for line in lines}
         bars(panel, values, list(filter(tuned, values)))
         least, most = min(map(min, values.values())), max(map(max, values.values()))
-        panel.set_xlim(least - 0.05 * (most - least), most + 0.02 * (most - least))
+        wide = max(most - least, 0.01)  # one row alone has no width
+        panel.set_xlim(least - 0.05 * wide, most + 0.02 * wide)
         panel.set_title(f"{title}; orange: baselines, tuned", fontsize=9)
     save(figure, path)
 
