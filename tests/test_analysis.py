@@ -577,7 +577,7 @@ def test_words_attend_over_the_patches_of_their_picture():
         ("fusion/fused/modality_weights", (3, 2), True, "sample", "modality"),
         ("sharing/gates", (3, 4), False, "task", "part"),
         ("sharing/stitch1", (3, 3), False, "task", "task"),
-        ("fusion/fused/routed/gates", (3, 22, 4), True, "sample", "part"),
+        ("fusion/fused/routed/gates", (3, 22, 4), True, "sample", "expert"),
         ("sharing/expert_gates", (3, 3, 5), True, "task", "expert"),
         ("fusion/fused/gates", (3, 2, 64), True, "sample", "modality"),
         ("fusion/fused/routed/expert_use", (4,), False, "", "expert"),

@@ -1,15 +1,16 @@
 """What a model looked at: its attention, gates, modality weights and routing, ready to be drawn.
 
-Every module hands over such tensors by name. Which axis is what is found out, not declared: the
-samples' axis is the one that grows with the batch, token axes have the lengths of the encoders'
-spans, the others the number of modalities or tasks.
+Every module hands over such tensors by name; all are drawn but `FEATURES`. Which axis is what is
+found out, not declared: the samples' axis is the one that grows with the batch, token axes have the
+lengths of the encoders' spans, the others the number of modalities or tasks. A name only tells
+whether the last axis is one of these, or is the module's own.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,9 +20,11 @@ from mtmm_jax.analysis.modality_affinity import encode
 from mtmm_jax.batch import Batch, Span
 from mtmm_jax.model import Model, flatten
 
-NAMES = ("weight", "gate", "rout", "stitch", "expert", "select", "mixing")
-_ROOMS = ("fusion", "sharing", "heads", "encoders")  # what is drawn first where there is a lot
-_MOST = 12  # of each kind
+FEATURES = "mean|variance|guess_.+"  # what modules hand over that weighs nothing: no picture
+_BETWEEN = "weight|stitch|mixing|alpha|adjacency"  # of others the last axis is the module's own
+_CALLED = {"expert": "expert", "routed": "expert", "routing": "node", "beta": "layer"}
+_ROOMS = ("fusion", "sharing", "heads", "encoders")  # what is drawn first
+_MOST = 12  # of each kind in each room
 _WORDS = 8  # that are shown over a picture
 
 
@@ -76,11 +79,6 @@ class Known(NamedTuple):
     tasks: tuple[str, ...]
 
 
-def interesting(path: str) -> bool:
-    """Whether the last part of a path names a weight, gate, route or the like."""
-    return any(name in path.rsplit("/", 1)[-1].lower() for name in NAMES)
-
-
 def collect(
     model: Model, variables: Any, batch: Batch
 ) -> tuple[dict[str, Seen], dict[str, Span], tuple[tuple[Span, ...], ...]]:
@@ -102,18 +100,16 @@ def collect(
         return _named(found), shared, encode(model, variables, inputs)
 
     found, shared, encoded = jax.device_get(look(variables, inputs))
-    order = {room: i for i, room in enumerate(_ROOMS)}
     arrays = {}
-    for path in sorted(found, key=lambda path: order.get(path.split("/")[0], len(order))):
-        pairs = zip(few[path].shape, more[path].shape, strict=True)
-        change = [i for i, (a, b) in enumerate(pairs) if a != b]
+    for path in found:
+        change = np.flatnonzero(np.not_equal(few[path].shape, more[path].shape))
         arrays[path] = _samples_first(np.asarray(found[path], np.float32), change, rows)
     spans = {name: t.layout[0] for name, t in sorted(encoded.items()) if len(t.layout) == 1}
     layouts = [getattr(tokens, "layout", ()) for tokens in shared.values()]
     return arrays, spans, tuple(dict.fromkeys(x for x in layouts if len(x) > 1))
 
 
-def _samples_first(values: np.ndarray, change: list[int], rows: int) -> Seen:
+def _samples_first(values: np.ndarray, change: Sequence[int], rows: int) -> Seen:
     """An axis of B times something, such as all tokens of a batch, is taken apart."""
     if len(change) != 1:
         return Seen(values, False)
@@ -125,12 +121,11 @@ def _samples_first(values: np.ndarray, change: list[int], rows: int) -> Seen:
 
 
 def _named(intermediates: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """`{path: array}` of those whose name says so; a module that ran twice has two."""
+    """`{path: array}` of all but features; a module that ran twice has two."""
     found = {}
     for path, sown in flatten(intermediates).items():
-        parts = sown if isinstance(sown, tuple) else (sown,)
-        for i, value in enumerate(parts):
-            if interesting(path) and 0 < np.ndim(value) <= 5:
+        for i, value in enumerate(sown if isinstance(sown, tuple) else (sown,)):
+            if not re.fullmatch(FEATURES, path.rsplit("/", 1)[-1]):
                 found[path if i == 0 else f"{path}_{i + 1}"] = value
     return found
 
@@ -138,70 +133,95 @@ def _named(intermediates: Mapping[str, Any]) -> dict[str, jax.Array]:
 def drawn(
     arrays: Mapping[str, Seen], known: Known, samples: int = 3
 ) -> tuple[list[HeatMap], list[PatchMap]]:
-    """The pictures of all arrays, at most a dozen of either kind.
+    """Pictures of all arrays, a dozen of a kind for each room; the last path says how many more.
 
     Args:
         arrays: as `collect` gives them.
         known: names for their axes.
         samples: how many samples' attention is laid over their pictures.
     """
-    heat_maps: list[HeatMap] = []
-    patch_maps: list[PatchMap] = []
+    heat_maps, patch_maps = [], []
     for path, (values, per_sample) in arrays.items():
-        if per_sample and values.ndim == 4:  # [B, heads, queries, keys]
-            values = values.mean(1)
-        if per_sample and values.ndim == 3:
-            patch_maps += _patches(path, values, known, samples)
-        heat_maps += _heat(path, values, known, per_sample)
-    return heat_maps[:_MOST], patch_maps[:_MOST]
+        if path.endswith("/precisions"):  # of a product of experts, whose prior has 1
+            path, values = f"{path} as weights", (values / (1 + values.sum(1)[:, None])).mean(-1)
+        if per_sample and values.ndim > 2:  # [B, heads, queries, keys]
+            values = values.reshape(len(values), -1, *values.shape[-2:]).mean(1)
+            if "weight" in path.rsplit("/", 1)[-1]:
+                patch_maps += _patches(path, values, known, samples)
+        heat_maps.append(_heat(path, values, known, per_sample))
+    return _few(_beside(heat_maps, known)), _few(patch_maps)
 
 
-def _heat(path: str, values: np.ndarray, known: Known, per_sample: bool) -> Iterator[HeatMap]:
+def _beside(maps: Iterable[HeatMap], known: Known) -> Iterator[HeatMap]:
+    """Where each task or modality has one row, they are the rows of one picture."""
+    owners = dict.fromkeys(known.spans, "modality") | dict.fromkeys(known.tasks, "task")
+    owner = re.compile(rf"(?<=[/_])({'|'.join(map(re.escape, owners))})(?=/|$)")
+    groups: dict[Any, list[HeatMap]] = {}
+    for shown in maps:
+        named = owner.search(shown.path)
+        if named and shown.rows.labels == ("",):
+            rows = Axis(owners[named[0]], (named[0],))
+            shown = shown._replace(path=owner.sub(f"each {rows.name}", shown.path, 1), rows=rows)
+        groups.setdefault((shown.path, shown.rows.name, shown.columns), []).append(shown)
+    for (path, name, columns), group in groups.items():
+        labels = tuple(label for shown in group for label in shown.rows.labels)
+        values = np.concatenate([shown.values for shown in group])
+        yield HeatMap(path, Axis(name, labels), columns, values)
+
+
+def _few(maps: Iterable[Any]) -> list[Any]:
+    """The first dozen of each room."""
+    rooms: dict[str, list[Any]] = {name: [] for name in _ROOMS}
+    for shown in maps:
+        rooms.setdefault(shown.path.split("/")[0], []).append(shown)
+    for room, group in rooms.items():
+        first, more = group[:_MOST], len(group) - _MOST
+        last = first[-1].path if more > 0 else None
+        note = f"({more} more left out) {last}"
+        rooms[room] = [m._replace(path=note) if m.path == last else m for m in first]
+    return list(itertools.chain(*rooms.values()))
+
+
+def _heat(path: str, values: np.ndarray, known: Known, per_sample: bool) -> HeatMap:
+    """Its last two axes, or one of them by sample, averaged over the others."""
+    if values.ndim == 4 and values.shape[:2] == values.shape[2:]:
+        (name, labels), parts = axis_of(path, len(values), known), range(values.shape[1])
+        both = Axis(f"{name}, part", tuple(f"{n} {i + 1}" for n in labels for i in parts))
+        return HeatMap(path, both, both, values.reshape(len(both.labels), -1))
+    if values.ndim < 2:
+        values = values.reshape((-1, 1) if per_sample else (1, -1))
+    rows, columns = (axis_of(path, n, known, keys=bool(i)) for i, n in enumerate(values.shape[-2:]))
     samples = Axis("sample", known.samples)
     if per_sample and values.ndim == 2:
-        yield HeatMap(path, samples, axis_of(path, values.shape[1], known), values)
-        return
-    if per_sample and values.ndim == 3:
-        rows, columns = (
-            axis_of(path, n, known, keys=bool(i)) for i, n in enumerate(values.shape[1:])
-        )
-        if rows.name == "token" and columns.name != "token":  # routing: what a sample used
-            total = values.sum(1)
-            used = total / np.maximum(np.abs(total).sum(-1, keepdims=True), 1e-9)
-            yield HeatMap(path, samples, columns, used)
-        elif rows.name in ("modality", "task") and columns.name == "feature":
-            yield HeatMap(path, samples, rows, values.mean(-1))
-        else:
-            yield HeatMap(path, rows, columns, values.mean(0))
-        return
-    if per_sample:
-        values = values.mean(0)
-    if values.ndim == 3 and len(values) <= 6:
-        for i, part in enumerate(values):
-            yield from _heat(f"{path}[{i}]", part, known, per_sample=False)
-    elif values.ndim == 2:
-        rows, columns = (axis_of(path, n, known, keys=bool(i)) for i, n in enumerate(values.shape))
-        yield HeatMap(path, rows, columns, values)
-    elif values.ndim == 1:
-        yield HeatMap(path, Axis("", ("",)), axis_of(path, len(values), known), values[None])
+        return HeatMap(path, samples, columns, values)
+    routed = rows.name == "token" and columns.name != "token"
+    if per_sample and (routed or len(rows.labels) == 1):
+        count = np.abs(values).any(-1, keepdims=True).sum(1)  # a masked token has no gates
+        return HeatMap(path, samples, columns, values.sum(1) / np.maximum(count, 1))
+    if per_sample and rows.name in ("modality", "task") and columns.name == "feature":
+        return HeatMap(path, samples, rows, values.mean(-1))
+    return HeatMap(path, rows, columns, values.reshape(-1, *values.shape[-2:]).mean(0))
 
 
 def axis_of(path: str, size: int, known: Known, keys: bool = False) -> Axis:
     """What an axis of this length is, by what is known; numbers where nothing fits.
 
-    Tasks come before modalities inside sharing, after them elsewhere. `keys`: it is the second of
-    two axes, the one that is attended to.
+    Inside sharing it may be over tasks, elsewhere over modalities, else over tokens. `keys`: it is
+    the last axis. Of weights and stitches that is what is attended to; gates, routes and scales
+    end in the module's own channels, experts or nodes, whatever their number.
     """
-    tables = [("modality", tuple(known.spans)), ("task", known.tasks)]
-    for name, labels in reversed(tables) if path.startswith("sharing") else tables:
-        if size == len(labels) and size > 1:
-            return Axis(name, labels)
-    layout = layout_of(path, size, known, keys)
-    if layout:
-        return Axis("token", tuple(_token_labels(layout)))
-    wide = "feature" if size > 16 else "part"
-    name = next((n for n in ("expert", "layer", "stitch") if n in path.lower()), wide)
-    return Axis(name, tuple(str(i + 1) for i in range(size)))
+    name = path.rsplit("/", 1)[-1].lower()
+    if size == 1:
+        return Axis("", ("",))
+    if "rout" not in name and (re.search(_BETWEEN, name) or not keys):
+        shared = path.startswith("sharing")
+        things = ("task", known.tasks) if shared else ("modality", tuple(known.spans))
+        if size == len(things[1]) and "/attention/" not in path:  # tokens attend to tokens
+            return Axis(*things)
+        if layout := layout_of(path, size, known, keys):
+            return Axis("token", tuple(_token_labels(layout)))
+    called = next((n for word, n in _CALLED.items() if word in path.lower()), "part")
+    return Axis("feature" if size > 16 else called, tuple(str(i + 1) for i in range(size)))
 
 
 def layout_of(path: str, size: int, known: Known, keys: bool = False) -> tuple[Span, ...]:
@@ -221,20 +241,15 @@ def layout_of(path: str, size: int, known: Known, keys: bool = False) -> tuple[S
     for layout in (*known.fused, whole):
         if sum(span.length for span in layout) == size:
             return layout
-    fitting = [
-        part
-        for count in range(1, len(whole))
-        for part in itertools.combinations(whole, count)
-        if sum(span.length for span in part) == size
-    ]
+    parts = itertools.chain(*(itertools.combinations(whole, n) for n in range(1, len(whole))))
+    fitting = [part for part in parts if sum(span.length for span in part) == size]
     if fitting:
         return fitting[0] if len(fitting) == 1 else ()
     return _extended(whole, size, known)
 
 
 def _extended(layout: tuple[Span, ...], size: int, known: Known) -> tuple[Span, ...]:
-    """The layout as it is, or with a module's own tokens: the fusion's, where it tells them, a
-    class token in front otherwise."""
+    """The layout as it is, with the tokens that a fusion tells of, or with a class token first."""
     extra = size - sum(span.length for span in layout)
     if extra == 0:
         return layout
@@ -248,7 +263,7 @@ def _extended(layout: tuple[Span, ...], size: int, known: Known) -> tuple[Span, 
 def _token_labels(layout: Sequence[Span]) -> Iterator[str]:
     for span in layout:
         for i in range(span.length):
-            place = np.unravel_index(i, span.grid) if math.prod(span.grid) == span.length else (i,)
+            place = np.unravel_index(i, span.grid) if np.prod(span.grid) == span.length else (i,)
             yield f"{span.name} {','.join(str(int(p) + 1) for p in place)}"
 
 
@@ -261,7 +276,7 @@ def _patches(path: str, values: np.ndarray, known: Known, samples: int) -> Itera
     """Attention `[B, queries, keys]` whose keys hold a grid of image patches."""
     queries = layout_of(path, values.shape[1], known)
     for span, start in _starts(layout_of(path, values.shape[2], known, keys=True)):
-        if len(span.grid) != 2 or math.prod(span.grid) != span.length or span.length == 1:
+        if len(span.grid) != 2 or np.prod(span.grid) != span.length or span.length == 1:
             continue
         for sample in range(min(samples, len(values))):
             rows, kept = _query_rows(queries, sample, known)

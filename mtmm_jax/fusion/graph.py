@@ -206,7 +206,8 @@ class PopulationGraph(nn.Module):
     is over the rows of all of them.
 
     It MIXES ROWS, and only in training: in evaluation each sample is a graph of its own, S = 1, so
-    that test rows see neither each other nor the training rows. That costs: features that were
+    that test rows see neither each other nor the training rows. There is no population then, and
+    no adjacency to draw: it is handed over in training only. That costs: features that were
     averages over neighbours in training are single samples' in evaluation, a shift that only
     regularises where classes are tight clusters; what a sample gets in training depends on who else
     is in its batch; and the loss does not add over microbatches, in which there are fewer
