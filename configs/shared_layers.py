@@ -2,9 +2,10 @@
 
 python -m mtmm_jax.train --config configs/shared_layers.py --workdir runs/shared_layers
 
-Digits from 240 pixels, speakers from series of 12 channels, and numbers from a made-up table: an
-input layer and an output layer for each task, one middle for all. Every batch holds as many rows of
-each data set. 500 steps. Baseline: each task alone, which has the middle to itself,
+Digits from 240 pixels, speakers from series of 12 channels, and numbers from a made-up table. Each
+task reads its own input through an encoder and an input layer of its own; one middle layer is for
+all, and behind it each has an output layer and a head. Nothing is fused. Every batch holds as many
+rows of each data set. 500 steps. Baseline: each task alone, which has the middle to itself,
 --config.tasks.digit=None and so on.
 """
 
@@ -31,11 +32,10 @@ def get_config() -> ConfigDict:
         "series": {"kind": "series_gru"},
         "m1": {"kind": "table_mlp"},
     }
-    config.model.fusion = {"kind": "mean"}
-    config.model.sharing = {"kind": "shared_middle", "hidden": 64}
     config.tasks = {
-        "digit": {"kind": "classification"},
-        "speaker": {"kind": "classification"},
-        "task_1": {"kind": "regression"},
+        "digit": {"kind": "classification", "reads": "pix"},
+        "speaker": {"kind": "classification", "reads": "series"},
+        "task_1": {"kind": "regression", "reads": "m1"},
     }
+    config.model.sharing = {"kind": "shared_middle", "hidden": 64, "tasks": list(config.tasks)}
     return config

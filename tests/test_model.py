@@ -133,6 +133,9 @@ def test_modality_dropout_may_have_a_rate_for_each_modality():
     np.testing.assert_array_equal(told(0.5), told(dict.fromkeys(toy.build().encoders, 0.5)))
 
 
+SEEN = {"kind": {"kind": "classification", "reads": "image"}}
+
+
 @pytest.mark.parametrize(
     ("changes", "tasks", "message"),
     [
@@ -171,6 +174,10 @@ def test_modality_dropout_may_have_a_rate_for_each_modality():
         ({}, {"spelling": {"kind": "classification", "reads": "image+text"}}, "made from text"),
         ({"modality_dropout": 1.5}, None, "model.modality_dropout: 1.5"),
         ({"modality_dropout": {"texts": 0.1}}, None, "modality_dropout: unknown .*'texts'"),
+        ({"modality_dropout": {"text": 0.1}}, SEEN, "unknown fused modality 'text'"),
+        ({"fusion": "concatt"}, SEEN, "model.fusion.kind: unknown kind 'concatt'"),
+        ({"missing": "zero"}, SEEN, "model.missing: no task reads a fusion; choices: mask"),
+        ({"encoders": {"image": {"kind": "cnn", "cut": -1}}}, SEEN, "image.cut: -1 is not"),
         ({"modality_dropout": {"text": 1}}, None, "modality_dropout.text: 1 is not in"),
         ({}, {"kind": {"kind": "classification", "rads": "image"}}, "unknown .*'rads'"),
         ({}, {}, None),

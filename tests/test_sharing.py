@@ -23,6 +23,8 @@ KEY = jax.random.key(3)
 
 # Small sizes; a step wide enough that no expert is out.
 SMALL = {
+    "shared_middle": {"layers": 2},
+    "separate": {"layers": 3, "hidden": 6},
     "mmoe": {"experts": 3},
     "cgc": {"own": 1},
     "ple": {"own": 1, "shared": 1},
@@ -37,6 +39,7 @@ SMALL = {
 MIXES = {"cross_stitch", "sluice", "ple", "task_attention"}
 
 EVERY = pytest.mark.parametrize("kind", SHARINGS)
+COUNTS = pytest.mark.parametrize("count", [1, 2, 3])
 CASES = pytest.mark.parametrize(
     ("kind", "count", "length"),
     [
@@ -208,26 +211,30 @@ def test_towers_are_mixed_where_it_is_said(kind):
     assert from_red == (kind in MIXES)
 
 
-def _apply(kind, copies):
-    """As it is used: for three tasks, without noise."""
-    return _module(kind, 3).apply({"params": _run(kind, 3, LENGTH)[0]}, copies)
+def _apply(kind, copies, count=3):
+    """As it is used: without noise."""
+    return _module(kind, count).apply({"params": _run(kind, count, LENGTH)[0]}, copies)
 
 
+@pytest.mark.parametrize(
+    "count", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3]
+)
 @EVERY
-def test_compiled_is_as_written_and_training_differs_by_noise_alone(kind):
-    copies = _copies(3, LENGTH)
-    compiled = jax.jit(functools.partial(_apply, kind))(copies)
-    _close(compiled, _apply(kind, copies), atol=1e-5)
+def test_compiled_is_as_written_and_training_differs_by_noise_alone(kind, count):
+    copies = _copies(count, LENGTH)
+    compiled = jax.jit(functools.partial(_apply, kind, count=count))(copies)
+    _close(compiled, _apply(kind, copies, count), atol=1e-5)
     if kind != "branching":
-        _close(compiled, _result(kind, 3, LENGTH)[0], atol=1e-5)
+        _close(compiled, _result(kind, count, LENGTH)[0], atol=1e-5)
 
 
+@COUNTS
 @EVERY
-def test_bfloat16_stays_and_is_near(kind):
-    coarse = _apply(kind, _copies(3, LENGTH, dtype=jnp.bfloat16))
+def test_bfloat16_stays_and_is_near(kind, count):
+    coarse = _apply(kind, _copies(count, LENGTH, dtype=jnp.bfloat16), count)
     assert {tokens.values.dtype for tokens in coarse.values()} == {jnp.dtype(jnp.bfloat16)}
     assert all(np.isfinite(t.values.astype(jnp.float32)).all() for t in coarse.values())
-    _close(coarse, _apply(kind, _copies(3, LENGTH)), atol=0.1, rtol=0.05)
+    _close(coarse, _apply(kind, _copies(count, LENGTH), count), atol=0.1, rtol=0.05)
 
 
 @EVERY
@@ -281,39 +288,36 @@ def _mix(weights, parts):
     return sum(weights[:, e, None, None] * part for e, part in enumerate(parts))
 
 
-def _cross_stitch(p, h, mask):
-    x = [h, h, h]
+def _cross_stitch(p, h, mask, names):
+    tasks, x = range(len(names)), [h] * len(names)
     for layer in "12":
-        g = [_gelu(_dense(p[f"layer{layer}_{name}"], x[k])) for k, name in enumerate(NAMES)]
-        a = p[f"matrix{layer}"]
-        x = [sum(a[k, j] * g[j] for j in range(3)) / np.abs(a[k]).sum() for k in range(3)]
+        g = [_gelu(_dense(p[f"layer{layer}_{name}"], x[k])) for k, name in enumerate(names)]
+        a = p.get(f"matrix{layer}", np.ones((1, 1)))  # one task has nothing to stitch
+        x = [sum(a[k, j] * g[j] for j in tasks) / np.abs(a[k]).sum() for k in tasks]
     return x
 
 
-def _sluice(p, h, mask):
-    x, z = [h, h, h], [0.0, 0.0, 0.0]
+def _sluice(p, h, mask, names):
+    tasks, x, z = range(len(names)), [h] * len(names), [0.0] * len(names)
     half = WIDTH // 2
     for layer in "12":
-        g = [_gelu(_dense(p[f"layer{layer}_{name}"], x[k])) for k, name in enumerate(NAMES)]
+        g = [_gelu(_dense(p[f"layer{layer}_{name}"], x[k])) for k, name in enumerate(names)]
         g = [[part[..., :half], part[..., half:]] for part in g]
         a = p[f"alpha{layer}"]
         x = [
             np.concatenate(
-                [
-                    sum(a[k, s, j, t] * g[j][t] for j in range(3) for t in range(2))
-                    for s in range(2)
-                ],
+                [sum(a[k, s, j, t] * g[j][t] for j in tasks for t in range(2)) for s in range(2)],
                 axis=-1,
             )
-            for k in range(3)
+            for k in tasks
         ]
-        z = [z[k] + p["beta"][k, int(layer) - 1] * x[k] for k in range(3)]
+        z = [z[k] + p["beta"][k, int(layer) - 1] * x[k] for k in tasks]
     return z
 
 
-def _mtan(p, h, mask):
+def _mtan(p, h, mask, names):
     own = []
-    for name in NAMES:
+    for name in names:
         u = _gelu(_dense(p["first1"], h))
         shared = _gelu(_dense(p["second1"], u))
         seen = _gelu(_dense(p[f"see1_{name}"], u))
@@ -326,29 +330,29 @@ def _mtan(p, h, mask):
     return own
 
 
-def _mmoe(p, h, mask):
+def _mmoe(p, h, mask, names):
     parts = [_network(p[f"expert{e}"], h) for e in (1, 2, 3)]
     means = _mean(h, mask)
-    return [_mix(softmax(_dense(p[f"score_{name}"], means), -1), parts) for name in NAMES]
+    return [_mix(softmax(_dense(p[f"score_{name}"], means), -1), parts) for name in names]
 
 
-def _cgc(p, h, mask):
+def _cgc(p, h, mask, names):
     p, means, own = p["level1"], _mean(h, mask), []
-    for name in NAMES:
+    for name in names:
         parts = [_network(p[key], h) for key in (f"own1_{name}", "shared1", "shared2")]
         own.append(_mix(softmax(_dense(p[f"score_{name}"], means), -1), parts))
     return own
 
 
-def _ple(p, h, mask):
+def _ple(p, h, mask, names):
     first, means = p["level1"], _mean(h, mask)
-    parts = {name: _network(first[f"own1_{name}"], h) for name in NAMES}
+    parts = {name: _network(first[f"own1_{name}"], h) for name in names}
     common = _network(first["shared1"], h)
-    scores = [_dense(first[f"shared_score_{name}"], means) for name in NAMES]
+    scores = [_dense(first[f"shared_score_{name}"], means) for name in names]
     scores.append(_dense(first["shared_score"], means))
     shared = _mix(softmax(np.concatenate(scores, -1), -1), [*parts.values(), common])
     own = []
-    for name in NAMES:
+    for name in names:
         weights = softmax(_dense(first[f"score_{name}"], means), -1)
         x = _mix(weights, [parts[name], common])
         weights = softmax(_dense(p["level2"][f"score_{name}"], _mean(x, mask)), -1)
@@ -369,17 +373,17 @@ def _dselect_gates(p, means, name):
     return softmax(_dense(p[f"share_{name}"], means), -1), np.stack(choice, -1)
 
 
-def _dselect(p, h, mask):
+def _dselect(p, h, mask, names):
     parts, own = [_network(p[f"expert{e}"], h) for e in (1, 2, 3, 4)], []
-    for name in NAMES:
+    for name in names:
         shares, selectors = _dselect_gates(p, _mean(h, mask), name)
         own.append(_mix((shares[..., None] * selectors).sum(1), parts))
     return own
 
 
-def _film(p, h, mask):
+def _film(p, h, mask, names):
     own = []
-    for name in NAMES:
+    for name in names:
         x = h
         for layer in "12":
             film = _dense(p[f"film{layer}"], p[f"embedding_{name}"])
@@ -389,28 +393,87 @@ def _film(p, h, mask):
     return own
 
 
-def _adapter(p, h, mask):
+def _normed(p, x):
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * p["scale"] + p["bias"]
+
+
+def _adapter(p, h, mask, names):
     own = []
-    centred = h - h.mean(-1, keepdims=True)
-    normed = centred / np.sqrt(h.var(-1, keepdims=True) + 1e-6)
-    for name in NAMES:
-        x = normed * p[f"norm_{name}"]["scale"] + p[f"norm_{name}"]["bias"]
+    for name in names:
+        x = _normed(p[f"norm_{name}"], h)
         own.append(h + _dense(p[f"up_{name}"], _gelu(_dense(p[f"down_{name}"], x))))
     return own
 
 
-def _task_attention(p, h, mask):
-    features = [_gelu(_dense(p[f"feature_{name}"], h)) for name in NAMES]
+def _task_attention(p, h, mask, names):
+    features = [_gelu(_dense(p[f"feature_{name}"], h)) for name in names]
+    if len(names) == 1:  # nothing to weigh
+        return features
     scores = [_dense(p["score"], np.tanh(_dense(p["hidden"], _mean(f, mask)))) for f in features]
-    return [_mix(softmax(np.concatenate(scores, -1), -1), features)] * 3
+    return [_mix(softmax(np.concatenate(scores, -1), -1), features)] * len(names)
 
 
-def _task_gates(p, h, mask):
+def _task_gates(p, h, mask, names):
     means = _mean(h, mask)
-    return [h * expit(_network(p[f"network_{name}"], means))[:, None] for name in NAMES]
+    return [h * expit(_network(p[f"network_{name}"], means))[:, None] for name in names]
+
+
+def _shared_middle(p, h, mask, names):
+    own = []
+    for name in names:
+        x = _gelu(_dense(p[f"in_{name}"], h))
+        for layer in ("middle1", "middle2"):
+            x = _gelu(_dense(p[layer], x))
+        own.append(_dense(p[f"out_{name}"], x))
+    return own
+
+
+def _separate(p, h, mask, names):
+    own = []
+    for name in names:
+        x = _gelu(_dense(p[f"layer2_{name}"], _gelu(_dense(p[f"in_{name}"], h))))
+        own.append(_dense(p[f"out_{name}"], x))
+    return own
+
+
+def _likeliest(scores):
+    return np.eye(scores.shape[-1])[scores.argmax(-1)]
+
+
+def _branching(p, h, mask, names, routes=None):
+    """Along `routes`; without, along the likeliest."""
+    routes = routes or {key: _likeliest(p[key]) for key in p if key.startswith("parent")}
+    x = [_gelu(_dense(p[f"layer1_{n}"], h)) for n in (1, 2)]
+    inputs = [row[0] * x[0] + row[1] * x[1] for row in routes["parents2"]]
+    x = [_gelu(_dense(p[f"layer2_{n}"], part)) for n, part in zip((1, 2), inputs, strict=True)]
+    leaves = [routes[f"parent_{name}"][0] for name in names]
+    return [leaf[0] * x[0] + leaf[1] * x[1] for leaf in leaves]
+
+
+def _task_queries(p, h, mask, names):
+    """Row by row, and head by head, over the tokens that are there."""
+    attention, own = p["attention"], []
+    for name in names:
+        q, z = p[f"queries_{name}"], np.zeros((ROWS, 2, WIDTH))
+        query = _dense(attention["query"], _normed(p["query_norm"], q))
+        for row in np.flatnonzero(mask.any(1)):
+            tokens = _normed(p["token_norm"], h[row][mask[row]])
+            key, value = (_dense(attention[part], tokens) for part in ("key", "value"))
+            heads = []
+            for part in np.split(np.arange(WIDTH), 4):
+                scores = query[:, part] @ key[:, part].T / np.sqrt(WIDTH / 4)
+                heads.append(softmax(scores, -1) @ value[:, part])
+            y = q + _dense(attention["out"], np.concatenate(heads, -1))
+            z[row] = y + _network(p["feed_forward"], _normed(p["feed_forward_norm"], y))
+        own.append(z)
+    return own
 
 
 FORMULAS = {
+    "hard": lambda p, h, mask, names: [h] * len(names),
+    "shared_middle": _shared_middle,
+    "separate": _separate,
     "cross_stitch": _cross_stitch,
     "sluice": _sluice,
     "mtan": _mtan,
@@ -418,22 +481,46 @@ FORMULAS = {
     "cgc": _cgc,
     "ple": _ple,
     "dselect": _dselect,
+    "branching": _branching,
     "film": _film,
     "adapter": _adapter,
     "task_attention": _task_attention,
     "task_gates": _task_gates,
+    "task_queries": _task_queries,
 }
 
 
-@pytest.mark.parametrize("kind", FORMULAS)
-def test_is_its_formula(kind):
-    params = jax.tree.map(lambda x: np.asarray(x, np.float64), _run(kind, 3, LENGTH)[0])
+def test_every_sharing_has_its_formula():
+    assert set(FORMULAS) == set(SHARINGS)
+
+
+def _expected(kind, count, **options):
+    params = jax.tree.map(lambda x: np.asarray(x, np.float64), _run(kind, count, LENGTH)[0])
     tokens = _tokens(LENGTH)
-    mask = np.asarray(tokens.mask)
-    expected = FORMULAS[kind](params, np.asarray(tokens.values, np.float64), mask)
-    for name, values in zip(NAMES, expected, strict=True):
-        got = _result(kind, 3, LENGTH)[0][name].values
-        np.testing.assert_allclose(np.asarray(got)[mask], values[mask], atol=1e-4)
+    values, mask = np.asarray(tokens.values, np.float64), np.asarray(tokens.mask)
+    found = FORMULAS[kind](params, values, mask, NAMES[:count], **options)
+    return dict(zip(NAMES, found, strict=False))
+
+
+def _is(own, expected):
+    assert set(own) == set(expected)
+    for name, values in expected.items():
+        kept = np.asarray(own[name].mask)
+        np.testing.assert_allclose(np.asarray(own[name].values)[kept], values[kept], atol=1e-4)
+
+
+@COUNTS
+@pytest.mark.parametrize("kind", FORMULAS)
+def test_is_its_formula(kind, count):
+    _is(_apply(kind, _copies(count, LENGTH), count), _expected(kind, count))
+
+
+def test_branching_follows_the_parents_that_it_draws():
+    own, seen, *_ = _result("branching", 3, LENGTH)
+    routes = {
+        key.removeprefix("routing_"): np.asarray(x[0]) for key, x in seen["intermediates"].items()
+    }
+    _is(own, _expected("branching", 3, routes=routes))
 
 
 def test_sluice_keeps_subspaces_apart():

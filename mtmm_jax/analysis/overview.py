@@ -126,7 +126,7 @@ def looked_at(
         if model.spec.modalities[name].kind == "text"
         and spans[name].length == inputs[name]["x"].shape[1]
     }
-    return drawn(seen, Known(tuple(samples), words, spans, fused, tuple(model.tasks)))
+    return drawn(seen, Known(tuple(samples), words, spans, fused, tuple(model.sharing.tasks)))
 
 
 def _words(workdir: Workdir, name: str, entry: dict[str, np.ndarray]) -> list[list[str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -14,6 +14,7 @@ from mtmm_jax.fusion.join import Into, Trunk
 from mtmm_jax.model.build_tasks import build_tasks
 from mtmm_jax.model.model import Model
 from mtmm_jax.model.parts import adapters, bottlenecks, regularisers
+from mtmm_jax.model.readout import entrance
 from mtmm_jax.model.stages import STAGES, Fusing
 from mtmm_jax.registry import ConfigError, whole_number
 from mtmm_jax.tasks.task import FUSED, Task, is_fusion, modalities_of
@@ -51,7 +52,6 @@ def build(model: Mapping[str, Any], task_configs: Mapping[str, Any], spec: Spec)
     encoders = _encoders(model.get("encoders") or {}, width, spec)
     if stage == "early_raw":
         encoders = {name: _raw(name, width, spec) for name in encoders}
-    dropped = _dropout(model.get("modality_dropout", 0.0), encoders)
     built, probes = build_tasks(task_configs, encoders, spec)
     reads = dict.fromkeys(r for task in built.values() for r in task.reads)
     prepare = {
@@ -65,14 +65,13 @@ def build(model: Mapping[str, Any], task_configs: Mapping[str, Any], spec: Spec)
             fusions[read] = Fusing(stage, None, **prepare)
         else:
             fusions[read] = _fusing(stage, kind, options, names, width, prepare)
+    _check_read(model, stage, kind, fusions)
+    fused = dict.fromkeys(name for read in fusions for name in modalities_of(read, encoders))
+    dropped = _dropout(model.get("modality_dropout", 0.0), fused)
     if stage == "decision":
         decisions = _decisions(kind, built, encoders, model)
-    shared = registry.build(
-        sharing.SHARINGS,
-        model.get("sharing", "hard"),
-        where="model.sharing",
-        tasks=tuple(name for name, task in built.items() if FUSED in task.reads),
-    )
+    off = [name for name, config in task_configs.items() if config is None]
+    shared = _sharing(model.get("sharing", "hard"), built, probes, off)
     terms = regularisers(model, encoders, fusions, built, spec)
     return Model(
         spec,
@@ -103,16 +102,29 @@ def _stage(config: Any) -> tuple[str, dict[str, Any], dict[str, Any]]:
     return stage, options, kind
 
 
-def _dropout(given: Any, encoders: Mapping[str, Any]) -> dict[str, float]:
-    """Modality -> rate, from one rate for all or a mapping for some."""
+def _check_read(
+    model: Mapping[str, Any], stage: str, kind: Mapping[str, Any], fusions: Mapping[str, Any]
+) -> None:
+    """What the config says of fusion must concern some task, or be right at least."""
+    if fusions:
+        return
+    table = fusion.DECISIONS if stage == "decision" else fusion.FUSIONS
+    registry.choose(kind["kind"], table, "model.fusion.kind", "kind")
+    for key, nothing in (("missing", "mask"), ("align", "none")):
+        if registry.entry_of(model.get(key) or nothing)["kind"] != nothing:
+            raise ConfigError(f"model.{key}: no task reads a fusion; choices: {nothing}")
+
+
+def _dropout(given: Any, fused: Mapping[str, Any]) -> dict[str, float]:
+    """Modality -> rate, from one rate for all that a fusion reads or a mapping for some."""
     where = "model.modality_dropout"
-    rates = given if isinstance(given, Mapping) else dict.fromkeys(encoders, given)
-    choose_all(rates, encoders, where, "modality")
-    for name, rate in rates.items():
-        at = f"{where}.{name}" if rates is given else where
+    several = isinstance(given, Mapping)
+    choose_all(given if several else (), fused, where, "fused modality")
+    said = {f"{where}.{name}": rate for name, rate in given.items()} if several else {where: given}
+    for at, rate in said.items():
         if not isinstance(rate, int | float) or not 0.0 <= rate < 1.0:
             raise ConfigError(f"{at}: {rate!r} is not in [0, 1)")
-    return dict(rates)
+    return dict(given) if several else dict.fromkeys(fused, given)
 
 
 def _optional(table: Mapping[str, Any], config: Any, where: str, nothing: str) -> Any:
@@ -183,6 +195,28 @@ def _decisions(
     return decisions
 
 
+def _sharing(
+    config: Any, built: Mapping[str, Task], probes: Iterable[str], off: Iterable[str]
+) -> nn.Module:
+    """The module, for the tasks that it names, or else for those that read "fused"."""
+    where = "model.sharing"
+    config = registry.entry_of(config)
+    named = config.pop("tasks", None)
+    able = [name for name, task in built.items() if entrance(task) and name not in probes]
+    if named is None:
+        named = [name for name in able if FUSED in built[name].reads]
+    named = (named,) if isinstance(named, str) else tuple(named)
+    choose_all(named, (*able, *off), f"{where}.tasks", "task of one read")
+    kind = config.get("kind")
+    passing = tuple(name for name in built if name in named)
+    if kind in sharing.SHARINGS and kind != "hard" and not passing:
+        raise ConfigError(
+            f"{where}: {kind!r} is for the tasks that read {FUSED!r}, and there are none; name "
+            f"others in {where}.tasks; choices: {', '.join(able) or 'none'}; or set it to 'hard'"
+        )
+    return registry.build(sharing.SHARINGS, config, where=where, tasks=passing)
+
+
 def _raw(name: str, width: int, spec: Spec) -> nn.Module:
     modality = spec.modalities[name]
     if not Raw.accepts(modality):
@@ -210,6 +244,8 @@ def _encoders(configs: Mapping[str, Any], width: int, spec: Spec) -> dict[str, n
             vocabulary=modality.vocabulary,
             rate=modality.rate,
         )
+        if hasattr(encoder, "cut"):
+            whole_number(encoder.cut, f"{where}.cut", 0)
         if not encoder.accepts(modality):
             fitting = [kind for kind, entry in ENCODERS.items() if entry.accepts(modality)]
             raise ConfigError(

@@ -13,7 +13,7 @@ from jax import lax
 from mtmm_jax.batch import Tokens
 from mtmm_jax.layers import Run
 from mtmm_jax.registry import ConfigError
-from mtmm_jax.tasks.task import FUSED, modalities_of
+from mtmm_jax.tasks.task import FUSED, Task, modalities_of
 
 if TYPE_CHECKING:
     from mtmm_jax.model.model import Model
@@ -21,21 +21,30 @@ if TYPE_CHECKING:
 
 def readout(model: Model, run: Run, shared: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Task -> prediction, each from its own copy of what crossed the cut."""
-    # Towers of tasks that read something else would mix into the others' features.
-    reading = [name for name, task in model.tasks.items() if FUSED in task.reads]
-    fused = {name: shared[name][FUSED] for name in reading if FUSED in shared[name]}
-    own = run("sharing", model.sharing, fused) if fused else {}
+    # Sharing takes the copies of its own tasks: towers of others would mix into their features.
+    entrances = {name: entrance(task) for name, task in model.tasks.items()}
+    copies = {name: shared[name][read] for name, read in entrances.items() if read in shared[name]}
+    own = run("sharing", model.sharing, copies) if copies else {}
     predictions = {}
     for name, task in model.tasks.items():
         if name in model.decisions:
             predictions[name] = _decide(model, run, name, shared[name])
             continue
-        read = {r: own[name] if r == FUSED and name in own else shared[name][r] for r in task.reads}
+        read = {r: shared[name][r] for r in task.reads}
+        if name in own:
+            read[entrances[name]] = own[name]
         if name in model.probes:
             read = {r: t.replace_values(lax.stop_gradient(t.values)) for r, t in read.items()}
         read = _reversed(model, run, name, read)
         predictions[name] = run(f"heads/{name}", task.head, read)
     return predictions
+
+
+def entrance(task: Task) -> str | None:
+    """The read with which a task may pass the sharing: "fused", or the only one that it has."""
+    if FUSED in task.reads:
+        return FUSED
+    return task.reads[0] if len(task.reads) == 1 else None
 
 
 def _reversed(model: Model, run: Run, name: str, read: dict[str, Tokens]) -> dict[str, Tokens]:

@@ -1,18 +1,25 @@
 """What tasks share: `Tokens` -> {task: `Tokens`}. One file per family.
 
 A sharing is a Linen module with the field `tasks`, called as `sharing(copies, train=...,
-axis_name=...)`, where `copies[task]` is that task's own copy of the fused tokens (the copies are
-equal; they are separate so that each task's gradient can be read off its own). Tasks that read
-something else are not in `copies`, and are left out of whatever is mixed. `keeps_layout` says
-whether a head still finds a modality's grid in what it gives, `has_auxiliary`, where it is there,
-that it adds a loss of its own.
+axis_name=...)`, where `copies[task]` are that task's own tokens. It takes those of its `tasks` and
+leaves others alone. `keeps_layout` says whether a head still finds a modality's grid in what it
+gives, `has_auxiliary`, where it is there, that it adds a loss of its own.
+
+In a config `tasks` are those that read "fused": their copies are equal, and separate so that each
+task's gradient can be read off its own. `model.sharing.tasks` names others, of one read each:
+
+    config.model.sharing = {"kind": "shared_middle", "tasks": ["digit", "speaker"]}
+    config.tasks.digit.reads, config.tasks.speaker.reads = "pix", "series"
+
+Every task then enters with what it reads: as many tokens as there are, of the one `model.width`.
+What is shown once for all tasks, such as `task_weights`, is from the first one's tokens.
 
 Task k's output is computed from copies[k] and from nothing else. A scheme that mixes the features
 of several tasks (`CrossStitch`, `Sluice`, `PLE`, `TaskAttention`) runs every tower on copies[k] on
 its way to output k. So the gradient at copies[k] is task k's own, whole and unmixed: balancing may
 weigh it, and may drop it where task k has no label, without touching what another task says. The
 price is paid in the backward pass, K times that of one pass over all towers; forward, equal copies
-are one computation once compiled. The towers themselves belong to all tasks that reach them.
+are one computation once compiled, others are K. The towers belong to all tasks that reach them.
 """
 
 from mtmm_jax.sharing.branching import Branching as Branching

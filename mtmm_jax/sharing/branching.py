@@ -55,8 +55,8 @@ class Branching(nn.Module):
         self, copies: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> dict[str, Tokens]:
         del axis_name  # the key, and so the tree, is the same on all devices
+        copies = there(self.tasks, copies)
         width, dtype = form(copies)
-        tasks = there(self.tasks, copies)
         nodes = [
             [
                 nn.Dense(width, dtype=dtype, name=f"layer{i + 1}_{n + 1}")
@@ -68,14 +68,14 @@ class Branching(nn.Module):
             self._draw(f"parents{i + 1}", (self.branches, self.branches), train)
             for i in range(1, self.layers)
         ]
-        leaves = {task: self._draw(f"parent_{task}", (1, self.branches), train) for task in tasks}
+        leaves = {task: self._draw(f"parent_{task}", (1, self.branches), train) for task in copies}
         own = {}
-        for task in tasks:
-            x = jnp.stack([gelu(node(copies[task].values)) for node in nodes[0]])
+        for task, tokens in copies.items():
+            x = jnp.stack([gelu(node(tokens.values)) for node in nodes[0]])
             for layer, route in zip(nodes[1:], routes, strict=True):
                 inputs = _follow(route, x)
                 x = jnp.stack([gelu(node(part)) for node, part in zip(layer, inputs, strict=True)])
-            own[task] = copies[task].replace_values(_follow(leaves[task], x)[0])
+            own[task] = tokens.replace_values(_follow(leaves[task], x)[0])
         return own
 
     def _draw(self, name: str, shape: tuple[int, int], train: bool) -> jax.Array:

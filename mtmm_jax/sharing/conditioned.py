@@ -44,6 +44,7 @@ class FiLM(nn.Module):
         self, copies: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> dict[str, Tokens]:
         del train, axis_name
+        copies = there(self.tasks, copies)
         width, dtype = form(copies)
         layers = [
             (
@@ -53,17 +54,17 @@ class FiLM(nn.Module):
             for i in range(self.layers)
         ]
         own = {}
-        for task in there(self.tasks, copies):
+        for task, tokens in copies.items():
             embedding = self.param(
                 f"embedding_{task}", nn.initializers.normal(1.0), (self.embedding,)
             )
-            x = copies[task].values
+            x = tokens.values
             for number, (layer, generator) in enumerate(layers, start=1):
                 gamma, beta = jnp.split(generator(embedding), 2)
                 self.sow("intermediates", f"gamma{number}_{task}", gamma)
                 self.sow("intermediates", f"beta{number}_{task}", beta)
                 x = x + gelu((1 + gamma).astype(dtype) * layer(x) + beta.astype(dtype))
-            own[task] = copies[task].replace_values(x)
+            own[task] = tokens.replace_values(x)
         return own
 
 
@@ -99,14 +100,14 @@ class Adapter(nn.Module):
         self, copies: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> dict[str, Tokens]:
         del train, axis_name
-        width, dtype = form(copies)
         own = {}
-        for task in there(self.tasks, copies):
-            x = copies[task].values
+        for task, tokens in there(self.tasks, copies).items():
+            x = tokens.values
+            width, dtype = x.shape[-1], x.dtype
             if task in self.isolated:
                 x = jax.lax.stop_gradient(x)
             h = LayerNorm(name=f"norm_{task}")(x)
             h = gelu(nn.Dense(self.size, dtype=dtype, name=f"down_{task}")(h))
             up = nn.Dense(width, dtype=dtype, kernel_init=nn.initializers.zeros, name=f"up_{task}")
-            own[task] = copies[task].replace_values(x + up(h))
+            own[task] = tokens.replace_values(x + up(h))
         return own

@@ -83,11 +83,11 @@ class DSelect(nn.Module):
         self, copies: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> dict[str, Tokens]:
         del train, axis_name
+        copies = there(self.tasks, copies)
         names = [f"expert{e + 1}" for e in range(self.experts)]
         networks = experts(names, copies, self.expansion)
         own = {}
-        for task in there(self.tasks, copies):
-            tokens = copies[task]
+        for task, tokens in copies.items():
             codes, shares = self._choices(task, tokens)
             selectors = select(codes, self.gamma)
             weights = jnp.einsum("bk,bke->be", shares, selectors)

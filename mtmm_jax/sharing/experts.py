@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens
-from mtmm_jax.sharing.parts import check_counts, experts, mixture, there
+from mtmm_jax.sharing.parts import check_counts, experts, form, mixture, there
 
 
 class MMoE(nn.Module):
@@ -43,11 +43,11 @@ class MMoE(nn.Module):
         self, copies: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> dict[str, Tokens]:
         del train, axis_name
+        copies = there(self.tasks, copies)
         names = [f"expert{e + 1}" for e in range(self.experts)]
         networks = experts(names, copies, self.expansion)
         own = {}
-        for task in there(self.tasks, copies):
-            tokens = copies[task]
+        for task, tokens in copies.items():
             score = nn.Dense(self.experts, use_bias=False, name=f"score_{task}")
             weights = nn.softmax(score(tokens.mean().astype(jnp.float32)))
             self.sow("intermediates", f"gate_{task}", weights)
@@ -171,19 +171,20 @@ class _Level(nn.Module):
 
 def _extract(module: CGC | PLE, copies: Mapping[str, Tokens], levels: int) -> dict[str, Tokens]:
     """The levels of `PLE`, of which `CGC` is one; their modules are children of `module`."""
-    tasks = there(module.tasks, copies)
-    paths = (*tasks, _SHARED)
+    copies = there(module.tasks, copies)
+    form(copies)  # the shared experts take one width
+    paths = (*copies, _SHARED)
     stack = [
         _Level(module.own, module.shared, module.expansion, name=f"level{i + 1}")
         for i in range(levels)
     ]
     own = {}
-    for task in tasks:
-        x = dict.fromkeys(paths, copies[task])
+    for task, tokens in copies.items():
+        x = dict.fromkeys(paths, tokens)
         for number, level in enumerate(stack, start=1):
             x, gates = level(x, (task,) if number == levels else paths)
             module.sow("intermediates", f"gate{number}_{task}", gates[task])
-            if _SHARED in gates and task == tasks[0]:
+            if _SHARED in gates and task == paths[0]:
                 module.sow("intermediates", f"shared_gate{number}", gates[_SHARED])
         own[task] = x[task]
     return own

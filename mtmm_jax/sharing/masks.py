@@ -44,6 +44,7 @@ class MTAN(nn.Module):
         self, copies: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> dict[str, Tokens]:
         del train, axis_name
+        copies = there(self.tasks, copies)
         width, dtype = form(copies)
 
         def dense(name: str) -> nn.Dense:
@@ -54,8 +55,8 @@ class MTAN(nn.Module):
         second = {layer: dense(f"second{layer}") for layer in layers}
         carry = {layer: dense(f"carry{layer}") for layer in layers[1:]}
         own = {}
-        for task in there(self.tasks, copies):
-            shared = x = copies[task].values
+        for task, tokens in copies.items():
+            shared = x = tokens.values
             for layer in layers:
                 u = gelu(first[layer](shared))
                 shared = gelu(second[layer](u))
@@ -66,7 +67,7 @@ class MTAN(nn.Module):
                 mask = nn.sigmoid(dense(f"mask{layer}_{task}")(hidden))
                 self.sow("intermediates", f"attention{layer}_{task}", mask)
                 x = mask * shared
-            own[task] = copies[task].replace_values(x)
+            own[task] = tokens.replace_values(x)
         return own
 
 
@@ -99,10 +100,9 @@ class TaskGates(nn.Module):
         self, copies: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> dict[str, Tokens]:
         del train, axis_name
-        width, dtype = form(copies)
         own = {}
-        for task in there(self.tasks, copies):
-            tokens = copies[task]
+        for task, tokens in there(self.tasks, copies).items():
+            width, dtype = tokens.values.shape[-1], tokens.values.dtype
             network = FeedForward(
                 max(width // self.reduction, 1), dtype=dtype, name=f"network_{task}"
             )

@@ -15,16 +15,25 @@ from mtmm_jax.layers import FeedForward
 from mtmm_jax.registry import ConfigError
 
 WHERE = "model.sharing"
+# The entries of `SHARINGS` whose every layer over tokens is a task's own, or stands behind one.
+SEVERAL_WIDTHS = ("adapter", "hard", "separate", "shared_middle", "task_gates")
 
 
-def there(tasks: Iterable[str], copies: Mapping[str, Tokens]) -> tuple[str, ...]:
-    """The tasks that are in `copies`, in the order of `tasks`."""
-    return tuple(task for task in tasks if task in copies)
+def there(tasks: Iterable[str], copies: Mapping[str, Tokens]) -> dict[str, Tokens]:
+    """The copies of `tasks` that are there, in the order of `tasks`; others' are left alone."""
+    return {task: copies[task] for task in tasks if task in copies}
 
 
 def form(copies: Mapping[str, Tokens]) -> tuple[int, Any]:
-    """Width and dtype of the copies, which are all alike."""
+    """Width and dtype of the copies, which must be alike in both for layers that all pass."""
     values = next(iter(copies.values())).values
+    widths = {task: tokens.values.shape[-1] for task, tokens in copies.items()}
+    if len(set(widths.values())) > 1:
+        told = ", ".join(f"{task} has {width}" for task, width in widths.items())
+        raise ConfigError(
+            f"{WHERE}: all tasks' tokens pass the same layers and must be of one width; {told}; "
+            f"choices for several widths: {', '.join(SEVERAL_WIDTHS)}"
+        )
     return values.shape[-1], values.dtype
 
 

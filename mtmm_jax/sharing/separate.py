@@ -43,17 +43,18 @@ class SharedMiddle(nn.Module):
         self, copies: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> dict[str, Tokens]:
         del train, axis_name
+        copies = there(self.tasks, copies)
         hidden = self.hidden or max(tokens.values.shape[-1] for tokens in copies.values())
         dtype = next(iter(copies.values())).values.dtype
         middle = [nn.Dense(hidden, dtype=dtype, name=f"middle{i + 1}") for i in range(self.layers)]
         own = {}
-        for task in there(self.tasks, copies):
-            values = copies[task].values
+        for task, tokens in copies.items():
+            values = tokens.values
             x = gelu(nn.Dense(hidden, dtype=dtype, name=f"in_{task}")(values))
             for layer in middle:
                 x = gelu(layer(x))
             x = nn.Dense(values.shape[-1], dtype=dtype, name=f"out_{task}")(x)
-            own[task] = copies[task].replace_values(x)
+            own[task] = tokens.replace_values(x)
         return own
 
 
@@ -87,12 +88,12 @@ class Separate(nn.Module):
     ) -> dict[str, Tokens]:
         del train, axis_name
         own = {}
-        for task in there(self.tasks, copies):
-            x = copies[task].values
+        for task, tokens in there(self.tasks, copies).items():
+            x = tokens.values
             width, dtype = x.shape[-1], x.dtype
             names = ["in", *(f"layer{i}" for i in range(2, self.layers))]
             for name in names:
                 x = gelu(nn.Dense(self.hidden or width, dtype=dtype, name=f"{name}_{task}")(x))
             x = nn.Dense(width, dtype=dtype, name=f"out_{task}")(x)
-            own[task] = copies[task].replace_values(x)
+            own[task] = tokens.replace_values(x)
         return own

@@ -70,7 +70,8 @@ class CrossStitch(nn.Module):
         self, copies: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> dict[str, Tokens]:
         del train, axis_name
-        tasks = there(self.tasks, copies)
+        copies = there(self.tasks, copies)
+        tasks = tuple(copies)
         towers = _towers(tasks, self.layers, copies)
         stitches = [self._stitch(i + 1, tasks) for i in range(self.layers)]
         own = {}
@@ -142,13 +143,14 @@ class Sluice(nn.Module):
         self, copies: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> dict[str, Tokens]:
         del train, axis_name
+        copies = there(self.tasks, copies)
         width, dtype = form(copies)
         if width % self.subspaces:
             raise ConfigError(
                 f"{WHERE}.subspaces: {self.subspaces} does not divide the tokens' width {width}; "
                 f"choices: {', '.join(str(s) for s in range(2, width + 1) if width % s == 0)}"
             )
-        tasks = there(self.tasks, copies)
+        tasks = tuple(copies)
         towers = _towers(tasks, self.layers, copies)
         rows = np.array([self.tasks.index(task) for task in tasks])
         alphas = [self._alpha(i + 1, rows).astype(dtype) for i in range(self.layers)]

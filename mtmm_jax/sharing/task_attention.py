@@ -47,9 +47,9 @@ class TaskAttention(nn.Module):
         self, copies: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> dict[str, Tokens]:
         del train, axis_name
+        copies = there(self.tasks, copies)
         width, dtype = form(copies)
-        tasks = there(self.tasks, copies)
-        layers = [nn.Dense(width, dtype=dtype, name=f"feature_{task}") for task in tasks]
+        layers = [nn.Dense(width, dtype=dtype, name=f"feature_{task}") for task in copies]
         hidden = nn.Dense(self.hidden, name="hidden")
         score = nn.Dense(1, use_bias=False, name="score")
 
@@ -60,11 +60,10 @@ class TaskAttention(nn.Module):
             return nn.softmax(score(nn.tanh(hidden(means)))[..., 0])
 
         own = {}
-        for task in tasks:
-            tokens = copies[task]
+        for number, (task, tokens) in enumerate(copies.items()):
             features = [tokens.replace_values(gelu(layer(tokens.values))) for layer in layers]
             weights = weigh(features)
-            if task == tasks[0]:
+            if number == 0:
                 self.sow("intermediates", "task_weights", weights)
             own[task] = tokens.replace_values(mixture(weights, [f.values for f in features]))
         return own
@@ -104,6 +103,7 @@ class TaskQueries(nn.Module):
     def __call__(
         self, copies: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> dict[str, Tokens]:
+        copies = there(self.tasks, copies)
         width, dtype = form(copies)
         if width % self.heads:
             raise ConfigError(
@@ -116,8 +116,7 @@ class TaskQueries(nn.Module):
             LayerNorm(name=name) for name in ("query_norm", "token_norm", "feed_forward_norm")
         )
         own = {}
-        for task in there(self.tasks, copies):
-            tokens = copies[task]
+        for task, tokens in copies.items():
             rows = tokens.mask.shape[0]
             start = self.param(
                 f"queries_{task}", nn.initializers.normal(0.02), (self.queries, width)

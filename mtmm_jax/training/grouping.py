@@ -13,16 +13,11 @@ from mtmm_jax.batch import Tokens
 from mtmm_jax.layers import gelu
 from mtmm_jax.model import Model
 from mtmm_jax.registry import ConfigError
-from mtmm_jax.tasks.task import FUSED
 
 
 def groupable(built: Model) -> tuple[str, ...]:
     """The tasks that pass the sharing stage."""
-    return tuple(
-        name
-        for name, task in built.tasks.items()
-        if FUSED in task.reads and name not in built.decisions
-    )
+    return tuple(name for name in built.sharing.tasks if name not in built.decisions)
 
 
 def grouped(
@@ -40,19 +35,15 @@ def grouped(
     told = sorted(name for group in groups for name in group)
     if told != sorted(have):
         raise ConfigError(
-            f"relatedness.found.groups: {', '.join(told)} were grouped; the tasks that read "
-            f"{FUSED!r} are {', '.join(have)}: measure again in a new workdir"
+            f"relatedness.found.groups: {', '.join(told)} were grouped; the tasks that pass "
+            f"the sharing are {', '.join(have)}: measure again in a new workdir"
         )
     if len(groups) < 2:
         return built
-    parts = {}
+    entry, parts = registry.entry_of(config.get("sharing", "hard")), {}
+    entry.pop("tasks", None)
     for number, names in enumerate(groups, 1):
-        own = registry.build(
-            sharing.SHARINGS,
-            config.get("sharing", "hard"),
-            where="model.sharing",
-            tasks=tuple(names),
-        )
+        own = registry.build(sharing.SHARINGS, entry, where="model.sharing", tasks=tuple(names))
         parts[str(number)] = Branch(own, layers)
     return dataclasses.replace(built, sharing=Grouped(parts))
 
@@ -91,6 +82,10 @@ class Grouped(nn.Module):
     """
 
     group: Mapping[str, Branch]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(name for branch in self.group.values() for name in branch.inner.tasks)
 
     @property
     def keeps_layout(self) -> bool:

@@ -32,7 +32,6 @@ from mtmm_jax.balancing.affinity import best_groups, measured_affinity, relative
 from mtmm_jax.data.augment_jit import example_keys
 from mtmm_jax.model import Model, shared_parameters
 from mtmm_jax.registry import ConfigError, choose, whole_number
-from mtmm_jax.tasks.task import FUSED
 from mtmm_jax.training.grouping import groupable, grouped
 from mtmm_jax.training.step import named, split_of
 from mtmm_jax.training.workdir import Workdir
@@ -122,7 +121,7 @@ def check(settings: Settings, built: Model, config: Mapping[str, Any]) -> None:
         if len(groupable(built)) < 2:
             raise ConfigError(
                 f"{WHERE}.use: {settings.use!r} divides the sharing stage among the tasks that "
-                f"read {FUSED!r}; there are {len(groupable(built))}, and it needs two; "
+                f"pass it; there are {len(groupable(built))}, and it needs two; "
                 "use 'weights'"
             )
         kind = registry.entry_of(config["model"].get("sharing", "hard")).get("kind")

@@ -21,7 +21,7 @@ from mtmm_jax.training.imbalance import IMBALANCE, prepare
 from mtmm_jax.training.imbalance_rules import Scene, Setting, Verdict, agm, modulated, ogm_ge
 from mtmm_jax.training.logs import read_journal
 from mtmm_jax.training.prototypes import pmr
-from mtmm_jax.training.step import ImbalanceState, TrainState, make_step
+from mtmm_jax.training.step import ImbalanceState, TrainState, make_step, split_of
 from mtmm_jax.training.workdir import Workdir
 from tests import toy
 from tests.training import small_run
@@ -504,6 +504,42 @@ def test_probes_learn_and_teach_nothing():
 
 
 UNIMODAL = {"kind": {"kind": "classification", "unimodal": True}, "size": {"kind": "regression"}}
+
+
+@pytest.mark.parametrize("method", ["mgda", "pcgrad"])
+def test_unimodal_losses_are_balanced_as_tasks(method):
+    """The idea of MMPareto: the encoders' direction is that of K gradients, theirs among them."""
+    built = toy.build(UNIMODAL, **PARTS)
+    heads = [f"kind_{name}" for name in NAMES]
+    assert list(built.tasks) == ["kind", *heads, "size"]
+    balancer, trainer = _balancing(method, built)
+    assert balancer.num_tasks == 5
+    split = split_of(built, None)
+    params = toy.variables(built, toy.SPEC.example(2))["params"]
+    state = balancer.init(params, model.shared_parameters)
+    args = ({}, toy.batch(8, holes=False), jax.random.key(1))
+    balanced = balancing.value_and_grad(split, balancer, shared=model.shared_parameters, **trainer)
+
+    @jax.jit
+    def both(params):
+        def losses(params):
+            sums, counts, _ = split(params, *args)
+            return sums / counts
+
+        found = balanced(params, state, *args)
+        return found.grads, found.diagnostics["weights"], jax.jacrev(losses)(params)
+
+    def shared_of(tree, *lead):
+        leaves = jax.tree.leaves((tree["encoders"], tree["fusion"]))
+        return np.concatenate([np.reshape(leaf, (*lead, -1)) for leaf in leaves], -1)
+
+    grads, weights, rows = jax.device_get(both(params))
+    direction, jacobian = shared_of(grads), shared_of(rows, 5)
+    np.testing.assert_allclose(direction, weights @ jacobian, atol=1e-5)
+    assert (weights[1:4] > 0.01).all(), weights
+    assert (np.abs(jacobian[1:4]).max(1) > 0.01).all()
+    if method == "mgda":  # the shortest direction: no task, unimodal ones included, loses by it
+        assert (jacobian @ direction > 0.98 * direction @ direction).all()
 
 
 @pytest.mark.parametrize(

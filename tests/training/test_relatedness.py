@@ -146,9 +146,12 @@ def test_weights_and_groups_take_their_places():
     assert section == {"kind": "static", "weights": [0.75, 0.25]}  # as large as 1/K on average
     section = relatedness.weighted({"kind": "static", "chunk": 2}, found["weights"], ("kind",))
     assert section == {"kind": "static", "chunk": 2, "weights": [1.5]}
+    named = related_config(found=found)
+    named["model"] = {**named["model"], "sharing": {"kind": "mmoe", "tasks": ["kind", "size"]}}
+    assert training.assemble(named).model.sharing.tasks == ("kind", "size")
     together = training.assemble(related_config(found={**found, "groups": [["kind", "size"]]}))
     assert "sharing" not in together.shapes.params
-    with pytest.raises(ConfigError, match="kind were grouped; the tasks that read"):
+    with pytest.raises(ConfigError, match="kind were grouped; the tasks that pass the sharing"):
         training.assemble(related_config(found={**found, "groups": [["kind"]]}))
     with pytest.raises(ConfigError, match="relatedness: was not measured"):
         training.assemble(related_config()).init()
