@@ -2,8 +2,9 @@
 
 python -m mtmm_jax.train --config configs/detect_and_classify.py --workdir runs/detect_and_classify
 
-One to three emoji on 48 pixels: a box and a class for each (mAP) and which categories are there,
-400 steps. L = L_class + |box - box*|^2, and a cross-entropy for each category. Baseline: each task
+One to three emoji on 48 pixels: a box and a class for each (mAP), and which categories are there
+(average precision, and exact_match: the share of pictures of which every category is right), 400
+steps. L = L_class + |box - box*|^2, and a cross-entropy for each category. Baseline: each task
 alone, --config.tasks.boxes=None or --config.tasks.present_categories=None.
 """
 

@@ -3,10 +3,18 @@
 python -m mtmm_jax.train --config configs/emoji_speech.py --workdir runs/emoji_speech
 python -m mtmm_jax.benchmarks.speech --workdir runs/emoji_speech --waves runs/spoken
 
-About 20 minutes on two quiet CPU cores (2.8 steps/s). On names that were never heard (the test
-split, trained voices): character error rate .151, word error rate .541; synthesised speech, through
-Griffin-Lim, is written down by the same recogniser at a character error rate of .202 (recordings
-through Griffin-Lim: .155); mel-cepstral distortion 2.96 dB with warping, 3.09 dB without.
+One representation: what both heads read lies in one space, in which a name's sound and its letters
+are to be neighbours (the contrastive term R): L = L_ctc + L_mel + 0.1 R. Neither task reads what
+its label is made from: the recogniser hears only, the speaker reads only, and R shows them each
+other in training alone. The report has samples to listen to.
+
+Baselines: each task alone (--config.tasks.speech=None or --config.tasks.transcript=None, with
+--config.model.regularisers=()), and both with nothing shared (--config.model.regularisers=()):
+about 20 minutes on two quiet CPU cores (2.8 steps/s). Nothing shared, on names that were never
+heard (the test split, trained voices): character error rate .151, word error rate .541; synthesised
+speech, through Griffin-Lim, is written down by the same recogniser at a character error rate of
+.202 (recordings through Griffin-Lim: .155); mel-cepstral distortion 2.96 dB with warping, 3.09 dB
+without. With the shared representation it has not been measured yet.
 """
 
 from ml_collections import ConfigDict
@@ -35,6 +43,14 @@ def get_config() -> ConfigDict:
                 "fusion": {"kind": "concat"},
                 "sharing": {"kind": "hard"},
                 "modality_dropout": 0.0,
+                "regularisers": [
+                    {
+                        "kind": "agreement",
+                        "between": ["audio", "text"],
+                        "measure": "contrastive",
+                        "alpha": 0.1,
+                    }
+                ],
             },
             "tasks": {
                 "transcript": {"kind": "recognition", "reads": "audio"},

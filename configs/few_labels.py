@@ -1,9 +1,13 @@
-"""Few labels: a tenth of the emoji have a category; pairs of picture and name have no label.
+r"""Few labels: a tenth of the emoji have a category; pairs of picture and name have no label.
 
 python -m mtmm_jax.train --config configs/few_labels.py --workdir runs/few_labels
 
-Category from 10% of the labels, beside retrieval, which needs none, 300 steps. Baseline: the
-category alone from the same labels, --config.tasks.retrieval=None.
+Category from 10% of the labels, beside retrieval, which needs none, 300 steps. Another share is
+--config.data.hide.category=0.02. Baseline: the category alone from the same labels,
+--config.tasks.retrieval=None. What both reach over the share, 3 seeds, and a picture of it:
+
+python -m mtmm_jax.benchmarks.recipes --seeds 0,1,2 --json recipes.json --plot few_labels.png \
+    --only few_labels_2,few_labels_5,few_labels,few_labels_25,few_labels_100
 """
 
 from ml_collections import ConfigDict

@@ -2,8 +2,10 @@
 
 python -m mtmm_jax.train --config configs/image_text_small.py --workdir runs/image_text_small
 
-ResNet-18 with its large stem on 32 pixels, BERT of two layers, 300 steps. Baselines: the picture
-without the text and the text without the picture, by the overrides of image_text.
+ResNet-18 with its large stem on 32 pixels, 300 steps. The words are read by a BERT of two layers
+that begins untrained, over words of the data: nothing is imported. Baselines: the picture without
+the text and the text without the picture, --config.model.encoders.text=None or .image=None, with
+--config.model.modality_dropout=0.0.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +16,9 @@ from mtmm_jax import training
 def get_config() -> ConfigDict:
     config = training.load("image_text")
     config.steps = 300
-    del config.data.image_size
-    config.model.encoders.text.preset = "tiny"
+    config.init_from = None
+    del config.data.image_size, config.data.tokenizer
+    config.data.text_length = 32
+    config.model.encoders.text = {"kind": "bert", "preset": "tiny"}
     config.checkpoint.every = config.evaluation.every = 150
     return config

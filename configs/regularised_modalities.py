@@ -3,8 +3,12 @@ r"""Regularised multi-modal learning: modalities that agree, and a fusion that a
 python -m mtmm_jax.train --config configs/regularised_modalities.py \
     --workdir runs/regularised_modalities
 
-L = sum_k L_k + 0.1 InfoNCE(image, text) + 0.1 cos(fused, audio)^2. Baseline: fusion_late, without
-both terms.
+L = sum over tasks and modalities of L_k(x_m), plus those of the fused features, as in
+joint_training, + lambda (KL(image, text) + InfoNCE(image, text) + cos(fused, audio)^2 +
+0.1 |theta_image - theta_text|^2), lambda = 0.1: on what a picture and a name say of the category,
+on their features, on what fusion adds to the sound, and on the two heads' parameters. Another
+lambda is --config.model.regulariser_scale=1. Baselines: joint_training, which is lambda = 0, and
+fusion_late, with the fused losses only.
 """
 
 from ml_collections import ConfigDict
@@ -13,9 +17,13 @@ from mtmm_jax import training
 
 
 def get_config() -> ConfigDict:
-    config = training.load("fusion_late")
+    config = training.load("joint_training")
+    alone = ["category_image", "category_text"]
+    config.model.regulariser_scale = 0.1
     config.model.regularisers = [
-        {"kind": "agreement", "between": ["image", "text"], "measure": "contrastive", "alpha": 0.1},
-        {"kind": "orthogonality", "between": ["fused", "audio"], "alpha": 0.1},
+        {"kind": "agreement", "between": alone, "on": "outputs"},
+        {"kind": "agreement", "between": ["image", "text"], "measure": "contrastive"},
+        {"kind": "orthogonality", "between": ["fused", "audio"]},
+        {"kind": "distance", "paths": [f"heads/{head}" for head in alone], "alpha": 0.1},
     ]
     return config

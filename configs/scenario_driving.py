@@ -5,8 +5,9 @@ python -m mtmm_jax.train --config configs/scenario_driving.py --workdir runs/sce
 Made-up rows (data/scenario_worlds.py): coloured shapes, a closing gap, a tone for each command.
 Detection from the camera, command, waypoints, behaviour and control from all; 400 steps, a sensor
 hidden from fusion now and then. The other scenario_* configs are this one with other sensors and
-tasks. Baselines: one sensor less, in the same model; and each sensor alone, which evaluation
-prints.
+tasks. Baselines: one sensor less, in the same model; and a model of each sensor alone, such as
+--config.model.encoders.range=None --config.model.encoders.voice=None
+--config.model.modality_dropout=0.0.
 """
 
 from ml_collections import ConfigDict

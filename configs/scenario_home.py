@@ -3,8 +3,8 @@
 python -m mtmm_jax.train --config configs/scenario_home.py --workdir runs/scenario_home
 
 Synthetic as in scenario_driving. Voices shift the words' tones, so that command and speaker explain
-each other; the preference needs the sensors too. Baselines: one sensor less, in the same model; and
-each sensor alone, which evaluation prints.
+each other; the preference needs the sensors too. Baselines, as there: one sensor less, in the same
+model; and a model of each sensor alone.
 """
 
 from ml_collections import ConfigDict

@@ -3,8 +3,8 @@
 python -m mtmm_jax.train --config configs/scenario_medical.py --workdir runs/scenario_medical
 
 Synthetic as in scenario_driving. The diagnosis needs picture and record together, the treatment the
-genes besides. Baselines: one sensor less, in the same model; and each sensor alone, which
-evaluation prints.
+genes besides. Baselines, as there: one sensor less, in the same model; and a model of each sensor
+alone.
 """
 
 from ml_collections import ConfigDict

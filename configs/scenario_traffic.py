@@ -3,8 +3,8 @@
 python -m mtmm_jax.train --config configs/scenario_traffic.py --workdir runs/scenario_traffic
 
 Synthetic as in scenario_driving. A sudden stop is an accident only where there are vehicles: radar
-and camera together. Baselines: one sensor less, in the same model; and each sensor alone, which
-evaluation prints.
+and camera together. Baselines, as there: one sensor less, in the same model; and a model of each
+sensor alone.
 """
 
 from ml_collections import ConfigDict

@@ -3,8 +3,8 @@
 python -m mtmm_jax.train --config configs/scenario_video.py --workdir runs/scenario_video
 
 Synthetic as in scenario_driving. The topic is in frames and words, the sentiment in tune and words,
-the score in both. Baselines: one sensor less, in the same model; and each sensor alone, which
-evaluation prints.
+the score in both. Baselines, as there: one sensor less, in the same model; and a model of each
+sensor alone.
 """
 
 from ml_collections import ConfigDict

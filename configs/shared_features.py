@@ -3,7 +3,8 @@
 python -m mtmm_jax.train --config configs/shared_features.py --workdir runs/shared_features
 
 As shared_weights, but behind fusion each task has layers of its own. Baselines: the same features
-without layers of the tasks' own (shared_weights), and never trained (shared_features_frozen).
+without layers of the tasks' own (shared_weights), and features that stay as they were when these
+layers began (shared_features_frozen).
 """
 
 from ml_collections import ConfigDict

@@ -1,11 +1,13 @@
-r"""Shared features, frozen: separate networks over features that stay as they were drawn.
+r"""Shared features, frozen: separate networks over features that an earlier run has learned.
 
+python -m mtmm_jax.train --config configs/shared_weights.py --workdir runs/shared_weights
 python -m mtmm_jax.train --config configs/shared_features_frozen.py \
     --workdir runs/shared_features_frozen
 
-Encoders and fusion keep their first, random weights; only the networks of the tasks learn.
-Baseline: shared_features, where the features are learned with them. For features of other origin,
-import pretrained encoders (mtmm_jax.transfer) under the same two rules.
+Encoders and fusion come from the first run and stay; only the networks of the tasks learn.
+Baselines: shared_features, where the features are learned with them, and features that stay as they
+were drawn, --config.init_from=None. Pretrained encoders may be imported instead
+(config.init_from.weights).
 """
 
 from ml_collections import ConfigDict
@@ -15,5 +17,7 @@ from mtmm_jax import training
 
 def get_config() -> ConfigDict:
     config = training.load("shared_features")
-    config.optimizer.freeze = ["encoders/.*", "fusion/.*"]
+    features = "(encoders|fusion)/.*"
+    config.init_from = {"workdir": "runs/shared_weights", "map": [[features, r"\g<0>"]]}
+    config.optimizer.freeze = [features]
     return config

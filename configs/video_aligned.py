@@ -2,9 +2,11 @@
 
 python -m mtmm_jax.train --config configs/video_aligned.py --workdir runs/video_aligned
 
-The clips of scenario_video: sound and subtitles are brought to the frames' times, a Transformer
-reads the tokens of all, L = L_topic + L_sentiment + L_where, the last the detection loss of the
-thing's last place. Baseline: without alignment, --config.model.align=none.
+The clips, words and sounds of video_understanding_small. Frames keep their order (a GRU, no mean);
+sound, and the words of the caption, one a second, are brought to the frames' times; a Transformer
+reads the tokens of all. L = L_topic + L_event + L_where: cross-entropies of what moves and how, and
+the detection loss of its last place, cross-entropy + squared error of the box. Baseline: without
+alignment, --config.model.align=none.
 """
 
 from ml_collections import ConfigDict
@@ -13,12 +15,20 @@ from mtmm_jax import training
 
 
 def get_config() -> ConfigDict:
-    config = training.load("scenario_video")
-    config.model.align = {"kind": "resample", "reference": "video"}
+    config = training.load("video_understanding_small")
+    config.model.width = 128
+    for encoder in config.model.encoders.values():
+        encoder.projected = True
+    config.model.encoders.video.temporal = "gru"
+    config.model.align = {"kind": "resample", "reference": "video", "kernel": 0.25}
     config.model.fusion = {"kind": "transformer_tokens", "layers": 1, "heads": 4}
-    del config.tasks.score
-    config.tasks.where = {
-        "kind": "detection",
-        "head": {"kind": "queries", "queries": 4, "width": 64},
+    config.tasks = {
+        "topic": {"kind": "classification"},
+        "event": {"kind": "classification"},
+        "where": {
+            "kind": "detection",
+            "head": {"kind": "queries", "queries": 4, "width": 64},
+            "box_loss": "mse",
+        },
     }
     return config

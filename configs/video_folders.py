@@ -3,8 +3,10 @@
 python -m mtmm_jax.train --config configs/video_folders.py --workdir runs/video_folders
 
 Under clips/: video_frames/<id>/<i>.jpg, text_data/<id>.txt, audio_data/<id>.wav and labels.csv (id,
-class); --config.data.root=... for another place. Any file of an example may be missing. Baseline:
-each modality alone, which evaluation prints beside it.
+class); --config.data.root=... for another place. Ten frames spread over the clip, the words and
+the first 5.0 s of sound are read; any file of an example may be missing. With N clips for training
+an epoch is N / 32 steps: --config.steps, and --config.evaluation.every and .log_every for once an
+epoch. Baseline: each modality alone, which evaluation prints beside it.
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +20,11 @@ def get_config() -> ConfigDict:
         "kind": "video_folder",
         "root": "clips",
         "labels": "labels.csv",
-        "options": {"video": {"frames": 16, "size": 64}, "audio": {"seconds": 5.0}},
+        "options": {
+            "video": {"frames": 10, "size": 224},
+            "text": {"units": "words"},
+            "audio": {"seconds": 5.0},
+        },
     }
     config.tasks = {"label": {"kind": "classification"}}
     return config

@@ -95,6 +95,7 @@ COUNTS = {
     ("audio_transformer", "base", "audio"): 85_284_352,
     ("audio_mlp", "tiny", "audio"): 105_984,
     ("audio_mlp", "small", "audio"): 619_776,
+    ("conv1d", "mini", "audio"): 31_168,
     ("conv1d", "tiny", "audio"): 43_584,
     ("conv1d", "small", "audio"): 403_072,
     ("video_tubelets", "tiny", "video"): 479_104,

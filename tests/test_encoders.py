@@ -77,8 +77,19 @@ def test_unknown_presets_and_dtypes_are_refused(kind):
         ("image", {"kind": "perceiver", "patch": 5}, "perceiver.patch: 5 pixels do not divide"),
         ("image", {"kind": "vit", "position_kind": "none"}, "vit.position_kind: unknown"),
         ("image", {"kind": "cnn", "norm": "layer"}, "cnn.norm: unknown norm 'layer'"),
-        ("image", {"kind": "resnet", "projected": False}, "width is 128, not 16"),
         ("image", {"kind": "resnet", "pixels": "raw"}, "resnet.pixels: .*: imagenet, plain"),
+        ("image", {"kind": "cnn", "pixels": "raw"}, "cnn.pixels: .*: imagenet, plain"),
+        ("text", {"kind": "text_gru", "embedding_width": 0}, "text_gru.embedding_width: 0 is not"),
+        (
+            "video",
+            {"kind": "video_frames", "frame": {"kind": "cnn", "projected": False}},
+            "video.frame.projected: False gives 32 features, not the 128 of frame_width",
+        ),
+        (
+            "video",
+            {"kind": "video_frames", "temporal": {"kind": "gru", "projected": False}},
+            "video.temporal.projected: unknown hyper-parameter of gru 'projected'",
+        ),
         ("text", {"kind": "bert", "length": 5}, "bert.length: 6 tokens are more than the 5"),
         ("audio", {"kind": "audio_transformer", "bands": 7}, "7 do not divide 40 mels"),
         ("video", {"kind": "video_frames", "frame": "bert"}, "video.frame.kind: unknown kind"),
@@ -96,8 +107,63 @@ def test_what_does_not_fit_is_refused(name, config, message):
         jax.eval_shape(_build(config, name=name).init, jax.random.key(0), entry)
 
 
+def test_not_all_that_reads_frames_does_without_a_projection():
+    config = {"kind": "video_frames", "temporal": "transformer", "projected": False}
+    with pytest.raises(ConfigError, match="video.projected: False, and .* 'transformer'"):
+        _build(config, name="video")
+
+
 def _entry(name, **changes):
     return {**clean(toy.batch(holes=False)["inputs"])[name], **changes}
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "width"),
+    [
+        ("image", {"kind": "resnet"}, 128),
+        ("image", {"kind": "cnn", "preset": "small"}, 128),
+        ("text", {"kind": "text_gru", "preset": "small", "bidirectional": False}, 256),
+        ("text", {"kind": "text_gru"}, 192),
+        ("series", {"kind": "series_gru", "bidirectional": False}, 96),
+        ("audio", {"kind": "conv1d", "preset": "mini"}, 64),
+        ("video", {"kind": "video_frames", "frame_width": 24, "temporal": "mean"}, 24),
+        ("video", {"kind": "video_frames", "temporal": {"kind": "gru", "preset": "tiny"}}, 192),
+    ],
+)
+def test_what_is_not_projected_leaves_as_it_is(name, config, width):
+    module, plain = (_build({**config, "projected": p}, name=name) for p in (False, True))
+    assert (module.width, plain.width) == (width, 16)
+    variables = toy.variables(plain, _entry(name))
+    kept = jax.tree.map(lambda x: x, variables)
+    last = (kept["params"]["body"] if name == "video" else kept["params"]).pop("project")
+    own = toy.variables(module, _entry(name))["params"]
+    assert set(model.flatten(kept["params"])) == set(model.flatten(own))
+    features = jax.jit(module.apply)(kept, _entry(name))
+    assert features.values.shape[-1] == width
+    wanted = jax.jit(plain.apply)(variables, _entry(name))
+    mask = np.asarray(wanted.mask)
+    got = features.values[mask] @ last["kernel"] + last["bias"]
+    np.testing.assert_allclose(got, wanted.values[mask], rtol=2e-4, atol=2e-4)
+
+
+def test_a_cnn_takes_out_the_mean_and_spread_of_imagenet():
+    plain, other = (_build({"kind": "cnn", "pixels": p}) for p in ("plain", "imagenet"))
+    entry = _entry("image")
+    variables = toy.variables(plain, entry)
+    mean, spread = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    normal = (((entry["x"] + 1) / 2 - mean) / spread).astype(np.float32)
+    wanted = jax.jit(plain.apply)(variables, {**entry, "x": normal})
+    got = jax.jit(other.apply)(variables, entry)
+    np.testing.assert_allclose(got.values, wanted.values, rtol=1e-4, atol=1e-4)
+
+
+def test_embeddings_may_be_of_another_width_than_the_recurrence():
+    config = {"kind": "text_gru", "preset": "small", "embedding_width": 12}
+    module = _build({**config, "bidirectional": False}, name="text")
+    params = toy.variables(module, _entry("text"))["params"]
+    assert params["embedding"]["embedding"].shape[1] == 12
+    assert params["forward"]["input"]["kernel"].shape == (12, 3 * 256)
+    assert "backward" not in params
 
 
 def test_a_cnn_is_its_formula():

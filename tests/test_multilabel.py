@@ -208,7 +208,13 @@ def test_it_is_evaluated_like_any_other_task():
     batches = [batch(8, seed) for seed in range(3)]
     variables = built.init(jax.random.key(0), batches[0])
     results = Evaluator(built).results(variables, batches)
-    assert set(results["genres"]) == {"average_precision", "micro_f1", "macro_f1"}
+    assert set(results["genres"]) == {
+        "average_precision",
+        "micro_f1",
+        "macro_f1",
+        "exact_match",
+        "label_accuracy",
+    }
     assert built.tasks["genres"].headline in results["genres"]
     assert all(0 <= value <= 1 for value in results["genres"].values())
     kept = [

@@ -1,16 +1,22 @@
 """The report of a run: which figures it draws, and what it says about them."""
 
+import base64
+import io
 import json
+import re
 import tempfile
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import soundfile
 from matplotlib import pyplot as plt
 
-from mtmm_jax import analyze, report, train
-from mtmm_jax.analysis import plots
+from mtmm_jax import analyze, report, train, training
+from mtmm_jax.analysis import plots, samples
+from mtmm_jax.training.checkpoints import Checkpoints
+from mtmm_jax.training.workdir import Workdir
 
 DATA = Path(tempfile.gettempdir()) / "mtmm-jax-tests-data"
 # One small encoder, two tasks: little to compile.
@@ -144,6 +150,82 @@ def test_an_analysed_run_tells_it_in_its_report(tmp_path, capsys, monkeypatch):
     ):
         assert analyze.main(["--workdir", str(workdir), *words]) == 2
         assert said in capsys.readouterr().err
+
+
+def _sounds(page):
+    found = re.findall(r"<audio controls preload='none' src='data:audio/wav;base64,(.*?)'>", page)
+    return [soundfile.read(io.BytesIO(base64.b64decode(data))) for data in found]
+
+
+@pytest.fixture(scope="module")
+def speaking(tmp_path_factory):
+    """The workdir of a run of emoji_speech that seems finished; its parameters are drawn."""
+    config = training.load("emoji_speech")
+    config.data.data_dir = str(DATA)
+    config.model.width = 8
+    config.model.encoders.audio.preset = config.model.encoders.text.preset = "tiny"
+    config.tasks.speech.head = {"kind": "mel", "width": 8, "layers": 1}
+    experiment = training.assemble(config)
+    workdir = Workdir(tmp_path_factory.mktemp("speech") / "run")
+    source = experiment.source
+    workdir.claim(experiment.config, source.spec, source.assets)
+    rng = np.random.default_rng(0)
+
+    def draw(leaf):
+        if leaf.dtype != np.float32:
+            return np.zeros(leaf.shape, leaf.dtype)
+        return np.abs(rng.normal(0, 0.1, leaf.shape)).astype(np.float32)
+
+    checkpoints = Checkpoints(workdir.checkpoints)
+    checkpoints.save(jax.tree.map(draw, experiment.shapes), 0.5, {"step": 0})
+    checkpoints.close()
+    figures = {"transcript": {"cer": 0.5}, "speech": {"warped_distortion": 3.0}}
+    workdir.write("results.json", {"validation": figures, "test": figures})
+    numbers = dict.fromkeys(figures, 1.0)
+    record = {"step": 1, "split": "train", "loss": numbers, "weight": numbers}
+    workdir.metrics.write_text(json.dumps(record))
+    return workdir, source
+
+
+def test_speech_can_be_listened_to_in_the_report(speaking):
+    workdir, source = speaking
+    assert report.main(["--workdir", str(workdir.path)]) == 0
+    page = workdir.report.read_text()
+    assert "<h2 id='Speech'>" in page
+    sounds = _sounds(page)
+    assert len(sounds) == 2 * samples.SAMPLES
+    assert {rate for _, rate in sounds} == {16_000}
+    assert all(0 < len(wave) <= samples.LONGEST * rate for wave, rate in sounds)
+    assert all(np.abs(wave).max() > 0.01 for wave, _ in sounds)
+    assert len(page) < 2**21
+    # The recordings are those of the test split, as they are.
+    batch = next(source.batches("test", 16))
+    for at, (wave, _) in zip((0, 5, 10, 15), sounds[::2], strict=True):
+        said = batch["targets"]["speech"]["y"][at]
+        np.testing.assert_allclose(wave, said[: len(wave)], atol=1e-3)
+        assert not said[len(wave) :].any()
+        assert f"<td>{source.describe(int(batch['id'][at]))}</td>" in page
+    # Made once: a report that is written again needs neither data nor parameters.
+    (workdir.path / "checkpoints").rename(workdir.path / "gone")
+    assert report.main(["--workdir", str(workdir.path)]) == 0
+    assert workdir.report.read_text() == page
+
+
+def test_what_is_said_is_escaped_cut_and_not_too_loud():
+    loud = np.concatenate([np.full(60, 4.0), np.zeros(40)])
+    kept = {
+        "rate": np.float64(10.0),
+        "texts": np.array(["<b>&'"]),
+        "written": np.array(["<i>"]),
+        "recorded/0": loud,
+        "said/0": np.zeros(0),
+    }
+    page = samples._page(kept)
+    assert "<td>&lt;b&gt;&amp;&#x27;</td>" in page
+    assert "<td>&lt;i&gt;</td>" in page
+    (wave, rate), (silence, _) = _sounds(page)
+    assert (rate, len(wave), len(silence)) == (10, 50, 0)
+    assert wave.max() == pytest.approx(1.0, abs=1e-3)
 
 
 def test_only_a_finished_run_is_analysed(tmp_path, capsys):

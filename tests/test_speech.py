@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtmm_jax import model
+from mtmm_jax import model, training
 from mtmm_jax.batch import Modality, Spec, Target
 from mtmm_jax.evaluation import speech
 from mtmm_jax.heads.bound import Bound
 from mtmm_jax.registry import ConfigError
+from tests.data.conftest import CACHE
 
 ALPHABET = ("[PAD]", "[UNK]", " ", "a", "b")
 SPEC = Spec(
@@ -305,6 +306,34 @@ def test_what_is_spoken_is_written_down_again():
     expected = metric.compute(jax.device_get(metric.update(prediction, labels)))
     assert figures["recorded"] == pytest.approx(expected)
     assert set(figures) == {"recorded", "resynthesised", "synthesised"}
+
+
+def test_the_config_hears_and_reads_into_one_space():
+    config = training.load("emoji_speech")
+    config.data.data_dir = str(CACHE)
+    built = training.assemble(config).model
+    assert {name: task.reads for name, task in built.tasks.items()} == {
+        "transcript": ("audio",),
+        "speech": ("text",),
+    }
+    assert built.auxiliaries == ("regularisers/0_agreement",)
+    # What one modality says moves the other's encoder, and no head.
+    terms = config.model.regularisers
+    built = model.build({**CONFIG, "regularisers": terms}, TASKS, SPEC)
+    variables = jax.jit(built.init)(jax.random.key(0), SPEC.example(2))
+    batch = _batch()
+    mode = {"train": True, "key": jax.random.key(1)}
+
+    @jax.jit
+    @jax.grad
+    def pulled(params):
+        shared, _ = built.trunk({**variables, "params": params}, batch["inputs"], **mode)
+        sums, _ = built.auxiliary_losses({**variables, "params": params}, shared, batch, **mode)
+        return sums.sum()
+
+    for path, leaf in model.flatten(pulled(variables["params"])).items():
+        assert np.asarray(leaf).any() == path.startswith("encoders/"), path
+        assert np.isfinite(leaf).all(), path
 
 
 def test_a_round_trip_needs_a_listener():

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mtmm_jax.analysis.explanation_attention import Attention, deletion
 from mtmm_jax.data.text import read_tokenizer, unknown_id, words_of
 from mtmm_jax.evaluation.attribution import MEASURES, Explainer
 from mtmm_jax.evaluation.subsets import MOST, shapley, subsets
@@ -38,7 +39,9 @@ class Explanation:
         units: modality -> attribution of each of its units, `[U]`.
         names: modality -> what the units are called.
         gap: what the attributions miss of what they should add up to, as a share of it.
-        curves: modality -> {"highest", "random"}: the value when each share of `SHARES` is gone.
+        attention: modality -> what of the model's attention falls on each unit, where it has any.
+        curves: modality -> {"highest", "random", "attention"}: the value when each share of
+            `SHARES` is gone, of the last what was attended to most first.
     """
 
     task: str
@@ -51,6 +54,7 @@ class Explanation:
     units: dict[str, np.ndarray]
     names: dict[str, list[str]]
     gap: float
+    attention: dict[str, np.ndarray]
     curves: dict[str, dict[str, np.ndarray]]
 
     @property
@@ -58,10 +62,10 @@ class Explanation:
         """Whether `value` is a probability."""
         return self.kind != "regression"
 
-    def harm(self, modality: str, share: float = 0.2) -> tuple[float, float]:
-        """What is lost when that share of the units is gone: the highest, and random ones."""
+    def harm(self, modality: str, share: float = 0.2) -> dict[str, float]:
+        """By curve: what is lost when that share of the units is gone."""
         at, curves = SHARES.index(share), self.curves[modality]
-        return tuple(float(abs(curves[k][0] - curves[k][at])) for k in ("highest", "random"))
+        return {key: float(abs(curve[0] - curve[at])) for key, curve in curves.items()}
 
 
 def explainable(run: Finished, given: Sequence[str]) -> list[str]:
@@ -109,6 +113,8 @@ def explain(
     curves = told.deletion(
         run.variables, whole, parts, answers, found, jnp.asarray(SHARES), jax.random.key(seed)
     )
+    attended = Attention(told.model, told.tasks)(run.variables, whole, parts)
+    looked = deletion(told, run.variables, whole, parts, answers, attended, jnp.asarray(SHARES))
     predictions, answers, found, gap, curves = jax.device_get(
         (predictions, answers, found, gap, curves)
     )
@@ -137,14 +143,23 @@ def explain(
                 units={m: found[m][k, 0] for m in mine},
                 names={m: names[m][0] for m in mine},
                 gap=abs(float(gap[k, 0])) / max(moved, 1e-9),
+                attention={m: attended[name][m][0] for m in mine if m in attended[name]},
                 curves={
-                    m: {key: np.array([readable(float(v)) for v in curve[:, k, 0]])
-                        for key, curve in curves[m].items()}
+                    m: {key: np.array([readable(float(v)) for v in curve])
+                        for key, curve in _curves(curves[m], looked[name].get(m), k).items()}
                     for m in mine
                 },
             )
         )  # fmt: skip
     return explanations
+
+
+def _curves(
+    gradients: Mapping[str, np.ndarray], attention: np.ndarray | None, k: int
+) -> dict[str, np.ndarray]:
+    """`{name: [S]}`, of the one sample and task k."""
+    found = {key: curve[:, k, 0] for key, curve in gradients.items()}
+    return found if attention is None else {**found, "attention": attention[:, 0]}
 
 
 def _game(

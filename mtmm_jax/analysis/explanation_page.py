@@ -23,7 +23,7 @@ from mtmm_jax.training.asking import absent
 from mtmm_jax.training.finished import Finished
 from mtmm_jax.training.workdir import write
 
-_FOR, _AGAINST = "#1f77b4", "#d62728"
+_FOR, _AGAINST, _LOOKED = "#1f77b4", "#d62728", "#2ca02c"
 _MOST = 10  # units that are named
 
 
@@ -45,12 +45,14 @@ def picture(told: Explanation, inputs: Mapping[str, Any], kinds: Mapping[str, Mo
         curve = told.curves[name]
         row[2].plot(SHARES, curve["highest"], color=_AGAINST, label="what counted most first")
         row[2].plot(SHARES, curve["random"], "--", color="#777", label="at random")
+        if "attention" in curve:
+            row[2].plot(SHARES, curve["attention"], color=_LOOKED, label="what was looked at most")
         row[2].set_title(f"{name}: taken away bit by bit")
         row[2].set_xlabel("share taken away")
         row[2].set_ylabel("probability" if told.likelihood else "number")
         if told.likelihood:
             row[2].set_ylim(-0.03, 1.03)
-    rows[0][2].legend(frameon=False)
+        row[2].legend(frameon=False, fontsize=8)
     return figure
 
 
@@ -121,13 +123,21 @@ def sentences(run: Finished, told: Explanation) -> list[str]:
         "Of the difference: " + ", ".join(f"{n} {unit(told.modalities[n])}" for n in order) + "."
     )
     for name in order:
-        most, chance = told.harm(name)
-        change = f"{100 * most:.0f}" if told.likelihood else f"{most:.3g}"
-        other = f"{100 * chance:.0f} points" if told.likelihood else f"{chance:.3g}"
+        lost = told.harm(name)
+        change = {
+            key: f"{100 * value:.0f} points" if told.likelihood else f"{value:.3g}"
+            for key, value in lost.items()
+        }
         said.append(
             f"{name}: {_carriers(told, name)}. Taking away the fifth of it that counted most "
-            f"changes the answer by {change}, a fifth at random by {other}."
+            f"changes the answer by {change['highest']}, a fifth at random by {change['random']}."
         )
+        if name in told.attention:
+            said[-1] += (
+                f" The model looked most at {_first(told, name, told.attention[name])}; taking "
+                f"away the fifth that it looked at most changes the answer by {change['attention']}"
+                + ("." if lost["attention"] > lost["random"] else ": no more than chance.")
+            )
     known = reliability(run.workdir, told.task)
     if "accuracy" in known:
         said.append(f"On samples never seen it was right in {known['accuracy']:.0%}.")
@@ -146,13 +156,16 @@ def sentences(run: Finished, told: Explanation) -> list[str]:
     return said
 
 
-def _carriers(told: Explanation, name: str, most: int = 3) -> str:
+def _carriers(told: Explanation, name: str) -> str:
     """The units that spoke most for the answer."""
-    values, labels = told.units[name], told.names[name]
+    best = _first(told, name, told.units[name])
+    return f"most came from {best}" if best else "no part of it spoke for the answer"
+
+
+def _first(told: Explanation, name: str, values: np.ndarray, most: int = 3) -> str:
+    """The units of the highest values above 0."""
     best = [int(i) for i in np.argsort(-values)[:most] if values[i] > 0]
-    if not best:
-        return "no part of it spoke for the answer"
-    return "most came from " + ", ".join(labels[i] for i in best if i < len(labels))
+    return ", ".join(told.names[name][i] for i in best if i < len(told.names[name]))
 
 
 def weighed(run: Finished, inputs: Mapping[str, Any]) -> dict[str, Figure]:
@@ -201,6 +214,8 @@ def save(
         "input that says nothing (a picture of its border's colour, unknown words, silence); the "
         f"parts add up to the whole but for {gap:.1%}. The curves check it: where the red line "
         "falls faster than the dashed one, the parts named are those that the answer stands on. "
+        "The green line, where there is one, checks in the same way what attention fell "
+        "on, through its encoder and its fusion. "
         "It tells what the model used, not whether the model is right."
     )
     page = (

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from mtmm_jax.analysis import pages, plots
+from mtmm_jax.analysis import pages, plots, samples
 from mtmm_jax.analysis.pictures import task_relatedness
 from mtmm_jax.model import build
 from mtmm_jax.training.logs import read_journal
@@ -79,7 +79,8 @@ def figures(workdir: Workdir) -> dict[str, Figure]:
 
 
 def write_report(workdir: Workdir) -> None:
-    """Writes `report.html`: figures, tables, examples and the config; no other file is needed."""
+    """Writes `report.html`: figures, tables, speech to listen to, examples and the config; no other
+    file is needed."""
     config, results = workdir.read("config.json"), workdir.read("results.json")
     pictures = {
         name: image_of(png_of(figure), name) + _caption(workdir, name)
@@ -93,8 +94,10 @@ def write_report(workdir: Workdir) -> None:
     tables = "".join(
         f"<h3>{split}</h3>{_table(comparison(results, split))}" for split in reversed(SPLITS)
     )
+    speech = samples.speech(workdir)
     sections = {
         "Results": pictures.pop("results") + tables,
+        **({"Speech": speech} if speech else {}),
         **{name.capitalize(): picture for name, picture in pictures.items()},
         "Config": f"<pre>{html.escape(json.dumps(config, indent=2))}</pre>",
     }

@@ -4,8 +4,9 @@
 
 For every modality of each run, alone and beside the others: the probability of what the model
 answered falls by `highest` when the fifth of the patches, words or moments with the highest
-attributions is taken away, and by `random` when as many others are (the mean over ten orders). Rows
-are the mean over the samples of a split.
+attributions is taken away, and by `random` when as many others are (the mean over ten orders); by
+`attention` when it is what the model attended to most, where it attends to anything. Rows are the
+mean over the samples of a split.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from mtmm_jax.registry import whole_number
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.5)
 AT = 0.2
 ORDERS = 10
+KINDS = ("highest", "random", "attention")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -66,6 +68,7 @@ def measured(path: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     from rich.progress import track
 
     from mtmm_jax.analysis.explanation import explainable, taken_apart
+    from mtmm_jax.analysis.explanation_attention import Attention, deletion
     from mtmm_jax.analysis.overview import some_batches
     from mtmm_jax.evaluation.attribution import Explainer
     from mtmm_jax.registry import choose
@@ -75,9 +78,9 @@ def measured(path: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     run = open_run(path, Workdir.at(path).read("config.json"))
     model = run.experiment.model
     choose(options.task, explainable(run, tuple(model.encoders)), "--task", "explainable task")
-    told = Explainer(model, [options.task], options.steps)
+    told, look = Explainer(model, [options.task], options.steps), Attention(model, [options.task])
     batches = some_batches(run.experiment, options.split, options.samples)
-    sums: dict[tuple[str, bool], list[np.ndarray]] = {}
+    sums: dict[tuple[str, bool], dict[str, list[np.ndarray]]] = {}
     for number, batch in enumerate(track(batches, f"explaining {path}", console=console())):
         whole = {n: jax.tree.map(np.asarray, batch["inputs"][n]) for n in model.encoders}
         parts, _ = taken_apart(run, whole)
@@ -93,25 +96,26 @@ def measured(path: str, options: argparse.Namespace) -> list[dict[str, Any]]:
                     run.variables, seen, parts, answers, found, jnp.asarray(SHARES),
                     jax.random.fold_in(jax.random.key(0), number), ORDERS, only=name,
                 )  # fmt: skip
-                both = [np.asarray(curves[name][k])[:, 0] for k in ("highest", "random")]
+                found = {key: np.asarray(curve)[:, 0] for key, curve in curves[name].items()}
+                attended = look(run.variables, seen, parts)
+                looked = deletion(
+                    told, run.variables, seen, parts, answers, attended, jnp.asarray(SHARES), name
+                )[options.task]
+                if name in looked:
+                    found["attention"] = looked[name]
                 rows = counted & whole[name]["present"]
-                sums.setdefault((name, alone), []).append(np.stack(both)[..., rows])
+                for key, curve in found.items():
+                    kept = sums.setdefault((name, alone), {}).setdefault(key, [])
+                    kept.append(curve[:, rows])
     rows = []
     for (name, alone), kept in sums.items():
-        highest, random = np.concatenate(kept, axis=-1).mean(-1)
-        at = SHARES.index(AT)
-        rows.append(
-            {
-                "workdir": path,
-                "modality": name,
-                "alone": alone,
-                "samples": sum(k.shape[-1] for k in kept),
-                "highest": round(float(highest[0] - highest[at]), 4),
-                "random": round(float(random[0] - random[at]), 4),
-                "curve_highest": [round(float(v), 4) for v in highest],
-                "curve_random": [round(float(v), 4) for v in random],
-            }
-        )
+        row = {"workdir": path, "modality": name, "alone": alone}
+        row["samples"] = sum(part.shape[-1] for part in kept["random"])
+        for key, parts in kept.items():
+            curve = np.concatenate(parts, axis=-1).mean(-1)
+            row[key] = round(float(curve[0] - curve[SHARES.index(AT)]), 4)
+            row[f"curve_{key}"] = [round(float(value), 4) for value in curve]
+        rows.append(row)
     return rows
 
 
@@ -120,14 +124,16 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Any:
     from rich.table import Table
 
     out = Table(title="lost of the answer's probability without a fifth of the parts")
-    for name in ("modality", "the others", "highest", "random", "ratio of means"):
+    for name in ("modality", "the others", *KINDS, "gradients to random", "attention to random"):
         out.add_column(name)
     for name, alone in dict.fromkeys((row["modality"], row["alone"]) for row in rows):
         mine = [row for row in rows if (row["modality"], row["alone"]) == (name, alone)]
-        means = {k: [row[k] for row in mine] for k in ("highest", "random")}
-        ratio = np.mean(means["highest"]) / max(float(np.mean(means["random"])), 1e-9)
-        cells = [spread(means[k]) for k in ("highest", "random")]
-        out.add_row(name, "absent" if alone else "there", *cells, f"{ratio:.2f}")
+        told = {kind: [row[kind] for row in mine if kind in row] for kind in KINDS}
+        means = {kind: float(np.mean(values)) for kind, values in told.items() if values}
+        chance = max(means["random"], 1e-9)
+        ratios = [f"{means[k] / chance:.2f}" if k in means else "-" for k in (KINDS[0], KINDS[2])]
+        cells = [spread(told[kind]) if told[kind] else "-" for kind in KINDS]
+        out.add_row(name, "absent" if alone else "there", *cells, *ratios)
     return out
 
 

@@ -6,6 +6,8 @@
 Every row is an ordinary run of a config in a folder of its own and goes on where it stopped; rows
 that begin from another row's run, or learn from it, are given that of the same seed. Rows that
 stand in the JSON file are not run again. The table is Markdown, test figures over the seeds.
+
+What a second task is worth over the share of labels, `CURVE`, are rows of `benchmarks.recipes`.
 """
 
 from __future__ import annotations
@@ -19,13 +21,15 @@ from typing import Any
 
 import numpy as np
 
-from mtmm_jax.benchmarks import recipe_runs
+from mtmm_jax.benchmarks import bars, recipe_runs
 from mtmm_jax.benchmarks.board import Board, arguments, names_of, seeds_of, spread
 from mtmm_jax.benchmarks.recipe_runs import Run
 from mtmm_jax.command import console, guarded, prepare_jax
 
 QUICK = 10  # steps
 SHARES = (5, 10)  # percent of the category labels
+CURVE_SHARES = (2, 5, 10, 25, 100)
+OWN_SHARE = 10  # that of the config few_labels
 HELD_OUT = 20  # subcategories of the emoji
 
 
@@ -87,6 +91,16 @@ def _rows() -> Iterator[tuple[str, Row]]:
 ROWS: dict[str, Row] = dict(_rows())
 
 
+def _at(share: int) -> tuple[Run, Run]:
+    hide = () if share == OWN_SHARE else (f"data.hide={{'category': {share / 100}}}",)
+    alone = (*hide, "tasks.retrieval=None")
+    return Run("few_labels", hide), Run("few_labels", alone)
+
+
+CURVE: dict[int, tuple[Run, Run]] = {share: _at(share) for share in CURVE_SHARES}
+"""Percent of the labels -> category beside retrieval, and category alone."""
+
+
 def key_of(name: str, steps: int | None) -> dict[str, Any]:
     """What tells the rows of a line from others in the JSON file."""
     return {"row": name, **recipe_runs.key_of(ROWS[name].run, steps)}
@@ -135,6 +149,29 @@ def table(board: Board, names: Sequence[str], steps: int | None = None) -> str:
         count = f"{mine[0]['parameters']:,}"
         lines.append(f"| {name} | `{row.run.config}` | {count} | {', '.join(shown)} | {beside} |")
     return "\n".join(lines)
+
+
+def curve(board: Board, path: str, steps: int | None = None) -> None:
+    """A picture: the category's test accuracy over the share of its labels, of several tasks and
+    of one; bars are a standard deviation over the seeds."""
+    figure, (axes,) = bars.panels(1, 12)
+    for i, label in enumerate(("category beside retrieval", "category alone")):
+        points = []
+        for share, runs in CURVE.items():
+            found = board.find(**recipe_runs.key_of(runs[i], steps))
+            if values := [row["test"]["category"] for row in found]:
+                points.append((share, np.mean(values), np.std(values)))
+        if points:
+            x, y, error = np.array(points).T
+            axes.errorbar(x, y, error, marker="o", capsize=3, label=label)
+    axes.set_xscale("log")
+    axes.set_xticks(CURVE_SHARES, [f"{share}%" for share in CURVE_SHARES], minor=False)
+    axes.minorticks_off()
+    axes.set_xlabel("emoji whose category is known in training")
+    axes.set_ylabel("category accuracy, test")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
+    bars.save(figure, path)
 
 
 def _mean(rows: Sequence[Mapping[str, Any]], task: str) -> float:

@@ -1,6 +1,7 @@
 """How a recipe is run: short, in a folder, as an ensemble, with weights by cross-validation.
 
-Each way gives rows `{"seed", "test": {task: headline}, "figure": {task: its name}, "all", ...}`.
+Each way gives rows `{"seed", "test": {task: headline}, "figure": {task: its name}, "all", ...}`;
+`trivial` is the `test` of predictions that look at nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from mtmm_jax.command import console
 
 WEIGHTS = ("1,1,1,1,1", "1,10,1,1,1", "1,3,1,1,3")  # compared by cross-validation
 FOLDS = 2
+BESIDE = {"retrieval": "recall@10", "multilabel": "exact_match"}  # told beside the headline
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +91,7 @@ def short(run: Run, seeds: Sequence[int], steps: int | None) -> Iterator[dict[st
 
     trained = ShortRun(config_of(run, steps))
     names = tuple(trained.experiment.model.encoders)
+    trivial = _trivial(trained.experiment)
     hidden = names if run.without == ("*",) else run.without
     for seed in seeds:
         started = time.monotonic()
@@ -103,22 +106,35 @@ def short(run: Run, seeds: Sequence[int], steps: int | None) -> Iterator[dict[st
                 zero_shot(trained.experiment, variables, target), 4
             )
             row["figure"][f"{target}, zero-shot"] = "accuracy"
-        yield {**row, "seed": seed, "seconds": round(time.monotonic() - started, 1)}
+        yield {**row, **trivial, "seed": seed, "seconds": _since(started)}
+
+
+def _since(started: float) -> float:
+    return round(time.monotonic() - started, 1)
 
 
 def _row(model: Any, results: Mapping[str, Any]) -> dict[str, Any]:
-    """Every task's headline and its name, retrieval's in all directions; all figures beside it."""
+    """Every task's headline and its name, some figures `BESIDE` it; all figures."""
     from mtmm_jax.training.results import finite
 
     told = finite({name: dict(results[name]) for name in model.tasks})
     test, figure = {}, {}
     for name, task in model.tasks.items():
         test[name], figure[name] = told[name][task.headline], task.headline
-        if task.kind == "retrieval":
-            others = [f for f in told[name] if f.endswith("recall@10") and f != task.headline]
-            test |= {f"{name}, {other}": told[name][other] for other in others}
-            figure |= {f"{name}, {other}": "" for other in others}
+        more = BESIDE.get(task.kind)
+        others = [f for f in told[name] if more and f.endswith(more) and f != task.headline]
+        test |= {f"{name}, {other}": told[name][other] for other in others}
+        figure |= {f"{name}, {other}": "" for other in others}
     return {"test": test, "figure": figure, "all": told}
+
+
+def _trivial(experiment: Any) -> dict[str, Any]:
+    """What predictions that look at nothing reach: the commonest class, the mean, one vector."""
+    from mtmm_jax.evaluation import trivial_results
+    from mtmm_jax.training.loop import evaluation_batches
+
+    told = trivial_results(experiment.model, evaluation_batches(experiment, "test"))
+    return {"trivial": _row(experiment.model, told)["test"]}
 
 
 def fit(
@@ -135,7 +151,7 @@ def fit(
         experiment = training.assemble(config)
         told = train(experiment, folder / run.folder(config.steps, seed))
         row = _row(experiment.model, told["test"]) | {"parameters": experiment.parameters}
-        yield {**row, "seed": seed, "seconds": round(time.monotonic() - started, 1)}
+        yield {**row, **_trivial(experiment), "seed": seed, "seconds": _since(started)}
 
 
 def own_config(run: Run, seed: int, steps: int | None, folder: Path) -> Any:
@@ -149,7 +165,7 @@ def own_config(run: Run, seed: int, steps: int | None, folder: Path) -> Any:
 
     with config.unlocked(), config.ignore_type():
         if run.after:
-            config.init_from = {"workdir": place(run.after)}
+            config.init_from = {**(config.init_from or {}), "workdir": place(run.after)}
         if run.taught:
             config.teachers.workdirs = [place(one) for one in run.taught]
     return config
@@ -158,7 +174,7 @@ def own_config(run: Run, seed: int, steps: int | None, folder: Path) -> Any:
 def ensemble(
     run: Run, seeds: Sequence[int], steps: int | None, folder: Path
 ) -> Iterator[dict[str, Any]]:
-    """Every member trained alone, then their predictions fused."""
+    """Every member trained alone, then their predictions fused; what each reaches is told too."""
     from mtmm_jax import training
     from mtmm_jax.runs import fused
 
@@ -170,8 +186,11 @@ def ensemble(
         total = experiment.config["steps"]
         paths = [folder / Run(member).folder(total, seed) for member in run.members]
         told = fused.fuse_runs(paths, run.how, folder / run.folder(total, seed))
-        row = _row(experiment.model, told["results"]["test"][fused.FUSED])
-        yield {**row, "seed": seed, "seconds": round(time.monotonic() - started, 1)}
+        test = dict(told["results"]["test"])
+        row = _row(experiment.model, test.pop(fused.FUSED))
+        singles = zip(run.members, test.values(), strict=True)
+        row["members"] = {name: _row(experiment.model, one)["test"] for name, one in singles}
+        yield {**row, **_trivial(experiment), "seed": seed, "seconds": _since(started)}
 
 
 def cross_validated(
@@ -194,7 +213,7 @@ def cross_validated(
         best = folds.winner(record)
         told = folds.retrain(record, best, MEAN, place, train)
         row = _row(experiment.model, told["test"]) | {"weights": best}
-        yield {**row, "seed": seed, "seconds": round(time.monotonic() - started, 1)}
+        yield {**row, **_trivial(experiment), "seed": seed, "seconds": _since(started)}
 
 
 def zero_shot(experiment: Any, variables: Any, target: str, split: str = "test") -> float:

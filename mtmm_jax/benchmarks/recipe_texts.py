@@ -19,7 +19,7 @@ import numpy as np
 
 from mtmm_jax.benchmarks.board import Board
 from mtmm_jax.benchmarks.recipe_runs import key_of
-from mtmm_jax.benchmarks.recipes import RECIPES, besides, cells, table
+from mtmm_jax.benchmarks.recipes import RECIPES, besides, cells, table, trivial
 from mtmm_jax.command import console, guarded
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.training.workdir import write
@@ -30,13 +30,18 @@ WIDTH = 100
 
 
 def measured(board: Board, config: str) -> str | None:
-    """A paragraph on a config: figures, what stands beside, the cost; None where it was not run."""
+    """A paragraph on a config: figures, what stands beside, the cost; None where it was not run.
+
+    The cost is what a run took with one of two cores, as another one ran beside it.
+    """
     told, seconds, seeds = [], [], set()
     same = [recipe for recipe in RECIPES.values() if recipe.run.config == config]
     for recipe in same:
         if mine := board.find(**key_of(recipe.run)):
             name = f"{recipe.system}: " if len(same) > 1 else ""
-            told.append("; ".join([name + cells(mine), *besides(board, recipe, mine)]) + ".")
+            nothing = trivial(mine)
+            parts = [name + cells(mine), *([] if nothing == "-" else [f"trivial: {nothing}"])]
+            told.append("; ".join([*parts, *besides(board, recipe, mine)]) + ".")
             seconds += [row["seconds"] for row in mine]
             seeds |= {row["seed"] for row in mine}
     if not told:
@@ -44,7 +49,7 @@ def measured(board: Board, config: str) -> str | None:
     each = float(np.median(seconds))
     cost = f"{each:.0f} s" if each < 120 else f"{each / 60:.0f} minutes"
     count = "one seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
-    return f"{MEASURED} (test, {count}, {cost} each on one CPU core): {' '.join(told)}"
+    return f"{MEASURED} (test, {count}, {cost} each with one of two cores): {' '.join(told)}"
 
 
 def with_table(text: str, told: str) -> str:

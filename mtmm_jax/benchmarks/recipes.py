@@ -3,9 +3,10 @@
     python -m mtmm_jax.benchmarks.recipes --json recipes.json --workdir runs/recipes
     python -m mtmm_jax.benchmarks.recipes --only fusion_early,fusion_late --seeds 0,1,2
 
-A recipe is a config of `configs/`; `RECIPES` says what it is compared with. Most are trained
-without a folder; where checkpoints, validation or several runs belong to the method, folders are
-made under --workdir. Rows that stand in the JSON file are not run again. The table is Markdown.
+A recipe is a config of `configs/`, with a change or two where a row asks for them; `RECIPES` says
+what it is compared with. Most are trained without a folder; where checkpoints, validation or
+several runs belong to the method, folders are made under --workdir. Rows that stand in the JSON
+file are not run again. The table is Markdown.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from mtmm_jax.benchmarks.board import Board, arguments, names_of, seeds_of
+from mtmm_jax.benchmarks.few_labels import CURVE, OWN_SHARE, curve
 from mtmm_jax.benchmarks.recipe_runs import Run, key_of, rows_of
 from mtmm_jax.command import console, guarded, prepare_jax
 
@@ -35,11 +37,13 @@ class Recipe:
         system: what the literature calls it.
         run: the config.
         beside: what it is compared with, by words for the table.
+        name: for --only, where several rows have one config.
     """
 
     system: str
     run: Run
     beside: Mapping[str, Run]
+    name: str | None = None
 
 
 def _alone(config: str, tasks: Sequence[str], *changes: str) -> dict[str, Run]:
@@ -50,15 +54,18 @@ def _alone(config: str, tasks: Sequence[str], *changes: str) -> dict[str, Run]:
     }
 
 
-def _one_modality(config: str, modalities: Sequence[str], *without: str) -> dict[str, Run]:
-    """Each modality in a model of its own, without some tasks."""
-    gone = ("model.modality_dropout=0.0", *(f"tasks.{task}=None" for task in without))
-    return {
-        f"{one} alone": Run(
-            config, (*gone, *(f"model.encoders.{m}=None" for m in modalities if m != one))
-        )
-        for one in modalities
-    }
+def _one_modality(
+    config: str, modalities: Sequence[str], *without: str, **bound: str
+) -> dict[str, Run]:
+    """Each modality in a model of its own, without some tasks; `bound`: task -> what it reads."""
+
+    def alone(one: str) -> Run:
+        tasks = (*without, *(task for task, read in bound.items() if read != one))
+        encoders = (f"model.encoders.{m}=None" for m in modalities if m != one)
+        gone = (*(f"tasks.{task}=None" for task in tasks), *encoders)
+        return Run(config, ("model.modality_dropout=0.0", *gone))
+
+    return {f"{one} alone": alone(one) for one in modalities}
 
 
 def _transferred(config: str) -> dict[str, Run]:
@@ -85,9 +92,17 @@ _MODALITIES = ("image", "text", "audio")
 _LATE = {"late fusion": Run("fusion_late")}
 _HARD = {"shared weights": Run("shared_weights")}
 _OWN = {"own networks": Run("shared_features")}
+_JOINT = {"joint training": Run("joint_training")}
 _EQUAL = {"equal weights": Run("weights_static", ("balancing=equal",))}
 _MEMBERS = tuple(f"independent_{m}" for m in _MODALITIES)
 _SENSORS = ("*",)
+_SCENARIOS = {
+    "driving": {"modalities": ("camera", "range", "voice"), "objects": "camera"},
+    "medical": {"modalities": ("image", "record", "genes")},
+    "home": {"modalities": ("voice", "image", "sensors")},
+    "traffic": {"modalities": ("camera", "radar", "sensors"), "vehicles": "camera"},
+    "video": {"modalities": ("video", "audio", "subtitles")},
+}
 _TEMPORAL = "model.encoders.video.temporal=gru"
 _DETECT = "detect_and_classify"
 
@@ -108,7 +123,9 @@ def _entries() -> Iterator[Recipe]:
     layers = ("digit", "speaker", "task_1")
     yield row("shared layers", "shared_layers", _alone("shared_layers", layers))
     yield row("shared features", "shared_features", _HARD)
-    yield row("shared features, frozen", "shared_features_frozen", _OWN)
+    random = {"as they were drawn": Run("shared_features_frozen", ("init_from=None",))}
+    learned = {"how": "fit", "after": Run("shared_weights", how="fit")}
+    yield row("shared features, frozen", "shared_features_frozen", _OWN | random, **learned)
     yield row("soft sharing, cross-stitch", "soft_cross_stitch", _HARD | _OWN)
     yield row("soft sharing, distance", "soft_distance", _OWN)
     for rule in ("mean", "learned"):
@@ -139,9 +156,23 @@ def _entries() -> Iterator[Recipe]:
     unread = {"never saw the text": Run("written_words", ("model.encoders.text=None",))}
     yield row("image with text inside it", "written_words", unread, without=("text",))
     order = {"GRU over frames": Run("video_understanding_small", (_TEMPORAL,))}
-    yield row("video understanding", "video_understanding_small", order)
+    single = _one_modality("video_understanding_small", ("video", "text", "audio"))
+    yield row("video understanding", "video_understanding_small", order | single)
     loose = {"not aligned": Run("video_aligned", ("model.align=none",))}
-    yield row("video understanding, aligned", "video_aligned", loose)
+    clips = _alone("video_aligned", ("topic", "event", "where"))
+    yield row("video understanding, aligned", "video_aligned", loose | clips)
+    short, unshared = "steps=600", "model.regularisers=()"
+    yield Recipe(
+        "speech recognition + synthesis",
+        Run("emoji_speech", (short,)),
+        {
+            "nothing shared": Run("emoji_speech", (short, unshared)),
+            "transcript alone": Run("emoji_speech", (short, unshared, "tasks.speech=None")),
+            "speech alone": Run(
+                "emoji_speech", (short, unshared, "tasks.transcript=None", "checkpoint.best=speech")
+            ),
+        },
+    )
     both = ("boxes", "present_categories")
     yield row("classification + detection", "detect_and_classify", _alone(_DETECT, both))
     yield row("task weights, static", "weights_static", _EQUAL)
@@ -150,42 +181,53 @@ def _entries() -> Iterator[Recipe]:
     yield row("task weights, cross-validated", "weights_cross_validated", _EQUAL, how="cv")
     yield row("task weights, uncertainty", "weights_uncertainty", _EQUAL)
     yield row("task attention", "task_attention", _HARD)
+    yield row("task attention, gates", "task_gates", _HARD)
     yield row("task attention, queries", "task_queries", _HARD)
+    yield row("task relatedness", "task_relatedness", _EQUAL, how="fit")
     yield row("regularised multi-task", "regularised_tasks", _OWN)
-    yield row("regularised multi-modal", "regularised_modalities", _LATE)
+    yield row("regularised multi-modal", "regularised_modalities", _JOINT | _LATE)
     for between in ("domains", "tasks", "modalities"):
         config = f"transfer_{between}"
         yield row(f"transfer between {between}", config, _transferred(config))
-    unaided = {"category alone": Run("few_labels", ("tasks.retrieval=None",))}
-    yield row("few labels", "few_labels", unaided)
+    for share, (both, alone) in CURVE.items():
+        name = "few_labels" if share == OWN_SHARE else f"few_labels_{share}"
+        yield Recipe(f"few labels, {share}%", both, {"category alone": alone}, name)
     films = _alone("many_tasks", _FILMS, "balancing=equal")
     yield row("many tasks, missing labels", "many_tasks", films)
-    for name in ("driving", "medical", "home", "traffic", "video"):
-        yield row(f"synthetic: {name}", f"scenario_{name}", {}, without=_SENSORS)
+    for name, sensors in _SCENARIOS.items():
+        config = f"scenario_{name}"
+        each = _one_modality(config, **sensors)
+        yield row(f"synthetic: {name}", config, each, without=_SENSORS)
     said = ("transcript", "intent", "reply")
     yield row("synthetic: service", "scenario_service", _alone("scenario_service", said))
 
 
-RECIPES: dict[str, Recipe] = {recipe.run.name: recipe for recipe in _entries()}
+RECIPES: dict[str, Recipe] = {recipe.name or recipe.run.name: recipe for recipe in _entries()}
 
 
 def table(board: Board, names: Sequence[str], steps: int | None = None) -> str:
     """Markdown: a line for each recipe that was run, test figures, mean ± standard deviation."""
-    lines = ["| system | config | test | beside it |", "|---|---|---|---|"]
+    lines = ["| system | config | test | trivial | beside it |", "|---|---|---|---|---|"]
     for name in names:
         recipe = RECIPES[name]
         mine = board.find(**key_of(recipe.run, steps))
         if not mine:
             continue
         beside, config = "; ".join(besides(board, recipe, mine, steps)), f"`{recipe.run.config}`"
-        lines.append(f"| {recipe.system} | {config} | {cells(mine)} | {beside} |")
+        lines.append(f"| {recipe.system} | {config} | {cells(mine)} | {trivial(mine)} | {beside} |")
     return "\n".join(lines)
+
+
+def trivial(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What looks at nothing reaches on a recipe's tasks, the same for all seeds."""
+    known = [{**row, "test": row["trivial"]} for row in rows if row.get("trivial")]
+    return cells(known[:1]) if known else "-"
 
 
 def besides(
     board: Board, recipe: Recipe, mine: Sequence[Mapping[str, Any]], steps: int | None = None
 ) -> list[str]:
-    """What stands beside a recipe, and what it reaches without a modality."""
+    """What stands beside a recipe, what it reaches without a modality, and what its members do."""
     told = [
         f"{label}: {cells(found, mine)}"
         for label, run in recipe.beside.items()
@@ -194,6 +236,10 @@ def besides(
     for modality in mine[0].get("without", {}):
         hidden = [{**row, "test": row["without"][modality]} for row in mine]
         told.append(f"without {modality}: {cells(hidden)}")
+    whole = [row for row in mine if "members" in row]
+    for member in whole[0]["members"] if whole else ():
+        single = [{**row, "test": row["members"][member]} for row in whole]
+        told.append(f"{member}: {cells(single)}")
     return told
 
 
@@ -204,7 +250,9 @@ def cells(rows: Sequence[Mapping[str, Any]], like: Sequence[Mapping[str, Any]] =
     # What has other tasks altogether is told whole.
     tasks = [task for task in rows[0]["test"] if task in known] or list(rows[0]["test"])
     return ", ".join(
-        " ".join(filter(None, (task, figure[task], _shown([row["test"][task] for row in rows]))))
+        " ".join(
+            filter(None, (task, figure[task], _shown([row["test"].get(task) for row in rows])))
+        )
         for task in tasks
     )
 
@@ -226,6 +274,7 @@ def parser() -> argparse.ArgumentParser:
         seeds="0",
     )
     p.add_argument("--workdir", default="runs/recipes", help="of runs that need a folder")
+    p.add_argument("--plot", help="a picture of few labels: accuracy over the share of them")
     return p
 
 
@@ -250,6 +299,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             for row in rows_of(run, left, steps, folder):
                 board.add({**key, **row})
     print(table(board, names, steps))
+    if options.plot:
+        curve(board, options.plot, steps)
     return 0
 
 

@@ -3,9 +3,10 @@
     python -m mtmm_jax.benchmarks.width --config digits --json width.json --plot width.png
     python -m mtmm_jax.benchmarks.width --config generator --sizes 1,2,4 --entries linear,pca
 
-Every modality passes a bottleneck of k numbers (`model.bottleneck`); gates, which have no k, are
-told by the share of features that they leave open. The line without a bottleneck is the config as
-it is. Rows that stand in the JSON file are not run again.
+Every modality passes the bottleneck of configs/bottleneck_ENTRY.py, narrowed to k numbers; gates,
+which have no k, are told by the share of features that they leave open, at some weights of their
+loss. The line without a bottleneck is the config as it is. Rows that stand in the JSON file are not
+run again.
 """
 
 from __future__ import annotations
@@ -32,12 +33,13 @@ def settings(
     entries: Sequence[str], sizes: Sequence[int], weights: Sequence[float]
 ) -> list[tuple[str, float, Any]]:
     """`(entry, its number, config of the bottleneck)`: a size, or the weight of the gates' loss."""
+    from mtmm_jax import training
+
     found: list[tuple[str, float, Any]] = [(NONE, 0, None)]
     for entry in entries:
-        if entry == "gates":
-            found += [(entry, w, {"kind": entry, "weight": w}) for w in weights]
-        else:
-            found += [(entry, k, {"kind": entry, "k": k}) for k in sizes]
+        section = training.load(f"bottleneck_{entry}").model.bottleneck.all.to_dict()
+        key, numbers = ("weight", weights) if entry == "gates" else ("k", sizes)
+        found += [(entry, number, {**section, key: number}) for number in numbers]
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,26 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int) -> str:
     )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer.to_str(pretty=True)
+
+
+def train_words(texts: Sequence[str], vocabulary: int) -> str:
+    """A `tokenizer.json` of lower-cased words, split at spaces and nowhere else.
+
+    At most `vocabulary` entries, the most frequent words; any other word is `[UNK]`.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+    counts = collections.Counter(word for text in texts for word in text.lower().split())
+    words = sorted(counts, key=lambda word: (-counts[word], word))[: vocabulary - len(SPECIAL)]
+    ids = {token: i for i, token in enumerate((*SPECIAL, *words))}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token=SPECIAL[UNKNOWN]))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return tokenizer.to_str(pretty=True)
+
+
+# What a token is -> how such a tokenizer is trained on texts, with at most so many entries.
+UNITS = {"pieces": train_tokenizer, "words": train_words}
 
 
 def train_characters(texts: Sequence[str]) -> str:

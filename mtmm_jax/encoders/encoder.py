@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens
-from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.registry import choose
 
 DTYPES = ("float32", "bfloat16")
 
@@ -19,7 +19,7 @@ class Encoder(nn.Module):
     """`second(first(stem(entry)))`; subclasses say what these are.
 
     Attributes:
-        width: of the tokens it gives.
+        width: of the tokens it gives; an encoder that is not `projected` gives its own.
         dtype: of the matrix products and convolutions inside, "float32" or "bfloat16". Parameters,
             statistics, softmax, recurrent states and the tokens that leave a stem or a half are
             always float32, so that fusion can stand between any two of them.
@@ -27,6 +27,16 @@ class Encoder(nn.Module):
 
     width: int
     dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if not getattr(self, "projected", True):
+            object.__setattr__(self, "width", self.features)
+        super().__post_init__()
+
+    @property
+    def features(self) -> int:
+        """Of a token before a projection, where an encoder can do without one."""
+        raise NotImplementedError
 
     @property
     def precision(self) -> Any:
@@ -54,14 +64,9 @@ def mask_of(entry: Mapping[str, Any]) -> jax.Array:
     return entry.get("mask", jnp.broadcast_to(entry["present"][:, None], shape))
 
 
-def projection(encoder: Encoder, features: int, projected: bool) -> Any:
-    """The last layer, `features -> encoder.width`, in float32; none if not `projected`: pretrained
-    features then leave as they are."""
-    if projected:
+def projection(encoder: Any) -> Any:
+    """The last layer, `encoder.features -> encoder.width`, in float32; none if it is not
+    `projected`: features then leave as they are."""
+    if encoder.projected:
         return nn.Dense(encoder.width, dtype=jnp.float32, name="project")
-    if encoder.width != features:
-        raise ConfigError(
-            f"{type(encoder).__name__}.projected: without a projection the width is {features}, "
-            f"not {encoder.width}"
-        )
     return lambda values: values.astype(jnp.float32)

@@ -99,7 +99,7 @@ class ResNet(Encoder):
         norm: "batch" (synchronised over devices, absent images left out) or "group".
         cut: how many stages belong to the first half of the body.
         pixels: "plain" (-1..1), or "imagenet": the mean and spread that torchvision's weights know.
-        projected: whether a linear map to `width` ends it.
+        projected: whether a linear map to `width` ends it; else the width is the last stage's.
     """
 
     modality: str = "image"
@@ -136,13 +136,15 @@ class ResNet(Encoder):
             ]
             for stage, (depth, features) in enumerate(zip(depths, channels, strict=True))
         ]
-        self.project = projection(self, channels[-1] * (4 if bottleneck else 1), self.projected)
+        self.project = projection(self)
+
+    @property
+    def features(self) -> int:
+        _, channels = RESNETS[choose(self.preset, RESNETS, "resnet.preset", "preset")]
+        return channels[-1] * (4 if self.preset in BOTTLENECKS else 1)
 
     def stem(self, entry: Mapping[str, Any], **mode: Any) -> Tokens:
-        x, present = entry["x"], entry["present"]
-        if self.pixels != "plain":
-            mean, spread = np.asarray(PIXELS[self.pixels], np.float32)
-            x = (0.5 * x + (0.5 - mean)) / spread
+        x, present = rescaled(entry["x"], self.pixels), entry["present"]
         h = nn.relu(self.norm1(self.conv1(x), present, **mode))
         if self.stem_kind == "large":
             h = nn.max_pool(h, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
@@ -172,18 +174,28 @@ class CNN(Encoder):
         norm: "none", "batch" or "group", between convolution and ReLU.
         cut: how many convolutions belong to the first half of the body, of those after the first,
             which is the stem.
+        pixels: "plain" (-1..1), or "imagenet", as in `ResNet`.
+        projected: whether a linear map to `width` ends it; else the width is the last
+            convolution's.
     """
 
     modality: str = "image"
     preset: str = "tiny"
     norm: str = "none"
     cut: int = 1
+    pixels: str = "plain"
+    projected: bool = True
 
     accepts = staticmethod(accepts_images)
+
+    @property
+    def features(self) -> int:
+        return CNNS[choose(self.preset, CNNS, "cnn.preset", "preset")][-1]
 
     def setup(self) -> None:
         channels = CNNS[choose(self.preset, CNNS, "cnn.preset", "preset")]
         choose(self.norm, ("none", *NORMS), "cnn.norm", "norm")
+        choose(self.pixels, PIXELS, "cnn.pixels", "normalisation")
         self.convs = [
             nn.Conv(
                 c,
@@ -197,10 +209,10 @@ class CNN(Encoder):
         ]
         kinds = [] if self.norm == "none" else [NORMS[self.norm]] * len(channels)
         self.norms = [kind(name=f"norm{i + 1}") for i, kind in enumerate(kinds)]
-        self.project = nn.Dense(self.width, dtype=jnp.float32)
+        self.project = projection(self)
 
     def stem(self, entry: Mapping[str, Any], **mode: Any) -> Tokens:
-        x, present = entry["x"], entry["present"]
+        x, present = rescaled(entry["x"], self.pixels), entry["present"]
         least = 2 ** len(self.convs)
         if min(x.shape[1:3]) < least:
             raise ConfigError(f"cnn: a {self.preset} one needs {least} x {least} pixels or more")
@@ -242,6 +254,14 @@ class MLPImage(MLPEncoder):
         x = entry["x"]
         h = self._read(x.reshape(x.shape[0], math.prod(x.shape[1:])), mode)
         return Tokens.of(h[:, None], entry["present"][:, None], self.modality)
+
+
+def rescaled(x: jax.Array, pixels: str) -> jax.Array:
+    """Pixels of -1..1 with the mean and spread of an entry of `PIXELS` taken out."""
+    if pixels == "plain":
+        return x
+    mean, spread = np.asarray(PIXELS[pixels], np.float32)
+    return (0.5 * x + (0.5 - mean)) / spread
 
 
 def halve(x: jax.Array) -> jax.Array:

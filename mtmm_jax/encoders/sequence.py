@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens
-from mtmm_jax.encoders.encoder import Encoder
+from mtmm_jax.encoders.encoder import Encoder, projection
 from mtmm_jax.layers import GRU, LayerNorm, TransformerBlock
 from mtmm_jax.registry import choose
 
@@ -117,21 +117,27 @@ class GRUEncoder(Encoder):
     Attributes:
         preset: size: tiny or small.
         bidirectional: whether a second recurrence reads from the end.
+        projected: whether a linear map to `width` ends it; else the width is the recurrences'.
     """
 
     preset: str = "tiny"
     bidirectional: bool = True
+    projected: bool = True
 
     def setup(self) -> None:
         self.forward = GRU(self.size, dtype=self.precision)
         if self.bidirectional:
             self.backward = GRU(self.size, reverse=True, dtype=self.precision)
-        self.project = nn.Dense(self.width, dtype=jnp.float32)
+        self.project = projection(self)
 
     @property
     def size(self) -> int:
         """Inner width."""
         return GRUS[choose(self.preset, GRUS, "encoder.preset", "preset")]
+
+    @property
+    def features(self) -> int:
+        return self.size * (2 if self.bidirectional else 1)
 
     def first(self, tokens: Tokens, **mode: Any) -> Tokens:
         del mode
@@ -146,10 +152,20 @@ class GRUEncoder(Encoder):
 
 
 class MeanEncoder(Encoder):
-    """The mean of the tokens there are, and a linear map: one token."""
+    """The mean of the tokens there are, and a linear map: one token.
+
+    Attributes:
+        projected: whether there is that map; else tokens must come in at `width`.
+    """
+
+    projected: bool = True
 
     def setup(self) -> None:
-        self.project = nn.Dense(self.width, dtype=jnp.float32)
+        self.project = projection(self)
+
+    @property
+    def features(self) -> int:
+        return self.width
 
     def first(self, tokens: Tokens, **mode: Any) -> Tokens:
         del mode

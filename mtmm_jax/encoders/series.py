@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from mtmm_jax.batch import Modality, Tokens
-from mtmm_jax.encoders.encoder import Encoder, mask_of
+from mtmm_jax.encoders.encoder import Encoder, mask_of, projection
 from mtmm_jax.encoders.sequence import GRUEncoder, TransformerEncoder
 from mtmm_jax.layers import NORMS, sinusoid
 from mtmm_jax.registry import choose
 
 # preset -> channels of the convolutions
-CONVS = {"tiny": (32, 64, 64), "small": (64, 128, 256, 256)}
+CONVS = {"mini": (32, 64), "tiny": (32, 64, 64), "small": (64, 128, 256, 256)}
 
 
 def _accepts(modality: Modality) -> bool:
@@ -87,11 +87,13 @@ class Conv1D(Encoder):
     Attributes:
         modality: the name that its tokens carry.
         rate: samples or steps per second, if known.
-        preset: size: tiny or small.
+        preset: size: mini (32 and 64 channels), tiny (32, 64 and 64) or small (64 to 256).
         kernel, stride: of the first convolution; by default 3 and 1 for series, and about 16 ms and
             8 ms for sound.
         norm: "batch" or "group".
         cut: how many convolutions belong to the first half of the body.
+        projected: whether a linear map to `width` ends it; else the width is the last
+            convolution's.
     """
 
     modality: str = "series"
@@ -101,6 +103,7 @@ class Conv1D(Encoder):
     stride: int | None = None
     norm: str = "batch"
     cut: int = 1
+    projected: bool = True
 
     @staticmethod
     def accepts(modality: Modality) -> bool:
@@ -120,7 +123,11 @@ class Conv1D(Encoder):
             )
             for i, c in enumerate(channels[1:])
         ]
-        self.project = nn.Dense(self.width, dtype=jnp.float32)
+        self.project = projection(self)
+
+    @property
+    def features(self) -> int:
+        return self._channels()[-1]
 
     @nn.compact
     def stem(self, entry: Mapping[str, Any], **mode: Any) -> Tokens:

@@ -13,7 +13,7 @@ from mtmm_jax.batch import Modality, Tokens
 from mtmm_jax.encoders.encoder import Encoder, mask_of, projection
 from mtmm_jax.encoders.sequence import GRUEncoder, TransformerEncoder
 from mtmm_jax.layers import Dropout, LayerNorm, TransformerBlock, sinusoid
-from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.registry import ConfigError, choose, whole_number
 
 BAGS = {"tiny": 128, "small": 512}
 # preset -> layers, width, heads; the hidden layers are four times as wide
@@ -79,7 +79,7 @@ class Bert(TransformerEncoder):
         separator: the id of [SEP]; tokens after the first one are of the second kind, and so on.
             None: all are of the first kind.
         word_dropout: zeroes whole token embeddings in training.
-        projected: whether a linear map to `width` ends it.
+        projected: whether a linear map to `width` ends it; else the width is the preset's.
     """
 
     vocabulary: int = 0
@@ -113,7 +113,11 @@ class Bert(TransformerEncoder):
             )
             for i in range(layers)
         ]
-        self.project = projection(self, inner, self.projected)
+        self.project = projection(self)
+
+    @property
+    def features(self) -> int:
+        return self.size[1]
 
     def stem(self, entry: Mapping[str, Any], **mode: Any) -> Tokens:
         ids = entry["x"]
@@ -144,17 +148,21 @@ class GRUText(GRUEncoder):
         vocabulary: the number of token ids.
         modality: the name that its tokens carry.
         word_dropout: zeroes whole token embeddings in training.
+        embedding_width: of the embeddings; None: as wide as the GRU.
     """
 
     vocabulary: int = 0
     modality: str = "text"
     word_dropout: float = 0.0
+    embedding_width: int | None = None
 
     accepts = staticmethod(_accepts)
 
     def setup(self) -> None:
         super().setup()
-        self.embedding = nn.Embed(self.vocabulary, self.size)
+        if self.embedding_width is not None:
+            whole_number(self.embedding_width, "text_gru.embedding_width")
+        self.embedding = nn.Embed(self.vocabulary, self.embedding_width or self.size)
         self.forget = Dropout(self.word_dropout)
 
     def stem(self, entry: Mapping[str, Any], **mode: Any) -> Tokens:

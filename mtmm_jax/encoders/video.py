@@ -15,6 +15,7 @@ from mtmm_jax.encoders.image import CNN, MLPImage, ResNet
 from mtmm_jax.encoders.sequence import GRUEncoder, MeanEncoder, TransformerEncoder
 from mtmm_jax.encoders.vit import ViT
 from mtmm_jax.layers import sinusoid
+from mtmm_jax.registry import ConfigError
 
 FRAMES = {"cnn": CNN, "resnet": ResNet, "vit": ViT, "image_mlp": MLPImage}
 TEMPORAL = {"mean": MeanEncoder, "gru": GRUEncoder, "transformer": TransformerEncoder}
@@ -32,6 +33,8 @@ class VideoFrames(Encoder):
         frame_width: of what is told of each frame; inner width of a temporal Transformer.
         temporal: "mean" (one token), "gru" or "transformer" (a token per frame), or a config with
             `kind` and its hyper-parameters.
+        projected: whether a linear map to `width` ends it. A mean and a GRU can do without: the
+            width is then `frame_width`, or the recurrences'.
     """
 
     modality: str = "video"
@@ -39,6 +42,7 @@ class VideoFrames(Encoder):
     frame: str | Mapping[str, Any] = "cnn"
     frame_width: int = 128
     temporal: str | Mapping[str, Any] = "gru"
+    projected: bool = True
 
     def __post_init__(self) -> None:
         for field in ("frame", "temporal"):  # a ConfigDict has no hash, and a module needs one
@@ -46,6 +50,19 @@ class VideoFrames(Encoder):
             if isinstance(value, Mapping) or hasattr(value, "to_dict"):
                 object.__setattr__(self, field, FrozenDict(dict(value)))
         super().__post_init__()
+
+    @property
+    def features(self) -> int:
+        body = registry.entry_of(self.temporal)
+        kind = body.pop("kind", None)
+        if kind == "mean":
+            return self.frame_width
+        if kind == "gru":
+            return GRUEncoder(1, parent=None, **body, projected=False).width
+        raise ConfigError(
+            f"{self.modality}.projected: False, and over time only a mean or a GRU can do without "
+            f"a projection, not {kind!r}"
+        )
 
     @staticmethod
     def accepts(modality: Modality) -> bool:
@@ -66,7 +83,13 @@ class VideoFrames(Encoder):
             where=f"{self.modality}.temporal",
             width=self.width,
             dtype=self.dtype,
+            projected=self.projected,
         )
+        if self.frames.width != self.frame_width:
+            raise ConfigError(
+                f"{self.modality}.frame.projected: False gives {self.frames.width} features, not "
+                f"the {self.frame_width} of frame_width"
+            )
 
     def stem(self, entry: Mapping[str, Any], **mode: Any) -> Tokens:
         x, mask = entry["x"], mask_of(entry)

@@ -85,11 +85,38 @@ def multilabel(
         metrics={
             "average_precision": metrics.average_precision(),
             "f1": metrics.label_f1(thresholds),
+            "accuracy": label_accuracy(thresholds),
         },
         headline="average_precision",
         decode=decode,
         trivial=odds.astype(np.float32),
     )
+
+
+def label_accuracy(thresholds: np.ndarray) -> metrics.Metric:
+    """exact_match, the share of rows of which every label is right, and label_accuracy, that of
+    the labels: where few of many hold, saying none has a high one.
+
+    Args:
+        thresholds: `[C]` probabilities in (0, 1), above which a label is said.
+    """
+    cut = (np.log(thresholds) - np.log1p(-thresholds)).astype(np.float32)
+
+    def update(logits: jax.Array, labels: Labels) -> dict[str, jax.Array]:
+        weight = labels.weight.astype(jnp.float32)
+        truth = jnp.zeros_like(logits) if labels.y is None else labels.y
+        right = (logits.astype(jnp.float32) > cut) == (truth > 0.5)
+        shares = {"rows": right.all(-1).astype(jnp.float32), "labels": right.mean(-1)}
+        told = {key: jnp.where(weight > 0, weight * x, 0.0).sum() for key, x in shares.items()}
+        return {**told, "count": weight.sum()}
+
+    def compute(state: dict[str, Any]) -> dict[str, float]:
+        rows, right, count = (float(state[key]) for key in ("rows", "labels", "count"))
+        if count <= 0:
+            return dict.fromkeys(("exact_match", "label_accuracy"), float("nan"))
+        return {"exact_match": rows / count, "label_accuracy": right / count}
+
+    return metrics.Metric(update, metrics.add, compute)
 
 
 class Biased(nn.Module):

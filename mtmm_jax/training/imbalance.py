@@ -159,8 +159,11 @@ def prepare(
         names = (task.name, *heads)
         return _with_losses(built, names), None, _blender(hyper, built, names, where)
     classes = len(built.spec.targets[task.target].classes)
-    widths = {built.encoders[modality].width for modality in modalities}
-    (width,) = widths  # the model gives all encoders its own
+    widths = {modality: built.encoders[modality].width for modality in modalities}
+    if len(set(widths.values())) > 1:
+        told = ", ".join(f"{modality} {width}" for modality, width in widths.items())
+        raise ConfigError(f"{where}: needs encoders of one width, not {told}")
+    width = widths[modalities[0]]
     rule = registry.build(
         IMBALANCE, hyper, Setting(len(modalities), classes, width, steps), where=where
     )

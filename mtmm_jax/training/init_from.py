@@ -4,9 +4,9 @@
     config.init_from = {"weights": "minilm/", "at": "encoders/text", "freeze": ["encoders/text/.*"]}
 
 A workdir gives the parameters of one of its checkpoints (their average, if the run kept one) and
-its batch statistics; weights are files of torchvision or Hugging Face (`transfer.import_*`). What
-was loaded is told in a table, and kept in the new workdir as `init_from.json`. A run that goes on
-from a checkpoint of its own loads nothing.
+its batch statistics; weights are files of torchvision or Hugging Face (`transfer.import_*`) under
+the paths of the encoder `at`. A map takes a part, or elsewhere. What was loaded is told in a table,
+and kept as `init_from.json`. A run that goes on from a checkpoint of its own loads nothing.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from mtmm_jax import transfer
 from mtmm_jax.mesh import Layout
 from mtmm_jax.model import flatten, shared_parameters
 from mtmm_jax.parallel import jit_once
-from mtmm_jax.registry import ConfigError, section_of
-from mtmm_jax.training.origins import WHERE, Origin, check_meaning, of_run, of_weights
-from mtmm_jax.transfer.paths import regexes, some
+from mtmm_jax.registry import ConfigError, choose, section_of
+from mtmm_jax.training.origins import WHERE, Origin, check_meaning, of_run
+from mtmm_jax.transfer.paths import mapped, regexes, renames, some
+from mtmm_jax.transfer.weights import import_weights, weights_file
 
 FILE = "init_from.json"
 BEGIN_AS_NOTHING = ("lora", "adapters")  # rooms that change nothing before they have learned
@@ -39,15 +41,16 @@ class Settings:
         workdir: a run's folder; or
         weights: a `.safetensors` file, or a folder with one and, for texts, `tokenizer.json`.
         step: of the workdir: "best", "last" or a number.
-        at: of the weights: the encoder that takes them, such as "encoders/text"; its kind and
-            preset say how they are read.
+        at: of the weights: the encoder whose kind and preset say how they are read, such as
+            "encoders/text", and, without a map, that takes them whole.
         map: (regex, replacement): the first regex that matches the whole path of a parameter of
             the origin says where it goes, as `re.Match.expand` has it; what none matches is not
             loaded. Without any, every path is its own.
         freeze: regexes that are added to `optimizer.freeze`.
         strict: whether all that is ours must be found, in its shape: of a workdir everything but
             the heads of tasks that the origin has no head for, and `lora` and `adapters` where
-            the origin has none; of weights what is below `at`, which always holds.
+            the origin has none; of weights what is below `at` but its last linear map, as
+            without a map.
     """
 
     workdir: str | None = None
@@ -66,12 +69,12 @@ def read(section: Any, where: str = WHERE) -> Settings | None:
         return None
     given = section_of(section, Settings, where, "{'workdir': 'runs/a'}")
     given = {key: value for key, value in given.items() if value is not None}
-    given["map"] = _pairs(given.get("map", ()), f"{where}.map")
+    given["map"] = renames(given.get("map", ()), f"{where}.map")
     given["freeze"] = regexes(given.get("freeze", ()), f"{where}.freeze")
     settings = Settings(**given)
     if (settings.workdir is None) == (settings.weights is None):
         raise ConfigError(f"{where}: needs one of workdir, weights")
-    foreign = ("at",) if settings.weights is None else ("step", "map")
+    foreign = ("at",) if settings.weights is None else ("step",)
     for key in foreign:
         if key in given and getattr(settings, key) != Settings.__dataclass_fields__[key].default:
             other = "weights" if settings.weights is None else "workdir"
@@ -84,21 +87,6 @@ def read(section: Any, where: str = WHERE) -> Settings | None:
     if not isinstance(settings.strict, bool):
         raise ConfigError(f"{where}.strict: {settings.strict!r}; choices: False, True")
     return settings
-
-
-def _pairs(value: Any, where: str) -> tuple[tuple[str, str], ...]:
-    pairs = list(value.items()) if isinstance(value, Mapping) else value
-    if not isinstance(pairs, list | tuple):
-        raise ConfigError(f"{where}: {value!r} is not a list of pairs of a regex and a path")
-    for i, pair in enumerate(pairs):
-        if not isinstance(pair, list | tuple) or len(pair) != 2 or not isinstance(pair[1], str):
-            raise ConfigError(f"{where}[{i}]: {pair!r} is not a pair of a regex and a path")
-        regexes([pair[0]], f"{where}[{i}]")
-        try:
-            re.sub(pair[0], pair[1], "")
-        except (re.error, IndexError) as error:
-            raise ConfigError(f"{where}[{i}]: {pair[1]!r} is not a path: {error}") from error
-    return tuple((pattern, path) for pattern, path in pairs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,14 +131,6 @@ class Report:
             path = paths[0] if len(paths) == 1 else f"{module}/... ({len(paths)})"
             table.add_row(escape(path), "", f"[dim]skipped: {escape(why)}[/dim]")
         return table
-
-
-def mapped(path: str, pairs: tuple[tuple[str, str], ...]) -> str | None:
-    """Where a parameter of the origin goes; None where no rule matches it."""
-    for pattern, replacement in pairs:
-        if found := re.fullmatch(pattern, path):
-            return found.expand(replacement)
-    return None if pairs else path
 
 
 def _flat(variables: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
@@ -203,8 +183,30 @@ def _matched(
     return pairs, skipped
 
 
-def _required(ours: Any, origin: Origin, path: str) -> bool:
+def _of_weights(settings: Settings, ours: Any) -> Origin:
+    """Imported weights under the paths of `at`; without a map they must fill it."""
+    at = str(settings.at).strip("/")
+    choose(at, [f"encoders/{name}" for name in ours.model.encoders], f"{WHERE}.at", "encoder")
+    file = weights_file(settings.weights, f"{WHERE}.weights")
+    encoder = ours.model.encoders[at.removeprefix("encoders/")]
+    imported = import_weights(file, encoder, f"{WHERE}.at: {at}")
+    if not settings.map:
+        shapes = {"params": ours.shapes.params, "batch_stats": ours.shapes.batch_stats}
+        transfer.load_pretrained(shapes, imported, at)
+    placed = {
+        collection: {f"{at}/{path}": leaf for path, leaf in flatten(tree).items()}
+        for collection, tree in imported.items()
+    }
+    beside = file.parent / "tokenizer.json"
+    words = beside.read_bytes() if beside.is_file() else None
+    return Origin(str(file), placed, None, lambda _: words)
+
+
+def _required(settings: Settings, origin: Origin, path: str) -> bool:
     """Whether strict wants a parameter of ours to be loaded."""
+    if settings.at:
+        own = path.removeprefix(f"{settings.at.strip('/')}/")
+        return own != path and not own.startswith("project/")
     room, name, *_ = [*path.split("/"), ""]
     if room == "heads":
         return name in origin.variables["params"].get("heads", {})
@@ -232,12 +234,12 @@ def load(experiment: Any, state: Any, assemble: Callable[..., Any]) -> tuple[Any
     if settings.workdir is not None:
         origin = of_run(settings, experiment, assemble)
     else:
-        origin = of_weights(settings, experiment)
+        origin = _of_weights(settings, experiment)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     ours = _flat(variables)
     pairs, skipped = _matched(settings, origin, ours)
-    missing = [p for key in ours if key not in pairs and _required(experiment, origin, p := key[1])]
-    if settings.strict and settings.workdir is not None and missing:
+    missing = [p for key in ours if key not in pairs and _required(settings, origin, p := key[1])]
+    if settings.strict and missing:
         raise ConfigError(
             f"{WHERE}.strict: {origin.name} has nothing for: {some(missing)}; it has: "
             f"{some(path for _, path in _flat(origin.variables))}"

@@ -7,15 +7,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from mtmm_jax import transfer
 from mtmm_jax.batch import Spec
 from mtmm_jax.data.text import read_tokenizer, tokenizer_of
-from mtmm_jax.encoders import Bert, ResNet
 from mtmm_jax.mesh import Layout
 from mtmm_jax.model import flatten
-from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.registry import ConfigError
 from mtmm_jax.training.checkpoints import Checkpoints
 from mtmm_jax.training.workdir import Workdir
 from mtmm_jax.transfer import lora
@@ -74,41 +70,6 @@ def of_run(settings: Any, ours: Any, assemble: Callable[..., Any]) -> Origin:
     tasks = {name: task.target for name, task in experiment.model.tasks.items()}
     spec = experiment.model.spec
     return Origin(f"{workdir.path}, step {step}", variables, spec, workdir.tokenizer, tasks)
-
-
-def of_weights(settings: Any, ours: Any) -> Origin:
-    """Imported weights, under our paths, checked against the encoder that takes them."""
-    path, at = Path(settings.weights), settings.at.strip("/")
-    modality = at.removeprefix("encoders/")
-    where = f"{WHERE}.at"
-    choose(at, [f"encoders/{name}" for name in ours.model.encoders], where, "encoder")
-    if not settings.weights or not path.exists():
-        raise ConfigError(f"{WHERE}.weights: no file or folder {settings.weights!r}")
-    file = path
-    if path.is_dir():
-        files = sorted(path.rglob("*.safetensors"))
-        if len(files) != 1:
-            raise ConfigError(f"{WHERE}.weights: {path} has {len(files)} .safetensors, not one")
-        file = files[0]
-    encoder, tensors = ours.model.encoders[modality], transfer.read_safetensors(file)
-    if isinstance(encoder, Bert):
-        imported = transfer.import_bert(tensors, encoder.preset)
-    elif isinstance(encoder, ResNet):
-        imported = transfer.import_resnet(tensors, encoder.preset)
-    else:
-        kinds = f"{type(encoder).__name__}; imports are known of: bert, resnet"
-        raise ConfigError(f"{where}: {at} is a {kinds}")
-    shapes = {"params": ours.shapes.params, "batch_stats": ours.shapes.batch_stats}
-    placed = transfer.load_pretrained(shapes, imported, at)
-    there = {
-        collection: {
-            p: x for p, x in flatten(tree).items() if not isinstance(x, jax.ShapeDtypeStruct)
-        }
-        for collection, tree in placed.items()
-    }
-    beside = file.parent / "tokenizer.json"
-    tokenizer = beside.read_bytes() if beside.is_file() else None
-    return Origin(str(file), there, None, lambda _: tokenizer)
 
 
 def check_meaning(

@@ -4,6 +4,12 @@
 
 Its parameters stand in a room of their own, under the path of the kernel that they change:
 `lora/encoders/text/block1/attention/query/kernel/{a, b}`.
+
+A kernel has one pair of thin matrices, whoever reads it. So there is LoRA for a modality (kernels
+of its encoder), and for a task where the kernels are the task's own (those of the sharing
+`separate`, with `optimizer.freeze` for the kernels themselves). There is none for a task over a
+shared encoder: each task would need its own pass through it. The sharing `adapter` corrects what a
+shared encoder gives for each task (configs/isolated.py).
 """
 
 from __future__ import annotations

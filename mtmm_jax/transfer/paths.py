@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -34,6 +34,30 @@ def some_regexes(value: Any, where: str) -> tuple[str, ...]:
     if not found:
         raise ConfigError(f"{where}: is empty; needs a regex over parameter paths")
     return found
+
+
+def renames(value: Any, where: str) -> tuple[tuple[str, str], ...]:
+    """Pairs of a regex and a replacement, or a mapping, checked."""
+    pairs = list(value.items()) if isinstance(value, Mapping) else value
+    if not isinstance(pairs, list | tuple):
+        raise ConfigError(f"{where}: {value!r} is not a list of pairs of a regex and a path")
+    for i, pair in enumerate(pairs):
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not isinstance(pair[1], str):
+            raise ConfigError(f"{where}[{i}]: {pair!r} is not a pair of a regex and a path")
+        regexes([pair[0]], f"{where}[{i}]")
+        try:
+            re.sub(pair[0], pair[1], "")
+        except (re.error, IndexError) as error:
+            raise ConfigError(f"{where}[{i}]: {pair[1]!r} is not a path: {error}") from error
+    return tuple((pattern, path) for pattern, path in pairs)
+
+
+def mapped(path: str, pairs: tuple[tuple[str, str], ...]) -> str | None:
+    """Where a parameter of the origin goes; None where no rule matches it."""
+    for pattern, replacement in pairs:
+        if found := re.fullmatch(pattern, path):
+            return found.expand(replacement)
+    return None if pairs else path
 
 
 def matches(patterns: Iterable[str], path: str) -> bool:

@@ -10,7 +10,11 @@ from mtmm_jax.batch import Spec
 from mtmm_jax.data import images
 from mtmm_jax.data.chance import uniform
 from mtmm_jax.data.emoji import clips
+from mtmm_jax.data.emoji.asset import STYLES
 from mtmm_jax.data.emoji.clips import EVENTS, emoji_clips
+from mtmm_jax.data.emoji.scenes import halve
+from mtmm_jax.data.emoji.source import draw
+from mtmm_jax.data.text import read_tokenizer
 from mtmm_jax.registry import ConfigError, build
 
 
@@ -140,6 +144,72 @@ def test_words_and_speech_are_those_of_emoji(made, source):
     assert made.assets == source.assets
 
 
+def test_the_box_is_around_the_larger_part_of_what_is_seen_last():
+    """Seen in the pixels: a black triangle, which a frame's edge cuts in every other clip."""
+    planes = np.zeros((120, 4, 32, 32), np.uint8)
+    planes[:, 3] = 255 * np.tri(32)
+    chance = uniform(7, 5, np.arange(120))
+    event, ring = clips.paths(chance, 8)
+    found = clips.places(planes, ring[:, -1])
+    video = clips.film(planes, ring, 96, np.zeros((120, 9)))
+    seen = (1 - video[:, -1]).mean(-1) / 2 > 0.15
+    assert {"spin", "grow", "left"} <= {list(EVENTS)[e] for e in event}
+    cut = 0
+    for mask, box in zip(seen, found, strict=True):
+        for visible, (low, high) in ((mask.any(1), box[0::2]), (mask.any(0), box[1::2])):
+            edges = np.flatnonzero(np.diff(np.pad(visible, 1).astype(int)))
+            parts = edges.reshape(-1, 2)
+            cut += len(parts) > 1
+            start, stop = max(parts, key=lambda part: part[1] - part[0])
+            if len(parts) > 1 and abs(np.diff(parts)[0] - np.diff(parts)[1]) < 4:
+                continue  # which part is larger is a matter of a pixel
+            np.testing.assert_allclose((low, high), (start / 96, stop / 96), atol=0.021)
+    assert cut > 60
+
+
+def test_a_clips_box_is_that_of_its_last_frame(made, table):
+    rows = made.rows["test"][:32]
+    found = next(made.batches("test", 32))["targets"]["where"]["y"]
+    assert found["valid"].all()
+    _, ring = clips.paths(uniform(clips._MOTION, clips._SALT, rows)[:, :7], 8)
+    planes = halve(draw(table, STYLES, rows)[2])
+    np.testing.assert_allclose(found["boxes"][:, 0], clips.places(planes, ring[:, -1]), atol=1e-6)
+
+
+def test_the_ten_topics_are_the_categories_with_vehicles_apart(made, table):
+    target, wide = made.spec.targets["topic"], made.spec.targets["category"]
+    assert target.classes == (*wide.classes, "Vehicles")
+    assert min(target.frequencies) > 0.02
+    batch = next(made.batches("test", 256))
+    topic, category = (batch["targets"][name]["y"] for name in ("topic", "category"))
+    names = [table.classes["subcategory"][i] for i in table.labels["subcategory"][batch["id"]]]
+    moves = np.array([name in ("transport-ground", "transport-water", "transport-air")
+                      for name in names])  # fmt: skip
+    assert 2 < moves.sum() < len(moves) / 4
+    assert (topic[moves] == 9).all()
+    assert (topic == category)[~moves].all()
+    assert {wide.classes[i] for i in category[moves]} == {"Travel & Places"}
+
+
+@pytest.mark.parametrize("text", ["name", "name+keywords"])
+def test_words_may_be_whole_words(cache, table, text):
+    source = emoji_clips(units="words", text=text, data_dir=str(cache))
+    tokenizer = read_tokenizer(source.assets["tokenizer.json"])
+    assert source.spec.modalities["text"].vocabulary == tokenizer.get_vocab_size() <= 2000
+    batch = next(source.batches("validation", 64))
+    source.spec.check(batch)
+    known = {w for n, s in zip(table.names, table.split, strict=True) if s == "train"
+             for w in n.lower().split()}  # fmt: skip
+    told = batch["inputs"]["text"]
+    for concept, ids, mask in zip(batch["id"], told["x"], told["mask"], strict=True):
+        words = table.names[concept].lower().split()
+        got = [tokenizer.id_to_token(i) for i in ids[mask]][: len(words)]
+        if text == "name":
+            assert got == [word if word in known else "[UNK]" for word in words]
+        else:
+            assert all(a in (b, "[UNK]") for a, b in zip(got, words, strict=False))
+
+
 def test_training_clips_are_new_in_each_epoch_and_evaluation_clips_are_fixed(made, cache, table):
     training = iter(made.train(64))
     a = next(training)
@@ -196,6 +266,7 @@ def test_the_two_styles_are_two_domains_with_the_same_concepts(cache):
     [
         ({"frames": 3}, "data.emoji_clips.frames: 3; fewer than 4"),
         ({"image_size": 8}, "data.emoji_clips.image_size: 8; needs 16 or more"),
+        ({"units": "letters"}, "data.emoji_clips.units: unknown value 'letters'; .*words"),
         ({"text": "label"}, "data.emoji_clips.text: unknown value 'label'"),
         ({"styles": ()}, "data.emoji_clips.styles: .* one or more"),
         ({"seconds": 0}, "data.emoji_clips.seconds: 0 is not positive"),

@@ -549,6 +549,12 @@ def test_folders_of_frames_texts_and_sounds(clips):
         assert lack == [["c4"], [], [], ["c29"]]
         assert answer["y"][ids.index("c3")] == 0
     assert sum(map(len, source.rows.values())) == 30
+    split = video_folder(root=clips, options={"text": {"units": "words", "vocabulary": 9}})
+    tokenizer = read_tokenizer(split.assets["tokenizer.json"])
+    assert tokenizer.get_vocab_size() == 9
+    text = split.compose(np.arange(1), None)["inputs"]["text"]
+    assert text["mask"].sum() == 2
+    assert text["x"][0, 0] == tokenizer.token_to_id("clip")
     silent = video_folder(root=clips, audios=None)
     assert set(silent.spec.modalities) == {"video", "text"}
     assert not silent.spec.targets

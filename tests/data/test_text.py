@@ -119,6 +119,20 @@ def test_a_trained_tokenizer_decodes_to_words():
     assert text.encode(tokenizer, [], 8).shape == (0, 8)
 
 
+def test_words_are_split_at_spaces_and_lower_cased():
+    texts = ["Red fox", "red  CAT's", "red fox [PAD]"]
+    made = text.train_words(texts, 5)
+    assert made == text.train_words(texts[::-1], 5)
+    tokenizer = text.read_tokenizer(made)
+    # The most frequent words; of those that are as frequent, the first by letters.
+    assert [tokenizer.id_to_token(i) for i in range(5)] == [*text.SPECIAL, "red", "fox", "[pad]"]
+    assert tokenizer.get_vocab_size() == 5
+    ids, mask = text.encode_with_mask(tokenizer, ["FOX's Red fox", "\tred\nfox"], 4)
+    assert ids.tolist() == [[text.UNKNOWN, 2, 3, text.PADDING], [2, 3, 0, 0]]
+    assert mask.sum(1).tolist() == [3, 2]
+    assert text.decode(tokenizer, ids[1:]) == ["red fox"]
+
+
 @pytest.mark.parametrize(
     ("act", "said"),
     [

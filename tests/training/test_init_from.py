@@ -246,6 +246,7 @@ def test_a_map_is_pairs_or_a_mapping():
         ({"workdir": "a", "at": "encoders/text"}, "init_from.at: belongs to weights"),
         ({"weights": "a", "at": "encoders/text", "step": 3}, "init_from.step: belongs to workdir"),
         ({"weights": "a"}, "init_from.at: is missing"),
+        ({"weights": "a", "at": "encoders/text", "map": ["x"]}, r"init_from.map\[0\]: 'x' is not"),
         ({"workdir": "a", "step": "first"}, "init_from.step: 'first'"),
         ({"workdir": "a", "map": [["(", "x"]]}, r"init_from.map\[0\]: '\(' is not a regex"),
         ({"workdir": "a", "map": [["x", r"\2"]]}, r"init_from.map\[0\]: '\\\\2' is not a path"),
@@ -321,6 +322,45 @@ def test_imported_weights_go_to_their_encoder(weights):
         begun(section, encoders={"text": {**BERT, "length": 12}})
     with pytest.raises(ConfigError, match="GRUText; imports are known of: bert, resnet"):
         begun({**section, "freeze": []}, encoders={"text": "text_gru"})
+
+
+def test_a_map_takes_a_part_of_weights(weights):
+    """Shorter texts and other words than the file's, once the map leaves these tables out."""
+    path, imported = weights
+    (path / "tokenizer.json").write_text(TOKENIZERS[0])
+    short, wanted = {"text": {**BERT, "length": 12}}, flatten(imported["params"])
+    blocks = [["encoders/text/(block.*)", r"encoders/text/\1"]]
+    section = {"weights": str(path), "at": "encoders/text", "map": blocks}
+    state, report = begun(section, encoders=short, tokenizer=TOKENIZERS[1])
+    params = flatten(state.params)
+    taken = {f"encoders/text/{name}" for name in wanted if name.startswith("block")}
+    assert set(report.loaded) == taken
+    for name in taken:
+        ours = name.removeprefix("encoders/text/")
+        np.testing.assert_array_equal(params[name], wanted[ours], name)
+    assert report.skipped["origin: encoders/text/positions"] == "not matched by map"
+    assert report.skipped["encoders/text/positions"] == "no counterpart in the origin"
+    assert report.numbers[0] == sum(params[name].size for name in taken)
+    whole = {**section, "map": [["encoders/text/(?!embedding/).*", r"\g<0>"]]}
+    _, report = begun(whole, encoders=short, tokenizer=TOKENIZERS[1])
+    why = report.skipped["encoders/text/positions"]
+    assert why == "other shape: [16, 128] there, [12, 128] here, from encoders/text/positions"
+    for change, message in [
+        ({"strict": True}, r"shapes differ: encoders/text/positions is \[16, 128\] there"),
+        ({"map": blocks, "strict": True}, "has nothing for: encoders/text/embedding/embedding"),
+        ({"map": [["block.*", r"\g<0>"]]}, "'block.*' matches nothing of .*encoders/text/block1"),
+        ({"map": [["encoders/text/(types)", r"heads/\1"]]}, "nothing of .* goes here"),
+        ({"map": [["encoders/text/.*", r"\g<0>"]]}, "leave the embedding out by `map`"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            begun({**whole, **change}, encoders=short, tokenizer=TOKENIZERS[1])
+    _, report = begun(
+        {**section, "map": [["encoders/text/(.*)", r"encoders/text/\1"]], "strict": True},
+        encoders={"text": BERT},
+        tokenizer=TOKENIZERS[0],
+    )  # all of it, as without a map: strict misses only what the file never had
+    assert "encoders/text/project/kernel" in report.skipped
+    assert len(report.loaded) == len(wanted)
 
 
 def test_emoji_take_the_tokenizer_of_weights(tmp_path):

@@ -16,6 +16,7 @@ from mtmm_jax.transfer import lora
 from tests import toy
 from tests.training import small_run
 
+TASKS = ("kind", "size")
 LORA = {"rank": 2, "alpha": 4.0, "on": [".*/kernel"]}
 SHAPES = {
     "encoders/image/conv/kernel": (3, 3, 4, 5),
@@ -130,6 +131,35 @@ def test_only_thin_matrices_and_heads_move(pair):
     labels = flatten(shared_parameters(state.params))
     assert labels["lora/encoders/text/hidden/kernel/a"] is True
     assert labels["lora/heads/kind/out/kernel/a"] is False
+
+
+def test_a_task_has_its_own_where_its_kernels_are_its_own():
+    """Thin matrices of tasks, over networks of theirs that stay: the sharing `separate`."""
+    kernels = ["sharing/.*/kernel"]
+    optimizer = {"kind": "sgd", "learning_rate": 0.5, "freeze": ["(sharing|heads)/.*"]}
+    made = training.assemble(
+        config(lora={"rank": 2, "on": kernels}, model={"sharing": "separate"}, optimizer=optimizer)
+    )
+    variables, rows = drawn(made.model.shapes), batch(made)
+    own = {path for path in flatten(variables["params"]) if path.startswith("lora/")}
+    assert {task for task in TASKS if any(task in path for path in own)} == set(TASKS)
+
+    @jax.jit
+    def step(params, weights):
+        def loss(params):
+            told, _ = made.model({**variables, "params": params}, rows["inputs"])
+            return jnp.dot(made.model.losses(told, rows)[0], weights)
+
+        updates, _ = made.optimizer.update(
+            jax.grad(loss)(params), made.optimizer.init(params), params
+        )
+        return optax.apply_updates(params, updates)
+
+    before = flatten(variables["params"])
+    for weights, task in zip(np.eye(len(TASKS), dtype=np.float32), made.model.tasks, strict=True):
+        after = flatten(step(variables["params"], weights))
+        moved = {path for path in before if np.any(after[path] != before[path])}
+        assert moved == {path for path in own if task in path}
 
 
 def test_norms_may_learn_beside_it_and_frozen_rules_say_what_stays():

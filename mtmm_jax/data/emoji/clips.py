@@ -18,9 +18,10 @@ from mtmm_jax.data.augment import background, between
 from mtmm_jax.data.chance import uniform
 from mtmm_jax.data.emoji.asset import STYLES, TILE
 from mtmm_jax.data.emoji.prepared import Emoji, load
-from mtmm_jax.data.emoji.scenes import halve
+from mtmm_jax.data.emoji.scenes import VISIBLE, halve
 from mtmm_jax.data.emoji.source import (
     TEXTS,
+    VOCABULARY,
     Telling,
     check_positive,
     check_styles,
@@ -29,6 +30,7 @@ from mtmm_jax.data.emoji.source import (
     picture,
 )
 from mtmm_jax.data.source import Source
+from mtmm_jax.data.text import UNITS, train_words
 from mtmm_jax.registry import ConfigError, choose
 
 # Event -> the direction of the ring that changes, and its sign (0: either).
@@ -52,6 +54,7 @@ _SMALL, _LARGE = 0.36, 0.66  # sides of the drawing in shares of the picture's
 _ROOM = 1.5  # sides of a square in which a drawing can be turned, of the drawing's
 _BACKGROUND = 9
 _MOTION = 7 + _BACKGROUND  # draws: event, speed, sign, start, background
+_LABELS = "category", "subcategory"
 _SALT = 0xC11B5  # of the motion that a row has when chance does not decide
 
 
@@ -61,6 +64,7 @@ def emoji_clips(
     image_size: int = 32,
     seconds: float = 2.0,
     text: str = "name",
+    units: str = "pieces",
     text_length: int = 16,
     styles: Sequence[str] = STYLES,
     augment: bool = True,
@@ -70,7 +74,9 @@ def emoji_clips(
     """Short clips of one emoji in motion, with its name and its name spoken.
 
     The drawings are real, the speech is synthetic (see the emoji's card), the motion is made up.
-    Targets: `event`, one of 8 kinds of motion; `category` and `subcategory` of the emoji.
+    Targets: `event`, one of 8 kinds of motion; `category` (9) and `subcategory` of the emoji;
+    `topic`, ten: the categories, with the vehicles of "Travel & Places" apart; `where`, a box tight
+    around the emoji in the last frame (around the larger part where the frame's edge cuts it).
 
     The event is in the motion alone. Position, size and angle go round (what leaves on the right
     comes in on the left, what has grown largest is smallest again) and begin anywhere with equal
@@ -88,6 +94,8 @@ def emoji_clips(
         image_size: side of the pictures, float32 in -1..1, on a plain or graded background.
         seconds: length of the clip and of the audio.
         text: "name", or "name+keywords".
+        units: what a token of the text is: "pieces" of words, as in `emoji`, or whole "words",
+            lower-cased and split at spaces.
         text_length: tokens, longer texts are cut.
         styles: which drawings, of "noto" and "twemoji".
         augment: whether training batches are made anew in every epoch.
@@ -96,6 +104,7 @@ def emoji_clips(
     """
     where = "data.emoji_clips"
     choose(text, TEXTS, f"{where}.text")
+    choose(units, UNITS, f"{where}.units")
     styles = check_styles(styles, where)
     check_positive({"seconds": seconds, "text_length": text_length}, where)
     if frames < 4:
@@ -106,7 +115,8 @@ def emoji_clips(
     # What is drawn with fewer pixels than the half-size copy has is drawn from that copy.
     half = image_size * _LARGE <= TILE / 2
     drawings = {s: halve(table.drawings[s]) if half else table.drawings[s] for s in styles}
-    telling = Telling.of(table, text, seconds, text_length)
+    own = _words(table, text) if units == "words" else None
+    telling = Telling.of(table, text, seconds, text_length, own=own)
     spec = _spec(telling, frames, image_size, frames / seconds)
     moving = dataclasses.replace(table, drawings=drawings)
     compose = functools.partial(_compose, moving, telling, styles, frames, image_size)
@@ -200,6 +210,40 @@ def film(planes: np.ndarray, ring: np.ndarray, size: int, colours: np.ndarray) -
     return shown.reshape(count, frames, size, size, 3)
 
 
+def places(planes: np.ndarray, ring: np.ndarray) -> np.ndarray:
+    """`[B, 4]` boxes (y0, x0, y1, x1 in 0..1) of drawings `[B, 4, s, s]` at one place `[B, 4]`.
+
+    Tight around what is visible. What the frame's edge cuts is in two parts, and the larger counts.
+    """
+    seen = turn(planes, 2 * np.pi * ring[:, _ANGLE])[:, 3] >= 255 * VISIBLE
+    scale = _ROOM * _SMALL * (_LARGE / _SMALL) ** ring[:, _SIZE]
+    edges = []
+    for direction, visible in ((_DOWN, seen.any(2)), (_ACROSS, seen.any(1))):
+        size = visible.shape[1]
+        own = np.stack([visible.argmax(1), size - visible[:, ::-1].argmax(1)], 1) / size - 0.5
+        own = own * scale[:, None] + ring[:, direction, None]
+        parts = np.clip(own[:, None] + np.array([-1, 0, 1])[:, None], 0, 1)
+        larger = np.diff(parts)[..., 0].argmax(1)
+        edges.append(parts[np.arange(len(own)), larger])
+    return np.stack(edges, 1).transpose(0, 2, 1).reshape(-1, 4).astype(np.float32)
+
+
+def _words(table: Emoji, text: str) -> str:
+    """A tokenizer of the words that training texts have."""
+    more = table.keywords if text == "name+keywords" else [()] * len(table.names)
+    rows = zip(table.names, more, table.split, strict=True)
+    return train_words([" ".join([name, *k]) for name, k, s in rows if s == "train"], VOCABULARY)
+
+
+def _topics(table: Emoji) -> tuple[tuple[str, ...], np.ndarray]:
+    """Ten classes: the nine categories, and the vehicles of one of them; `[N]` whose it is."""
+    wide, fine = table.classes["category"], table.classes["subcategory"]
+    topic = table.labels["category"].copy()
+    vehicle = [name in ("transport-ground", "transport-water", "transport-air") for name in fine]
+    topic[np.array(vehicle)[table.labels["subcategory"]]] = len(wide)
+    return (*wide, "Vehicles"), topic
+
+
 def _ring_matrix(source: int, size: int, scale: np.ndarray, shift: np.ndarray) -> np.ndarray:
     """As `images.resize_matrix`, but what leaves the frame on one side comes in on the other."""
     again = np.where(shift < 0, shift + 1, shift - 1)
@@ -213,11 +257,12 @@ def _spec(telling: Telling, frames: int, size: int, rate: float) -> Spec:
     train = table.split == "train"
     even = (1 / len(EVENTS),) * len(EVENTS)
     targets = {"event": Target("class", classes=tuple(EVENTS), frequencies=even)}
-    for name in ("category", "subcategory"):
-        classes = table.classes[name]
-        counts = np.bincount(table.labels[name][train], minlength=len(classes))
+    known = {name: (table.classes[name], table.labels[name]) for name in _LABELS}
+    for name, (classes, labels) in {**known, "topic": _topics(table)}.items():
+        counts = np.bincount(labels[train], minlength=len(classes))
         frequencies = tuple((counts / counts.sum()).tolist())
         targets[name] = Target("class", classes=tuple(classes), frequencies=frequencies)
+    targets["where"] = Target("boxes", classes=("emoji",), frequencies=(1.0,), length=1)
     video = Modality("video", (frames, size, size, 3), "float32", rate=rate)
     return Spec({"video": video, **telling.modalities}, targets)
 
@@ -240,8 +285,12 @@ def _compose(
     told, _ = telling(concept, np.array([STYLES.index(s) for s in styles])[style], rest)
     present = np.ones(len(rows), bool)
     video = film(planes, ring, size, motion[:, -_BACKGROUND:])
-    labels = {"event": event} | {
-        name: table.labels[name][concept] for name in ("category", "subcategory")
+    labels = {"event": event} | {name: table.labels[name][concept] for name in _LABELS}
+    labels["topic"] = _topics(table)[1][concept]
+    labels["where"] = {
+        "boxes": places(planes, ring[:, -1])[:, None],
+        "classes": np.zeros((len(rows), 1), np.int32),
+        "valid": np.ones((len(rows), 1), bool),
     }
     return {
         "inputs": {"video": {"x": video, "present": present}, **told},

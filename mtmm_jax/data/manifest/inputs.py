@@ -19,7 +19,7 @@ from mtmm_jax.data.readers.clips import View, decode_animation, decode_folder, s
 from mtmm_jax.data.readers.limits import Limits, Unreadable
 from mtmm_jax.data.readers.pictures import decode_image, stack_images
 from mtmm_jax.data.readers.sounds import RATES, decode_audio
-from mtmm_jax.data.text import encode_with_mask, read_tokenizer
+from mtmm_jax.data.text import UNITS, encode_with_mask, read_tokenizer
 from mtmm_jax.registry import ConfigError, choose
 
 
@@ -168,15 +168,18 @@ def _frame(folder: Folder, name: str, frame: str) -> bytes:
 class TextInput(_Column):
     """A text of at most `length` tokens, in the column or in the file that it names (`from`).
 
-    All texts of a manifest share one tokenizer of at most `vocabulary` entries.
+    All texts of a manifest share one tokenizer of at most `vocabulary` entries. Its `units` are
+    "pieces" of words, or whole "words", lower-cased and split at spaces.
     """
 
     length: int = 32
     vocabulary: int = 2000
+    units: str = "pieces"
     origin: str = "column"
 
     def __post_init__(self) -> None:
         whole(self.where, length=self.length, vocabulary=self.vocabulary)
+        choose(self.units, UNITS, f"{self.where}.units")
         choose(self.origin, ("column", "file"), f"{self.where}.from", "place")
 
     def parse(self, setting: Setting) -> list[str | None]:

@@ -23,7 +23,7 @@ from mtmm_jax.data.manifest.setting import Setting
 from mtmm_jax.data.manifest.targets import TARGETS
 from mtmm_jax.data.readers.limits import Limits
 from mtmm_jax.data.source import SPLITS, Source
-from mtmm_jax.data.text import train_tokenizer
+from mtmm_jax.data.text import UNITS
 from mtmm_jax.registry import ConfigError, build, choose
 
 _WHERE = "data.manifest"
@@ -165,11 +165,13 @@ def _kinds(
         choose_all(kind.made_from, inputs, f"{kind.where}.made_from", "modality")
         if hasattr(kind, "units"):
             labels[name] = check_pictures(kind, pictures)
-    sizes = {kind.vocabulary for kind in inputs.values() if isinstance(kind, TextInput)}
-    if len(sizes) > 1:
-        raise ConfigError(
-            f"{_WHERE}.modalities: texts share one tokenizer; vocabulary is {sorted(sizes)}"
-        )
+    texts = [kind for kind in inputs.values() if isinstance(kind, TextInput)]
+    for key in ("vocabulary", "units"):
+        found = {getattr(kind, key) for kind in texts}
+        if len(found) > 1:
+            raise ConfigError(
+                f"{_WHERE}.modalities: texts share one tokenizer; {key} is {sorted(found)}"
+            )
     return inputs, labels
 
 
@@ -238,7 +240,8 @@ def _tokenizer(
     texts = [
         text for name, kind in readers.items() for text in kind.texts(parsed[name], setting, train)
     ]
-    return train_tokenizer(texts, next(iter(readers.values())).vocabulary)
+    like = next(iter(readers.values()))
+    return UNITS[like.units](texts, like.vocabulary)
 
 
 def _describe(

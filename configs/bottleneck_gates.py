@@ -1,0 +1,19 @@
+"""Feature gates: learned switches say which features, and which views, are needed at all.
+
+python -m mtmm_jax.train --config configs/bottleneck_gates.py --workdir runs/bottleneck_gates
+
+digits, 600 steps, with a gate for each of 64 features and one for each view, and a price on open
+ones. Baselines: the way as it is, --config.model.bottleneck=None, which is digits; as many numbers
+by a linear map, bottleneck_linear. Over other sizes: `python -m mtmm_jax.benchmarks.width`.
+"""
+
+from ml_collections import ConfigDict
+
+from mtmm_jax import training
+
+
+def get_config() -> ConfigDict:
+    config = training.load("digits")
+    with config.unlocked():
+        config.model.bottleneck = {"all": {"kind": "gates", "weight": 1.0}}
+    return config

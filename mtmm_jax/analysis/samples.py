@@ -1,0 +1,98 @@
+"""Speech to listen to, in the report: recordings of the test split, beside what the model says."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from typing import Any
+
+import jax
+import numpy as np
+import soundfile
+
+from mtmm_jax.model import build
+from mtmm_jax.tasks.synthesis import Synthesis
+from mtmm_jax.training.finished import open_run
+from mtmm_jax.training.workdir import Workdir, write
+
+FILE = "speech.npz"
+SAMPLES, OUT_OF, LONGEST = 4, 16, 5.0  # rows, of the first so many of the split; seconds of each
+
+CAPTION = (
+    "Texts of the test split, which the model never heard in training: a recording, and what the "
+    "model says in the voice of the recording when it only reads the text. Frames become sound by "
+    "Griffin-Lim, which alone costs some quality."
+)
+
+
+def speech(workdir: Workdir) -> str:
+    """The section about speech as HTML, its sounds within; empty where no task speaks.
+
+    The sounds are made once, with the best checkpoint, and kept in the workdir.
+    """
+    config = workdir.read("config.json")
+    model = build(config["model"], config["tasks"], workdir.spec())
+    if not any(isinstance(task, Synthesis) for task in model.tasks.values()):
+        return ""
+    path = workdir.path / FILE
+    if not path.exists():
+        if jax.process_count() > 1:  # one of several cannot read their checkpoint alone
+            return "<p>python -m mtmm_jax.report adds speech to listen to.</p>"
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **_samples(workdir, config))
+        write(path, buffer.getvalue())
+    return _page(dict(np.load(path)))
+
+
+def _samples(workdir: Workdir, config: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Texts, rate, waves recorded and said, and what the recogniser writes, if there is one."""
+    run = open_run(workdir.path, {**config, "devices": 1})
+    model, source = run.experiment.model, run.experiment.source
+    name, task = next((n, t) for n, t in model.tasks.items() if isinstance(t, Synthesis))
+    writers = [n for n, t in model.tasks.items() if t.kind == "recognition"]
+    batch = next(source.batches("test", OUT_OF))
+    batch = jax.tree.map(lambda x: x[np.linspace(0, OUT_OF - 1, SAMPLES).astype(int)], batch)
+
+    @jax.jit
+    def say(variables: Any, batch: Any) -> Any:
+        predictions, _ = model(variables, batch["inputs"])
+        labels = task.labels(batch, model.present(batch))
+        said = task.say(predictions[name], labels.y["speaker"])
+        return *said, labels.weight, [predictions[writer] for writer in writers]
+
+    mel, count, weight, written = jax.device_get(say(run.variables, batch))
+    waves = batch["targets"][task.target]["y"]
+    kept: dict[str, Any] = {"rate": run.experiment.source.spec.targets[task.target].rate}
+    rows = np.flatnonzero(weight > 0)
+    kept["texts"] = np.array([source.describe(int(batch["id"][i])) for i in rows], str)
+    for i, row in enumerate(rows):
+        kept[f"recorded/{i}"] = np.trim_zeros(np.asarray(waves[row]), "b")
+        kept[f"said/{i}"] = task.listen(mel[row], count[row])
+    for writer, prediction in zip(writers[:1], written, strict=False):
+        decode = model.tasks[writer].decode
+        answers = [decode(jax.tree.map(lambda x, r=row: x[r], prediction)) for row in rows]
+        kept["written"] = np.array([answer["prediction"] for answer in answers], str)
+    return kept
+
+
+def _page(kept: dict[str, np.ndarray]) -> str:
+    rate = float(kept["rate"])
+    heard = {"written down from the recording": kept["written"]} if "written" in kept else {}
+    head = "".join(f"<th>{name}</th>" for name in ("text", "recording", "synthesised", *heard))
+    rows = []
+    for i, text in enumerate(kept["texts"]):
+        sounds = [player(kept[f"{which}/{i}"], rate) for which in ("recorded", "said")]
+        cells = [html.escape(text), *sounds, *(html.escape(texts[i]) for texts in heard.values())]
+        rows.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+    return f"<p>{CAPTION}</p><table><tr>{head}</tr>{''.join(rows)}</table>"
+
+
+def player(wave: np.ndarray, rate: float) -> str:
+    """An `<audio>` that holds its sound: a WAV file of 16 bits, of a few seconds at most."""
+    wave = np.asarray(wave, np.float32)[: round(LONGEST * rate)]
+    wave = wave / max(np.abs(wave).max(initial=0.0), 1.0)
+    out = io.BytesIO()
+    soundfile.write(out, wave, round(rate), format="WAV", subtype="PCM_16")
+    data = base64.b64encode(out.getvalue()).decode()
+    return f"<audio controls preload='none' src='data:audio/wav;base64,{data}'></audio>"
