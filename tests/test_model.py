@@ -118,19 +118,20 @@ def test_modality_dropout_keeps_at_least_one_and_drops_by_row():
 
 def test_modality_dropout_may_have_a_rate_for_each_modality():
     inputs = toy.batch(64, holes=False)["inputs"]
+    changed = {**inputs, "image": {**inputs["image"], "x": 1 - inputs["image"]["x"]}}
+    cheap = {"image": "image_mlp", "text": "text_bag", "audio": "audio_mlp"}
+    tasks = {"size": {"kind": "regression"}}
 
     def told(dropout):
-        built = toy.build(modality_dropout=dropout)
+        built = toy.build(tasks, modality_dropout=dropout, encoders=cheap)
         variables = jax.jit(built.init)(jax.random.key(0), toy.SPEC.example(2))
-        changed = {**inputs, "image": {**inputs["image"], "x": 1 - inputs["image"]["x"]}}
-        key = jax.random.key(1)
-        both = [built.trunk(variables, x, train=True, key=key)[0] for x in (inputs, changed)]
-        values = [np.asarray(shared["fused"].values[:, 0]) for shared in both]
+        trunk = jax.jit(lambda x: built.trunk(variables, x, train=True, key=jax.random.key(1)))
+        values = [trunk(x)[0]["fused"].values[:, 0] for x in (inputs, changed)]
         return np.abs(values[0] - values[1]).max(-1) > 1e-6  # did it see the image?
 
     assert told({"text": 0.9}).all()
     assert 0.05 < told({"image": 0.8}).mean() < 0.4
-    np.testing.assert_array_equal(told(0.5), told(dict.fromkeys(toy.build().encoders, 0.5)))
+    np.testing.assert_array_equal(told(0.5), told(dict.fromkeys(cheap, 0.5)))
 
 
 SEEN = {"kind": {"kind": "classification", "reads": "image"}}

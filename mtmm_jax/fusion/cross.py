@@ -21,8 +21,9 @@ class NonLocalGate(nn.Module):
 
     The NL-gate of MultiBench (Liang et al. 2021), after non-local networks (Wang et al. 2018): not
     scaled, one head. Gives the asking modality's tokens, refined; where that modality is absent, a
-    learned query stands in for them as one token, and where the others are absent h = Q. The cost
-    is the asking tokens x the other tokens. For one leading modality with others that help it.
+    learned query stands in for them as one token, and where the others are absent h = Q. With one
+    modality nobody is asked: h = Q always. The cost is the asking tokens x the other tokens. For
+    one leading modality with others that help it.
 
     Attributes:
         width: of the tokens.
@@ -32,7 +33,7 @@ class NonLocalGate(nn.Module):
     width: int
     query: str | None = None
 
-    modalities: ClassVar[tuple[int, int | None]] = (2, None)
+    modalities: ClassVar[tuple[int, int | None]] = (1, None)
     keeps_layout: ClassVar[bool] = False
 
     @nn.compact
@@ -42,12 +43,14 @@ class NonLocalGate(nn.Module):
         del train, axis_name
         name = query_first(tokens, self.query)[0]
         read = apart(read_in(tokens, self.width), tokens)
-        own = read.pop(name)
+        own, ask = read.pop(name), nn.Dense(self.width, name="query")
+        if not read:
+            return Tokens(ask(own.values), own.mask)
         others = Tokens.join(read.values())
         stand_in = Latents(1, self.width, name=f"absent_{name}")(own.mask.shape[0])
         alone = others.present & ~own.present
         asking = Tokens.join([Tokens(stand_in, alone[:, None]), own])
-        query = nn.Dense(self.width, name="query")(asking.values)
+        query = ask(asking.values)
         key = nn.Dense(self.width, use_bias=False, name="key")(others.values)
         value = nn.Dense(self.width, name="value")(others.values)
         logits = jnp.einsum("bnd,bmd->bnm", query, key)

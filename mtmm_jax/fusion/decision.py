@@ -127,11 +127,13 @@ class LearnedDecision(nn.Module):
         self, values: jax.Array, present: jax.Array, *, train: bool = False, axis_name=None
     ) -> jax.Array:
         del train, axis_name
-        hidden, out = nn.Dense(self.hidden, name="hidden"), nn.Dense(values.shape[-1], name="out")
+        dtype = values.dtype
+        hidden = nn.Dense(self.hidden, dtype=dtype, name="hidden")
+        out = nn.Dense(values.shape[-1], dtype=dtype, name="out")
 
         def fused(present: jax.Array) -> jax.Array:
             here = present[..., None]
-            x = jnp.concatenate([jnp.where(here, values, 0), here.astype(values.dtype)], axis=-1)
+            x = jnp.concatenate([jnp.where(here, values, 0), here.astype(dtype)], axis=-1)
             return out(gelu(hidden(x.reshape(x.shape[0], x.shape[1] * x.shape[2]))))
 
         y = fused(present)

@@ -18,8 +18,9 @@ class Gated(nn.Module):
 
     For two modalities y = V x_2 (Kiela et al. 2018); for more it is the mean of V_m x_m over the
     present others. An absent factor is 1: without the query y passes as it is, without any other
-    the gate itself is what is left. Costs one matrix a modality. For a modality that says which
-    part of the others matters, such as a question; not where all are equals (`GatedUnit`).
+    the gate itself is what is left. With one modality y is 1 always: h = W sigma(U x). Costs one
+    matrix a modality. For a modality that says which part of the others matters, such as a
+    question; not where all are equals (`GatedUnit`).
 
     Attributes:
         width: of the token it gives.
@@ -29,7 +30,7 @@ class Gated(nn.Module):
     width: int
     query: str | None = None
 
-    modalities: ClassVar[tuple[int, int | None]] = (2, None)
+    modalities: ClassVar[tuple[int, int | None]] = (1, None)
     keeps_layout: ClassVar[bool] = False
 
     @nn.compact
@@ -90,8 +91,9 @@ class FiLM(nn.Module):
 
     Feature-wise linear modulation (Perez et al. 2018). For two modalities y = V x_2; for more it
     is the mean of V_m x_m over the present others. gamma starts around 1. Without the query gamma
-    is 1 and beta 0; without any other y is 1, as an absent factor is. Costs one matrix a modality,
-    two for the query. As `Gated`, where the query may also add, or turn a sign.
+    is 1 and beta 0; without any other y is 1, as an absent factor is. With one modality y is 1
+    always: h = W (gamma + beta), a linear map. Costs one matrix a modality, two for the query. As
+    `Gated`, where the query may also add, or turn a sign.
 
     Attributes:
         width: of the token it gives.
@@ -101,7 +103,7 @@ class FiLM(nn.Module):
     width: int
     query: str | None = None
 
-    modalities: ClassVar[tuple[int, int | None]] = (2, None)
+    modalities: ClassVar[tuple[int, int | None]] = (1, None)
     keeps_layout: ClassVar[bool] = False
 
     @nn.compact
@@ -130,6 +132,8 @@ def _mean_of(
     names: list[str], x: Mapping[str, jax.Array], present: Mapping[str, jax.Array], width: int
 ) -> jax.Array:
     """The mean of V_m x_m over the present ones among `names`; 1 where none is."""
+    if not names:
+        return jnp.ones((), next(iter(x.values())).dtype)
     summed = sum(jnp.where(present[m], linear(x[m], width, f"value_{m}"), 0) for m in names)
     count = sum(present[m].astype(summed.dtype) for m in names)
     return jnp.where(count > 0, summed / jnp.maximum(count, 1), jnp.ones((), summed.dtype))

@@ -109,7 +109,10 @@ class Reconstruct(nn.Module):
             return dict(seen)
         anyone = _anyone(seen)
         present = {name: seen[name].present[:, None] for name in names}
-        views = {n: nn.Dense(self.hidden, name=f"view_{n}")(seen[n].mean()) for n in names}
+        dtype = seen[names[0]].values.dtype
+        views = {
+            n: nn.Dense(self.hidden, dtype=dtype, name=f"view_{n}")(seen[n].mean()) for n in names
+        }
         filled, summed_up, count = {}, jnp.float32(0), jnp.float32(0)
         for name in names:
             others = [n for n in names if n != name]
@@ -117,7 +120,7 @@ class Reconstruct(nn.Module):
             summed = sum(jnp.where(present[n], views[n], 0) for n in others)
             mixed = summed / jnp.maximum(number, 1).astype(summed.dtype)
             width = seen[name].values.shape[-1]
-            guess = nn.Dense(width, name=f"to_{name}")(gelu(mixed))
+            guess = nn.Dense(width, dtype=dtype, name=f"to_{name}")(gelu(mixed))
             filled[name] = _fill(seen[name], guess, anyone)
             self.sow("intermediates", f"guess_{name}", guess)
             if train:

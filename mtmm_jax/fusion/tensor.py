@@ -92,6 +92,7 @@ class LowRankTensor(nn.Module):
 
 
 FORMS = {"matrix": 2, "vector": 2, "three_way": 3}
+REDUCED = {3: 16, 4: 8}  # 16^3 = 8^4
 
 
 class Multiplicative(nn.Module):
@@ -103,16 +104,19 @@ class Multiplicative(nn.Module):
         vector     y = (x_1 W + V) * P x_2 + x_1 U + b                 W in R^{D_1 x width}
         three_way  y = x_3^T A(x_1, x_2) + B(x_1, x_2), A (to R^{D_3 x width}) and B matrix forms
 
-    An absent x is 0 and the constants stay: what is left is the same form of the others. The cost
-    is that of W: the product of all the D_m and the width but in the vector form, so that three are
-    reduced first. For conditioning of one input on another.
+    Written out, matrix and three_way are the sum of the linear maps of all products of x's; so it
+    is with four modalities, and with one: y = x_1 U + b. An absent x is 0 and the constants stay:
+    what is left is the same form of the others. The cost is that of W: the product of all the D_m
+    and the width but in the vector form, so that three and four are reduced first. For conditioning
+    of one input on another.
 
     Attributes:
         width: of the token it gives.
-        form: of the above; "auto": matrix for two modalities, three_way for three.
+        form: of the above; "auto": all products, whatever the number of modalities.
         query: the modality that is x_1; None: the first of the alphabet. The others follow by name.
         reduced: the width that each modality is brought to first; 0 to leave it; None: 16 for three
-            modalities, whose W would have 268M weights at a width of 128, and 0 for two.
+            modalities, whose W would have 268M weights at a width of 128; 8 for four, whose W is
+            then as large as that of three; 0 for fewer.
     """
 
     width: int
@@ -120,7 +124,7 @@ class Multiplicative(nn.Module):
     query: str | None = None
     reduced: int | None = None
 
-    modalities: ClassVar[tuple[int, int | None]] = (2, 3)
+    modalities: ClassVar[tuple[int, int | None]] = (1, 4)
     keeps_layout: ClassVar[bool] = False
 
     @nn.compact
@@ -137,7 +141,7 @@ class Multiplicative(nn.Module):
                 f"{', '.join(['auto', *(f for f in FORMS if FORMS[f] == len(x))])}"
             )
         names = query_first(x, self.query)
-        default = 16 if len(names) == 3 else 0
+        default = REDUCED.get(len(names), 0)
         if reduced := default if self.reduced is None else self.reduced:
             x = {name: linear(x[name], reduced, f"reduce_{name}") for name in names}
         if form == "vector":
@@ -152,7 +156,7 @@ class Multiplicative(nn.Module):
 
     def _term(self, xs: list[jax.Array], name: str) -> jax.Array:
         """`[B, width]`: the weighted sums of all products of one feature from each of `xs`."""
-        axes = "ijk"[: len(xs)]
+        axes = "ijkl"[: len(xs)]
         spread = _init.lecun_normal(in_axis=tuple(range(len(xs))), out_axis=-1)
         shape = (*(x.shape[-1] for x in xs), self.width)
         weight = self.param(f"weight_{name}", spread, shape).astype(xs[0].dtype)
