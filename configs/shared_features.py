@@ -5,6 +5,10 @@ python -m mtmm_jax.train --config configs/shared_features.py --workdir runs/shar
 As shared_weights, but behind fusion each task has layers of its own. Baselines: the same features
 without layers of the tasks' own (shared_weights), and features that stay as they were when these
 layers began (shared_features_frozen).
+
+Measured (test, one seed, 2 minutes each with one of two cores): category accuracy .852, subcategory
+accuracy .640, year r2 .278; shared weights: category accuracy .844, subcategory accuracy .666, year
+r2 .277.
 """
 
 from ml_collections import ConfigDict

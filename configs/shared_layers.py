@@ -7,6 +7,10 @@ task reads its own input through an encoder and an input layer of its own; one m
 all, and behind it each has an output layer and a head. Nothing is fused. Every batch holds as many
 rows of each data set. 500 steps. Baseline: each task alone, which has the middle to itself,
 --config.tasks.digit=None and so on.
+
+Measured (test, one seed, 88 s each with one of two cores): digit accuracy .980, speaker accuracy
+.984, task_1 r2 .793; trivial: digit accuracy .100, speaker accuracy .084, task_1 r2 -.000; digit
+alone: digit accuracy .985; speaker alone: speaker accuracy .984; task_1 alone: task_1 r2 .794.
 """
 
 from ml_collections import ConfigDict

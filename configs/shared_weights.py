@@ -5,6 +5,10 @@ python -m mtmm_jax.train --config configs/shared_weights.py --workdir runs/share
 Category, subcategory and year of an emoji from picture, name and speech: L = sum_k L_k. 300 steps.
 Baseline: a network of its own for each task, which the same command gives with the other tasks left
 out: --config.tasks.year=None --config.tasks.subcategory=None.
+
+Measured (test, one seed, 3 minutes each with one of two cores): category accuracy .844, subcategory
+accuracy .666, year r2 .277; category alone: category accuracy .849; subcategory alone: subcategory
+accuracy .758; year alone: year r2 .276.
 """
 
 from ml_collections import ConfigDict
