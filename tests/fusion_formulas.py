@@ -49,13 +49,13 @@ def inputs(modalities, *, filler=np.nan, seed=0, places=False):
 
 
 def entrance(given, under):
-    """Tokens as a model's entrance makes them, in no order, and `under` everywhere beneath their
-    masks: there encoders leave what they like."""
+    """Tokens as a model's entrance makes them, in no order. Beneath their masks, where encoders
+    leave what they like, stands `under` if it is not 0."""
     tokens = {}
     for name, entry in reversed(clean(given).items()):
-        mask = entry["mask"][..., None]
+        left = entry["mask"][..., None] | (jnp.asarray(under) == 0)
         values, at = (
-            None if x is None else jnp.where(mask, x, jnp.asarray(under, x.dtype))
+            None if x is None else jnp.where(left, x, jnp.asarray(under, x.dtype))
             for x in (entry["x"], entry.get("positions"))
         )
         tokens[name] = Tokens.of(values, entry["mask"], name, positions=at)

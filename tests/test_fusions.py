@@ -88,13 +88,9 @@ OPTIONS = {
 LIMITS = {"multiplicative, vector": (2, 2), "multiplicative, three_way": (3, 3)}
 # They compute in float32 whatever they are given.
 FLOAT32 = {
-    "transformer",
-    "transformer_tokens",
-    "bottleneck",
-    "nl_gate",
-    "crossmodal",
-    "perceiver",
-} | {"perceiver_io", "encoder_decoder", "gcn", "gat", "population"}
+    *("transformer", "transformer_tokens", "bottleneck", "nl_gate", "crossmodal", "perceiver"),
+    *("perceiver_io", "encoder_decoder", "gcn", "gat", "population"),
+}
 
 
 def _votes(tokens):
@@ -129,9 +125,15 @@ ROOMS = {
 
 
 class Entry(NamedTuple):
+    """An entry of a room's table, its options, and the numbers of modalities that it takes."""
+
     room: Room
     spec: dict
     counts: range
+
+    @property
+    def constructor(self):
+        return self.room.table[self.spec["kind"]]
 
     def module(self, names):
         spec = {key: v(names) if callable(v) else v for key, v in self.spec.items()}
@@ -153,13 +155,14 @@ def _entries():
 ENTRIES = dict(_entries())
 
 
-def _every(slow=lambda label, modalities: False, chosen=lambda entry: True):
-    """Every entry, or those whose classes are chosen, with 1 to 4 modalities within its limits."""
+def _every(slow=lambda label, modalities: False, chosen=lambda entry: True, counts=(1, 2, 3, 4)):
+    """Every entry, or those that are chosen, with every number of modalities that it takes."""
     cases = [
         pytest.param(label, count, marks=[pytest.mark.slow] if slow(label, count) else [])
         for label, entry in ENTRIES.items()
-        if chosen(entry.room.table[entry.spec["kind"]])
-        for count in entry.counts
+        if chosen(entry.constructor)
+        for count in counts
+        if count in entry.counts
     ]
     return pytest.mark.parametrize(("label", "modalities"), cases)
 
@@ -190,8 +193,8 @@ def _suite(label, modalities, train=False, dropout=None):
         given, told = module.apply({"params": params}, *arguments, **mode, mutable=mutable)
         return entry.room.given(given, tokens), told
 
-    def wavy(params, *inputs):
-        fused, told = forward(params, *inputs)
+    def wavy(params, inputs, under):
+        fused, told = forward(params, inputs, under)
         total = sum(jax.tree.leaves(told.get("losses")), jnp.float32(0))
         for part in fused.values():  # all that is unmasked, each channel at a slope of its own
             values = part.values.astype(jnp.float32)
@@ -217,19 +220,23 @@ def _same(one, two, rows=slice(None), atol=2e-5):
 
 def _absent_is_silent(label, modalities, suite):
     """What is masked or absent, NaN included, changes no output, no term and no gradient."""
-    gradient, (fused, told) = suite.run(suite.params, _inputs(label, modalities), 0.0)
-    for leaf in jax.tree.leaves((gradient, {n: t.values for n, t in fused.items()}, told)):
+    # No entrance stands before decisions: a run that is absent from an ensemble says NaN.
+    loud = np.nan if label.startswith("decision") else 1e3
+    found = suite.run(suite.params, _inputs(label, modalities), 0.0)
+    other = suite.run(suite.params, _inputs(label, modalities, filler=7.0), loud)
+    for leaf in jax.tree.leaves((found[0], found[1][1], other[0], other[1][1])):
         assert np.isfinite(leaf).all()
-    loud, (other, tells) = suite.run(suite.params, _inputs(label, modalities, filler=7.0), 1e3)
-    _same(fused, other)
-    both = (gradient, told.get("losses")), (loud, tells.get("losses"))
+    (gradient, (fused, told)), (slope, (again, tells)) = found, other
+    assert all(np.isfinite(part.values).all() for part in fused.values())
+    _same(fused, again)
+    both = (gradient, told.get("losses")), (slope, tells.get("losses"))
     for one, two in zip(*map(jax.tree.leaves, both), strict=True):
         np.testing.assert_allclose(two, one, atol=1e-4, rtol=1e-4)
     return gradient, fused
 
 
 def _rows_are_apart(label, modalities, suite, fused, order, mixes=False):
-    """Rows may stand in any order, and the last may be of anybody else; or that changes others."""
+    """Rows may stand in any order, and who the last is changes no other; unless it `mixes` them."""
     inputs = _inputs(label, modalities)
     last = len(order) - 1
     for entry in inputs.values():
@@ -287,7 +294,7 @@ def test_tables_say_their_limits_and_every_fusion_has_a_formula():
 
 def _is_large(label, modalities):
     """Programs that take longest to compile."""
-    return (label, modalities) in (("crossmodal", 4), ("bottleneck", 3))
+    return (label, modalities) in {("crossmodal", 4), ("bottleneck", 3)}
 
 
 @_every(slow=_is_large)
@@ -315,6 +322,17 @@ def _trains_otherwise(entry):
     return getattr(entry, "has_auxiliary", False) or getattr(entry, "mixes_rows", False)
 
 
+@pytest.mark.slow
+@_every(chosen=lambda entry: not _trains_otherwise(entry), counts=[2])
+def test_others_do_in_training_what_they_do_in_evaluation(label, modalities):
+    suites = [_suite(label, modalities, train=train) for train in (False, True)]
+    programs = [
+        jax.jit(suite.forward).lower(suite.params, _inputs(label, modalities)).as_text()
+        for suite in suites
+    ]
+    assert programs[0] == programs[1]
+
+
 def _check_training(label, modalities, **options):
     """With the same key; draws belong to places, so that rows stay where they are."""
     suite = _suite(label, modalities, train=True, **options)
@@ -331,12 +349,13 @@ def test_properties_in_training(label, modalities):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("label", [k for k in FUSIONS if hasattr(FUSIONS[k], "dropout")])
-def test_properties_with_dropout(label):
-    fused = _check_training(label, 2, dropout=0.5)
-    suite = _suite(label, 2)
+@_every(chosen=lambda entry: hasattr(entry, "dropout"), counts=[2])
+def test_properties_with_dropout(label, modalities):
+    fused = _check_training(label, modalities, dropout=0.5)
+    suite = _suite(label, modalities)
+    plain, _ = suite.forward(suite.params, _inputs(label, modalities))
     with pytest.raises(AssertionError):
-        _same(fused, suite.forward(suite.params, _inputs(label, 2))[0], atol=1e-2)
+        _same(fused, plain, atol=1e-2)
 
 
 @_every(slow=lambda label, modalities: modalities != 2)
