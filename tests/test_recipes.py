@@ -130,6 +130,8 @@ def _tiny(name):
             config.relatedness.steps = 1
         if prune := config.optimizer.get("prune"):
             prune.begin, prune.end, prune.every = 0, 2, 1
+        if later := config.optimizer.get("unfreeze"):
+            config.optimizer.unfreeze = [[rule, 1] for rule, _ in later]
         for key, value in SMALL_DATA.items():
             if key in config.data:
                 config.data[key] = value
