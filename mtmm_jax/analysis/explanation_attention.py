@@ -19,12 +19,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from mtmm_jax.analysis.intermediates import Known, layout_of
+from mtmm_jax.analysis.intermediates import Known, handed_over, layout_of
 from mtmm_jax.analysis.modality_affinity import encode
 from mtmm_jax.batch import Tokens, clean
 from mtmm_jax.evaluation.attribution import Explainer
 from mtmm_jax.evaluation.units import Parts
-from mtmm_jax.model import Model, flatten
+from mtmm_jax.model import Model
 
 
 class Attention:
@@ -87,13 +87,9 @@ class Attention:
 def _maps(intermediates: Mapping[str, Any]) -> dict[str, jax.Array]:
     """`{path: [B, queries, keys]}`, the mean over heads; a pool has one query."""
     found = {}
-    for path, sown in flatten(intermediates).items():
-        if not path.rsplit("/", 1)[-1].startswith("weights"):
-            continue
-        for i, x in enumerate(sown if isinstance(sown, tuple) else (sown,)):
-            if np.ndim(x) in (2, 3, 4):
-                x = x.mean(1) if x.ndim == 4 else x[:, None] if x.ndim == 2 else x
-                found[path if i == 0 else f"{path}_{i + 1}"] = x
+    for path, x in handed_over(intermediates).items():
+        if path.rsplit("/", 1)[-1].startswith("weights") and np.ndim(x) in (2, 3, 4):
+            found[path] = x.mean(1) if x.ndim == 4 else x[:, None] if x.ndim == 2 else x
     return found
 
 

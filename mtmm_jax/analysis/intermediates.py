@@ -89,7 +89,7 @@ def collect(
 
     def shapes(count: int) -> dict[str, Any]:
         part = jax.tree.map(lambda x: np.concatenate([x[:1]] * count), inputs)
-        return jax.eval_shape(lambda v, i: _named(model(v, i)[1]), variables, part)
+        return jax.eval_shape(lambda v, i: handed_over(model(v, i)[1]), variables, part)
 
     few, more = shapes(rows), shapes(rows + 1)
 
@@ -97,7 +97,7 @@ def collect(
     def look(variables: Any, inputs: Any) -> Any:
         _, found = model(variables, inputs)
         shared, _ = model.trunk(variables, inputs)
-        return _named(found), shared, encode(model, variables, inputs)
+        return handed_over(found), shared, encode(model, variables, inputs)
 
     found, shared, encoded = jax.device_get(look(variables, inputs))
     arrays = {}
@@ -120,7 +120,7 @@ def _samples_first(values: np.ndarray, change: Sequence[int], rows: int) -> Seen
     return Seen(np.moveaxis(values, axis, 0), True)
 
 
-def _named(intermediates: Mapping[str, Any]) -> dict[str, jax.Array]:
+def handed_over(intermediates: Mapping[str, Any]) -> dict[str, jax.Array]:
     """`{path: array}` of all but features; a module that ran twice has two."""
     found = {}
     for path, sown in flatten(intermediates).items():

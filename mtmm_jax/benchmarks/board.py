@@ -10,13 +10,14 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mtmm_jax.benchmarks.timing import write_json
+from mtmm_jax.command import console
 from mtmm_jax.registry import ConfigError, choose
 
 
@@ -39,6 +40,19 @@ class Board:
         """The seeds that no such row has yet, whoever wrote it."""
         self._read()
         return [seed for seed in seeds if not self.find(**wanted, seed=seed)]
+
+    def fill(
+        self,
+        title: str,
+        key: Mapping[str, Any],
+        seeds: Sequence[int],
+        rows: Callable[[list[int]], Iterable[Mapping[str, Any]]],
+    ) -> None:
+        """Adds the rows that `rows(seeds that are left)` gives one by one, each with the key."""
+        if left := self.left(seeds, **key):
+            console().print(title, highlight=False)
+            for row in rows(left):
+                self.add({**key, **row})
 
     def add(self, row: Mapping[str, Any], instead: Sequence[Mapping[str, Any]] = ()) -> None:
         """One more row, in place of some."""

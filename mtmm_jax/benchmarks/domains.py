@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ import numpy as np
 from mtmm_jax.benchmarks import recipe_runs
 from mtmm_jax.benchmarks.board import Board, arguments, names_of, seeds_of, spread
 from mtmm_jax.benchmarks.recipe_runs import Run, config_of
-from mtmm_jax.command import console, guarded, prepare_jax
+from mtmm_jax.command import guarded, prepare_jax
 
 QUICK = 10  # steps
 TASK, SOURCE, TARGET = "category", "noto", "twemoji"
@@ -187,17 +188,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = names_of(options.only, WAYS, "way")
     prepare_jax()
 
-    out, board = console(), Board(options.json)
+    board, folder = Board(options.json), Path(options.workdir)
     steps = QUICK if options.quick else None
     seeds = seeds_of(options.seeds, options.quick)
     for number, name in enumerate(names, start=1):
-        key = key_of(name, steps)
-        left = board.left(seeds, **key)
-        if not left:
-            continue
-        out.print(f"{number}/{len(names)} {WAYS[name].what}", highlight=False)
-        for row in rows_of(name, left, steps, Path(options.workdir)):
-            board.add({**key, **row})
+        title = f"{number}/{len(names)} {WAYS[name].what}"
+        run = functools.partial(rows_of, name, steps=steps, folder=folder)
+        board.fill(title, key_of(name, steps), seeds, run)
     print(table(board, list(WAYS), steps))
     if (found := best(board, steps)) is not None:
         print(

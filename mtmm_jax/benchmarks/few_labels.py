@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ import numpy as np
 from mtmm_jax.benchmarks import bars, recipe_runs
 from mtmm_jax.benchmarks.board import Board, arguments, names_of, seeds_of, spread
 from mtmm_jax.benchmarks.recipe_runs import Run
-from mtmm_jax.command import console, guarded, prepare_jax
+from mtmm_jax.command import guarded, prepare_jax
 
 QUICK = 10  # steps
 SHARES = (5, 10)  # percent of the category labels
@@ -196,17 +197,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = names_of(options.only, ROWS, "row")
     prepare_jax()
 
-    out, board, folder = console(), Board(options.json), Path(options.workdir)
+    board, folder = Board(options.json), Path(options.workdir)
     steps = QUICK if options.quick else None
     seeds = seeds_of(options.seeds, options.quick)
     for number, name in enumerate(names, start=1):
-        key = key_of(name, steps)
-        left = board.left(seeds, **key)
-        if not left:
-            continue
-        out.print(f"{number}/{len(names)} {name}", highlight=False)
-        for row in rows_of(name, left, steps, folder):
-            board.add({**key, **row})
+        run = functools.partial(rows_of, name, steps=steps, folder=folder)
+        board.fill(f"{number}/{len(names)} {name}", key_of(name, steps), seeds, run)
     print(table(board, list(ROWS), steps))
     return 0
 

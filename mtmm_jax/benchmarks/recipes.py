@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ import numpy as np
 from mtmm_jax.benchmarks.board import Board, arguments, names_of, seeds_of
 from mtmm_jax.benchmarks.few_labels import CURVE, OWN_SHARE, curve
 from mtmm_jax.benchmarks.recipe_runs import Run, key_of, rows_of
-from mtmm_jax.command import console, guarded, prepare_jax
+from mtmm_jax.command import guarded, prepare_jax
 
 QUICK = 10  # steps
 
@@ -284,20 +285,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = names_of(options.only, RECIPES, "recipe")
     prepare_jax()
 
-    out, board, folder = console(), Board(options.json), Path(options.workdir)
+    board, folder = Board(options.json), Path(options.workdir)
     steps = QUICK if options.quick else None
     seeds = seeds_of(options.seeds, options.quick)
     plan = {name: [RECIPES[name].run, *RECIPES[name].beside.values()] for name in names}
     for number, (name, runs) in enumerate(plan.items(), start=1):
         for run in runs:
-            key = key_of(run, steps)
-            left = board.left(seeds, **key)
-            if not left:
-                continue
-            changed = " ".join(run.changes)
-            out.print(f"{number}/{len(plan)} {name}: {run.name} {changed}", highlight=False)
-            for row in rows_of(run, left, steps, folder):
-                board.add({**key, **row})
+            title = f"{number}/{len(plan)} {name}: {run.name} {' '.join(run.changes)}"
+            train = functools.partial(rows_of, run, steps=steps, folder=folder)
+            board.fill(title, key_of(run, steps), seeds, train)
     print(table(board, names, steps))
     if options.plot:
         curve(board, options.plot, steps)

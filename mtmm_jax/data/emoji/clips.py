@@ -54,7 +54,7 @@ _SMALL, _LARGE = 0.36, 0.66  # sides of the drawing in shares of the picture's
 _ROOM = 1.5  # sides of a square in which a drawing can be turned, of the drawing's
 _BACKGROUND = 9
 _MOTION = 7 + _BACKGROUND  # draws: event, speed, sign, start, background
-_LABELS = "category", "subcategory"
+_LABELS = "category", "subcategory", "topic"
 _SALT = 0xC11B5  # of the motion that a row has when chance does not decide
 
 
@@ -111,7 +111,7 @@ def emoji_clips(
         raise ConfigError(f"{where}.frames: {frames}; fewer than 4 do not show what happens")
     if image_size < 16:
         raise ConfigError(f"{where}.image_size: {image_size}; needs 16 or more to show anything")
-    table = load(data_dir)
+    table = _with_topics(load(data_dir))
     # What is drawn with fewer pixels than the half-size copy has is drawn from that copy.
     half = image_size * _LARGE <= TILE / 2
     drawings = {s: halve(table.drawings[s]) if half else table.drawings[s] for s in styles}
@@ -235,13 +235,14 @@ def _words(table: Emoji, text: str) -> str:
     return train_words([" ".join([name, *k]) for name, k, s in rows if s == "train"], VOCABULARY)
 
 
-def _topics(table: Emoji) -> tuple[tuple[str, ...], np.ndarray]:
-    """Ten classes: the nine categories, and the vehicles of one of them; `[N]` whose it is."""
+def _with_topics(table: Emoji) -> Emoji:
+    """With ten more classes: the nine categories, and the vehicles of one of them."""
     wide, fine = table.classes["category"], table.classes["subcategory"]
     topic = table.labels["category"].copy()
     vehicle = [name in ("transport-ground", "transport-water", "transport-air") for name in fine]
     topic[np.array(vehicle)[table.labels["subcategory"]]] = len(wide)
-    return (*wide, "Vehicles"), topic
+    classes = {**table.classes, "topic": (*wide, "Vehicles")}
+    return dataclasses.replace(table, classes=classes, labels={**table.labels, "topic": topic})
 
 
 def _ring_matrix(source: int, size: int, scale: np.ndarray, shift: np.ndarray) -> np.ndarray:
@@ -257,9 +258,9 @@ def _spec(telling: Telling, frames: int, size: int, rate: float) -> Spec:
     train = table.split == "train"
     even = (1 / len(EVENTS),) * len(EVENTS)
     targets = {"event": Target("class", classes=tuple(EVENTS), frequencies=even)}
-    known = {name: (table.classes[name], table.labels[name]) for name in _LABELS}
-    for name, (classes, labels) in {**known, "topic": _topics(table)}.items():
-        counts = np.bincount(labels[train], minlength=len(classes))
+    for name in _LABELS:
+        classes = table.classes[name]
+        counts = np.bincount(table.labels[name][train], minlength=len(classes))
         frequencies = tuple((counts / counts.sum()).tolist())
         targets[name] = Target("class", classes=tuple(classes), frequencies=frequencies)
     targets["where"] = Target("boxes", classes=("emoji",), frequencies=(1.0,), length=1)
@@ -286,7 +287,6 @@ def _compose(
     present = np.ones(len(rows), bool)
     video = film(planes, ring, size, motion[:, -_BACKGROUND:])
     labels = {"event": event} | {name: table.labels[name][concept] for name in _LABELS}
-    labels["topic"] = _topics(table)[1][concept]
     labels["where"] = {
         "boxes": places(planes, ring[:, -1])[:, None],
         "classes": np.zeros((len(rows), 1), np.int32),
