@@ -70,6 +70,20 @@ def test_without_a_modality_go_the_tasks_that_read_it():
     assert config.model.modality_dropout == 0.0
 
 
+def test_a_board_is_filled_where_rows_are_missing():
+    board, asked = Board(None), []
+
+    def rows(seeds):
+        asked.append(seeds)
+        return ({"seed": seed, "value": seed * 2} for seed in seeds)
+
+    board.fill("some", {"row": "a"}, [0, 1], rows)
+    board.fill("some", {"row": "a"}, [0, 1, 2], rows)
+    board.fill("some", {"row": "a"}, [2, 0], rows)
+    assert asked == [[0, 1], [2]]
+    assert board.rows == [{"row": "a", "seed": seed, "value": seed * 2} for seed in range(3)]
+
+
 def test_missing_tells_what_each_absence_costs(tmp_path, capsys):
     path = str(tmp_path / "missing.json")
     options = ["--config", "generator", "--task", "synergy", "--seeds", "0", "--json", path]

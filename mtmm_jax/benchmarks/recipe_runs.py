@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,17 +141,29 @@ def fit(
     run: Run, seeds: Sequence[int], steps: int | None, folder: Path
 ) -> Iterator[dict[str, Any]]:
     """Ordinary runs in folders of their own, which go on where they stopped."""
+    for seed in seeds:
+        finish(run.before, seed, steps, folder)
+        started = time.monotonic()
+        experiment, told = _trained(run, seed, steps, folder)
+        row = _row(experiment.model, told["test"]) | {"parameters": experiment.parameters}
+        yield {**row, **_trivial(experiment), "seed": seed, "seconds": _since(started)}
+
+
+def finish(runs: Iterable[Run], seed: int, steps: int | None, folder: Path) -> None:
+    """Trains runs, and first what they need; what ended before is found in its folder."""
+    for run in runs:
+        finish(run.before, seed, steps, folder)
+        _trained(run, seed, steps, folder)
+
+
+def _trained(run: Run, seed: int, steps: int | None, folder: Path) -> tuple[Any, Any]:
+    """A run whose `before` have ended: the experiment and its results."""
     from mtmm_jax import training
     from mtmm_jax.train import fit as train
 
-    for seed in seeds:
-        for before in run.before:  # found in its folder, where it ended before
-            list(fit(before, [seed], steps, folder))
-        started, config = time.monotonic(), own_config(run, seed, steps, folder)
-        experiment = training.assemble(config)
-        told = train(experiment, folder / run.folder(config.steps, seed))
-        row = _row(experiment.model, told["test"]) | {"parameters": experiment.parameters}
-        yield {**row, **_trivial(experiment), "seed": seed, "seconds": _since(started)}
+    config = own_config(run, seed, steps, folder)
+    experiment = training.assemble(config)
+    return experiment, train(experiment, folder / run.folder(config.steps, seed))
 
 
 def own_config(run: Run, seed: int, steps: int | None, folder: Path) -> Any:
@@ -180,8 +192,7 @@ def ensemble(
 
     for seed in seeds:
         started = time.monotonic()
-        for member in run.members:
-            list(fit(Run(member), [seed], steps, folder))
+        finish(map(Run, run.members), seed, steps, folder)
         experiment = training.assemble(own_config(run, seed, steps, folder))
         total = experiment.config["steps"]
         paths = [folder / Run(member).folder(total, seed) for member in run.members]

@@ -282,7 +282,7 @@ def fill(
                 continue
             console().print(f"{', '.join(left)}: seed {seed}", highlight=False)
             if run:
-                list(recipe_runs.fit(run, [seed], steps, runs))  # goes on where it was
+                recipe_runs.finish([run], seed, steps, runs)
                 config = recipe_runs.own_config(run, seed, steps, runs)
                 found = open_run(runs / run.folder(config.steps, seed), config.to_dict())
                 experiment, variables = found.experiment, found.variables
