@@ -8,6 +8,7 @@ import pytest
 
 from mtmm_jax import training
 from mtmm_jax.benchmarks import pretrained, smaller, width
+from mtmm_jax.benchmarks.board import Board
 from mtmm_jax.benchmarks.recipe_runs import Run, config_of
 from mtmm_jax.evaluation import Evaluator, headlines
 from mtmm_jax.fusion import BOTTLENECKS
@@ -162,6 +163,32 @@ def test_ways_to_use_weights_are_those_of_the_configs():
             assert config.init_from.freeze == plain.init_from.freeze
             assert config.init_from.weights == "here"
     assert [made[row].get("lora") is not None for row in made] == [False, False, True, False]
+
+
+def test_unseen_classes_are_held_out_alike():
+    made = [pretrained.config_of(row, "here", 4) for row in pretrained.UNSEEN]
+    for config in made:
+        assert dict(config.data.held_out) == {"subcategory": 20}
+        assert [name for name, spec in config.model.encoders.items() if spec] == ["image", "text"]
+        assert list(config.tasks) == ["retrieval"]
+        assert list(config.tasks.retrieval.reads) == ["image", "text"]
+    own, given = made
+    assert own.data.get("tokenizer") is None
+    assert given.data.tokenizer == given.init_from.weights == "here"
+
+
+def test_unseen_classes_are_told_by_chance():
+    board, names = Board(None), {"chance_unseen": 0.05}
+    for seed, value in enumerate((0.2, 0.3)):
+        key = pretrained.key_of("MiniLM's words", "here", None)
+        board.add({**key, "seed": seed, "accuracy": value, "trained": 1, "names": names})
+    for row, value in (("from scratch", 0.7), ("frozen", 0.76), ("LoRA", 0.74)):
+        key = pretrained.key_of(row, "here", None)
+        board.add({**key, "seed": 0, "accuracy": value, "trained": 1})
+    plain, unseen = pretrained.tables(board, "here", None)
+    assert list(plain.columns[3].cells) == ["", "+6.0 points", "+4.0 points"]
+    assert list(plain.columns[4].cells) == ["", "kept", "missed"]
+    assert list(unseen.columns[3].cells) == ["5.0 x chance"]
 
 
 @pytest.mark.slow

@@ -7,6 +7,8 @@ import optax
 import pytest
 from sklearn import metrics as oracle
 
+from mtmm_jax.batch import Tokens
+from mtmm_jax.heads.embedding import Embedding
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.tasks import metrics
 from mtmm_jax.tasks.task import Labels, parse_reads
@@ -185,6 +187,24 @@ def test_the_same_thing_twice_is_one_candidate_and_any_of_its_rows_is_right():
     figures = _retrieve(b, b, ids)
     assert figures["a_to_b_recall@1"] == 1.0
     assert figures["a_to_b_median_rank"] == 1.0
+
+
+def test_locked_vectors_are_the_pooled_features_and_learn_nothing():
+    rows = {name: RNG.standard_normal((3, 5, 4)).astype(np.float32) for name in ("a", "b")}
+    tokens = {
+        name: Tokens.of(jnp.asarray(x), jnp.ones(x.shape[:2], bool), name)
+        for name, x in rows.items()
+    }
+    head = Embedding(4, locked=("b",))
+    told, variables = head.init_with_output(jax.random.key(0), tokens)
+    assert set(variables["params"]) == {"log_scale", "norm_a", "out_a"}
+    mean = rows["b"].mean(1)
+    unit = mean / np.linalg.norm(mean, axis=-1, keepdims=True)
+    np.testing.assert_allclose(told["vectors"]["b"], unit, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ConfigError, match="head.locked: unknown modality 'c'.*a, b"):
+        Embedding(4, locked=("c",)).init(jax.random.key(0), tokens)
+    with pytest.raises(ConfigError, match="head.size: 8; locked 'b' is 4 wide"):
+        Embedding(8, locked=("b",)).init(jax.random.key(0), tokens)
 
 
 def test_contrastive_loss_is_clips_where_all_ids_differ():

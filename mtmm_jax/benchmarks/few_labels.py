@@ -31,7 +31,6 @@ QUICK = 10  # steps
 SHARES = (5, 10)  # percent of the category labels
 CURVE_SHARES = (2, 5, 10, 25, 100)
 OWN_SHARE = 10  # that of the config few_labels
-HELD_OUT = 20  # subcategories of the emoji
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +40,10 @@ class Row:
     Attributes:
         run: its training, in a folder.
         beside: the row that it is compared with.
-        zero_shot: a class label that is told by names and by a few examples.
     """
 
     run: Run
     beside: str | None = None
-    zero_shot: str | None = None
 
 
 def _rows() -> Iterator[tuple[str, Row]]:
@@ -65,13 +62,6 @@ def _rows() -> Iterator[tuple[str, Row]]:
             yield f"{kind}, then {share}%", Row(tuned, beside=alone)
         for kind in ("pseudo", "mean_teacher", "consistency"):
             yield f"{kind} {share}%", Row(Run(f"semi_{kind}", (hide,), how="fit"), beside=alone)
-    held = (
-        f"data.held_out={{'subcategory': {HELD_OUT}}}",
-        "model.encoders.audio=None",
-        "tasks.retrieval.reads=['image', 'text']",
-        "steps=800",
-    )
-    yield "zero-shot", Row(Run("contrastive", held, how="fit"), zero_shot="subcategory")
     teacher = Run("distil_teacher", how="fit")
     yield "teacher", Row(teacher)
     plain = Run("distil_small", ("teachers=None",), how="fit")
@@ -105,29 +95,6 @@ CURVE: dict[int, tuple[Run, Run]] = {share: _at(share) for share in CURVE_SHARES
 def key_of(name: str, steps: int | None) -> dict[str, Any]:
     """What tells the rows of a line from others in the JSON file."""
     return {"row": name, **recipe_runs.key_of(ROWS[name].run, steps)}
-
-
-def rows_of(
-    name: str, seeds: Sequence[int], steps: int | None, folder: Path
-) -> Iterator[dict[str, Any]]:
-    """One row a seed: the run's, with what it reaches without labels."""
-    from mtmm_jax.evaluation import zero_shot
-    from mtmm_jax.training.finished import open_run
-    from mtmm_jax.training.results import finite
-
-    row = ROWS[name]
-    for told in recipe_runs.fit(row.run, seeds, steps, folder):
-        if row.zero_shot:
-            config = recipe_runs.own_config(row.run, told["seed"], steps, folder).to_dict()
-            finished = open_run(folder / row.run.folder(config["steps"], told["seed"]), config)
-            experiment = finished.experiment
-            size = experiment.config["evaluation"]["batch_size"]
-            found = zero_shot.measure(
-                experiment.model, finished.variables, experiment.source, row.zero_shot, size
-            )
-            named = {f"{row.zero_shot}, {key}": value for key, value in found["names"].items()}
-            told = {**told, "test": finite({**told["test"], **named}), "zero_shot": finite(found)}
-        yield told
 
 
 def table(board: Board, names: Sequence[str], steps: int | None = None) -> str:
@@ -183,7 +150,7 @@ def _mean(rows: Sequence[Mapping[str, Any]], task: str) -> float:
 def parser() -> argparse.ArgumentParser:
     p = arguments(
         "few_labels",
-        "Few labels: pretraining, semi-supervised learning, zero-shot, distillation.",
+        "Few labels: pretraining, semi-supervised learning, distillation.",
         only="rows parted by commas, such as 'supervised 5%,pseudo 5%'",
         quick=QUICK,
     )
@@ -201,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     steps = QUICK if options.quick else None
     seeds = seeds_of(options.seeds, options.quick)
     for number, name in enumerate(names, start=1):
-        run = functools.partial(rows_of, name, steps=steps, folder=folder)
+        run = functools.partial(recipe_runs.fit, ROWS[name].run, steps=steps, folder=folder)
         board.fill(f"{number}/{len(names)} {name}", key_of(name, steps), seeds, run)
     print(table(board, list(ROWS), steps))
     return 0
