@@ -150,8 +150,8 @@ def table(rows: Sequence[Mapping[str, Any]], task: str) -> Any:
             label: [r["figures"][label] for r in mine if label in r["figures"]] for label in labels
         }
         cells = [spread(values) if values else "" for values in found.values()]
-        same = [row for row in rows if kind_of(row)[:2] == kind[:2]]
-        share = lost(mine, same) if kind[2] or kind[3] else None
+        same = [row for row in rows if row["fusion"] == kind[0]]
+        share = None if plain(mine[0]) else lost(mine, same)
         count = len({row["seed"] for row in mine})
         told = "" if share is None else f"{share[1]:.2f} ({share[0]})"
         dropout = " + ".join((str(kind[2]), *kind[3]))
@@ -159,21 +159,29 @@ def table(rows: Sequence[Mapping[str, Any]], task: str) -> Any:
     return out
 
 
+def plain(row: Mapping[str, Any]) -> bool:
+    """Nothing was done about modalities that may be missing."""
+    return row["missing"] == "mask" and row["dropout"] == 0 and not row.get("unimodal")
+
+
 def lost(
     rows: Sequence[Mapping[str, Any]], same: Sequence[Mapping[str, Any]]
 ) -> tuple[str, float] | None:
     """The absence that costs the plain model most, and the share of it that `rows` lose by it;
     None where nothing costs it anything."""
-    plain = [row for row in same if row["dropout"] == 0 and not row.get("unimodal")]
-    if not plain or ALL not in plain[0]["figures"]:
+    whole = [row["figures"] for row in same if plain(row) and ALL in row["figures"]]
+    if not whole or ALL not in rows[0]["figures"]:
         return None
 
-    def cost(of: Sequence[Mapping[str, Any]], label: str) -> float:
-        return float(np.mean([row["figures"][ALL] - row["figures"][label] for row in of]))
+    def mean(figures: Sequence[Mapping[str, float]], label: str) -> float:
+        return float(np.mean([one[label] for one in figures]))
 
-    label = max((k for k in plain[0]["figures"] if k != ALL), key=lambda k: cost(plain, k))
-    whole = cost(plain, label)
-    return (label, cost(rows, label) / whole) if whole > 0 else None
+    def cost(figures: Sequence[Mapping[str, float]], label: str) -> float:
+        return mean(figures, ALL) - mean(figures, label)
+
+    label = max((k for k in whole[0] if k != ALL), key=lambda k: cost(whole, k))
+    most = cost(whole, label)
+    return (label, cost([row["figures"] for row in rows], label) / most) if most > 0 else None
 
 
 if __name__ == "__main__":
