@@ -29,7 +29,8 @@ def get_config() -> ConfigDict:
             {"kind": "bert", "preset": "minilm", "dropout": 0.1}
         )
     del config.model.encoders.audio
-    config.data.text_length = 24
+    config.data.text_length = 16
+    config.batch_size = 32
     config.steps = 300
     config.checkpoint.every = config.evaluation.every = 100
     return config

@@ -25,6 +25,7 @@ def get_config() -> ConfigDict:
         head = {"kind": "embedding", "size": 384, "locked": ["text"]}
         reads = ["image", "text"]
         config.tasks = {"retrieval": {"kind": "retrieval", "reads": reads, "head": head}}
+    config.batch_size = 64
     config.steps = 400
     config.checkpoint.every = config.evaluation.every = 200
     return config

@@ -129,7 +129,7 @@ def _entries() -> Iterator[Recipe]:
     yield row("shared features, frozen", "shared_features_frozen", _OWN | random, **learned)
     yield row("soft sharing, cross-stitch", "soft_cross_stitch", _HARD | _OWN)
     yield row("soft sharing, distance", "soft_distance", _OWN)
-    for rule in ("mean", "learned"):
+    for rule in ("mean", "weighted", "learned"):
         yield Recipe(
             f"independent training, fused by {rule}",
             Run("independent_image", how=rule, members=_MEMBERS),

@@ -168,8 +168,10 @@ def assemble(config: Any, spec: Spec | None = None, source: Any = None) -> Exper
             head_gradients=trainer.get("head_gradients"),
         )
     built, freeze = _rewritten(built, plain)
+    freeze = [*per_path.regexes(options.get("freeze"), "optimizer.freeze"), *freeze]
     if freeze:
-        options["freeze"] = [*per_path.regexes(options.get("freeze"), "optimizer.freeze"), *freeze]
+        options["freeze"] = freeze
+        built = dataclasses.replace(built, rewrites=(per_path.held(freeze), *built.rewrites))
     if labeller is not None:
         trainer["teach"] = labeller(built)
     optimizer, rates = optimizers.build(options, plain["steps"], heads)

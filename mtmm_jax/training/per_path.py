@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from mtmm_jax.model import Rewrite
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.transfer.paths import by_path as by_path
 from mtmm_jax.transfer.paths import matches, regexes, some
@@ -117,6 +118,19 @@ def decayed(rules: PathRules) -> Callable[[PyTree], PyTree]:
 def frozen(rules: PathRules) -> Callable[[PyTree], PyTree]:
     """Parameters -> tree of bools: what does not move."""
     return lambda params: by_path(lambda path, _: matches(rules.freeze, path), params)
+
+
+def held(patterns: Iterable[str]) -> Rewrite:
+    """Frozen parameters as constants: no step computes a gradient for them, nor does balancing
+    weigh it."""
+
+    def apply(params: PyTree) -> PyTree:
+        return by_path(
+            lambda path, leaf: jax.lax.stop_gradient(leaf) if matches(patterns, path) else leaf,
+            params,
+        )
+
+    return Rewrite("held", lambda key, params: {}, apply)
 
 
 def _level(path: str) -> tuple[int, ...]:

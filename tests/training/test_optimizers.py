@@ -8,11 +8,13 @@ import pytest
 from flax import struct
 
 from mtmm_jax import training
+from mtmm_jax.model import flatten
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.training import optimizers, per_path, schedules
 from mtmm_jax.training.averages import AverageState
 from mtmm_jax.training.checkpoints import Checkpoints
 from tests import toy
+from tests.training import small_run
 
 RATE, STEPS = 0.1, 10
 
@@ -482,3 +484,28 @@ def test_a_run_builds_it_from_the_config():
     rate = config.optimizer.learning_rate
     np.testing.assert_allclose(experiment.rates(config.steps), 0.1 * rate, rtol=1e-5)
     experiment.optimizer.init(jax.tree.map(lambda x: jnp.zeros((), x.dtype), PARAMS))
+
+
+def test_no_gradient_is_computed_for_what_is_frozen():
+    def made(freeze):
+        config = small_run.get_config()
+        with config.ignore_type():
+            config.devices, config.optimizer.freeze = 1, freeze
+        return training.assemble(config)
+
+    plain, still = made([]), made(["encoders/text/.*"])
+    variables = plain.model.init(jax.random.key(0), plain.source.spec.example(2))
+    batch = next(iter(plain.source.train(8, seed=0)))
+
+    def gradients(model):
+        def loss(params):
+            predictions, _ = model({**variables, "params": params}, batch["inputs"])
+            return model.losses(predictions, batch, None)[0].sum()
+
+        return flatten(jax.jit(jax.grad(loss))(variables["params"]))
+
+    free, held = gradients(plain.model), gradients(still.model)
+    for path, gradient in held.items():
+        expected = 0 * free[path] if path.startswith("encoders/text/") else free[path]
+        np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-7, err_msg=path)
+    assert any(free[path].any() for path in free if path.startswith("encoders/text/"))
