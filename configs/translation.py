@@ -2,7 +2,7 @@
 
 python -m mtmm_jax.train --config configs/translation.py --workdir runs/translation
 
-L = |x_image - g_m(text or audio)|^2 on 16 x 16 pixels, each from one modality. Nothing is augmented:
+L = |x_image - g_m(text or audio)|^2 on 16 x 16 pixels, each from one modality. Not augmented:
 no name tells a random background. Baseline: the mean picture (an r2 of 0).
 """
 

@@ -507,5 +507,5 @@ def test_no_gradient_is_computed_for_what_is_frozen():
     free, held = gradients(plain.model), gradients(still.model)
     for path, gradient in held.items():
         expected = 0 * free[path] if path.startswith("encoders/text/") else free[path]
-        np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-7, err_msg=path)
+        np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5, err_msg=path)
     assert any(free[path].any() for path in free if path.startswith("encoders/text/"))
