@@ -16,6 +16,7 @@ from mtmm_jax.benchmarks import recipe_runs, recipe_texts, recipes
 from mtmm_jax.benchmarks.board import Board
 from mtmm_jax.benchmarks.few_labels import CURVE, curve
 from mtmm_jax.benchmarks.recipe_runs import Run, config_of, zero_shot
+from mtmm_jax.benchmarks.recipe_table import Recipe, cells, table
 from mtmm_jax.benchmarks.recipes import RECIPES
 from mtmm_jax.command import console
 from mtmm_jax.data.scenario_parts import _LETTERS, Lot, write_on
@@ -258,13 +259,16 @@ def test_bad_scenarios_are_named():
 # How they are run and told.
 
 
+SMALLER = {"smaller": ["b"]}
+
+
 def _row(value, seed=0, **more):
     return {"test": {"a": value}, "figure": {"a": "accuracy"}, "seed": seed, **more}
 
 
 def _toy(monkeypatch):
     run, beside = Run("generator", without=("m1",)), Run("generator", ("balancing=pcgrad",))
-    monkeypatch.setitem(RECIPES, "generator", recipes.Recipe("toys", run, {"other": beside}))
+    monkeypatch.setitem(RECIPES, "generator", Recipe("toys", run, {"other": beside}))
     return run, beside
 
 
@@ -279,11 +283,22 @@ def test_the_table_tells_means_spreads_and_what_stands_beside(monkeypatch):
         }
         board.add(recipe_runs.key_of(run) | _row(value, seed, **more))
     board.add(recipe_runs.key_of(beside) | _row(-0.25))
-    line = recipes.table(board, ["generator"]).splitlines()[-1]
+    line = table(board, [RECIPES["generator"]]).splitlines()[-1]
     assert line == (
         "| toys | `generator` | a accuracy 10.600 ± .100 | a accuracy .125 | "
         "other: a accuracy -.250; without m1: a accuracy .250 ± .000; b: a accuracy 1.000 ± .000 |"
     )
+
+
+def test_what_is_better_than_the_recipe_is_marked():
+    def rows(a, b):
+        return [{"test": {"a": a, "b": b}, "figure": {"a": "accuracy", "b": "cer"}, **SMALLER}]
+
+    mine = rows(0.5, 0.2)
+    assert cells(mine) == "a accuracy .500, b cer .200"
+    assert cells(rows(0.6, 0.1), mine) == "a accuracy .600†, b cer .100†"
+    assert cells(rows(0.4, 0.3), mine) == "a accuracy .400, b cer .300"
+    assert cells(rows(0.5, None), mine) == "a accuracy .500, b cer -"
 
 
 def test_rows_of_before_have_a_dash_where_they_told_nothing(monkeypatch):
@@ -291,7 +306,7 @@ def test_rows_of_before_have_a_dash_where_they_told_nothing(monkeypatch):
     board = Board(None)
     board.add(recipe_runs.key_of(run) | _row(0.5))
     board.add(recipe_runs.key_of(run) | _row(0.7, 1, members={"b": {"a": 0.25}}))
-    line = recipes.table(board, ["generator"]).splitlines()[-1]
+    line = table(board, [RECIPES["generator"]]).splitlines()[-1]
     assert line == "| toys | `generator` | a accuracy .600 ± .100 | - | b: a accuracy .250 |"
 
 
@@ -455,7 +470,7 @@ def test_zero_shot_asks_for_the_nearest_name(monkeypatch):
 def test_figures_are_written_where_people_read_them(monkeypatch, tmp_path):
     run, beside = _toy(monkeypatch)
     fused = Run("generator", how="mean", members=("generator",))
-    monkeypatch.setitem(RECIPES, "independent_mean", recipes.Recipe("fused", fused, {}))
+    monkeypatch.setitem(RECIPES, "independent_mean", Recipe("fused", fused, {}))
     path = tmp_path / "rows.json"
     board = Board(str(path))
     (tmp_path / "configs").mkdir()

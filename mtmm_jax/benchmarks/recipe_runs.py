@@ -1,7 +1,8 @@
 """How a recipe is run: short, in a folder, as an ensemble, with weights by cross-validation.
 
-Each way gives rows `{"seed", "test": {task: headline}, "figure": {task: its name}, "all", ...}`;
-`trivial` is the `test` of predictions that look at nothing.
+Each way gives rows `{"seed", "test": {task: headline}, "figure": {task: its name}, "smaller":
+[tasks where less is better], "all", ...}`; `trivial` is the `test` of predictions that look at
+nothing.
 """
 
 from __future__ import annotations
@@ -125,7 +126,8 @@ def _row(model: Any, results: Mapping[str, Any]) -> dict[str, Any]:
         others = [f for f in told[name] if more and f.endswith(more) and f != task.headline]
         test |= {f"{name}, {other}": told[name][other] for other in others}
         figure |= {f"{name}, {other}": "" for other in others}
-    return {"test": test, "figure": figure, "all": told}
+    smaller = [name for name, task in model.tasks.items() if task.smaller_is_better]
+    return {"test": test, "figure": figure, "smaller": smaller, "all": told}
 
 
 def _trivial(experiment: Any) -> dict[str, Any]:

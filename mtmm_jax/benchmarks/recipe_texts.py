@@ -19,7 +19,8 @@ import numpy as np
 
 from mtmm_jax.benchmarks.board import Board
 from mtmm_jax.benchmarks.recipe_runs import key_of
-from mtmm_jax.benchmarks.recipes import RECIPES, besides, cells, table, trivial
+from mtmm_jax.benchmarks.recipe_table import besides, cells, table, trivial
+from mtmm_jax.benchmarks.recipes import RECIPES
 from mtmm_jax.command import console, guarded
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.training.workdir import write
@@ -88,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     readme = root / "README.md"
     if not readme.exists():
         raise ConfigError(f"--root: there is no {readme}")
-    write(readme, with_table(readme.read_text(), table(board, list(RECIPES))).encode())
+    write(readme, with_table(readme.read_text(), table(board, RECIPES.values())).encode())
     configs = dict.fromkeys(recipe.run.config for recipe in RECIPES.values())
     found = {config: told for config in configs if (told := measured(board, config))}
     for config, told in found.items():

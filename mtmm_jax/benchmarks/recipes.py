@@ -14,37 +14,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mtmm_jax.benchmarks.board import Board, arguments, names_of, seeds_of
 from mtmm_jax.benchmarks.few_labels import CURVE, OWN_SHARE, curve
 from mtmm_jax.benchmarks.recipe_runs import Run, key_of, rows_of
+from mtmm_jax.benchmarks.recipe_table import Recipe, table
 from mtmm_jax.command import guarded, prepare_jax
 
 QUICK = 10  # steps
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """A row of the table.
-
-    Attributes:
-        system: what the literature calls it.
-        run: the config.
-        beside: what it is compared with, by words for the table.
-        name: for --only, where several rows have one config.
-    """
-
-    system: str
-    run: Run
-    beside: Mapping[str, Run]
-    name: str | None = None
 
 
 def _alone(config: str, tasks: Sequence[str], *changes: str) -> dict[str, Run]:
@@ -206,66 +187,6 @@ def _entries() -> Iterator[Recipe]:
 RECIPES: dict[str, Recipe] = {recipe.name or recipe.run.name: recipe for recipe in _entries()}
 
 
-def table(board: Board, names: Sequence[str], steps: int | None = None) -> str:
-    """Markdown: a line for each recipe that was run, test figures, mean ± standard deviation."""
-    lines = ["| system | config | test | trivial | beside it |", "|---|---|---|---|---|"]
-    for name in names:
-        recipe = RECIPES[name]
-        mine = board.find(**key_of(recipe.run, steps))
-        if not mine:
-            continue
-        beside, config = "; ".join(besides(board, recipe, mine, steps)), f"`{recipe.run.config}`"
-        lines.append(f"| {recipe.system} | {config} | {cells(mine)} | {trivial(mine)} | {beside} |")
-    return "\n".join(lines)
-
-
-def trivial(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What looks at nothing reaches on a recipe's tasks, the same for all seeds."""
-    known = [{**row, "test": row["trivial"]} for row in rows if row.get("trivial")]
-    return cells(known[:1]) if known else "-"
-
-
-def besides(
-    board: Board, recipe: Recipe, mine: Sequence[Mapping[str, Any]], steps: int | None = None
-) -> list[str]:
-    """What stands beside a recipe, what it reaches without a modality, and what its members do."""
-    told = [
-        f"{label}: {cells(found, mine)}"
-        for label, run in recipe.beside.items()
-        if (found := board.find(**key_of(run, steps)))
-    ]
-    for modality in mine[0].get("without", {}):
-        hidden = [{**row, "test": row["without"][modality]} for row in mine]
-        told.append(f"without {modality}: {cells(hidden)}")
-    whole = [row for row in mine if "members" in row]
-    for member in whole[0]["members"] if whole else ():
-        single = [{**row, "test": row["members"][member]} for row in whole]
-        told.append(f"{member}: {cells(single)}")
-    return told
-
-
-def cells(rows: Sequence[Mapping[str, Any]], like: Sequence[Mapping[str, Any]] = ()) -> str:
-    """The headlines of some rows, one a seed; with `like` those of the tasks that it has too."""
-    known = set(like[0]["test"]) if like else set(rows[0]["test"])
-    figure = rows[0]["figure"]
-    # What has other tasks altogether is told whole.
-    tasks = [task for task in rows[0]["test"] if task in known] or list(rows[0]["test"])
-    return ", ".join(
-        " ".join(
-            filter(None, (task, figure[task], _shown([row["test"].get(task) for row in rows])))
-        )
-        for task in tasks
-    )
-
-
-def _shown(values: Sequence[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    if not known:
-        return "-"
-    parts = [np.mean(known)] + ([np.std(known)] if len(known) > 1 else [])
-    return " ± ".join(re.sub(r"^(-?)0\.", r"\1.", f"{part:.3f}") for part in parts)
-
-
 def parser() -> argparse.ArgumentParser:
     p = arguments(
         "recipes",
@@ -294,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             title = f"{number}/{len(plan)} {name}: {run.name} {' '.join(run.changes)}"
             train = functools.partial(rows_of, run, steps=steps, folder=folder)
             board.fill(title, key_of(run, steps), seeds, train)
-    print(table(board, names, steps))
+    print(table(board, [RECIPES[name] for name in names], steps))
     if options.plot:
         curve(board, options.plot, steps)
     return 0
