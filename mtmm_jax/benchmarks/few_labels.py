@@ -31,6 +31,8 @@ QUICK = 10  # steps
 SHARES = (5, 10)  # percent of the category labels
 CURVE_SHARES = (2, 5, 10, 25, 100)
 OWN_SHARE = 10  # that of the config few_labels
+# The model that sees; names and voices were there in pretraining alone.
+PICTURE = ("model.encoders.text=None", "model.encoders.audio=None", "model.modality_dropout=0.0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +64,10 @@ def _rows() -> Iterator[tuple[str, Row]]:
             yield f"{kind}, then {share}%", Row(tuned, beside=alone)
         for kind in ("pseudo", "mean_teacher", "consistency"):
             yield f"{kind} {share}%", Row(Run(f"semi_{kind}", (hide,), how="fit"), beside=alone)
+        seen = f"picture, supervised {share}%"
+        yield seen, Row(Run("finetune", ("init_from=None", hide, *PICTURE), how="fit"))
+        tuned = Run("finetune", (hide, *PICTURE), how="fit", after=pretrained["contrastive"])
+        yield f"picture, contrastive, then {share}%", Row(tuned, beside=seen)
     teacher = Run("distil_teacher", how="fit")
     yield "teacher", Row(teacher)
     plain = Run("distil_small", ("teachers=None",), how="fit")
