@@ -1,6 +1,7 @@
 """`python -m mtmm_jax.predict --workdir runs/emoji --image a.png --text apple --audio a.wav`.
 
-Of many samples: `--manifest rows.jsonl --out predictions.jsonl`.
+Of many samples: `--manifest rows.jsonl --out predictions.jsonl`. Of several runs fused:
+`--workdirs runs/a,runs/b`.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         together = one_of(arguments.workdir, arguments.workdirs, arguments.rule)
     _check_explain(arguments, together)
-    if about_many(arguments, together, rest):
+    if about_many(arguments, rest):
         return ask_many(arguments)
     notes: list[str] = []
     if together:
@@ -148,7 +149,7 @@ def _read(given: Mapping[str, str], workdir: Any) -> dict[str, Any]:
 
 def ask_together(ensemble: Any, rest: Sequence[str]) -> dict[str, Any]:
     """`{task: what a person reads}` of fused runs; each sees what it has an encoder for."""
-    from mtmm_jax.runs.ensembles import predict
+    from mtmm_jax.runs.ensembles import answers, predict
 
     own = [_modalities(run.workdir) for run in ensemble.runs]
     given = _given(rest, list(dict.fromkeys(name for names in own for name in names)))
@@ -156,12 +157,8 @@ def ask_together(ensemble: Any, rest: Sequence[str]) -> dict[str, Any]:
         _read({name: value for name, value in given.items() if name in names}, run.workdir)
         for run, names in zip(ensemble.runs, own, strict=True)
     ]
-    tasks = ensemble.model.tasks
-    answers: dict[str, Any] = {
-        name: tasks[name].decode(one) if one is not None else {"needs": list(tasks[name].reads)}
-        for name, one in predict(ensemble, inputs).items()
-    }
-    return answers | {name: {"left out": why} for name, why in ensemble.left_out.items()}
+    (told,) = predict(ensemble, inputs)
+    return answers(ensemble, told)
 
 
 def ask(run: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from mtmm_jax.command import console
 
 
-def about_many(arguments: argparse.Namespace, together: bool, rest: Sequence[str]) -> bool:
+def about_many(arguments: argparse.Namespace, rest: Sequence[str]) -> bool:
     """Whether a manifest is asked about; its options checked before a run is opened."""
     from mtmm_jax.data.manifest.bad import ON_BAD
     from mtmm_jax.registry import ConfigError, choose, whole_number
@@ -21,8 +21,6 @@ def about_many(arguments: argparse.Namespace, together: bool, rest: Sequence[str
             if getattr(arguments, option) is not None:
                 raise ConfigError(f"--{option}: belongs to --manifest FILE")
         return False
-    if together:
-        raise ConfigError("--manifest: is asked of one run: --workdir, not --workdirs")
     if rest:
         raise ConfigError(f"{rest[0]}: not with --manifest, whose columns say what there is")
     if not arguments.out:
@@ -83,29 +81,39 @@ def label_rows(arguments: argparse.Namespace) -> int:
 
 def ask_many(arguments: argparse.Namespace) -> int:
     """Writes a line for each row of a manifest: its line, its id, and its answers or its error."""
+    from mtmm_jax.runs import ensembles
+    from mtmm_jax.runs.fused import open_ensemble
     from mtmm_jax.training.asking import ask_file_rows, ask_rows, opened
     from mtmm_jax.training.finished import open_run
-    from mtmm_jax.training.requests import open_requests
+    from mtmm_jax.training.requests import open_all, open_requests
 
     given, size = (arguments.manifest, arguments.on_bad or "skip"), arguments.batch or 64
     if arguments.exported:
         with opened(arguments.exported) as (model, workdir):
             asked = open_requests(given[0], workdir, given[1])
-            return _written(asked, ask_file_rows(model, asked, size), Path(arguments.out))
+            return _written([asked], ask_file_rows(model, asked, size), Path(arguments.out))
+    if arguments.workdirs:
+        ensemble = open_ensemble(arguments.workdirs.split(","), arguments.rule)
+        several = open_all(given[0], [run.workdir for run in ensemble.runs], given[1])
+        answers = ensembles.ask_rows(ensemble, several, size)
+        return _written(several, answers, Path(arguments.out))
     run = open_run(arguments.workdir)
     asked = open_requests(given[0], run.workdir, given[1])
-    return _written(asked, ask_rows(run, asked, size, Path(arguments.out)), Path(arguments.out))
+    return _written([asked], ask_rows(run, asked, size, Path(arguments.out)), Path(arguments.out))
 
 
-def _written(asked: Any, answers: Iterator[tuple[int, dict[str, Any]]], path: Path) -> int:
+def _written(
+    several: Sequence[Any], answers: Iterator[tuple[int, dict[str, Any]]], path: Path
+) -> int:
+    """Of a manifest that was asked of one run or more."""
     from rich.progress import track
 
     from mtmm_jax.training.results import finite
     from mtmm_jax.training.workdir import write
 
-    out = console()
-    if asked.absent:
-        out.print(f"in no row: {', '.join(asked.absent)}", highlight=False)
+    out, asked = console(), several[0]
+    if absent := dict.fromkeys(name for one in several for name in one.absent):
+        out.print(f"in no row: {', '.join(absent)}", highlight=False)
     seen = {"total": len(asked.usable), "console": out, "disable": not out.is_terminal}
     told = dict(track(answers, "predicting", **seen))
     errors = {problem.line: str(problem) for problem in asked.bad.problems}

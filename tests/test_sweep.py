@@ -510,13 +510,48 @@ def test_a_learned_rule_is_stored_and_opened_again(swept, tmp_path, capsys, monk
     ensemble = fused.open_ensemble([folder])
     shown = _said_of(ensemble.runs[0])["m1"]
     one = {"m1": {"x": shown["x"][:1], "present": np.ones(1, bool)}}
-    first = ensembles.predict(ensemble, [one, {}])
-    other = ensembles.predict(ensembles.open_runs(paths), [one, {}])
+    (first,) = ensembles.predict(ensemble, [one, {}])
+    (other,) = ensembles.predict(ensembles.open_runs(paths), [one, {}])
     alone = ensemble.runs[0].experiment.model(ensemble.runs[0].variables, one)[0]
     np.testing.assert_allclose(other["redundant"], np.asarray(alone["redundant"])[0], atol=1e-6)
     assert np.isfinite(first["redundant"]).all()
     assert not np.allclose(first["redundant"], other["redundant"])
-    assert ensembles.predict(ensemble, [{}, {}]) == {"redundant": None, "task_1": None}
+    assert list(ensembles.predict(ensemble, [{}, {}])) == [{"redundant": None, "task_1": None}]
+
+
+def test_rows_of_a_manifest_are_asked_of_several_runs(swept, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("MTMM_JAX_CACHE", "")
+    paths = (_pair(swept, "m1")[0], _pair(swept, "m2")[0])
+    both, out = ",".join(map(str, paths)), tmp_path / "said.jsonl"
+    ensemble = ensembles.open_runs(paths)
+    seen = [_said_of(run)[f"m{i}"]["x"][:2] for i, run in enumerate(ensemble.runs, start=1)]
+    x, y = (part.tolist() for part in seen)
+    rows = [{"id": "a", "m1": x[0], "m2": y[0]}, {"m2": y[1]}, {"m1": "?"}, {}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = ("--manifest", tmp_path / "rows.jsonl", "--out", out, "--batch", 2)
+    assert _main(predict, "--workdirs", both, *words) == 0
+    assert "3 rows predicted, 1 bad" in capsys.readouterr().out
+    told = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["id"] for row in told] == ["a", 2, 3, 4]
+    assert "error" in told[2]
+    assert told[3]["answers"]["redundant"] == {"needs": ["fused"]}
+
+    def entry(part, row):
+        return {"x": part[row : row + 1], "present": np.ones(1, bool)}
+
+    for row, inputs in (
+        (0, [{"m1": entry(seen[0], 0)}, {"m2": entry(seen[1], 0)}]),
+        (1, [{}, {"m2": entry(seen[1], 1)}]),
+    ):
+        (alone,) = ensembles.predict(ensemble, inputs)
+        expected = json.loads(json.dumps(ensembles.answers(ensemble, alone)))
+        best = expected["redundant"].pop("best")
+        assert told[row]["answers"]["redundant"].pop("best") == pytest.approx(best, abs=1e-5)
+        for task, answer in expected.items():
+            assert told[row]["answers"][task] == pytest.approx(answer, abs=1e-5)
+    assert (
+        _main(predict, "--workdirs", both, "--manifest", tmp_path / "none.jsonl", *words[2:]) == 2
+    )
 
 
 def test_product_is_of_classes_and_numbers_are_averaged(swept):

@@ -7,14 +7,13 @@ mean the same. A run abstains where nothing that the task reads in it is there.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from mtmm_jax import registry
@@ -22,7 +21,9 @@ from mtmm_jax.fusion import DECISIONS
 from mtmm_jax.model import Model
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.runs.votes import Votes
+from mtmm_jax.training.asking import absent
 from mtmm_jax.training.finished import Finished, open_run
+from mtmm_jax.training.requests import Requests, batches_of
 
 # Tasks whose predictions are numbers that mean the same in every run. Embeddings of two runs live
 # in two spaces, boxes have no common order, and texts are no numbers.
@@ -187,23 +188,51 @@ def _votes(model: Model, tasks: Sequence[str], variables: Any, batch: Any) -> tu
     return values, present
 
 
-def predict(ensemble: Ensemble, inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Task -> the fused prediction of one sample, or None where no run has what it reads.
+def predict(
+    ensemble: Ensemble, inputs: Sequence[Mapping[str, Any]], size: int = 1
+) -> Iterator[dict[str, Any]]:
+    """For each row, task -> the fused prediction, or None where no run has what it reads.
 
     Args:
         ensemble: the runs.
-        inputs: for each run what it is shown, as the inputs of a batch of one.
+        inputs: for each run what it is shown, as the inputs of a batch.
+        size: rows of the batch.
     """
     told = []
     for voter, run, given in zip(ensemble.voters, ensemble.runs, inputs, strict=True):
-        batch = run.experiment.model.spec.example(1)
-        absent = {
-            name: {**entry, "present": np.zeros(1, bool)} for name, entry in batch["inputs"].items()
-        }
-        told.append(jax.device_get(voter(run.variables, {"inputs": {**absent, **given}})))
+        whole = {"inputs": {**absent(run, size), **given}}
+        told.append(jax.device_get(voter(run.variables, whole)))
     said = Votes.of(told, {})
     fused = jax.device_get(ensemble.fuse(ensemble.params, said.values, said.present))
-    return {
-        task: jax.tree.map(lambda x: x[0], fused[task]) if said.present[task].any() else None
-        for task in ensemble.rules
+    there = {task: here.any(1) for task, here in said.present.items()}
+    for i in range(size):
+        yield {
+            task: jax.tree.map(lambda x, i=i: x[i], fused[task]) if there[task][i] else None
+            for task in ensemble.rules
+        }
+
+
+def answers(ensemble: Ensemble, told: Mapping[str, Any]) -> dict[str, Any]:
+    """`{task: what a person reads}` of a row's fused predictions."""
+    tasks = ensemble.model.tasks
+    said: dict[str, Any] = {
+        name: tasks[name].decode(one) if one is not None else {"needs": list(tasks[name].reads)}
+        for name, one in told.items()
     }
+    return said | {name: {"left out": why} for name, why in ensemble.left_out.items()}
+
+
+def ask_rows(
+    ensemble: Ensemble, asked: Sequence[Requests], size: int
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """`(row, answers)` of the rows that can be used, in order; one compile for each run.
+
+    Args:
+        ensemble: the runs.
+        asked: of each of them, by `requests.open_all`.
+        size: rows at a time.
+    """
+    for rows, inputs in batches_of(asked, size):
+        for row, told in zip(rows.tolist(), predict(ensemble, inputs, size), strict=False):
+            if row not in asked[0].bad:
+                yield row, answers(ensemble, told)

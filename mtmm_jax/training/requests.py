@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,17 +52,24 @@ class Requests:
     def batches(self, size: int) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
         """`(rows, inputs)` in order; inputs always have `size` rows, the last ones repeated, and
         the rows told are those that can be used."""
-        fine = self.usable
-        for start in range(0, len(fine), size):
-            rows = fine[start : start + size]
-            batch = self.compose(np.pad(rows, (0, size - len(rows)), mode="edge"), None)
-            yield rows, batch["inputs"]
+        return ((rows, inputs) for rows, (inputs,) in batches_of([self], size))
 
     def named(self, row: int) -> dict[str, Any]:
         """The line of a row and its id, which is the line where it has none."""
         line = self.rows.lines[row]
         id = self.rows.values[row].get(self.id)
         return {"line": line, "id": line if id is None else id}
+
+
+def batches_of(
+    several: Sequence[Requests], size: int
+) -> Iterator[tuple[np.ndarray, list[dict[str, Any]]]]:
+    """`Requests.batches` of the same manifest, asked of several runs: inputs for each."""
+    fine = several[0].usable
+    for start in range(0, len(fine), size):
+        rows = fine[start : start + size]
+        padded = np.pad(rows, (0, size - len(rows)), mode="edge")
+        yield rows, [one.compose(padded, None)["inputs"] for one in several]
 
 
 def open_requests(path: str | Path, workdir: Workdir, on_bad: str = "skip") -> Requests:
@@ -77,21 +84,35 @@ def open_requests(path: str | Path, workdir: Workdir, on_bad: str = "skip") -> R
         workdir: of the run.
         on_bad: "skip", or "stop" to make the first bad row an error that names it.
     """
+    return open_all(path, [workdir], on_bad)[0]
+
+
+def open_all(path: str | Path, workdirs: Sequence[Workdir], on_bad: str = "skip") -> list[Requests]:
+    """One manifest for several runs; a row that is bad for one of them is asked of none.
+
+    Args:
+        path, on_bad: as for `open_requests`.
+        workdirs: of the runs; one that reads no column is not refused if others do.
+    """
     limits, path = Limits(), Path(path)
     rows = read_rows(path, limits)
     bad = BadRows(path, rows.lines, on_bad)
     for line, reason in rows.broken:
         bad.line(line, reason)
     setting = Setting(rows, Folder(path.parent, limits), limits, bad)
-    data = workdir.read("config.json")["data"]
-    id = data.get("id", "id") if data["kind"] == "manifest" else "id"
-    inputs, absent = _inputs(setting, workdir)
-    if not inputs:
+    found, wanted = [], {}
+    for workdir in workdirs:
+        data = workdir.read("config.json")["data"]
+        id = data.get("id", "id") if data["kind"] == "manifest" else "id"
+        inputs, absent = _inputs(setting, workdir)
+        found.append(Requests(rows, Compose(inputs, {}, {}, bad), bad, id, tuple(absent)))
+        wanted |= dict.fromkeys(absent)
+    if not any(one.compose.inputs for one in found):
         raise ConfigError(
             f"--manifest: {path} has no column that the run reads; wanted one or more of: "
-            f"{', '.join(absent)}; it has: {', '.join(sorted(rows.columns)) or 'none'}"
+            f"{', '.join(wanted)}; it has: {', '.join(sorted(rows.columns)) or 'none'}"
         )
-    return Requests(rows, Compose(inputs, {}, {}, bad), bad, id, tuple(absent))
+    return found
 
 
 def read_one(name: str, value: str, workdir: Workdir) -> dict[str, Any]:
