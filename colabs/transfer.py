@@ -79,6 +79,8 @@ def few(name, init_from):
     del config.model.encoders.text
     with config.unlocked(), config.ignore_type():
         config.init_from = init_from
+        if init_from is None:
+            config.optimizer.rates = []  # nothing is known yet that a large rate would undo
     results = fit(training.assemble(config), folder / name)
     journal = read_journal(folder / name / "metrics.jsonl")
     losses = [(r["step"], r["loss"]["category"]) for r in journal if r["split"] == "train"]

@@ -5,7 +5,8 @@ python -m mtmm_jax.train --config configs/pretrain_contrastive.py \
 python -m mtmm_jax.train --config configs/finetune.py --workdir runs/finetune
 
 few_labels without its retrieval, 300 steps, its encoders (and fusion, where there was one) from the
-run above. Baseline: from scratch, --config.init_from=None.
+run above; encoders learn at a fiftieth of the rate, as few labels would undo what they know.
+Baseline: from scratch, few_labels with --config.tasks.retrieval=None.
 """
 
 from ml_collections import ConfigDict
@@ -16,5 +17,7 @@ from mtmm_jax import training
 def get_config() -> ConfigDict:
     config = training.load("few_labels")
     del config.tasks.retrieval
+    with config.unlocked():
+        config.optimizer.rates = [["encoders/.*", 0.02]]
     config.init_from = {"workdir": "runs/pretrain_contrastive"}
     return config

@@ -7,7 +7,7 @@ python -m mtmm_jax.train --config configs/finetune.py --workdir runs/finetune_au
 
 L = |x_image - g(fused)|^2 / 2 on 16 x 16 pixels, 400 steps; where modality dropout takes the
 picture away it has to come from name and voice. Baseline of the second command: from scratch,
---config.init_from=None.
+few_labels with --config.tasks.retrieval=None.
 """
 
 from ml_collections import ConfigDict

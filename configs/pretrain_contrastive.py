@@ -5,7 +5,7 @@ python -m mtmm_jax.train --config configs/pretrain_contrastive.py \
 python -m mtmm_jax.train --config configs/finetune.py --workdir runs/finetune
 
 contrastive with the encoders and the data of few_labels, 400 steps; then finetune. Baseline of the
-latter: from scratch, --config.init_from=None.
+latter: from scratch, few_labels with --config.tasks.retrieval=None.
 """
 
 from ml_collections import ConfigDict

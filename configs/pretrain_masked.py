@@ -6,7 +6,7 @@ python -m mtmm_jax.train --config configs/finetune.py --workdir runs/finetune_ma
 
 L = mean over the hidden patches of |x - g(fused)|^2 / 2, half of the patches of 8 x 8 pixels hidden
 in each step, 400 steps; whole modalities are hidden as well (modality dropout). Baseline of the
-second command: from scratch, --config.init_from=None.
+second command: from scratch, few_labels with --config.tasks.retrieval=None.
 """
 
 from ml_collections import ConfigDict

@@ -6,7 +6,7 @@ python -m mtmm_jax.train --config configs/finetune.py --workdir runs/finetune_tr
     --config.init_from.workdir=runs/pretrain_translation
 
 translation, 400 steps; only the encoders of text and audio learn. Baseline of the second command:
-from scratch, --config.init_from=None.
+from scratch, few_labels with --config.tasks.retrieval=None.
 """
 
 from ml_collections import ConfigDict

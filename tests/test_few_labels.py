@@ -47,7 +47,7 @@ def test_the_table_tells_points_over_what_stands_beside():
             board.add({**row, "test": {"category": value}})
     lines = few_labels.table(board, ["supervised 5%", "pseudo 5%", "teacher"]).splitlines()
     assert lines[2:] == [
-        "| supervised 5% | `finetune` | 1,000 | category 0.450 ± 0.050 |  |",
+        "| supervised 5% | `few_labels` | 1,000 | category 0.450 ± 0.050 |  |",
         "| pseudo 5% | `semi_pseudo` | 1,000 | category 0.520 ± 0.020 | "
         "supervised 5%: category +7.0 points |",
     ]

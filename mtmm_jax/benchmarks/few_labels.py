@@ -31,6 +31,7 @@ QUICK = 10  # steps
 SHARES = (5, 10)  # percent of the category labels
 CURVE_SHARES = (2, 5, 10, 25, 100)
 OWN_SHARE = 10  # that of the config few_labels
+NO_PAIRS = "tasks.retrieval=None"
 # The model that sees; names and voices were there in pretraining alone.
 PICTURE = ("model.encoders.text=None", "model.encoders.audio=None", "model.modality_dropout=0.0")
 
@@ -58,14 +59,14 @@ def _rows() -> Iterator[tuple[str, Row]]:
     for share in SHARES:
         hide = f"data.hide={{'category': {share / 100}}}"
         alone = f"supervised {share}%"
-        yield alone, Row(Run("finetune", ("init_from=None", hide), how="fit"))
+        yield alone, Row(Run("few_labels", (hide, NO_PAIRS), how="fit"))
         for kind, run in pretrained.items():
             tuned = Run("finetune", (hide,), how="fit", after=run)
             yield f"{kind}, then {share}%", Row(tuned, beside=alone)
         for kind in ("pseudo", "mean_teacher", "consistency"):
             yield f"{kind} {share}%", Row(Run(f"semi_{kind}", (hide,), how="fit"), beside=alone)
         seen = f"picture, supervised {share}%"
-        yield seen, Row(Run("finetune", ("init_from=None", hide, *PICTURE), how="fit"))
+        yield seen, Row(Run("few_labels", (hide, NO_PAIRS, *PICTURE), how="fit"))
         tuned = Run("finetune", (hide, *PICTURE), how="fit", after=pretrained["contrastive"])
         yield f"picture, contrastive, then {share}%", Row(tuned, beside=seen)
     teacher = Run("distil_teacher", how="fit")
@@ -90,7 +91,7 @@ ROWS: dict[str, Row] = dict(_rows())
 
 def _at(share: int) -> tuple[Run, Run]:
     hide = () if share == OWN_SHARE else (f"data.hide={{'category': {share / 100}}}",)
-    alone = (*hide, "tasks.retrieval=None")
+    alone = (*hide, NO_PAIRS)
     return Run("few_labels", hide), Run("few_labels", alone)
 
 
