@@ -3,7 +3,7 @@ r"""Video understanding at 32 pixels: video_understanding for a quick run.
 python -m mtmm_jax.train --config configs/video_understanding_small.py \
     --workdir runs/video_understanding_small
 
-Three epochs. Baselines: each modality alone, which evaluation prints beside it; and a recurrence
+Three epochs of clips of five frames. Baselines: each modality alone, which evaluation prints beside it; and a recurrence
 over frames instead of their mean, --config.model.encoders.video.temporal=gru.
 """
 
@@ -15,5 +15,5 @@ from mtmm_jax import training
 def get_config() -> ConfigDict:
     config = training.load("video_understanding")
     config.steps = 3 * config.evaluation.every
-    config.data.image_size = 32
+    config.data.image_size, config.data.frames = 32, 5
     return config

@@ -8,8 +8,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from rich.progress import track
 
 from mtmm_jax import parallel, training
+from mtmm_jax.command import console
 from mtmm_jax.evaluation import Evaluator, headlines
 from mtmm_jax.training.loop import evaluation_batches
 
@@ -47,7 +49,9 @@ class ShortRun:
         config = experiment.config
         state = parallel.replicate(experiment.init(seed), experiment.devices)
         batches = iter(experiment.source.train(config["batch_size"], seed=seed))
-        for _ in range(config["steps"]):
+        out = console()
+        shown = {"console": out, "disable": not out.is_terminal, "transient": True}
+        for _ in track(range(config["steps"]), f"seed {seed}", **shown):
             state, _ = self._step(state, next(batches))
         return jax.block_until_ready(state.variables)
 
