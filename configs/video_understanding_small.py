@@ -3,8 +3,8 @@ r"""Video understanding at 32 pixels: video_understanding for a quick run.
 python -m mtmm_jax.train --config configs/video_understanding_small.py \
     --workdir runs/video_understanding_small
 
-Three epochs of clips of five frames. Baselines: each modality alone, which evaluation prints beside it; and a recurrence
-over frames instead of their mean, --config.model.encoders.video.temporal=gru.
+Three epochs of clips of five frames. Baselines: each modality alone, which evaluation prints beside
+it; and a recurrence over frames instead of their mean, --config.model.encoders.video.temporal=gru.
 """
 
 from ml_collections import ConfigDict
