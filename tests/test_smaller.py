@@ -156,13 +156,14 @@ def test_ways_to_use_weights_are_those_of_the_configs():
         assert config.get("lora") == plain.get("lora")
         assert config.optimizer == plain.optimizer
         assert list(config.tasks) == ["category"]
-        assert config.data.tokenizer == "here"
-        if row == pretrained.SCRATCH:
+        assert config.data.tokenizer == (None if row == pretrained.GRU else "here")
+        if row in (pretrained.SCRATCH, pretrained.GRU):
             assert config.init_from is None
         else:
             assert config.init_from.freeze == plain.init_from.freeze
             assert config.init_from.weights == "here"
-    assert [made[row].get("lora") is not None for row in made] == [False, False, True, False]
+    assert [row for row in made if made[row].get("lora") is not None] == ["LoRA"]
+    assert made[pretrained.GRU].model.encoders.text.kind == "text_gru"
 
 
 def test_unseen_classes_are_held_out_alike():
