@@ -2,11 +2,11 @@
 
 python -m mtmm_jax.train --config configs/video_aligned.py --workdir runs/video_aligned
 
-The clips, words and sounds of video_understanding_small. Frames keep their order (a GRU, no mean);
-sound, and the words of the caption, one a second, are brought to the frames' times; a Transformer
-reads the tokens of all. L = L_topic + L_event + L_where: cross-entropies of what moves and how, and
-the detection loss of its last place, cross-entropy + squared error of the box. Baseline: without
-alignment, --config.model.align=none.
+The clips, words and sounds of video_understanding_small. Frames keep their order (a GRU, no mean)
+and tell what is where (4 x 4 cells); sound, and the words of the caption, one a second, are brought
+to the frames' times; a Transformer reads the tokens of all. L = L_topic + L_event + L_where:
+cross-entropies of what moves and how, and the detection loss of its last place, cross-entropy +
+squared error of the box. Baseline: without alignment, --config.model.align=none.
 """
 
 from ml_collections import ConfigDict
@@ -20,6 +20,8 @@ def get_config() -> ConfigDict:
     for encoder in config.model.encoders.values():
         encoder.projected = True
     config.model.encoders.video.temporal = "gru"
+    with config.unlocked():
+        config.model.encoders.video.cells = 4
     config.model.align = {"kind": "resample", "reference": "video", "kernel": 0.25}
     config.model.fusion = {"kind": "transformer_tokens", "layers": 1, "heads": 4}
     config.tasks = {
