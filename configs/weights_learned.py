@@ -13,5 +13,5 @@ from mtmm_jax import training
 
 def get_config() -> ConfigDict:
     config = training.load("weights_static")
-    config.balancing = {"kind": "learned"}
+    config.balancing = {"kind": "learned", "learning_rate": 0.01}
     return config
