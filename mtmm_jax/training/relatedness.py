@@ -51,7 +51,8 @@ class Settings:
         use: "weights", "grouping" or "both".
         measure: which affinity is used; both are told. "lookahead" (what a step takes off a loss)
             or "cosines" of the gradients.
-        learning_rate: of the look-ahead's plain gradient step.
+        learning_rate: of the look-ahead's plain gradient step; one so long that a task's own step
+            raises its loss measures nothing, and is told.
         temperature: T of the weights; large makes them equal, small favours the most helpful.
         groups: there are at most so many.
         layers: Dense -> GELU layers that a group has before its own copy of `model.sharing`.
@@ -61,7 +62,7 @@ class Settings:
     steps: int
     use: str
     measure: str = "lookahead"
-    learning_rate: float = 0.01
+    learning_rate: float = 0.001
     temperature: float = 1.0
     groups: int = 2
     layers: int = 2
@@ -221,6 +222,14 @@ def measure(experiment: Any, settings: Settings) -> dict[str, Any]:
     }
 
 
+def overshot(told: Mapping[str, Any]) -> list[str]:
+    """The tasks whose look-ahead step, on the mean, made their own loss larger."""
+    if told["measure"] != "lookahead":
+        return []
+    own = (row[i] for i, row in enumerate(told["lookahead"]))
+    return [name for name, x in zip(told["tasks"], own, strict=True) if x is not None and x < 0]
+
+
 def _known_mean(values: np.ndarray) -> np.ndarray:
     """Over the first axis; NaN where nothing is known."""
     known = np.isfinite(values)
@@ -254,6 +263,12 @@ def begin(experiment: Any, workdir: Workdir, out: Any) -> Any:
         if processes.told(lost or (found is None and not _used(workdir))):
             out.print(f"relatedness: {settings.steps} steps on one device")
             told = measure(experiment, settings)
+            if far := overshot(told):
+                out.print(
+                    f"relatedness: steps on {', '.join(far)} raise their own losses and measure "
+                    f"nothing; learning_rate {settings.learning_rate} is too large",
+                    markup=False,
+                )
             found = found or {key: told[key] for key in ("weights", "groups")}
             out.print(_said(found), markup=False)
         if found is not None:

@@ -238,3 +238,10 @@ def test_unrelated_families_of_the_generator_stand_apart():
     assert told["groups"] == [["task_1", "task_3"], ["task_2", "task_4"]]
     assert best_groups(told["cosines"], 2) == [[0, 2], [1, 3]]
     assert told["weights"] is None
+
+
+def test_steps_that_are_too_long_are_told():
+    told = {"tasks": ["a", "b", "c"], "measure": "lookahead"}
+    told["lookahead"] = [[-5.6, 0.1, 0.0], [0.0, 0.2, 0.0], [0.0, 0.0, None]]
+    assert relatedness.overshot(told) == ["a"]
+    assert relatedness.overshot({**told, "measure": "cosines"}) == []
