@@ -5,6 +5,13 @@ python -m mtmm_jax.train --config configs/contrastive.py --workdir runs/contrast
 Contrastive alignment of picture with name and of name with speech, 400 steps. Measured: recall both
 ways, and zero-shot classification, where the class is the category whose name is nearest to the
 picture. Baselines: chance, and a classifier that has labels (independent_image).
+
+Measured (test, one seed, 3 minutes each with one of two cores): retrieval image_to_text_recall@10
+.288, retrieval, text_to_image_recall@10 .276, retrieval, text_to_audio_recall@10 .255, retrieval,
+audio_to_text_recall@10 .291, category, zero-shot accuracy .232, subcategory, zero-shot accuracy
+.018; trivial: retrieval image_to_text_recall@10 .051, retrieval, text_to_image_recall@10 .051,
+retrieval, text_to_audio_recall@10 .051, retrieval, audio_to_text_recall@10 .051; with labels:
+category accuracy .551, subcategory accuracy .309.
 """
 
 from ml_collections import ConfigDict

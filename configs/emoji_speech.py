@@ -15,6 +15,10 @@ heard (the test split, trained voices): character error rate .151, word error ra
 speech, through Griffin-Lim, is written down by the same recogniser at a character error rate of
 .202 (recordings through Griffin-Lim: .155); mel-cepstral distortion 2.96 dB with warping, 3.09 dB
 without. With the shared representation it has not been measured yet.
+
+Measured (test, one seed, 9 minutes each with one of two cores): speech warped_distortion 4.563,
+transcript cer .299; trivial: speech warped_distortion 7.041, transcript cer 1.000; nothing shared:
+speech warped_distortion 4.230†, transcript cer .290†; transcript alone: transcript cer .297†.
 """
 
 from ml_collections import ConfigDict

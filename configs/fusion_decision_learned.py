@@ -4,6 +4,10 @@ python -m mtmm_jax.train --config configs/fusion_decision_learned.py \
     --workdir runs/fusion_decision_learned
 
 fusion_late with another line for the fusion. Baseline: fusion_decision, their mean.
+
+Measured (test, one seed, 3 minutes each with one of two cores): category accuracy .819, subcategory
+accuracy .566; trivial: category accuracy .189, subcategory accuracy .148; late fusion: category
+accuracy .852†, subcategory accuracy .645†.
 """
 
 from ml_collections import ConfigDict

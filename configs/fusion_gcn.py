@@ -4,6 +4,10 @@ python -m mtmm_jax.train --config configs/fusion_gcn.py --workdir runs/fusion_gc
 
 fusion_late with another line for the fusion. Baseline: fusion_late; fusion_gat learns how much each
 neighbour counts.
+
+Measured (test, one seed, 3 minutes each with one of two cores): category accuracy .837, subcategory
+accuracy .663; trivial: category accuracy .189, subcategory accuracy .148; late fusion: category
+accuracy .852†, subcategory accuracy .645.
 """
 
 from ml_collections import ConfigDict

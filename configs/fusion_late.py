@@ -5,6 +5,11 @@ python -m mtmm_jax.train --config configs/fusion_late.py --workdir runs/fusion_l
 Category and subcategory of an emoji from picture, name and speech; 300 steps. The other fusion_*
 configs are this one with another line for the fusion. Baseline: each modality alone
 (independent_image, independent_text, independent_audio).
+
+Measured (test, one seed, 116 s each with one of two cores): category accuracy .852, subcategory
+accuracy .645; trivial: category accuracy .189, subcategory accuracy .148; image alone: category
+accuracy .551, subcategory accuracy .309; text alone: category accuracy .821, subcategory accuracy
+.668†; audio alone: category accuracy .401, subcategory accuracy .222.
 """
 
 from ml_collections import ConfigDict

@@ -4,6 +4,10 @@ python -m mtmm_jax.train --config configs/fusion_transformer.py --workdir runs/f
 
 fusion_late with another line for the fusion. Baseline: fusion_late; task_queries keeps the answers
 of the tasks apart.
+
+Measured (test, one seed, 4 minutes each with one of two cores): category accuracy .847, subcategory
+accuracy .681; trivial: category accuracy .189, subcategory accuracy .148; late fusion: category
+accuracy .852†, subcategory accuracy .645.
 """
 
 from ml_collections import ConfigDict

@@ -6,6 +6,10 @@ ResNet-18 with its large stem on 32 pixels, 300 steps. The words are read by a B
 that begins untrained, over words of the data: nothing is imported. Baselines: the picture without
 the text and the text without the picture, --config.model.encoders.text=None or .image=None, with
 --config.model.modality_dropout=0.0.
+
+Measured (test, one seed, 8 minutes each with one of two cores): picture accuracy .857, words
+accuracy .439; trivial: picture accuracy .189, words accuracy .148; image alone: picture accuracy
+.548, words accuracy .311; text alone: picture accuracy .806, words accuracy .495†.
 """
 
 from ml_collections import ConfigDict

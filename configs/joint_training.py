@@ -4,6 +4,14 @@ python -m mtmm_jax.train --config configs/joint_training.py --workdir runs/joint
 
 L = sum over tasks and modalities of L_k(x_m), plus those of the fused features: `unimodal` gives
 each task a head for every modality alone. Baseline: fusion_late, with the fused losses only.
+
+Measured (test, one seed, 3 minutes each with one of two cores): category accuracy .875,
+category_audio accuracy .390, category_image accuracy .587, category_text accuracy .862, subcategory
+accuracy .668, subcategory_audio accuracy .214, subcategory_image accuracy .342, subcategory_text
+accuracy .704; trivial: category accuracy .189, category_audio accuracy .189, category_image
+accuracy .189, category_text accuracy .189, subcategory accuracy .148, subcategory_audio accuracy
+.148, subcategory_image accuracy .148, subcategory_text accuracy .148; late fusion: category
+accuracy .852, subcategory accuracy .645.
 """
 
 from ml_collections import ConfigDict

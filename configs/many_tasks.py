@@ -5,6 +5,14 @@ python -m mtmm_jax.train --config configs/many_tasks.py --workdir runs/many_task
 Genres, two scores, the rating and the box office, of which 15% to all films have one; a label that
 is missing adds nothing. 600 steps. Baseline: each task alone, --config.balancing=equal and
 --config.tasks.genre=None and so on.
+
+Measured (test, one seed, 40 s each with one of two cores): box_office r2 .418, genre
+average_precision .275, genre, exact_match .166, metacritic r2 .297, rating accuracy .585,
+tomatometer r2 .216; trivial: box_office r2 -.000, genre average_precision .099, genre, exact_match
+.155, metacritic r2 -.004, rating accuracy .467, tomatometer r2 -.003; genre alone: genre
+average_precision .338†, genre, exact_match .187†; tomatometer alone: tomatometer r2 .228†;
+metacritic alone: metacritic r2 .305†; rating alone: rating accuracy .561; box_office alone:
+box_office r2 .390.
 """
 
 from ml_collections import ConfigDict

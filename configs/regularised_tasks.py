@@ -6,6 +6,10 @@ L = sum_k L_k + lambda (0.1 |logits|_1 + 0.1 |fused features|_1 + 0.01 |[theta_1
 lambda = 0.1: no class is said louder than it helps, shared features are sparse, and the tasks'
 first layers span few directions (the trace norm). Another lambda is
 --config.model.regulariser_scale=1. Baseline: shared_features, which is lambda = 0.
+
+Measured (test, one seed, 2 minutes each with one of two cores): category accuracy .852, subcategory
+accuracy .645, year r2 .277; trivial: category accuracy .189, subcategory accuracy .148, year r2
+-.012; own networks: category accuracy .852, subcategory accuracy .640, year r2 .278†.
 """
 
 from ml_collections import ConfigDict

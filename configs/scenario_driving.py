@@ -8,6 +8,17 @@ hidden from fusion now and then. The other scenario_* configs are this one with 
 tasks. Baselines: one sensor less, in the same model; and a model of each sensor alone, such as
 --config.model.encoders.range=None --config.model.encoders.voice=None
 --config.model.modality_dropout=0.0.
+
+Measured (test, one seed, 95 s each with one of two cores): behaviour accuracy .982, command
+accuracy 1.000, control r2 .953, objects mAP@.5 .997, waypoints ade .029; trivial: behaviour
+accuracy .348, command accuracy .256, control r2 -.003, objects mAP@.5 .000, waypoints ade .411;
+camera alone: behaviour accuracy .348, command accuracy .258, control r2 -.000, objects mAP@.5
+1.000†, waypoints ade .326; range alone: behaviour accuracy .568, command accuracy .248, control r2
+.229, waypoints ade .288; voice alone: behaviour accuracy .768, command accuracy 1.000, control r2
+.656, waypoints ade .132; without camera: behaviour accuracy .977, command accuracy 1.000, control
+r2 .951, objects mAP@.5 -, waypoints ade .031; without range: behaviour accuracy .768, command
+accuracy 1.000, control r2 .656, objects mAP@.5 .997, waypoints ade .134; without voice: behaviour
+accuracy .566, command accuracy .232, control r2 .225, objects mAP@.5 .997, waypoints ade .289.
 """
 
 from ml_collections import ConfigDict

@@ -5,6 +5,13 @@ python -m mtmm_jax.train --config configs/scenario_medical.py --workdir runs/sce
 Synthetic as in scenario_driving. The diagnosis needs picture and record together, the treatment the
 genes besides. Baselines, as there: one sensor less, in the same model; and a model of each sensor
 alone.
+
+Measured (test, one seed, 50 s each with one of two cores): diagnosis accuracy .928, treatment
+accuracy .834; trivial: diagnosis accuracy .205, treatment accuracy .338; image alone: diagnosis
+accuracy .539, treatment accuracy .543; record alone: diagnosis accuracy .256, treatment accuracy
+.314; genes alone: diagnosis accuracy .248, treatment accuracy .592; without genes: diagnosis
+accuracy .922, treatment accuracy .645; without image: diagnosis accuracy .260, treatment accuracy
+.592; without record: diagnosis accuracy .445, treatment accuracy .650.
 """
 
 from ml_collections import ConfigDict

@@ -5,6 +5,14 @@ python -m mtmm_jax.train --config configs/scenario_video.py --workdir runs/scena
 Synthetic as in scenario_driving. The topic is in frames and words, the sentiment in tune and words,
 the score in both. Baselines, as there: one sensor less, in the same model; and a model of each
 sensor alone.
+
+Measured (test, one seed, 4 minutes each with one of two cores): score r2 .988, sentiment accuracy
+1.000, topic accuracy 1.000; trivial: score r2 -.003, sentiment accuracy .518, topic accuracy .256;
+video alone: score r2 .480, sentiment accuracy .514, topic accuracy 1.000; audio alone: score r2
+.610, sentiment accuracy .998, topic accuracy .271; subtitles alone: score r2 .956, sentiment
+accuracy .979, topic accuracy .971; without audio: score r2 .955, sentiment accuracy .980, topic
+accuracy 1.000; without subtitles: score r2 .979, sentiment accuracy .998, topic accuracy 1.000;
+without video: score r2 .969, sentiment accuracy 1.000, topic accuracy .969.
 """
 
 from ml_collections import ConfigDict

@@ -10,7 +10,7 @@ rows of each data set. 500 steps. Baseline: each task alone, which has the middl
 
 Measured (test, one seed, 88 s each with one of two cores): digit accuracy .980, speaker accuracy
 .984, task_1 r2 .793; trivial: digit accuracy .100, speaker accuracy .084, task_1 r2 -.000; digit
-alone: digit accuracy .985; speaker alone: speaker accuracy .984; task_1 alone: task_1 r2 .794.
+alone: digit accuracy .985†; speaker alone: speaker accuracy .984; task_1 alone: task_1 r2 .794†.
 """
 
 from ml_collections import ConfigDict

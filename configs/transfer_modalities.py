@@ -6,6 +6,11 @@ L = sum over source L_s + lambda sum over target L_t: the category of an emoji f
 known, and from its spoken name, of which a tenth is; no row has both, and speech is tested. Each
 modality has its encoder; fusion, trunk and head are those of both. lambda, baselines and the
 sequential way are those of transfer_domains. 400 steps.
+
+Measured (test, one seed, 3 minutes each with one of two cores): category accuracy .390; trivial:
+category accuracy .189; lambda 0: category accuracy .117; lambda 0.1: category accuracy .296; lambda
+10: category accuracy .390; target alone: category accuracy .411†; source, then target: category
+accuracy .398†.
 """
 
 from ml_collections import ConfigDict

@@ -7,6 +7,12 @@ and the Metacritic score of a tenth of those. Text, table and trunk are shared, 
 head. lambda is the weight of the second loss, --config.balancing.weights=[0.1,1]; half of a batch
 has the one label, half the other. Baselines and the sequential way are those of transfer_domains.
 300 steps.
+
+Measured (test, one seed, 35 s each with one of two cores): metacritic r2 .206, tomatometer r2 .189;
+trivial: metacritic r2 -.004, tomatometer r2 -.003; lambda 0: metacritic r2 -.012, tomatometer r2
+.212†; lambda 0.1: metacritic r2 .247†, tomatometer r2 .199†; lambda 10: metacritic r2 .170,
+tomatometer r2 .164; target alone: metacritic r2 .130, tomatometer r2 -.712; source, then target:
+metacritic r2 .180, tomatometer r2 .140.
 """
 
 from ml_collections import ConfigDict

@@ -7,6 +7,9 @@ and tell what is where (4 x 4 cells); sound, and the words of the caption, one a
 to the frames' times; a Transformer reads the tokens of all. L = L_topic + L_event + L_where:
 cross-entropies of what moves and how, and the detection loss of its last place, cross-entropy +
 squared error of the box. Baseline: without alignment, --config.model.align=none.
+
+Measured (test, one seed, 6 minutes each with one of two cores): event accuracy .110, topic accuracy
+.633, where mAP@.5 .003; trivial: event accuracy .133, topic accuracy .189, where mAP@.5 .002.
 """
 
 from ml_collections import ConfigDict
