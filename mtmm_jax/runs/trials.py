@@ -76,8 +76,9 @@ class _Steps(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        self._log.flush()
-        self._shown.flush()
+        for file in (self._log, self._shown):
+            if not file.closed:  # collected after its log, it is flushed once more
+                file.flush()
 
 
 def devices_here() -> tuple[str, int]:
