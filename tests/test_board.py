@@ -4,7 +4,6 @@ import json
 import multiprocessing
 
 import pytest
-from ml_collections import ConfigDict
 
 from mtmm_jax import training
 from mtmm_jax.benchmarks import missing
@@ -56,7 +55,6 @@ def test_names_and_seeds_that_are_none_say_what_may_stand_there():
 
 
 def test_without_a_modality_go_the_tasks_that_read_it():
-    from mtmm_jax import training
 
     config = training.load("emoji")
     without(config, ["text"])
@@ -95,35 +93,3 @@ def test_missing_tells_what_each_absence_costs(tmp_path, capsys):
     assert [set(row["figures"]) for row in rows[2:]] == [{f"no {name}"} for name in names[2:]]
     assert missing.main([*options, "--ways", "none"]) == 2
     assert "zero" in capsys.readouterr().err
-
-
-def test_missing_takes_rates_of_single_modalities_and_heads_on_each():
-    dropout = missing.dropout_of("text=.6, image=0.30")
-    assert dropout == "image=0.3,text=0.6"
-    assert missing.dropout_of(".5") == 0.5
-    with pytest.raises(ConfigError, match=r"--dropout: 'text=much' is neither .* text=\.6"):
-        missing.dropout_of("text=much")
-    rates = "--config.model.modality_dropout={'text': 0.6}"
-    assert training.apply_overrides(training.load("emoji"), [rates]).model.modality_dropout == (
-        ConfigDict({"text": 0.6})
-    )
-    base = training.load("emoji")
-    config = missing.changed(base, "tensor", "mask", dropout, ["category"], None)
-    assert dict(config.model.modality_dropout) == {"image": 0.3, "text": 0.6}
-    assert config.tasks.category.unimodal is True
-    plain = missing.changed(base, "tensor", "mask", 0.0, None, None)
-    assert plain.model.modality_dropout == 0.0
-    assert "unimodal" not in plain.tasks.category
-    built = training.assemble(config).model
-    assert built.modality_dropout == {"image": 0.3, "text": 0.6}
-    assert "category_audio" in built.tasks
-
-
-def test_what_dropout_loses_is_a_share_of_what_the_plain_model_loses():
-    plain = [{"dropout": 0.0, "figures": {"all": 0.9, "no a": 0.8, "no b": 0.5}}]
-    with_dropout = [{"dropout": 0.3, "figures": {"all": 0.8, "no a": 0.7, "no b": 0.7}}]
-    label, share = missing.lost(with_dropout, plain + with_dropout)
-    assert label == "no b"
-    assert share == pytest.approx(0.25)
-    nothing = [{"dropout": 0.0, "figures": {"all": 0.5, "no a": 0.5}}]
-    assert missing.lost(nothing, nothing) is None

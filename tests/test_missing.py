@@ -1,6 +1,7 @@
 """The table of missing modalities: losses are told as shares of what the plain model loses."""
 
 import pytest
+from ml_collections import ConfigDict
 
 from mtmm_jax import training
 from mtmm_jax.benchmarks import missing
@@ -45,13 +46,6 @@ def test_the_table_has_a_line_for_each_way():
     assert shares == ["", "0.60 (no text)", "0.40 (no text)", "0.40 (no text)"]
 
 
-def test_rates_are_one_or_for_each_modality():
-    assert missing.dropout_of("0.3") == 0.3
-    assert missing.dropout_of("text=.6, image=0.40") == "image=0.4,text=0.6"
-    with pytest.raises(ConfigError, match="--dropout: 'text=much' is neither a rate nor a list"):
-        missing.dropout_of("text=much")
-
-
 def test_configs_are_changed_as_the_row_says():
     base = training.load("emoji")
     config = missing.changed(base, "tensor", "reconstruct", "text=0.6", ["year"], None)
@@ -63,3 +57,37 @@ def test_configs_are_changed_as_the_row_says():
     assert gone.model.encoders.text is None
     assert gone.tasks.retrieval is None
     assert base.model.encoders.text is not None
+
+
+def test_missing_takes_rates_of_single_modalities_and_heads_on_each():
+    dropout = missing.dropout_of("text=.6, image=0.30")
+    assert dropout == "image=0.3,text=0.6"
+    assert missing.dropout_of(".5") == 0.5
+    with pytest.raises(ConfigError, match=r"--dropout: 'text=much' is neither .* text=\.6"):
+        missing.dropout_of("text=much")
+    rates = "--config.model.modality_dropout={'text': 0.6}"
+    assert training.apply_overrides(training.load("emoji"), [rates]).model.modality_dropout == (
+        ConfigDict({"text": 0.6})
+    )
+    base = training.load("emoji")
+    config = missing.changed(base, "tensor", "mask", dropout, ["category"], None)
+    assert dict(config.model.modality_dropout) == {"image": 0.3, "text": 0.6}
+    assert config.tasks.category.unimodal is True
+    plain = missing.changed(base, "tensor", "mask", 0.0, None, None)
+    assert plain.model.modality_dropout == 0.0
+    assert "unimodal" not in plain.tasks.category
+    built = training.assemble(config).model
+    assert built.modality_dropout == {"image": 0.3, "text": 0.6}
+    assert "category_audio" in built.tasks
+
+
+def test_what_dropout_loses_is_a_share_of_what_the_plain_model_loses():
+    plain = [{"missing": "mask", "dropout": 0.0, "figures": {"all": 0.9, "no a": 0.8, "no b": 0.5}}]
+    with_dropout = [
+        {"missing": "mask", "dropout": 0.3, "figures": {"all": 0.8, "no a": 0.7, "no b": 0.7}}
+    ]
+    label, share = missing.lost(with_dropout, plain + with_dropout)
+    assert label == "no b"
+    assert share == pytest.approx(0.25)
+    nothing = [{"missing": "mask", "dropout": 0.0, "figures": {"all": 0.5, "no a": 0.5}}]
+    assert missing.lost(nothing, nothing) is None

@@ -173,11 +173,8 @@ def lost(
     if not whole or ALL not in rows[0]["figures"]:
         return None
 
-    def mean(figures: Sequence[Mapping[str, float]], label: str) -> float:
-        return float(np.mean([one[label] for one in figures]))
-
     def cost(figures: Sequence[Mapping[str, float]], label: str) -> float:
-        return mean(figures, ALL) - mean(figures, label)
+        return float(np.mean([one[ALL] - one[label] for one in figures]))
 
     label = max((k for k in whole[0] if k != ALL), key=lambda k: cost(whole, k))
     most = cost(whole, label)
