@@ -142,6 +142,9 @@ def _tiny(name):
             for encoder in config.model.encoders.values():
                 if encoder and encoder.kind == kind:
                     encoder.preset = preset
+        for task in config.tasks.values():
+            if task and task.get("head") and "locked" in task.head:
+                task.head.size = 128  # of bert's tiny preset
     return config
 
 
