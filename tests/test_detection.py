@@ -11,8 +11,9 @@ from scipy.optimize import linear_sum_assignment
 
 from mtmm_jax import heads, registry
 from mtmm_jax.analysis.boxes import detections, draw_detections
-from mtmm_jax.batch import Spec, Target
+from mtmm_jax.batch import Spec, Target, Tokens
 from mtmm_jax.evaluation import trivial_results
+from mtmm_jax.heads.grid import grid_of
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.tasks import boxes, centres
 from mtmm_jax.tasks.assignment import assign
@@ -515,6 +516,20 @@ def test_a_model_learns_boxes_and_fillers_reach_nothing(form):
     assert value < start
     trivial = trivial_results(whole, [rows])["things"]
     assert 0 <= trivial["mAP@.5"] <= 1
+
+
+def test_the_grid_of_a_clip_is_that_of_its_last_moment():
+    values = np.random.default_rng(0).standard_normal((3, 4, 2, 5, 6)).astype(np.float32)
+    mask = np.ones((3, 4, 2, 5), bool)
+    mask[1, 2:] = False  # a clip that ends early, and one that is not there
+    mask[2] = False
+    clip = Tokens.of(
+        jnp.asarray(values.reshape(3, 40, 6)), jnp.asarray(mask.reshape(3, 40)), "v", grid=(4, 2, 5)
+    )
+    beside = Tokens.of(jnp.ones((3, 7, 6)), jnp.ones((3, 7), bool), "words")
+    grid = grid_of({"fused": Tokens.join([beside, clip])}, "v", (), "head")
+    np.testing.assert_array_equal(grid[:2], [values[0, 3], values[1, 1]])
+    assert np.isfinite(grid[2]).all()
 
 
 def test_a_pooled_grid_is_refused_before_compiling_naming_what_keeps_it():

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from mtmm_jax import layers, model, registry
 from mtmm_jax.batch import clean
-from mtmm_jax.encoders import ENCODERS, audio, video
+from mtmm_jax.encoders import ENCODERS, audio
 from mtmm_jax.registry import ConfigError
 from tests import toy
 
@@ -321,32 +321,10 @@ def test_a_clip_is_read_by_any_image_encoder_and_body(temporal, frame, count):
     assert (difference < 1e-5).all() if temporal == "mean" else (difference > 1e-4).all()
 
 
-def test_cells_are_the_means_of_a_frames_parts():
-    config = {"kind": "video_frames", "cells": 2, "temporal": "mean"}
-    entry = _entry("video")
-    module = _build({**config, "projected": False}, name="video")
-    variables = toy.variables(module, entry)
-    told = jax.jit(module.apply)(variables, entry).values[:, 0]
-    params = variables["params"]
-    x, mask = np.asarray(entry["x"]), np.asarray(entry["mask"])
-    frames = {"x": x.reshape(-1, *x.shape[2:]), "present": mask.reshape(-1)}
-    grid = np.asarray(module.bind(variables).frames(frames).grid())
-    n, size, _, c = grid.shape
-    cells = grid.reshape(n, 2, size // 2, 2, size // 2, c).mean((2, 4)).reshape(n, -1)
-    each = (cells @ params["places"]["kernel"] + params["places"]["bias"]).reshape(*mask.shape, -1)
-    mean = (each * mask[..., None]).sum(1) / np.maximum(mask.sum(1, keepdims=True), 1)
-    np.testing.assert_allclose(told, mean, atol=1e-4)
-    np.testing.assert_allclose(
-        video._shares(3, 2, np.float32), [[2 / 3, 1 / 3, 0], [0, 1 / 3, 2 / 3]], rtol=1e-6
+def test_absent_frames_are_in_no_statistics():
+    module = _build(
+        {"kind": "video_frames", "frame": {"kind": "cnn", "norm": "batch"}}, name="video"
     )
-    with pytest.raises(ConfigError, match="video.cells: 2; the frame encoder gives a grid of 1"):
-        toy.variables(_build({**config, "frame": "image_mlp"}, name="video"), entry)
-
-
-@pytest.mark.parametrize("cells", [1, 2])
-def test_absent_frames_are_in_no_statistics(cells):
-    frame = {"kind": "cnn", "norm": "batch"}
-    module = _build({"kind": "video_frames", "frame": frame, "cells": cells}, name="video")
     entry = _entry("video")
     variables = toy.variables(module, entry)
     loud = np.where(entry["mask"][..., None, None, None], entry["x"], 50.0).astype(np.float32)

@@ -141,7 +141,7 @@ def _entries() -> Iterator[Recipe]:
     single = _one_modality("video_understanding_small", ("video", "text", "audio"))
     yield row("video understanding", "video_understanding_small", order | single)
     loose = {"not aligned": Run("video_aligned", ("model.align=none",))}
-    clips = _alone("video_aligned", ("topic", "event", "where"))
+    clips = _alone("video_aligned", ("topic", "event", "where"), "balancing=equal")
     yield row("video understanding, aligned", "video_aligned", loose | clips)
     short, unshared = "steps=600", "model.regularisers=()"
     yield Recipe(

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
-import jax
 import jax.numpy as jnp
-import numpy as np
 from flax.core import FrozenDict
 
 from mtmm_jax import registry
@@ -18,7 +15,7 @@ from mtmm_jax.encoders.image import CNN, MLPImage, ResNet
 from mtmm_jax.encoders.sequence import GRUEncoder, MeanEncoder, TransformerEncoder
 from mtmm_jax.encoders.vit import ViT
 from mtmm_jax.layers import sinusoid
-from mtmm_jax.registry import ConfigError, whole_number
+from mtmm_jax.registry import ConfigError
 
 FRAMES = {"cnn": CNN, "resnet": ResNet, "vit": ViT, "image_mlp": MLPImage}
 TEMPORAL = {"mean": MeanEncoder, "gru": GRUEncoder, "transformer": TransformerEncoder}
@@ -27,9 +24,6 @@ TEMPORAL = {"mean": MeanEncoder, "gru": GRUEncoder, "transformer": TransformerEn
 class VideoFrames(Encoder):
     """Each frame's tokens, averaged -> over time: a mean, a GRU or a Transformer.
 
-    An average forgets where things are, and so how they move: with `cells` each frame is averaged
-    within the cells of a grid, and a linear map reads them all.
-
     Only frames that are there are counted: in the means, and in the frame encoder's BatchNorm.
 
     Attributes:
@@ -37,7 +31,6 @@ class VideoFrames(Encoder):
         rate: frames per second, if known.
         frame: an image encoder: a kind, or a config with `kind` and its hyper-parameters.
         frame_width: of what is told of each frame; inner width of a temporal Transformer.
-        cells: of the grid along a side; 1 for the average of the whole frame.
         temporal: "mean" (one token), "gru" or "transformer" (a token per frame), or a config with
             `kind` and its hyper-parameters.
         projected: whether a linear map to `width` ends it. A mean and a GRU can do without: the
@@ -48,7 +41,6 @@ class VideoFrames(Encoder):
     rate: float | None = None
     frame: str | Mapping[str, Any] = "cnn"
     frame_width: int = 128
-    cells: int = 1
     temporal: str | Mapping[str, Any] = "gru"
     projected: bool = True
 
@@ -93,9 +85,7 @@ class VideoFrames(Encoder):
             dtype=self.dtype,
             projected=self.projected,
         )
-        whole_number(self.cells, f"{self.modality}.cells")
-        self.places = nn.Dense(self.frame_width, dtype=self.precision) if self.cells > 1 else None
-        if self.places is None and self.frames.width != self.frame_width:
+        if self.frames.width != self.frame_width:
             raise ConfigError(
                 f"{self.modality}.frame.projected: False gives {self.frames.width} features, not "
                 f"the {self.frame_width} of frame_width"
@@ -105,7 +95,7 @@ class VideoFrames(Encoder):
         x, mask = entry["x"], mask_of(entry)
         batch, steps = mask.shape
         frames = {"x": x.reshape(batch * steps, *x.shape[2:]), "present": mask.reshape(-1)}
-        values = self._told(self.frames(frames, **mode)).reshape(batch, steps, -1)
+        values = self.frames(frames, **mode).mean().reshape(batch, steps, -1)
         order = jnp.arange(steps, dtype=jnp.float32)[:, None]
         if isinstance(self.body, TransformerEncoder):
             values = values + sinusoid(order, values.shape[-1])
@@ -113,31 +103,8 @@ class VideoFrames(Encoder):
         at = jnp.broadcast_to(order * seconds, (batch, steps, 1))
         return Tokens.of(values, mask, self.modality, stride=(seconds,), positions=at)
 
-    def _told(self, frames: Tokens) -> jax.Array:
-        """`[B T, frame_width]` of each frame."""
-        if self.places is None:
-            return frames.mean()
-        grid = frames.grid()
-        if grid.ndim != 4 or min(grid.shape[1:3]) < self.cells:
-            raise ConfigError(
-                f"{self.modality}.cells: {self.cells}; the frame encoder gives a grid of "
-                f"{' x '.join(map(str, grid.shape[1:-1]))} tokens"
-            )
-        rows, columns = (_shares(size, self.cells, grid.dtype) for size in grid.shape[1:3])
-        cells = jnp.einsum("ih,nhwc,jw->nijc", rows, grid, columns)
-        return self.places(cells.reshape(len(grid), -1)).astype(jnp.float32)
-
     def first(self, tokens: Tokens, **mode: Any) -> Tokens:
         return self.body.first(tokens, **mode)
 
     def second(self, tokens: Tokens, **mode: Any) -> Tokens:
         return self.body.second(tokens, **mode)
-
-
-def _shares(size: int, cells: int, dtype: Any) -> np.ndarray:
-    """`[cells, size]`: what each place of a side counts for in each cell's mean; neighbours share a
-    place where `size` is no multiple."""
-    edges = np.arange(cells + 1) * size / cells
-    at = np.arange(size)
-    overlap = np.minimum(at + 1, edges[1:, None]) - np.maximum(at, edges[:-1, None])
-    return (np.maximum(overlap, 0) * cells / size).astype(dtype)

@@ -1,4 +1,4 @@
-"""The grid of an image's tokens, for heads that say something about every place of it."""
+"""The grid of a picture's tokens, for heads that say something about every place of it."""
 
 from __future__ import annotations
 
@@ -18,18 +18,28 @@ def grid_of(
 ) -> jax.Array:
     """`[B, h, w, D]`: the cells of `modality` in the first thing read that still has them.
 
+    Of a clip, `[t, h, w]` cells: those of the last moment that is there.
+
     Raises:
         ConfigError: where pooling has left no grid, naming the `fusions` that keep one.
     """
     for part in tokens.values():
-        spans = [span for span in part.layout if span.name == modality and len(span.grid) == 2]
-        if spans:
-            return part.select(modality).grid()
+        for span in part.layout:
+            if span.name == modality and len(span.grid) in (2, 3):
+                own = part.select(modality)
+                return own.grid() if len(span.grid) == 2 else _last(own, span.grid)
     found = ", ".join(f"{read}: {_told(part)}" for read, part in tokens.items())
     raise ConfigError(
         f"{where}: needs the grid of {modality!r}, and what it reads has none ({found}); read "
         f"{modality!r} itself, or choose a fusion that keeps the layout: {', '.join(fusions)}"
     )
+
+
+def _last(clip: Tokens, grid: tuple[int, ...]) -> jax.Array:
+    steps = jnp.arange(grid[0])
+    there = clip.mask.reshape(-1, *grid).any((2, 3))
+    last = jnp.where(there, steps, 0).max(1)
+    return jnp.take_along_axis(clip.grid(), last[:, None, None, None, None], axis=1)[:, 0]
 
 
 def _told(tokens: Tokens) -> str:
