@@ -13,18 +13,19 @@ three trained as one.
 
 Measured (test, one seed, 54 s each with one of two cores): independent training, fused by mean:
 category accuracy .860, subcategory accuracy .651; trivial: category accuracy .189, subcategory
-accuracy .148; late fusion: category accuracy .852, subcategory accuracy .645; independent_image:
-category accuracy .551, subcategory accuracy .309; independent_text: category accuracy .821,
-subcategory accuracy .668†; independent_audio: category accuracy .401, subcategory accuracy .222.
-independent training, fused by weighted: category accuracy .849, subcategory accuracy .681; trivial:
-category accuracy .189, subcategory accuracy .148; late fusion: category accuracy .852†, subcategory
-accuracy .645; independent_image: category accuracy .551, subcategory accuracy .309;
-independent_text: category accuracy .821, subcategory accuracy .668; independent_audio: category
-accuracy .401, subcategory accuracy .222. independent training, fused by learned: category accuracy
-.829, subcategory accuracy .332; trivial: category accuracy .189, subcategory accuracy .148; late
-fusion: category accuracy .852†, subcategory accuracy .645†; independent_image: category accuracy
-.551, subcategory accuracy .309; independent_text: category accuracy .821, subcategory accuracy
-.668†; independent_audio: category accuracy .401, subcategory accuracy .222.
+accuracy .148; late fusion: category accuracy .848 ± .003, subcategory accuracy .644 ± .006;
+independent_image: category accuracy .551, subcategory accuracy .309; independent_text: category
+accuracy .821, subcategory accuracy .668†; independent_audio: category accuracy .401, subcategory
+accuracy .222. independent training, fused by weighted: category accuracy .849, subcategory accuracy
+.681; trivial: category accuracy .189, subcategory accuracy .148; late fusion: category accuracy
+.848 ± .003, subcategory accuracy .644 ± .006; independent_image: category accuracy .551,
+subcategory accuracy .309; independent_text: category accuracy .821, subcategory accuracy .668;
+independent_audio: category accuracy .401, subcategory accuracy .222. independent training, fused by
+learned: category accuracy .829, subcategory accuracy .332; trivial: category accuracy .189,
+subcategory accuracy .148; late fusion: category accuracy .848 ± .003†, subcategory accuracy .644 ±
+.006†; independent_image: category accuracy .551, subcategory accuracy .309; independent_text:
+category accuracy .821, subcategory accuracy .668†; independent_audio: category accuracy .401,
+subcategory accuracy .222.
 """
 
 from ml_collections import ConfigDict
