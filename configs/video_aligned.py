@@ -18,12 +18,10 @@ from ml_collections import ConfigDict
 
 from mtmm_jax import training
 
-EPOCH = 95  # steps
-
 
 def get_config() -> ConfigDict:
     config = training.load("video_understanding_small")
-    config.steps = 6 * EPOCH
+    config.steps = 6 * config.evaluation.every
     config.data.frames = 10
     config.model.width, config.model.modality_dropout = 128, 0.0
     for name in ("text", "audio"):
@@ -43,6 +41,6 @@ def get_config() -> ConfigDict:
         },
     }
     config.optimizer = training.load("emoji").optimizer
-    weights = {"event": 2.0, "topic": 1.0, "where": 0.1}
-    config.balancing = {"kind": "static", "weights": list(weights.values())}
+    # In the order of their names: event, topic, where.
+    config.balancing = {"kind": "static", "weights": [2.0, 1.0, 0.1]}
     return config

@@ -55,7 +55,6 @@ def test_names_and_seeds_that_are_none_say_what_may_stand_there():
 
 
 def test_without_a_modality_go_the_tasks_that_read_it():
-
     config = training.load("emoji")
     without(config, ["text"])
     assert [name for name, task in config.tasks.items() if task] == [

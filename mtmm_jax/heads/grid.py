@@ -27,7 +27,7 @@ def grid_of(
         for span in part.layout:
             if span.name == modality and len(span.grid) in (2, 3):
                 own = part.select(modality)
-                return own.grid() if len(span.grid) == 2 else _last(own, span.grid)
+                return own.grid() if len(span.grid) == 2 else _last(own)
     found = ", ".join(f"{read}: {_told(part)}" for read, part in tokens.items())
     raise ConfigError(
         f"{where}: needs the grid of {modality!r}, and what it reads has none ({found}); read "
@@ -35,11 +35,11 @@ def grid_of(
     )
 
 
-def _last(clip: Tokens, grid: tuple[int, ...]) -> jax.Array:
-    steps = jnp.arange(grid[0])
-    there = clip.mask.reshape(-1, *grid).any((2, 3))
-    last = jnp.where(there, steps, 0).max(1)
-    return jnp.take_along_axis(clip.grid(), last[:, None, None, None, None], axis=1)[:, 0]
+def _last(clip: Tokens) -> jax.Array:
+    grid = clip.grid()
+    there = clip.mask.reshape(grid.shape[:-1]).any((2, 3))
+    last = jnp.where(there, jnp.arange(grid.shape[1]), 0).max(1)
+    return jnp.take_along_axis(grid, last[:, None, None, None, None], axis=1)[:, 0]
 
 
 def _told(tokens: Tokens) -> str:
