@@ -65,6 +65,8 @@ def _rows() -> Iterator[tuple[str, Row]]:
             yield f"{kind}, then {share}%", Row(tuned, beside=alone)
         for kind in ("pseudo", "mean_teacher", "consistency"):
             yield f"{kind} {share}%", Row(Run(f"semi_{kind}", (hide,), how="fit"), beside=alone)
+        both = Run("semi_pretrained", (hide,), how="fit", after=pretrained["contrastive"])
+        yield f"contrastive, then pseudo {share}%", Row(both, beside=alone)
         seen = f"picture, supervised {share}%"
         yield seen, Row(Run("few_labels", (hide, NO_PAIRS, *PICTURE), how="fit"))
         tuned = Run("finetune", (hide, *PICTURE), how="fit", after=pretrained["contrastive"])
