@@ -8,11 +8,11 @@ alone.
 
 Measured (test, 3 seeds, 26 s each with one of two cores): diagnosis accuracy .923 ± .004, treatment
 accuracy .839 ± .005; trivial: diagnosis accuracy .205, treatment accuracy .338; image alone:
-diagnosis accuracy .533 ± .006, treatment accuracy .536 ± .007; record alone: diagnosis accuracy
-.256, treatment accuracy .314; genes alone: diagnosis accuracy .248, treatment accuracy .592;
-without genes: diagnosis accuracy .922 ± .003, treatment accuracy .632 ± .015; without image:
-diagnosis accuracy .260 ± .026, treatment accuracy .596 ± .004; without record: diagnosis accuracy
-.482 ± .027, treatment accuracy .666 ± .011.
+diagnosis accuracy .518 ± .022, treatment accuracy .533 ± .008; record alone: diagnosis accuracy
+.255 ± .006, treatment accuracy .322 ± .006; genes alone: diagnosis accuracy .260 ± .009, treatment
+accuracy .589 ± .002; without genes: diagnosis accuracy .922 ± .003, treatment accuracy .632 ± .015;
+without image: diagnosis accuracy .260 ± .026, treatment accuracy .596 ± .004; without record:
+diagnosis accuracy .482 ± .027, treatment accuracy .666 ± .011.
 """
 
 from ml_collections import ConfigDict

@@ -6,9 +6,10 @@ Synthetic pictures of a coloured thing and one of eight words; the text modality
 of the word. At test time the text is dropped, and the word has to be read off the picture.
 Baseline: the same with the text, and a model that never saw it, --config.model.encoders.text=None.
 
-Measured (test, one seed, 61 s each with one of two cores): object accuracy .627, word accuracy
-1.000; trivial: object accuracy .115, word accuracy .133; never saw the text: object accuracy .676†,
-word accuracy 1.000; without text: object accuracy .629, word accuracy 1.000.
+Measured (test, 3 seeds, 61 s each with one of two cores): object accuracy .617 ± .009, word
+accuracy 1.000 ± .000; trivial: object accuracy .115, word accuracy .133; never saw the text: object
+accuracy .644 ± .023†, word accuracy 1.000 ± .000; without text: object accuracy .613 ± .011, word
+accuracy 1.000 ± .000.
 """
 
 from ml_collections import ConfigDict
