@@ -138,6 +138,7 @@ def _entries() -> Iterator[Recipe]:
     order = {"GRU over frames": Run("video_understanding_small", (_TEMPORAL,))}
     single = _one_modality("video_understanding_small", ("video", "text", "audio"))
     yield row("video understanding", "video_understanding_small", order | single)
+    # A third of the steps each.
     clips = _alone("video_aligned", ("topic", "event", "where"), "balancing=equal", "steps=190")
     yield row("video understanding, aligned", "video_aligned", clips)
     short, unshared = "steps=600", "model.regularisers=()"
