@@ -89,7 +89,7 @@ def test_changes_are_those_of_the_configs():
 
 def test_the_student_stands_beside_its_teacher():
     keys = {name: smaller.key_of(name, "digits", None) for name in smaller.ROWS}
-    assert keys["student"] == {"config": "distil_small", "steps": 300, "row": "student"}
+    assert keys["student"] == {"config": "distil_small", "steps": 1000, "row": "student"}
     assert keys["pruned 70%"] == {"config": "digits", "steps": 600, "row": "pruned 70%"}
     student = smaller.ROWS["student"]
     assert student.run.taught == (smaller.ROWS[student.beside].run,)
