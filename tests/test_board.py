@@ -2,6 +2,9 @@
 
 import json
 import multiprocessing
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -92,3 +95,48 @@ def test_missing_tells_what_each_absence_costs(tmp_path, capsys):
     assert [set(row["figures"]) for row in rows[2:]] == [{f"no {name}"} for name in names[2:]]
     assert missing.main([*options, "--ways", "none"]) == 2
     assert "zero" in capsys.readouterr().err
+
+
+FILLER = """
+import os, sys, time
+from mtmm_jax.benchmarks.board import Board, arguments
+
+options = arguments("filler", "About.", jobs=True).parse_args()
+board = Board(options.json)
+
+def rows(seeds):
+    time.sleep(0.3)
+    if os.environ.get("FAIL") and options.jobs == 1:
+        sys.exit(3)
+    return [{"seed": seed, "process": os.getpid()} for seed in seeds]
+
+with board.helped("filler", None, options.jobs):
+    for number in range(10):
+        board.fill("", {"number": number}, [0, 1], rows)
+print(len(board.rows), len({row["process"] for row in board.rows}))
+"""
+
+
+def _filler(folder, *options, **environ):
+    (folder / "filler.py").write_text(FILLER)
+    paths = os.pathsep.join([str(folder), *sys.path])
+    command = [sys.executable, "-m", "filler", *options]
+    env = {**os.environ, "PYTHONPATH": paths, **environ}
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+
+def test_jobs_share_the_rows_and_none_is_run_twice(tmp_path):
+    done = _filler(tmp_path, "--json", str(tmp_path / "rows.json"), "--jobs", "2")
+    assert done.stdout.split()[-2:] == ["20", "2"], done.stderr
+
+
+def test_jobs_that_fail_or_cannot_share_say_so(tmp_path):
+    done = _filler(tmp_path, "--json", str(tmp_path / "rows.json"), "--jobs", "2", FAIL="1")
+    assert "one of --jobs 2 ended with code 3" in done.stderr
+    with (
+        pytest.raises(ConfigError, match="--jobs 2: .* give --json"),
+        Board(None).helped("x", [], 2),
+    ):
+        pass
+    with pytest.raises(ConfigError, match="--jobs: 0 is below 1"), Board(None).helped("x", [], 0):
+        pass

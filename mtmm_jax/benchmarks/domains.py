@@ -177,6 +177,7 @@ def parser() -> argparse.ArgumentParser:
         "How much of the gap between two drawing styles each adaptation recovers.",
         only="names parted by commas, such as coral,adversarial",
         quick=QUICK,
+        jobs=True,
     )
     p.add_argument("--workdir", default="runs/domains", help="of runs that need a folder")
     return p
@@ -191,10 +192,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     board, folder = Board(options.json), Path(options.workdir)
     steps = QUICK if options.quick else None
     seeds = seeds_of(options.seeds, options.quick)
-    for number, name in enumerate(names, start=1):
-        title = f"{number}/{len(names)} {WAYS[name].what}"
-        run = functools.partial(rows_of, name, steps=steps, folder=folder)
-        board.fill(title, key_of(name, steps), seeds, run)
+    with board.helped("mtmm_jax.benchmarks.domains", argv, options.jobs):
+        for number, name in enumerate(names, start=1):
+            title = f"{number}/{len(names)} {WAYS[name].what}"
+            run = functools.partial(rows_of, name, steps=steps, folder=folder)
+            board.fill(title, key_of(name, steps), seeds, run)
     print(table(board, list(WAYS), steps))
     if (found := best(board, steps)) is not None:
         print(

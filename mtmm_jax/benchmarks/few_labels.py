@@ -162,6 +162,7 @@ def parser() -> argparse.ArgumentParser:
         "Few labels: pretraining, semi-supervised learning, distillation.",
         only="rows parted by commas, such as 'supervised 5%,pseudo 5%'",
         quick=QUICK,
+        jobs=True,
     )
     p.add_argument("--workdir", default="runs/few_labels_table", help="the folder of the runs")
     return p
@@ -176,9 +177,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     board, folder = Board(options.json), Path(options.workdir)
     steps = QUICK if options.quick else None
     seeds = seeds_of(options.seeds, options.quick)
-    for number, name in enumerate(names, start=1):
-        run = functools.partial(recipe_runs.fit, ROWS[name].run, steps=steps, folder=folder)
-        board.fill(f"{number}/{len(names)} {name}", key_of(name, steps), seeds, run)
+    with board.helped("mtmm_jax.benchmarks.few_labels", argv, options.jobs):
+        for number, name in enumerate(names, start=1):
+            run = functools.partial(recipe_runs.fit, ROWS[name].run, steps=steps, folder=folder)
+            board.fill(f"{number}/{len(names)} {name}", key_of(name, steps), seeds, run)
     print(table(board, list(ROWS), steps))
     return 0
 

@@ -150,6 +150,7 @@ def parser() -> argparse.ArgumentParser:
         "Trains emoji_minilm from scratch, frozen, with LoRA and tuned; tells unseen classes.",
         only=f"of {', '.join((*ROWS, *UNSEEN))}, parted by commas",
         quick=QUICK,
+        jobs=True,
     )
     default = os.environ.get("MTMM_JAX_MINILM", "minilm")
     p.add_argument("--weights", default=default, help="the folder of the package's files")
@@ -166,9 +167,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     board, weights = Board(options.json), options.weights
     steps = QUICK if options.quick else options.steps
     seeds = seeds_of(options.seeds, options.quick)
-    for name in names:
-        run = functools.partial(rows_of, name, weights, steps=steps)
-        board.fill(name, key_of(name, weights, steps), seeds, run)
+    with board.helped("mtmm_jax.benchmarks.pretrained", argv, options.jobs):
+        for name in names:
+            run = functools.partial(rows_of, name, weights, steps=steps)
+            board.fill(name, key_of(name, weights, steps), seeds, run)
     console().print(*tables(board, weights, steps))
     return 0
 

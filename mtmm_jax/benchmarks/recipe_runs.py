@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from mtmm_jax.benchmarks.board import alone
 from mtmm_jax.command import console
 
 WEIGHTS = ("1,1,1,1,1", "1,10,1,1,1", "1,3,1,1,3")  # compared by cross-validation
@@ -164,8 +165,9 @@ def _trained(run: Run, seed: int, steps: int | None, folder: Path) -> tuple[Any,
     from mtmm_jax.train import fit as train
 
     config = own_config(run, seed, steps, folder)
-    experiment = training.assemble(config)
-    return experiment, train(experiment, folder / run.folder(config.steps, seed))
+    experiment, place = training.assemble(config), folder / run.folder(config.steps, seed)
+    with alone(place):  # another process may need the same run
+        return experiment, train(experiment, place)
 
 
 def own_config(run: Run, seed: int, steps: int | None, folder: Path) -> Any:

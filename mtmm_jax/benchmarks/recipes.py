@@ -192,6 +192,7 @@ def parser() -> argparse.ArgumentParser:
         only="names parted by commas, such as fusion_early,joint_training",
         quick=QUICK,
         seeds="0",
+        jobs=True,
     )
     p.add_argument("--workdir", default="runs/recipes", help="of runs that need a folder")
     p.add_argument("--plot", help="a picture of few labels: accuracy over the share of them")
@@ -208,11 +209,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     steps = QUICK if options.quick else None
     seeds = seeds_of(options.seeds, options.quick)
     plan = {name: [RECIPES[name].run, *RECIPES[name].beside.values()] for name in names}
-    for number, (name, runs) in enumerate(plan.items(), start=1):
-        for run in runs:
-            title = f"{number}/{len(plan)} {name}: {run.name} {' '.join(run.changes)}"
-            train = functools.partial(rows_of, run, steps=steps, folder=folder)
-            board.fill(title, key_of(run, steps), seeds, train)
+    with board.helped("mtmm_jax.benchmarks.recipes", argv, options.jobs):
+        for number, (name, runs) in enumerate(plan.items(), start=1):
+            for run in runs:
+                title = f"{number}/{len(plan)} {name}: {run.name} {' '.join(run.changes)}"
+                train = functools.partial(rows_of, run, steps=steps, folder=folder)
+                board.fill(title, key_of(run, steps), seeds, train)
     print(table(board, [RECIPES[name] for name in names], steps))
     if options.plot:
         curve(board, options.plot, steps)
