@@ -87,14 +87,22 @@ def test_a_board_is_filled_where_rows_are_missing():
 def test_missing_tells_what_each_absence_costs(tmp_path, capsys):
     path = str(tmp_path / "missing.json")
     options = ["--config", "generator", "--task", "synergy", "--seeds", "0", "--json", path]
-    assert missing.main([*options, "--ways", "zero", "--config.steps=2"]) == 0
+    options += ["--config.steps=2"]
+    assert missing.main([*options, "--ways", "zero", "--only", "dropout"]) == 0
+    assert [row["dropout"] for row in Board(path).rows] == [0.3]
+    assert missing.main([*options, "--ways", "zero"]) == 0
     rows = Board(path).rows
+    assert [row["dropout"] for row in rows[:2]] == [0.3, 0.0]
     names = [row["without"] for row in rows]
     assert names[:2] == [None, None]
     assert set(rows[0]["figures"]) == {"all", *(f"no {name}" for name in names[2:])}
     assert [set(row["figures"]) for row in rows[2:]] == [{f"no {name}"} for name in names[2:]]
     assert missing.main([*options, "--ways", "none"]) == 2
     assert "zero" in capsys.readouterr().err
+    assert missing.main([*options, "--only", "heads", "--unimodal", "synergi"]) == 2
+    assert "--unimodal: unknown task 'synergi'" in capsys.readouterr().err
+    assert missing.main([*options, "--only", "heads"]) == 2
+    assert "--unimodal names some" in capsys.readouterr().err
 
 
 FILLER = """

@@ -15,23 +15,26 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from mtmm_jax.benchmarks.board import Board, arguments, seeds_of, spread
+from mtmm_jax.benchmarks.board import Board, arguments, names_of, seeds_of, spread
 from mtmm_jax.command import console, guarded, prepare_jax
 from mtmm_jax.registry import ConfigError, choose, entry_of
 
 ALL = "all"
+KINDS = PLAIN, HEADS, DROPOUT, NEVER = "plain", "heads", "dropout", "never had"
 SETTING = ("fusion", "missing", "dropout", "unimodal", "without")
 
 
 def parser() -> argparse.ArgumentParser:
     about = "What an absent modality costs, with and without modality dropout."
-    p = arguments("missing", about, config_flags=True)
+    only = f"of {', '.join(KINDS)}, parted by commas"
+    p = arguments("missing", about, only=only, jobs=True, config_flags=True)
     p.add_argument("--config", default="emoji", help="a config file, or a name (default: emoji)")
     p.add_argument("--task", default="category", help="whose headline counts (default: category)")
     p.add_argument("--dropout", default="0.3", help="beside 0, or text=.6,image=.4 (default: .3)")
@@ -47,47 +50,65 @@ def main(argv: Sequence[str] | None = None) -> int:
     options, overrides = parser().parse_known_args(argv)
     prepare_jax()
 
-    from rich.progress import track
-
     from mtmm_jax import training
-    from mtmm_jax.benchmarks.short_runs import ShortRun
     from mtmm_jax.fusion import FUSIONS, MISSING
 
     base = training.apply_overrides(training.load(options.config), overrides)
     own = entry_of(base.model.fusion)["kind"]
-    fusions = options.fusions or [own]
+    fusions, ways, unimodal = options.fusions or [own], options.ways, options.unimodal
     for kind in options.fusions or ():
         choose(kind, FUSIONS, "--fusions", "fusion")
-    for way in options.ways:
+    for way in ways:
         choose(way, ("mask", *MISSING), "--ways", "way")
     choose(options.task, base.tasks, "--task", "task")
-    for name in options.unimodal or ():
+    for name in unimodal or ():
         choose(name, base.tasks, "--unimodal", "task")
     names = tuple(name for name, spec in base.model.encoders.items() if spec is not None)
-    seeds, board = seeds_of(options.seeds), Board(options.json)
-    dropout = dropout_of(options.dropout)
-    ways, rates = options.ways, [(0.0, None), (dropout, options.unimodal)]
-    if options.unimodal:
-        rates.insert(1, (0.0, options.unimodal))
-    settings = [(f, way, *rate, None) for f in fusions for way in ways for rate in rates]
-    settings += [(own, "never had", 0.0, None, name) for name in names]
+    kinds = names_of(options.only, KINDS, "kind of run")
+    rates = {
+        PLAIN: (0.0, None),
+        HEADS: (0.0, unimodal),
+        DROPOUT: (dropout_of(options.dropout), unimodal),
+    }
+    if not unimodal:
+        del rates[HEADS]
+        if kinds == [HEADS]:
+            raise ConfigError("--only heads: of no task; --unimodal names some")
+    settings = [
+        (f, way, *rates[kind], None)
+        for f in fusions
+        for way in ways
+        for kind in rates
+        if kind in kinds
+    ]
+    settings += [(own, "never had", 0.0, None, name) for name in names if NEVER in kinds]
     common = {"config": options.config, "overrides": overrides, "task": options.task}
     common["steps"] = base.steps
-    for setting in track(settings, description="missing", console=console()):
-        key = {**common, **dict(zip(SETTING, setting, strict=True))}
-        todo, gone = board.left(seeds, **key), key["without"]
-        short = ShortRun(changed(base, *setting)) if todo else None
-        for seed in todo:
-            variables = short.train(seed)
-            seen = {f"no {m}": [n for n in names if n != m] for m in names}
-            seen = {f"no {gone}": None} if gone else {ALL: None} | seen
-            figures = {}
-            for label, only in seen.items():
-                results = short.evaluate(variables, "test", only)
-                figures[label] = round(short.figures(results)[options.task], 4)
-            board.add({**key, "seed": seed, "figures": figures})
+    board, seeds = Board(options.json), seeds_of(options.seeds)
+    with board.helped("mtmm_jax.benchmarks.missing", argv, options.jobs):
+        for number, setting in enumerate(settings, start=1):
+            key = {**common, **dict(zip(SETTING, setting, strict=True))}
+            title = f"{number}/{len(settings)} {' '.join(map(str, filter(None, setting)))}"
+            run = functools.partial(rows_of, base, setting, names, options.task)
+            board.fill(title, key, seeds, run)
     console().print(table(board.find(**common), options.task))
     return 0
+
+
+def rows_of(
+    base: Any, setting: Sequence[Any], names: Sequence[str], task: str, seeds: Sequence[int]
+) -> Iterator[dict[str, Any]]:
+    """A row for each seed: the figure with everything the model has, and without each of it."""
+    from mtmm_jax.benchmarks.short_runs import ShortRun
+
+    short, gone = ShortRun(changed(base, *setting)), setting[-1]
+    left = {f"no {m}": [n for n in names if n != m] for m in names}
+    seen = {f"no {gone}": None} if gone else {ALL: None} | left
+    for seed in seeds:
+        variables = short.train(seed)
+        results = {label: short.evaluate(variables, "test", only) for label, only in seen.items()}
+        figures = {label: round(short.figures(one)[task], 4) for label, one in results.items()}
+        yield {"seed": seed, "figures": figures}
 
 
 def dropout_of(text: str) -> float | str:
