@@ -52,7 +52,7 @@ class Row:
 def _rows() -> Iterator[tuple[str, Row]]:
     pretrained = {
         kind: Run(f"pretrain_{kind}", how="fit")
-        for kind in ("contrastive", "masked", "autoencoding", "translation")
+        for kind in ("contrastive", "words", "masked", "autoencoding", "translation")
     }
     for kind, run in pretrained.items():
         yield f"pretraining, {kind}", Row(run)

@@ -19,6 +19,7 @@ from mtmm_jax.tasks.synthesis import synthesis as synthesis
 from mtmm_jax.tasks.task import Task as Task
 from mtmm_jax.tasks.task import parse_reads as parse_reads
 from mtmm_jax.tasks.waypoints import waypoints as waypoints
+from mtmm_jax.tasks.words import words as words
 
 TASKS = {
     "classification": classification,
@@ -30,6 +31,7 @@ TASKS = {
     "segmentation": segmentation,
     "waypoints": waypoints,
     "reconstruction": reconstruction,
+    "words": words,
     "recognition": recognition,
     "captioning": captioning,
     "synthesis": synthesis,

@@ -2,8 +2,9 @@
 the rest.
 
 `reconstruction(hide=0.5, patch=8)` has its encoder see an image without half of its patches (a
-table without columns, a series without stretches), and its loss counts only what was hidden (masked
-autoencoders: He et al. 2022). It happens inside the training step, after `data.in_step`, by keys of
+table without columns, a series without stretches), `words(hide=0.5)` a text without half of its
+words, and their loss counts only what was hidden (masked autoencoders: He et al. 2022; BERT: Devlin
+et al. 2019). It happens inside the training step, after `data.in_step`, by keys of
 examples; in evaluation nothing is hidden and all is counted. What else reads the modality sees the
 holes too, which is a strong augmentation.
 """
@@ -36,8 +37,17 @@ def check(modality: Modality, hide: float, patch: int, where: str) -> None:
         raise ConfigError(f"{where}.hide: {hide!r} is not a share from 0 to less than 1")
     whole_number(patch, f"{where}.patch")
     sides = modality.shape[:2] if modality.kind == "image" else modality.shape[:1]
-    if hide and modality.kind != "table" and any(side % patch for side in sides):
+    if hide and modality.kind != "table" and any(side and side % patch for side in sides):
         raise ConfigError(f"{where}.patch: {patch} does not divide {list(sides)}")
+
+
+def whole(batch: Batch, task: str, modality: str) -> tuple[Any, jax.Array | None]:
+    """What a task is to say of a modality, as an entry of the inputs, and which parts of it were
+    hidden; None where the modality is not in the batch, and where nothing was hidden."""
+    hidden = batch["targets"].get(target_of(task))
+    if modality not in batch["inputs"] or hidden is None:
+        return batch["inputs"].get(modality), None
+    return hidden["y"], hidden["gone"]
 
 
 def hidden_cells(keys: jax.Array, shape: tuple[int, ...], share: float) -> jax.Array:

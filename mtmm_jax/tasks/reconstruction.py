@@ -15,7 +15,7 @@ from mtmm_jax.registry import ConfigError, choose
 from mtmm_jax.tasks import metrics
 from mtmm_jax.tasks.adversarial import adversarial as against_critic
 from mtmm_jax.tasks.hidden import check as check_hidden
-from mtmm_jax.tasks.hidden import target_of as hidden_of
+from mtmm_jax.tasks.hidden import whole
 from mtmm_jax.tasks.task import Labels, Task, masked
 
 KINDS = ("image", "table", "series")
@@ -39,12 +39,9 @@ class Reconstruction(Task):
 
     def labels(self, batch: Batch, present: Mapping[str, jax.Array]) -> Labels:
         labels = super().labels(batch, present)
-        entry = batch["inputs"].get(self.modality)
+        entry, gone = whole(batch, self.name, self.modality)
         if entry is None:
             return dataclasses.replace(labels, weight=jnp.zeros_like(labels.weight))
-        hidden = batch["targets"].get(hidden_of(self.name))
-        if hidden is not None:
-            entry = hidden["y"]
         x = jnp.asarray(entry["x"], jnp.float32)
         here = jnp.asarray(entry["present"]).reshape(-1, *(1,) * (x.ndim - 1))
         mask = jnp.asarray(entry.get("mask", jnp.ones(x.shape[:2], bool)))
@@ -54,8 +51,8 @@ class Reconstruction(Task):
         if x.shape[1:] != self.form:
             x = jax.image.resize(x, (x.shape[0], *self.form), "linear")
             known = jnp.broadcast_to(here, x.shape)
-        if hidden is not None:
-            known = known & _at_values(hidden["gone"], x.shape)
+        if gone is not None:
+            known = known & _at_values(gone, x.shape)
         y = {"values": x.reshape(len(x), -1), "known": known.reshape(len(x), -1)}
         counts = entry["present"] & y["known"].any(1)
         return dataclasses.replace(labels, y=y, weight=jnp.where(counts, labels.weight, 0.0))

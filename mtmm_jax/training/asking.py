@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mtmm_jax.data.text import read_tokenizer
 from mtmm_jax.evaluation import gallery as galleries
 from mtmm_jax.exported import Exported, load
 from mtmm_jax.registry import ConfigError
@@ -139,6 +140,9 @@ def _answers(
         one = told[name]
         here = [r for r in task.reads if set(modalities_of(r, model.encoders)) & present]
         answers[name] = task.decode(one) if len(here) == len(task.reads) else {}
+        if task.kind == "words" and answers[name]:
+            tokenizer = read_tokenizer(run.workdir.tokenizer(task.modality))
+            answers[name]["best"] = named(tokenizer, answers[name]["best"])
         if "wave" in answers[name]:
             file = heard(name)
             write_wave(file, answers[name].pop("wave"), answers[name].pop("rate"))
@@ -153,3 +157,15 @@ def _answers(
         if len(here) < len(task.reads) and not answers[name].get("nearest"):
             answers[name] = {"needs": [r for r in task.reads if r not in here]}
     return answers
+
+
+def named(tokenizer: Any, best: Mapping[str, float]) -> dict[str, float]:
+    """Pieces of words for their ids, without the marks of where a word begins or goes on."""
+
+    def piece(i: str) -> str:
+        return (tokenizer.id_to_token(int(i)) or i).removeprefix("##").replace("\u2581", "")
+
+    found: dict[str, float] = {}
+    for i, p in best.items():
+        found[piece(i)] = found.get(piece(i), 0.0) + p
+    return found

@@ -118,6 +118,7 @@ UNITS: dict[str, Callable[[Any, Asked], dict[str, jax.Array]]] = {
     "segmentation": _mask,
     "waypoints": _path,
     "reconstruction": _values,
+    "words": _classes,
     "recognition": _symbols,
     "captioning": _words,
     "synthesis": _speech,

@@ -1,0 +1,23 @@
+r"""Pretraining without labels: hidden words of a name from the others, picture and voice.
+
+python -m mtmm_jax.train --config configs/pretrain_words.py --workdir runs/pretrain_words
+python -m mtmm_jax.train --config configs/finetune.py --workdir runs/finetune_words \
+    --config.init_from.workdir=runs/pretrain_words
+
+pretrain_contrastive, and L = -mean over the hidden words of log p(word | fused), half of the words
+hidden in each step, 400 steps; the whole text is hidden as well (modality dropout), so that picture
+and voice learn which words go with them. Baseline of the second command: from scratch, few_labels
+with --config.tasks.retrieval=None.
+"""
+
+from ml_collections import ConfigDict
+
+from mtmm_jax import training
+
+
+def get_config() -> ConfigDict:
+    config = training.load("pretrain_contrastive")
+    config.model.modality_dropout = 0.3
+    with config.unlocked():
+        config.tasks.text = {"kind": "words", "reads": "fused", "hide": 0.5}
+    return config

@@ -1,0 +1,144 @@
+"""Which words a text has: from what the model kept of it, from those it sees, from the others."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtmm_jax.batch import Batch, Spec
+from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.tasks import metrics
+from mtmm_jax.tasks.hidden import check as check_hidden
+from mtmm_jax.tasks.hidden import whole
+from mtmm_jax.tasks.task import Labels, Task, masked
+
+SAID = 10  # words that a prediction tells
+
+
+@dataclasses.dataclass(frozen=True)
+class Words(Task):
+    """A task whose label is a text: `y` is `{"ids": [B, N], "known": [B, N]}`.
+
+    Attributes:
+        modality: the text.
+        hide: the share that the model does not see in training, see `tasks.hidden`.
+        patch: the number of neighbours that are hidden together.
+    """
+
+    modality: str = ""
+    hide: float = 0.0
+    patch: int = 1
+
+    def labels(self, batch: Batch, present: Mapping[str, jax.Array]) -> Labels:
+        labels = super().labels(batch, present)
+        entry, gone = whole(batch, self.name, self.modality)
+        if entry is None:
+            return dataclasses.replace(labels, weight=jnp.zeros_like(labels.weight))
+        known = entry["present"][:, None] & entry.get("mask", jnp.ones(entry["x"].shape, bool))
+        if gone is not None:
+            known = known & gone
+        y = {"ids": jnp.where(known, entry["x"], 0), "known": known}
+        return dataclasses.replace(labels, y=y, weight=jnp.where(known.any(1), labels.weight, 0.0))
+
+
+def words(
+    name: str,
+    spec: Spec,
+    *,
+    make_head: Any,
+    where: str,
+    reads: str | Iterable[str] = "fused",
+    modality: str | None = None,
+    head: str | Mapping[str, Any] = "vector",
+    hide: float = 0.0,
+    patch: int = 1,
+) -> Task:
+    """-mean_i log softmax(z)_{w_i} over the words w_i of a text: one distribution for all of them.
+
+    With `hide` it is masked modelling: words that stand together in texts, or with a picture, come
+    to lie together. With `model.modality_dropout` they have to come from the other modalities where
+    fusion did not see the text. A bag of words, as the head gives one vector: their order is not
+    said.
+
+    Args:
+        name, spec, make_head, where: given by the model.
+        reads: what the head reads.
+        modality: a text; the task's own name by default.
+        head: an entry of `heads.HEADS` that gives a vector.
+        hide: the share of the text that the model does not see in training; only that is then
+            scored (`tasks.hidden`).
+        patch: how many neighbours are hidden together.
+    """
+    modality = modality or name
+    texts = [key for key, value in spec.modalities.items() if value.kind == "text"]
+    if not texts:
+        raise ConfigError(f"{where}: the data has no text")
+    choose(modality, texts, f"{where}.modality", "text")
+    text = spec.modalities[modality]
+    check_hidden(text, hide, patch, where)
+    size = text.vocabulary
+
+    def loss(prediction: jax.Array, labels: Labels, axis_name: str | None):
+        del axis_name
+        if labels.y is None:
+            return masked(prediction[:, 0].astype(jnp.float32), labels.weight)
+        return masked(_surprise(prediction, labels.y), labels.weight)
+
+    def decode(prediction: np.ndarray) -> dict[str, Any]:
+        z = np.asarray(prediction, np.float64)
+        p = np.exp(z - z.max())
+        best = np.argsort(-z, kind="stable")[:SAID]
+        return {"best": {str(i): float(p[i] / p.sum()) for i in best}}  # ids; a run has their words
+
+    return Words(
+        name=name,
+        kind="words",
+        reads=reads,
+        target=None,
+        head=make_head(head, where=f"{where}.head", size=size),
+        loss=loss,
+        metrics={"words": said(min(SAID, size))},
+        headline=f"recall@{SAID}",
+        decode=decode,
+        trivial=np.zeros(size, np.float32),
+        modality=modality,
+        hide=hide,
+        patch=patch,
+    )
+
+
+def _surprise(z: jax.Array, y: Mapping[str, jax.Array]) -> jax.Array:
+    """`[B]`: the mean of -log p over the known words of each row."""
+    known = y["known"]
+    told = jnp.take_along_axis(jax.nn.log_softmax(z.astype(jnp.float32)), y["ids"], axis=1)
+    total = jnp.where(known, -told, 0.0).sum(1)
+    return total / jnp.maximum(known.sum(1), 1).astype(jnp.float32)
+
+
+def said(k: int) -> metrics.Metric:
+    """recall@10, the share of a text's words among the k likeliest, and perplexity, means over
+    rows."""
+
+    def update(z: jax.Array, labels: Labels) -> dict[str, jax.Array]:
+        if labels.y is None:
+            return dict.fromkeys(("count", "found", "surprise"), jnp.zeros(()))
+        known = labels.y["known"]
+        best = jax.lax.top_k(z.astype(jnp.float32), k)[1]
+        hit = (labels.y["ids"][..., None] == best[:, None]).any(-1) & known
+        share = hit.sum(1) / jnp.maximum(known.sum(1), 1)
+        found, count = masked(share.astype(jnp.float32), labels.weight)
+        surprise, _ = masked(_surprise(z, labels.y), labels.weight)
+        return {"count": count, "found": found, "surprise": surprise}
+
+    def compute(state: dict[str, Any]) -> dict[str, float]:
+        count, found, surprise = (float(state[key]) for key in ("count", "found", "surprise"))
+        if not count:
+            return {f"recall@{SAID}": float("nan"), "perplexity": float("nan")}
+        return {f"recall@{SAID}": found / count, "perplexity": float(np.exp(surprise / count))}
+
+    return metrics.Metric(update, metrics.add, compute)
