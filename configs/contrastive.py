@@ -6,13 +6,13 @@ Contrastive alignment of picture with name and of name with speech, 400 steps. M
 ways, and zero-shot classification, where the class is the category whose name is nearest to the
 picture. Baselines: chance, and a classifier that has labels (independent_image).
 
-Measured (test, 3 seeds, 119 s each with one of two cores): retrieval image_to_text_recall@10 .270 ±
-.014, retrieval, text_to_image_recall@10 .247 ± .021, retrieval, text_to_audio_recall@10 .287 ±
-.024, retrieval, audio_to_text_recall@10 .317 ± .024, category, zero-shot accuracy .292 ± .048,
-subcategory, zero-shot accuracy .020 ± .002; trivial: retrieval image_to_text_recall@10 .051,
+Measured (test, 3 seeds, 116 s each with one of two cores): retrieval image_to_text_recall@10 .274 ±
+.018, retrieval, text_to_image_recall@10 .238 ± .009, retrieval, text_to_audio_recall@10 .294 ±
+.015, retrieval, audio_to_text_recall@10 .317 ± .024, category, zero-shot accuracy .295 ± .044,
+subcategory, zero-shot accuracy .024 ± .003; trivial: retrieval image_to_text_recall@10 .051,
 retrieval, text_to_image_recall@10 .051, retrieval, text_to_audio_recall@10 .051, retrieval,
-audio_to_text_recall@10 .051; with labels: category accuracy .570 ± .015, subcategory accuracy .328
-± .014.
+audio_to_text_recall@10 .051; with labels: category accuracy .575 ± .009, subcategory accuracy .325
+± .019.
 """
 
 from ml_collections import ConfigDict

@@ -8,7 +8,7 @@ steps. L = L_class + |box - box*|^2, and a cross-entropy for each category. Base
 alone, --config.tasks.boxes=None or --config.tasks.present_categories=None.
 
 Measured (test, 3 seeds, 3 minutes each with one of two cores): boxes mAP@.5 .204 ± .020,
-present_categories average_precision .267 ± .005, present_categories, exact_match .000 ± .000;
+present_categories average_precision .265 ± .002, present_categories, exact_match .000 ± .000;
 trivial: boxes mAP@.5 .000, present_categories average_precision .198, present_categories,
 exact_match .000; boxes alone: boxes mAP@.5 .199 ± .016; present_categories alone:
 present_categories average_precision .271 ± .002†, present_categories, exact_match .000 ± .000.

@@ -7,16 +7,16 @@ Baselines, at equal compute: each task alone for a quarter of the steps, such as
 modality alone, --config.model.modality_dropout=0.0 --config.tasks.retrieval=None
 --config.model.encoders.text=None --config.model.encoders.audio=None and so on.
 
-Measured (test, 3 seeds, 4 minutes each with one of two cores): category accuracy .858 ± .010,
-retrieval image_to_text_recall@10 .440 ± .016, retrieval, text_to_image_recall@10 .429 ± .022,
-subcategory accuracy .759 ± .010, year r2 .259 ± .027; trivial: category accuracy .189, retrieval
+Measured (test, 3 seeds, 4 minutes each with one of two cores): category accuracy .857 ± .009,
+retrieval image_to_text_recall@10 .448 ± .025, retrieval, text_to_image_recall@10 .425 ± .017,
+subcategory accuracy .759 ± .010, year r2 .258 ± .025; trivial: category accuracy .189, retrieval
 image_to_text_recall@10 .051, retrieval, text_to_image_recall@10 .051, subcategory accuracy .148,
-year r2 -.012; category alone: category accuracy .845 ± .001; subcategory alone: subcategory
-accuracy .699 ± .031; year alone: year r2 .265 ± .018†; retrieval alone: retrieval
-image_to_text_recall@10 .274 ± .017, retrieval, text_to_image_recall@10 .231 ± .006; image alone:
-category accuracy .644 ± .007, subcategory accuracy .422 ± .008, year r2 .144 ± .005; text alone:
+year r2 -.012; category alone: category accuracy .849 ± .004; subcategory alone: subcategory
+accuracy .697 ± .029; year alone: year r2 .266 ± .018†; retrieval alone: retrieval
+image_to_text_recall@10 .275 ± .018, retrieval, text_to_image_recall@10 .223 ± .017; image alone:
+category accuracy .645 ± .006, subcategory accuracy .417 ± .005, year r2 .142 ± .004; text alone:
 category accuracy .830 ± .009, subcategory accuracy .694 ± .007, year r2 .190 ± .022; audio alone:
-category accuracy .520 ± .005, subcategory accuracy .323 ± .007, year r2 .075 ± .015.
+category accuracy .514 ± .009, subcategory accuracy .324 ± .008, year r2 .073 ± .015.
 """
 
 from ml_collections import ConfigDict

@@ -6,14 +6,14 @@ Synthetic as in scenario_driving. Voices shift the words' tones, so that command
 each other; the preference needs the sensors too. Baselines, as there: one sensor less, in the same
 model; and a model of each sensor alone.
 
-Measured (test, 3 seeds, 46 s each with one of two cores): command accuracy 1.000 ± .000, preference
+Measured (test, 3 seeds, 44 s each with one of two cores): command accuracy 1.000 ± .000, preference
 r2 .990 ± .001, speaker accuracy 1.000 ± .000; trivial: command accuracy .256, preference r2 -.000,
-speaker accuracy .340; voice alone: command accuracy .805 ± .003, preference r2 .177 ± .005, speaker
-accuracy .812 ± .006; image alone: command accuracy .244 ± .030, preference r2 .551 ± .000, speaker
+speaker accuracy .340; voice alone: command accuracy .804 ± .004, preference r2 .178 ± .005, speaker
+accuracy .811 ± .004; image alone: command accuracy .244 ± .030, preference r2 .551 ± .000, speaker
 accuracy 1.000 ± .000; sensors alone: command accuracy .291 ± .010, preference r2 .352 ± .001,
-speaker accuracy .315 ± .005; without image: command accuracy .818 ± .012, preference r2 .552 ±
-.002, speaker accuracy .799 ± .008; without sensors: command accuracy 1.000 ± .000, preference r2
-.546 ± .003, speaker accuracy 1.000 ± .000; without voice: command accuracy .259 ± .035, preference
+speaker accuracy .315 ± .005; without image: command accuracy .817 ± .011, preference r2 .552 ±
+.002, speaker accuracy .799 ± .007; without sensors: command accuracy 1.000 ± .000, preference r2
+.546 ± .003, speaker accuracy 1.000 ± .000; without voice: command accuracy .260 ± .036, preference
 r2 .992 ± .001, speaker accuracy 1.000 ± .000.
 """
 

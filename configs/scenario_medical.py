@@ -7,12 +7,12 @@ genes besides. Baselines, as there: one sensor less, in the same model; and a mo
 alone.
 
 Measured (test, 3 seeds, 26 s each with one of two cores): diagnosis accuracy .923 ± .004, treatment
-accuracy .839 ± .005; trivial: diagnosis accuracy .205, treatment accuracy .338; image alone:
-diagnosis accuracy .518 ± .022, treatment accuracy .533 ± .008; record alone: diagnosis accuracy
+accuracy .840 ± .004; trivial: diagnosis accuracy .205, treatment accuracy .338; image alone:
+diagnosis accuracy .518 ± .021, treatment accuracy .533 ± .008; record alone: diagnosis accuracy
 .255 ± .006, treatment accuracy .322 ± .006; genes alone: diagnosis accuracy .260 ± .009, treatment
 accuracy .589 ± .002; without genes: diagnosis accuracy .922 ± .003, treatment accuracy .632 ± .015;
-without image: diagnosis accuracy .260 ± .026, treatment accuracy .596 ± .004; without record:
-diagnosis accuracy .482 ± .027, treatment accuracy .666 ± .011.
+without image: diagnosis accuracy .258 ± .026, treatment accuracy .596 ± .004; without record:
+diagnosis accuracy .481 ± .027, treatment accuracy .665 ± .012.
 """
 
 from ml_collections import ConfigDict

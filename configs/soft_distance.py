@@ -5,10 +5,10 @@ python -m mtmm_jax.train --config configs/soft_distance.py --workdir runs/soft_d
 L = sum_k L_k + 0.01 sum_k |theta_k - mean theta|^2 over the layers of shared_features, which is the
 baseline: the same networks without the pull.
 
-Measured (test, 3 seeds, 75 s each with one of two cores): category accuracy .855 ± .006,
-subcategory accuracy .642 ± .010, year r2 .215 ± .054; trivial: category accuracy .189, subcategory
-accuracy .148, year r2 -.012; own networks: category accuracy .844 ± .006, subcategory accuracy .628
-± .012, year r2 .208 ± .050.
+Measured (test, 3 seeds, 64 s each with one of two cores): category accuracy .854 ± .004,
+subcategory accuracy .643 ± .011, year r2 .214 ± .053; trivial: category accuracy .189, subcategory
+accuracy .148, year r2 -.012; own networks: category accuracy .845 ± .008, subcategory accuracy .629
+± .014, year r2 .207 ± .049.
 """
 
 from ml_collections import ConfigDict

@@ -5,10 +5,10 @@ python -m mtmm_jax.train --config configs/task_queries.py --workdir runs/task_qu
 The modalities' tokens pass a Transformer that keeps them all, and each task asks them with four
 queries of its own. Baseline: shared_weights (pooled features, the same for all tasks).
 
-Measured (test, 3 seeds, 89 s each with one of two cores): category accuracy .775 ± .033,
-subcategory accuracy .421 ± .024, year r2 .210 ± .012; trivial: category accuracy .189, subcategory
-accuracy .148, year r2 -.012; shared weights: category accuracy .852 ± .006†, subcategory accuracy
-.682 ± .018†, year r2 .218 ± .045†.
+Measured (test, 3 seeds, 89 s each with one of two cores): category accuracy .778 ± .037,
+subcategory accuracy .420 ± .023, year r2 .213 ± .011; trivial: category accuracy .189, subcategory
+accuracy .148, year r2 -.012; shared weights: category accuracy .850 ± .008†, subcategory accuracy
+.682 ± .018†, year r2 .217 ± .044†.
 """
 
 from ml_collections import ConfigDict

@@ -7,7 +7,7 @@ others' losses: an affinity matrix, in the report as a heat map. Then the run be
 by what it does for all, and tasks stand in two groups at most, each with its own sharing stage.
 400 steps. Baseline: equal weights and one stage for all, --config.relatedness=None.
 
-Measured (test, 3 seeds, 68 s each with one of two cores): box_office r2 .411 ± .011, genre
+Measured (test, 3 seeds, 64 s each with one of two cores): box_office r2 .411 ± .011, genre
 average_precision .216 ± .007, genre, exact_match .124 ± .006, metacritic r2 .268 ± .012, rating
 accuracy .553 ± .014, tomatometer r2 .207 ± .003; trivial: box_office r2 -.000, genre
 average_precision .099, genre, exact_match .155, metacritic r2 -.004, rating accuracy .467,

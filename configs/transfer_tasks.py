@@ -8,7 +8,7 @@ head. lambda is the weight of the second loss, --config.balancing.weights=[0.1,1
 has the one label, half the other. Baselines and the sequential way are those of transfer_domains.
 300 steps.
 
-Measured (test, 3 seeds, 19 s each with one of two cores): metacritic r2 .188 ± .013, tomatometer r2
+Measured (test, 3 seeds, 13 s each with one of two cores): metacritic r2 .188 ± .013, tomatometer r2
 .191 ± .002; trivial: metacritic r2 -.004, tomatometer r2 -.003; lambda 0: metacritic r2 -.086 ±
 .085, tomatometer r2 .209 ± .003†; lambda 0.1: metacritic r2 .244 ± .017†, tomatometer r2 .201 ±
 .005†; lambda 10: metacritic r2 .148 ± .016, tomatometer r2 .170 ± .005; target alone: metacritic r2

@@ -5,7 +5,7 @@ python -m mtmm_jax.train --config configs/weights_learned.py --workdir runs/weig
 weights_static with another line for the balancing. Needs the gradients of two half-batches of every
 task. Baselines: weights_static, and equal weights.
 
-Measured (test, 3 seeds, 67 s each with one of two cores): box_office r2 .387 ± .019, genre
+Measured (test, 3 seeds, 60 s each with one of two cores): box_office r2 .387 ± .019, genre
 average_precision .179 ± .003, genre, exact_match .110 ± .003, metacritic r2 .261 ± .007, rating
 accuracy .477 ± .011, tomatometer r2 .169 ± .003; trivial: box_office r2 -.000, genre
 average_precision .099, genre, exact_match .155, metacritic r2 -.004, rating accuracy .467,

@@ -5,7 +5,7 @@ python -m mtmm_jax.train --config configs/weights_performance.py --workdir runs/
 weights_static with another line for the balancing. Weights move at each validation, every 100
 steps. Baselines: weights_static, and equal weights.
 
-Measured (test, 3 seeds, 38 s each with one of two cores): box_office r2 .410 ± .030, genre
+Measured (test, 3 seeds, 36 s each with one of two cores): box_office r2 .410 ± .030, genre
 average_precision .238 ± .005, genre, exact_match .136 ± .009, metacritic r2 .277 ± .009, rating
 accuracy .539 ± .004, tomatometer r2 .203 ± .007; trivial: box_office r2 -.000, genre
 average_precision .099, genre, exact_match .155, metacritic r2 -.004, rating accuracy .467,

@@ -106,19 +106,23 @@ def test_missing_tells_what_each_absence_costs(tmp_path, capsys):
 
 
 FILLER = """
-import os, sys, time
+import os, pathlib, sys, time
 from mtmm_jax.benchmarks.board import Board, arguments
 
 options = arguments("filler", "About.", jobs=True).parse_args()
 board = Board(options.json)
 
 def rows(seeds):
-    time.sleep(0.3)
+    time.sleep(0.2)
     if os.environ.get("FAIL") and options.jobs == 1:
         sys.exit(3)
     return [{"seed": seed, "process": os.getpid()} for seed in seeds]
 
 with board.helped("filler", None, options.jobs):
+    both = pathlib.Path(options.json + ".both")  # none is done before the other has begun
+    both.touch() if options.jobs == 1 else None
+    while not both.exists():
+        time.sleep(0.1)
     for number in range(10):
         board.fill("", {"number": number}, [0, 1], rows)
 print(len(board.rows), len({row["process"] for row in board.rows}))
