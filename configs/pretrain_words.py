@@ -5,7 +5,7 @@ python -m mtmm_jax.train --config configs/finetune.py --workdir runs/finetune_wo
     --config.init_from.workdir=runs/pretrain_words
 
 pretrain_contrastive, and L = -mean over the hidden words of log p(word | fused), half of the words
-hidden in each step, 400 steps; the whole text is hidden as well (modality dropout), so that picture
+hidden in each step, 1200 steps (after 400 it helps no more than pretrain_contrastive); the whole text is hidden as well (modality dropout), so that picture
 and voice learn which words go with them. Baseline of the second command: from scratch, few_labels
 with --config.tasks.retrieval=None.
 """
@@ -17,6 +17,8 @@ from mtmm_jax import training
 
 def get_config() -> ConfigDict:
     config = training.load("pretrain_contrastive")
+    config.steps = 1200
+    config.checkpoint.every = config.evaluation.every = 400
     config.model.modality_dropout = 0.3
     with config.unlocked():
         config.tasks.text = {"kind": "words", "reads": "fused", "hide": 0.5}
