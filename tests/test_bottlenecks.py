@@ -315,10 +315,12 @@ def test_widths_are_told_by_entry_and_size():
     plan = width.settings(["linear", "gates"], [1, 4], [0.5])
     assert plan == [
         ("none", 0, None),
-        ("linear", 1, {"kind": "linear", "k": 1}),
-        ("linear", 4, {"kind": "linear", "k": 4}),
-        ("gates", 0.5, {"kind": "gates", "weight": 0.5}),
+        ("linear", 1, ({"kind": "linear", "k": 1}, None)),
+        ("linear", 4, ({"kind": "linear", "k": 4}, None)),
+        ("gates", 0.5, ({"kind": "gates", "weight": 0.5}, [["bottleneck/.*", 20.0]])),
     ]
+    gated = width.config_of("digits", plan[3][2], (), 3)
+    assert gated.optimizer.rates == [["bottleneck/.*", 20.0]]
     config = width.config_of("digits", plan[1][2], ["--config.model.width=16"], 3)
     assert config.model.bottleneck.all.k == 1
     assert (config.model.width, config.steps) == (16, 3)

@@ -3,10 +3,10 @@
     python -m mtmm_jax.benchmarks.width --config digits --json width.json --plot width.png
     python -m mtmm_jax.benchmarks.width --config generator --sizes 1,2,4 --entries linear,pca
 
-Every modality passes the bottleneck of configs/bottleneck_ENTRY.py, narrowed to k numbers; gates,
-which have no k, are told by the share of features that they leave open, at some weights of their
-loss. The line without a bottleneck is the config as it is. Rows that stand in the JSON file are not
-run again.
+Every modality passes the bottleneck of configs/bottleneck_ENTRY.py, which learns at the rates that
+stand there, narrowed to k numbers; gates, which have no k, are told by the share of features that
+they leave open, at some weights of their loss. The line without a bottleneck is the config as it
+is. Rows that stand in the JSON file are not run again.
 """
 
 from __future__ import annotations
@@ -25,33 +25,37 @@ from mtmm_jax.registry import ConfigError, choose
 
 NONE = "none"
 SIZES = "1,2,4,8,16"
-WEIGHTS = "0.1,1,10"  # of the gates' loss
+WEIGHTS = "0.01,0.03,0.1,0.3"  # of the gates' loss
 QUICK = 10  # steps
 
 
 def settings(
     entries: Sequence[str], sizes: Sequence[int], weights: Sequence[float]
 ) -> list[tuple[str, float, Any]]:
-    """`(entry, its number, config of the bottleneck)`: a size, or the weight of the gates' loss."""
+    """`(entry, its number, what it changes)`: a size, or the weight of the gates' loss."""
     from mtmm_jax import training
 
     found: list[tuple[str, float, Any]] = [(NONE, 0, None)]
     for entry in entries:
-        section = training.load(f"bottleneck_{entry}").model.bottleneck.all.to_dict()
+        config = training.load(f"bottleneck_{entry}")
+        section, rates = config.model.bottleneck.all.to_dict(), config.optimizer.get("rates")
         key, numbers = ("weight", weights) if entry == "gates" else ("k", sizes)
-        found += [(entry, number, {**section, key: number}) for number in numbers]
+        found += [(entry, number, ({**section, key: number}, rates)) for number in numbers]
     return found
 
 
-def config_of(name: str, bottleneck: Any, overrides: Sequence[str], steps: int | None) -> Any:
-    """The config with this bottleneck before every fusion."""
+def config_of(name: str, change: Any, overrides: Sequence[str], steps: int | None) -> Any:
+    """The config with a bottleneck before every fusion, and the rates at which it learns."""
     from mtmm_jax import training
 
     config = training.apply_overrides(training.load(name), overrides)
     with config.unlocked(), config.ignore_type():
         config.steps = steps or config.steps
-        if bottleneck is not None:
+        if change is not None:
+            bottleneck, rates = change
             config.model.bottleneck = {"all": bottleneck}
+            if rates:
+                config.optimizer.rates = [*config.optimizer.get("rates", ()), *rates]
     return config
 
 
@@ -158,10 +162,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     base = {"config": options.config, "overrides": overrides, "steps": plain.steps, "task": task}
     board, width = Board(options.json), plain.model.width
     plan = settings(entries, sizes, weights)
-    for entry, number, bottleneck in track(plan, description="width", console=console()):
+    for entry, number, change in track(plan, description="width", console=console()):
         key = {**base, "entry": entry, "number": number}
         todo = board.left(seeds, **key)
-        short = ShortRun(config_of(options.config, bottleneck, overrides, steps)) if todo else None
+        short = ShortRun(config_of(options.config, change, overrides, steps)) if todo else None
         for seed in todo:
             variables = short.train(seed)
             figure = short.figures(short.evaluate(variables, "test"))[task]
