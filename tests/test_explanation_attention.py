@@ -190,3 +190,18 @@ def test_rows_are_means_over_the_samples_of_a_split(tmp_path, monkeypatch):
             row["curve_highest"][0] - row["curve_highest"][2], abs=2e-4
         )
         assert "attention" not in row  # its encoder has none
+
+
+def test_runs_whose_rows_are_there_are_not_asked_again(tmp_path, monkeypatch):
+    asked = []
+
+    def measured(path, options):
+        asked.append((path, options.samples))
+        row = {"alone": True, "samples": 3, "highest": 0.4, "random": 0.1}
+        return [{"modality": name, **row} for name in ("image", "text")]
+
+    monkeypatch.setattr(explanations, "measured", measured)
+    options = ["--json", str(tmp_path / "rows.json"), "--workdirs"]
+    for runs in (["a"], ["a,b"], ["a", "--samples", "8"], ["b,a"]):
+        assert explanations.main([*options, *runs]) == 0
+    assert asked == [("a", 256), ("b", 256), ("a", 8)]

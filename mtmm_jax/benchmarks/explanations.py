@@ -6,7 +6,7 @@ For every modality of each run, alone and beside the others: the probability of 
 answered falls by `highest` when the fifth of the patches, words or moments with the highest
 attributions is taken away, and by `random` when as many others are (the mean over ten orders); by
 `attention` when it is what the model attended to most, where it attends to anything. Rows are the
-mean over the samples of a split.
+mean over the samples of a split; runs whose rows stand in the JSON file are not asked again.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from mtmm_jax.benchmarks.board import Board
 from mtmm_jax.benchmarks.seeds import spread
 from mtmm_jax.command import console, guarded, prepare_jax
 from mtmm_jax.registry import whole_number
@@ -47,16 +48,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     prepare_jax()
 
-    from mtmm_jax.benchmarks.timing import write_json
-
     for name in ("samples", "steps"):
         whole_number(getattr(options, name), f"--{name}")
-    rows: list[dict[str, Any]] = []
+    board, rows = Board(options.json), []
     for path in options.workdirs.split(","):
-        rows += measured(path, options)
-        if options.json:
-            settings = {k: getattr(options, k) for k in ("task", "split", "samples", "steps")}
-            write_json(options.json, rows, settings=settings)
+        key = {"workdir": path, "task": options.task, "split": options.split}
+        key |= {"most": options.samples, "steps": options.steps}
+        if not board.find(**key):
+            for row in measured(path, options):
+                board.add({**key, **row})
+        rows += board.find(**key)
     console().print(table(rows))
     return 0
 
@@ -109,7 +110,7 @@ def measured(path: str, options: argparse.Namespace) -> list[dict[str, Any]]:
                     kept.append(curve[:, rows])
     rows = []
     for (name, alone), kept in sums.items():
-        row = {"workdir": path, "modality": name, "alone": alone}
+        row = {"modality": name, "alone": alone}
         row["samples"] = sum(part.shape[-1] for part in kept["random"])
         for key, parts in kept.items():
             curve = np.concatenate(parts, axis=-1).mean(-1)
