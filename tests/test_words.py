@@ -92,6 +92,8 @@ def test_a_text_of_any_length_and_what_is_no_text():
     free = Modality("text", (None,), "int32", vocabulary=7)
     spec = dataclasses.replace(toy.SPEC, modalities={"words": free})
     assert _task(spec, modality="words", hide=0.3).headline == "recall@10"
+    with pytest.raises(ConfigError, match=r"tasks.text.patch: 2 does not divide \[None\]"):
+        _task(spec, modality="words", hide=0.3, patch=2)
     with pytest.raises(ConfigError, match=r"tasks.text.modality: unknown text 'image'"):
         _task(modality="image")
     with pytest.raises(ConfigError, match=r"tasks.text.hide: 1.0 is not a share"):

@@ -37,7 +37,9 @@ def check(modality: Modality, hide: float, patch: int, where: str) -> None:
         raise ConfigError(f"{where}.hide: {hide!r} is not a share from 0 to less than 1")
     whole_number(patch, f"{where}.patch")
     sides = modality.shape[:2] if modality.kind == "image" else modality.shape[:1]
-    if hide and modality.kind != "table" and any(side and side % patch for side in sides):
+    if not hide or modality.kind == "table" or patch == 1:
+        return
+    if any(side is None or side % patch for side in sides):
         raise ConfigError(f"{where}.patch: {patch} does not divide {list(sides)}")
 
 
