@@ -112,3 +112,4 @@ def test_the_likeliest_words_are_told():
     assert len(best) == 10
     tokenizer = read_tokenizer(train_words(["a b c"], 5))  # after two special ones
     assert named(tokenizer, {"3": 0.6, "2": 0.3, "99": 0.1}) == {"b": 0.6, "a": 0.3, "99": 0.1}
+    assert named(None, {"3": 0.6}) == {"3": 0.6}  # a run that keeps no tokenizer

@@ -17,10 +17,11 @@ from mtmm_jax.analysis.intermediates import HeatMap, Known, PatchMap, collect, d
 from mtmm_jax.analysis.modality_affinity import affinity, pooled_features, suggested_fusion
 from mtmm_jax.analysis.selection import labels_of, selection
 from mtmm_jax.batch import Batch
-from mtmm_jax.data.text import read_tokenizer
+from mtmm_jax.data.text import piece_of
 from mtmm_jax.evaluation.robustness import curves, passes, summary
 from mtmm_jax.evaluation.subsets import Probe, subset_scores
-from mtmm_jax.registry import ConfigError, whole_number
+from mtmm_jax.registry import whole_number
+from mtmm_jax.training.asking import kept_tokenizer
 from mtmm_jax.training.experiment import Experiment
 from mtmm_jax.training.finished import Finished
 from mtmm_jax.training.peaks import against_peak, peak
@@ -133,13 +134,10 @@ def _words(workdir: Workdir, name: str, entry: dict[str, np.ndarray]) -> list[li
     """Each row's tokens as written; their ids where the run keeps no tokenizer."""
     mask = entry.get("mask", np.ones(entry["x"].shape, bool))
     mask = mask & entry["present"][:, None]
-    try:
-        tokenizer = read_tokenizer(workdir.tokenizer(name))
-    except ConfigError:
-        return [[str(i) for i in x[keep]] for x, keep in zip(entry["x"], mask, strict=True)]
+    tokenizer = kept_tokenizer(workdir, name)
 
     def word(token: int) -> str:
-        return (tokenizer.id_to_token(token) or str(token)).replace("\u2581", "")
+        return piece_of(tokenizer, token).replace("\u2581", "")
 
     return [[word(int(i)) for i in x[keep]] for x, keep in zip(entry["x"], mask, strict=True)]
 

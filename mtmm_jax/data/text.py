@@ -186,13 +186,18 @@ def words_of(tokenizer: Tokenizer, ids: np.ndarray) -> tuple[np.ndarray, list[st
     for place, token in enumerate(np.asarray(ids).tolist()):
         if token in special:
             continue
-        piece = tokenizer.id_to_token(token) or str(token)
+        piece = piece_of(tokenizer, token)
         goes_on = piece.startswith("##") if continues else begins and not piece.startswith("\u2581")
         if not (goes_on and words and numbers[place - 1] >= 0):
             words.append("")
         words[-1] += piece.removeprefix("##").replace("\u2581", "")
         numbers[place] = len(words) - 1
     return numbers, words
+
+
+def piece_of(tokenizer: Tokenizer | None, token: int) -> str:
+    """A token as the vocabulary writes it; its id where there is none, or no tokenizer."""
+    return (tokenizer and tokenizer.id_to_token(token)) or str(token)
 
 
 def unknown_id(tokenizer: Tokenizer) -> int:

@@ -4,13 +4,14 @@ the rest.
 `reconstruction(hide=0.5, patch=8)` has its encoder see an image without half of its patches (a
 table without columns, a series without stretches), `words(hide=0.5)` a text without half of its
 words, and their loss counts only what was hidden (masked autoencoders: He et al. 2022; BERT: Devlin
-et al. 2019). It happens inside the training step, after `data.in_step`, by keys of
-examples; in evaluation nothing is hidden and all is counted. What else reads the modality sees the
-holes too, which is a strong augmentation.
+et al. 2019). It happens inside the training step, after `data.in_step`, by keys of examples; in
+evaluation nothing is hidden and all is counted. What else reads the modality sees the holes too,
+which is a strong augmentation.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 
 from mtmm_jax.batch import Batch, Modality
 from mtmm_jax.registry import ConfigError, whole_number
+from mtmm_jax.tasks.task import Labels, Task
 
 Augment = Callable[[jax.Array, Batch], Batch]
 
@@ -43,13 +45,34 @@ def check(modality: Modality, hide: float, patch: int, where: str) -> None:
         raise ConfigError(f"{where}.patch: {patch} does not divide {list(sides)}")
 
 
-def whole(batch: Batch, task: str, modality: str) -> tuple[Any, jax.Array | None]:
-    """What a task is to say of a modality, as an entry of the inputs, and which parts of it were
-    hidden; None where the modality is not in the batch, and where nothing was hidden."""
-    hidden = batch["targets"].get(target_of(task))
-    if modality not in batch["inputs"] or hidden is None:
-        return batch["inputs"].get(modality), None
-    return hidden["y"], hidden["gone"]
+@dataclasses.dataclass(frozen=True)
+class OfInput(Task):
+    """A task whose label is an input: `y` has `known`, `[B, N]`, what of it counts.
+
+    Attributes:
+        modality: the input.
+        hide: the share that the model does not see in training.
+        patch: the side, or the number, of what is hidden together.
+    """
+
+    modality: str = ""
+    hide: float = 0.0
+    patch: int = 1
+
+    def said(self, entry: Mapping[str, Any], gone: jax.Array | None) -> dict[str, jax.Array]:
+        """`y` of the whole input; `gone` are the parts that were hidden, None if none was."""
+        raise NotImplementedError
+
+    def labels(self, batch: Batch, present: Mapping[str, jax.Array]) -> Labels:
+        labels = super().labels(batch, present)
+        entry, gone = batch["inputs"].get(self.modality), None
+        if entry is None:
+            return dataclasses.replace(labels, weight=jnp.zeros_like(labels.weight))
+        if (hidden := batch["targets"].get(target_of(self.name))) is not None:
+            entry, gone = hidden["y"], hidden["gone"]
+        y = self.said(entry, gone)
+        counts = entry["present"] & y["known"].any(1)
+        return dataclasses.replace(labels, y=y, weight=jnp.where(counts, labels.weight, 0.0))
 
 
 def hidden_cells(keys: jax.Array, shape: tuple[int, ...], share: float) -> jax.Array:

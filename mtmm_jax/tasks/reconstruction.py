@@ -10,38 +10,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtmm_jax.batch import Batch, Modality, Spec
+from mtmm_jax.batch import Modality, Spec
 from mtmm_jax.registry import ConfigError, choose
 from mtmm_jax.tasks import metrics
 from mtmm_jax.tasks.adversarial import adversarial as against_critic
+from mtmm_jax.tasks.hidden import OfInput
 from mtmm_jax.tasks.hidden import check as check_hidden
-from mtmm_jax.tasks.hidden import whole
 from mtmm_jax.tasks.task import Labels, Task, masked
 
 KINDS = ("image", "table", "series")
 
 
 @dataclasses.dataclass(frozen=True)
-class Reconstruction(Task):
-    """A task whose label is an input: `y` is `{"values": [B, F], "known": [B, F]}`.
+class Reconstruction(OfInput):
+    """`y` is `{"values": [B, F], "known": [B, F]}`.
 
     Attributes:
-        modality: the input.
         form: of the values that are to be said, without the batch.
-        hide: the share that the model does not see in training, see `tasks.hidden`.
-        patch: the side of what is hidden together.
     """
 
-    modality: str = ""
     form: tuple[int, ...] = ()
-    hide: float = 0.0
-    patch: int = 1
 
-    def labels(self, batch: Batch, present: Mapping[str, jax.Array]) -> Labels:
-        labels = super().labels(batch, present)
-        entry, gone = whole(batch, self.name, self.modality)
-        if entry is None:
-            return dataclasses.replace(labels, weight=jnp.zeros_like(labels.weight))
+    def said(self, entry: Mapping[str, Any], gone: jax.Array | None) -> dict[str, jax.Array]:
         x = jnp.asarray(entry["x"], jnp.float32)
         here = jnp.asarray(entry["present"]).reshape(-1, *(1,) * (x.ndim - 1))
         mask = jnp.asarray(entry.get("mask", jnp.ones(x.shape[:2], bool)))
@@ -53,9 +43,7 @@ class Reconstruction(Task):
             known = jnp.broadcast_to(here, x.shape)
         if gone is not None:
             known = known & _at_values(gone, x.shape)
-        y = {"values": x.reshape(len(x), -1), "known": known.reshape(len(x), -1)}
-        counts = entry["present"] & y["known"].any(1)
-        return dataclasses.replace(labels, y=y, weight=jnp.where(counts, labels.weight, 0.0))
+        return {"values": x.reshape(len(x), -1), "known": known.reshape(len(x), -1)}
 
 
 def reconstruction(

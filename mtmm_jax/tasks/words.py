@@ -10,40 +10,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtmm_jax.batch import Batch, Spec
+from mtmm_jax.batch import Spec
 from mtmm_jax.registry import ConfigError, choose
 from mtmm_jax.tasks import metrics
+from mtmm_jax.tasks.hidden import OfInput
 from mtmm_jax.tasks.hidden import check as check_hidden
-from mtmm_jax.tasks.hidden import whole
 from mtmm_jax.tasks.task import Labels, Task, masked
 
 SAID = 10  # words that a prediction tells
 
 
 @dataclasses.dataclass(frozen=True)
-class Words(Task):
-    """A task whose label is a text: `y` is `{"ids": [B, N], "known": [B, N]}`.
+class Words(OfInput):
+    """`y` is `{"ids": [B, N], "known": [B, N]}`."""
 
-    Attributes:
-        modality: the text.
-        hide: the share that the model does not see in training, see `tasks.hidden`.
-        patch: the number of neighbours that are hidden together.
-    """
-
-    modality: str = ""
-    hide: float = 0.0
-    patch: int = 1
-
-    def labels(self, batch: Batch, present: Mapping[str, jax.Array]) -> Labels:
-        labels = super().labels(batch, present)
-        entry, gone = whole(batch, self.name, self.modality)
-        if entry is None:
-            return dataclasses.replace(labels, weight=jnp.zeros_like(labels.weight))
+    def said(self, entry: Mapping[str, Any], gone: jax.Array | None) -> dict[str, jax.Array]:
         known = entry["present"][:, None] & entry.get("mask", jnp.ones(entry["x"].shape, bool))
         if gone is not None:
             known = known & gone
-        y = {"ids": jnp.where(known, entry["x"], 0), "known": known}
-        return dataclasses.replace(labels, y=y, weight=jnp.where(known.any(1), labels.weight, 0.0))
+        return {"ids": jnp.where(known, entry["x"], 0), "known": known}
 
 
 def words(
@@ -102,7 +87,7 @@ def words(
         target=None,
         head=make_head(head, where=f"{where}.head", size=size),
         loss=loss,
-        metrics={"words": said(min(SAID, size))},
+        metrics={"words": recall(min(SAID, size))},
         headline=f"recall@{SAID}",
         decode=decode,
         trivial=np.zeros(size, np.float32),
@@ -120,7 +105,7 @@ def _surprise(z: jax.Array, y: Mapping[str, jax.Array]) -> jax.Array:
     return total / jnp.maximum(known.sum(1), 1).astype(jnp.float32)
 
 
-def said(k: int) -> metrics.Metric:
+def recall(k: int) -> metrics.Metric:
     """recall@10, the share of a text's words among the k likeliest, and perplexity, means over
     rows."""
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mtmm_jax.data.text import read_tokenizer
+from mtmm_jax.data.text import piece_of, read_tokenizer
 from mtmm_jax.evaluation import gallery as galleries
 from mtmm_jax.exported import Exported, load
 from mtmm_jax.registry import ConfigError
@@ -29,7 +29,7 @@ def ask(run: Finished, inputs: Mapping[str, Any]) -> dict[str, Any]:
     one = jax.tree.map(lambda x: x[0] if np.ndim(x) else x, told)
     # Waves go to the run's folder, not beside the user's own recordings.
     heard = lambda task: run.workdir.path / f"{task}.wav"  # noqa: E731
-    return _answers(run, one, set(inputs), _gallery(run), heard)
+    return _answers(run, one, set(inputs), _gallery(run), _tokenizers(run), heard)
 
 
 def ask_rows(
@@ -43,7 +43,7 @@ def ask_rows(
         size: rows at a time.
         out: the file that the answers are for; waves go beside it, as `<out>_<line>_<task>.wav`.
     """
-    predict, gallery = _predictor(run), _gallery(run)
+    predict, gallery, tokenizers = _predictor(run), _gallery(run), _tokenizers(run)
     for rows, inputs in asked.batches(size):
         told = jax.device_get(predict(run.variables, {**absent(run, size), **inputs}))
         for i, row in enumerate(rows.tolist()):
@@ -53,7 +53,7 @@ def ask_rows(
             line = asked.rows.lines[row]
             one = jax.tree.map(lambda x, i=i: x[i] if np.ndim(x) else x, told)
             heard = lambda task, line=line: out.with_name(f"{out.stem}_{line}_{task}.wav")  # noqa: E731
-            yield row, _answers(run, one, present, gallery, heard)
+            yield row, _answers(run, one, present, gallery, tokenizers, heard)
 
 
 def ask_file_rows(
@@ -118,11 +118,30 @@ def _gallery(run: Finished) -> dict[str, Any]:
     return dict(np.load(run.workdir.gallery)) if run.workdir.gallery.exists() else {}
 
 
+def kept_tokenizer(workdir: Workdir, modality: str) -> Any:
+    """The tokenizer of a run's text; None where the run keeps none."""
+    try:
+        return read_tokenizer(workdir.tokenizer(modality))
+    except ConfigError:
+        return None
+
+
+def _tokenizers(run: Finished) -> dict[str, Any]:
+    """Task of kind words -> the tokenizer of its text."""
+    tasks = run.experiment.model.tasks.items()
+    return {
+        name: kept_tokenizer(run.workdir, task.modality)
+        for name, task in tasks
+        if task.kind == "words"
+    }
+
+
 def _answers(
     run: Finished,
     told: Mapping[str, Any],
     present: set[str],
     gallery: Mapping[str, Any],
+    tokenizers: Mapping[str, Any],
     heard: Callable[[str], Path],
 ) -> dict[str, Any]:
     """What a person reads of one sample's predictions.
@@ -132,6 +151,7 @@ def _answers(
         told: its predictions, without the batch.
         present: the modalities that the sample has.
         gallery: embeddings to find the nearest of.
+        tokenizers: task -> what writes its words.
         heard: task -> the file for its wave.
     """
     model = run.experiment.model
@@ -140,9 +160,8 @@ def _answers(
         one = told[name]
         here = [r for r in task.reads if set(modalities_of(r, model.encoders)) & present]
         answers[name] = task.decode(one) if len(here) == len(task.reads) else {}
-        if task.kind == "words" and answers[name]:
-            tokenizer = read_tokenizer(run.workdir.tokenizer(task.modality))
-            answers[name]["best"] = named(tokenizer, answers[name]["best"])
+        if name in tokenizers and answers[name]:
+            answers[name]["best"] = named(tokenizers[name], answers[name]["best"])
         if "wave" in answers[name]:
             file = heard(name)
             write_wave(file, answers[name].pop("wave"), answers[name].pop("rate"))
@@ -162,10 +181,8 @@ def _answers(
 def named(tokenizer: Any, best: Mapping[str, float]) -> dict[str, float]:
     """Pieces of words for their ids, without the marks of where a word begins or goes on."""
 
-    def piece(i: str) -> str:
-        return (tokenizer.id_to_token(int(i)) or i).removeprefix("##").replace("\u2581", "")
-
     found: dict[str, float] = {}
     for i, p in best.items():
-        found[piece(i)] = found.get(piece(i), 0.0) + p
+        piece = piece_of(tokenizer, int(i)).removeprefix("##").replace("\u2581", "")
+        found[piece] = found.get(piece, 0.0) + p
     return found
