@@ -34,7 +34,7 @@ import numpy as np
 from IPython.display import Image, display
 
 from mtmm_jax import balancing
-from mtmm_jax.benchmarks import pareto
+from mtmm_jax.benchmarks.balancing import pareto
 
 print(len(balancing.METHODS), "methods:", ", ".join(balancing.METHODS))
 
@@ -43,7 +43,7 @@ print(len(balancing.METHODS), "methods:", ", ".join(balancing.METHODS))
 #
 # Two tasks, each with a valley of its own and a bowl where they disagree; five starting points.
 # Some methods reach the Pareto front from all of them, and some get stuck where the gradients
-# cancel. (The published runs take 50,000 steps: `python -m mtmm_jax.benchmarks.pareto`.)
+# cancel. (The published runs take 50,000 steps: `python -m mtmm_jax.benchmarks.balancing.pareto`.)
 
 # %%
 paths = {

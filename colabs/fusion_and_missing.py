@@ -33,8 +33,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from mtmm_jax import fusion, training
-from mtmm_jax.benchmarks.short_runs import ShortRun
-from mtmm_jax.data.generator import ceilings
+from mtmm_jax.benchmarks.tables.short_runs import ShortRun
+from mtmm_jax.data.sources.generator import ceilings
 
 print(len(fusion.FUSIONS), "fusions:", ", ".join(fusion.FUSIONS))
 
@@ -127,7 +127,8 @@ plt.show()
 
 # %% [markdown]
 # `config.model.missing` names what may stand in for an absent modality, and
-# `python -m mtmm_jax.benchmarks.missing` compares the ways on the emoji, with dropout and without.
+# `python -m mtmm_jax.benchmarks.studies.missing` compares the ways on the emoji, with dropout and
+# without.
 
 # %%
 print("model.missing: mask,", ", ".join(fusion.MISSING))

@@ -94,10 +94,10 @@ plt.show()
 # ## Is it sound?
 #
 # The checker opens every file and names every problem by its line. (On the command line:
-# `python -m mtmm_jax.data.check shapes.jsonl`.)
+# `python -m mtmm_jax.data.inspect.check shapes.jsonl`.)
 
 # %%
-from mtmm_jax.data.check import check
+from mtmm_jax.data.inspect.check import check
 
 description = {
     "modalities": {
@@ -139,8 +139,8 @@ experiment = training.assemble(config)
 
 # %%
 from mtmm_jax.analysis import figures
+from mtmm_jax.store.workdir import Workdir
 from mtmm_jax.train import fit
-from mtmm_jax.training.workdir import Workdir
 
 workdir = folder.parent / "run"
 results = fit(experiment, workdir)
@@ -159,8 +159,9 @@ for name, figure in figures(Workdir(workdir)).items():
 # new.png --text 'a huge thing'`.)
 
 # %%
-from mtmm_jax.predict import ask, read_inputs, show
-from mtmm_jax.training.finished import open_run
+from mtmm_jax.inference.finished import open_run
+from mtmm_jax.inference.sample import read_inputs
+from mtmm_jax.predict import ask, show
 
 new = folder / "new.png"
 draw("circle", "orange").save(new)

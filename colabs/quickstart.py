@@ -102,7 +102,7 @@ results = fit(experiment, workdir)
 
 # %%
 from mtmm_jax.analysis import figures
-from mtmm_jax.training.workdir import Workdir
+from mtmm_jax.store.workdir import Workdir
 
 for name, figure in figures(Workdir(workdir)).items():
     if name != "confusion subcategory":
@@ -116,8 +116,8 @@ for name, figure in figures(Workdir(workdir)).items():
 
 # %%
 from mtmm_jax.data.readers import READERS
+from mtmm_jax.inference.finished import open_run
 from mtmm_jax.predict import ask, show
-from mtmm_jax.training.finished import open_run
 
 run = open_run(workdir)
 spec = run.experiment.model.spec

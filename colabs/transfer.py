@@ -37,9 +37,9 @@ prepare_jax()
 import matplotlib.pyplot as plt
 
 from mtmm_jax import training
+from mtmm_jax.store.workdir import Workdir
 from mtmm_jax.train import fit
 from mtmm_jax.training.logs import read_journal
-from mtmm_jax.training.workdir import Workdir
 
 folder = Path(tempfile.mkdtemp())
 
@@ -114,7 +114,7 @@ plt.show()
 
 # %%
 from mtmm_jax.evaluation.zero_shot import measure
-from mtmm_jax.training.finished import open_run
+from mtmm_jax.inference.finished import open_run
 
 run = open_run(folder / "pretrained", Workdir(folder / "pretrained").read("config.json"))
 told = measure(run.experiment.model, run.variables, run.experiment.source, "category", 128)

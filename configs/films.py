@@ -2,11 +2,11 @@
 
 python -m mtmm_jax.train --config configs/films.py --workdir runs/films
 
-Test, three seeds, together / each task alone (`python -m mtmm_jax.benchmarks.singles --config
-films`): Tomatometer R2 .225 +- .002 / .237 +- .005 (known: .18 to .21), Metacritic R2 .316 +- .009
-/ .306 +- .015, box office R2 .422 +- .006 / .405 +- .018, rating accuracy .579 +- .029 / .568 +-
-.008 (majority .467), genres' average precision .291 +- .003 / .355 +- .006: genres, the one task
-that all films have a label of, learn better alone.
+Test, three seeds, together / each task alone (`python -m mtmm_jax.benchmarks.tables.singles
+--config films`): Tomatometer R2 .225 +- .002 / .237 +- .005 (known: .18 to .21), Metacritic R2
+.316 +- .009 / .306 +- .015, box office R2 .422 +- .006 / .405 +- .018, rating accuracy
+.579 +- .029 / .568 +- .008 (majority .467), genres' average precision .291 +- .003 / .355 +-
+.006: genres, the one task that all films have a label of, learn better alone.
 """
 
 from ml_collections import ConfigDict

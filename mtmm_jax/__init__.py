@@ -1,12 +1,16 @@
 """Multi-task, multi-modal learning in JAX.
 
 The folders are the steps in the order in which data meets them:
-data -> encoders -> fusion -> sharing -> heads -> tasks -> balancing -> training.
+data -> encoders -> fusion -> sharing -> heads -> tasks -> balancing -> training -> inference.
 Sub-packages load when first used, so that `import mtmm_jax` costs next to nothing.
 """
 
 import importlib
 from typing import Any
+
+from mtmm_jax import moved as _moved
+
+_moved.install()
 
 __version__ = "0.1.0"
 
@@ -16,16 +20,24 @@ _ROOMS = (
     "batch",
     "benchmarks",
     "data",
+    "devices",
     "encoders",
     "evaluation",
     "fusion",
     "heads",
+    "inference",
+    "keys",
     "layers",
     "model",
-    "parallel",
+    "objectives",
+    "optim",
+    "paths",
     "registry",
+    "runs",
     "sharing",
+    "store",
     "tasks",
+    "text",
     "training",
     "transfer",
 )

@@ -32,10 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ml_collections import ConfigDict
 
     from mtmm_jax.analysis import save_study, study, write_report
+    from mtmm_jax.inference.finished import open_run
     from mtmm_jax.registry import choose
+    from mtmm_jax.store.workdir import Workdir
     from mtmm_jax.training import apply_overrides
-    from mtmm_jax.training.finished import open_run
-    from mtmm_jax.training.workdir import Workdir
 
     choose(arguments.split, ("train", "validation", "test"), "--split", "split")
     workdir = Workdir.at(arguments.workdir)

@@ -16,7 +16,7 @@ def prepare_jax() -> None:
     Nothing is kept where one CPU stands for several devices: XLA has ended the process while it
     wrote such a program, and while it read one back.
     """
-    from mtmm_jax import parallel
+    from mtmm_jax.devices import parallel
 
     parallel.set_cpu_flags()
     parallel.keep_freed_memory()

@@ -12,7 +12,7 @@ from mtmm_jax.command import console, guarded, prepare_jax
 
 
 def parser() -> argparse.ArgumentParser:
-    from mtmm_jax.processes import options
+    from mtmm_jax.devices.processes import options
 
     p = argparse.ArgumentParser(
         prog="python -m mtmm_jax.evaluate",
@@ -44,17 +44,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from ml_collections import ConfigDict
 
-    from mtmm_jax import parallel, processes
     from mtmm_jax.batch import choose_all
+    from mtmm_jax.devices import parallel, processes
     from mtmm_jax.evaluation import Evaluator
+    from mtmm_jax.inference.finished import open_run
     from mtmm_jax.registry import choose
     from mtmm_jax.runs.fused import one_of
+    from mtmm_jax.store.workdir import Workdir
     from mtmm_jax.training import apply_overrides
-    from mtmm_jax.training.finished import open_run
     from mtmm_jax.training.logs import results_table
     from mtmm_jax.training.loop import evaluation_batches
     from mtmm_jax.training.results import finite
-    from mtmm_jax.training.workdir import Workdir
 
     parallel.initialize(arguments.coordinator, arguments.processes, arguments.process)
     choose(arguments.split, ("train", "validation", "test"), "--split", "split")
@@ -99,7 +99,7 @@ def _check_zero_shot(arguments: argparse.Namespace, together: bool) -> None:
 
 def _zero_shot(run: Any, arguments: argparse.Namespace) -> None:
     """Names and examples as classes; on one device."""
-    from mtmm_jax import processes
+    from mtmm_jax.devices import processes
     from mtmm_jax.evaluation import zero_shot
     from mtmm_jax.training.results import finite
 

@@ -14,8 +14,8 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m mtmm_jax.export",
         description="Writes the best checkpoint's predict function as one file, parameters and "
         "tokenizers in it, that needs JAX and NumPy to run and nothing of this package.",
-        epilog="From Python: mtmm_jax.exported.load(FILE).predict({'image': {'x': ...}}). Without "
-        "the package: unzip FILE load.py, and import load.",
+        epilog="From Python: mtmm_jax.inference.exported.load(FILE).predict({'image': {'x': x}}); "
+        "without the package: unzip FILE load.py, and import load.",
         allow_abbrev=False,
     )
     p.add_argument("--workdir", required=True, help="the run's folder")
@@ -32,9 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     prepare_jax()
 
+    from mtmm_jax.inference.export import export_run
+    from mtmm_jax.inference.finished import open_run
     from mtmm_jax.registry import ConfigError
-    from mtmm_jax.training.exporting import export_run
-    from mtmm_jax.training.finished import open_run
 
     try:
         rows = None if arguments.batch == "any" else int(arguments.batch)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from mtmm_jax.command import console, guarded, prepare_jax
-from mtmm_jax.predict_rows import about_labels, about_many, ask_many, label_rows
 
 
 def parser() -> argparse.ArgumentParser:
@@ -65,9 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, rest = parser().parse_known_args(argv)
     prepare_jax()
 
+    from mtmm_jax.inference.finished import open_run
+    from mtmm_jax.inference.sample import read_inputs
     from mtmm_jax.runs.fused import one_of, open_ensemble, remarks
-    from mtmm_jax.training.finished import open_run
-    from mtmm_jax.training.workdir import Workdir
+    from mtmm_jax.store.workdir import Workdir
 
     if about_labels(arguments, rest):
         return label_rows(arguments)
@@ -99,62 +99,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def read_inputs(rest: Sequence[str], workdir: Any) -> dict[str, Any]:
-    """The files and texts on the command line as the inputs of a batch of one."""
-    return _read(_given(rest, _modalities(workdir)), workdir)
-
-
-def _modalities(workdir: Any) -> list[str]:
-    """Those that a run reads."""
-    encoders = workdir.read("config.json")["model"]["encoders"]
-    return [name for name in workdir.spec().modalities if encoders.get(name) is not None]
-
-
-def _given(rest: Sequence[str], modalities: Sequence[str]) -> dict[str, str]:
-    """Modality -> what the command line gives of it: one or more."""
-    from mtmm_jax.registry import ConfigError, choose
-
-    options = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name in modalities:
-        options.add_argument(f"--{name}")
-    try:
-        given, unknown = options.parse_known_args(rest)
-    except argparse.ArgumentError as error:
-        raise ConfigError(str(error)) from error
-    for word in unknown:
-        choose(word.split("=")[0].lstrip("-"), modalities, "predict", "modality")
-    found = {name: value for name, value in vars(given).items() if value is not None}
-    if not found:
-        raise ConfigError(
-            f"predict: give one or more of: {', '.join('--' + m for m in modalities)}"
-        )
-    return found
-
-
-def _read(given: Mapping[str, str], workdir: Any) -> dict[str, Any]:
-    """Files and texts as a run's data would give them."""
-    from mtmm_jax.data.readers import READERS
-    from mtmm_jax.training.requests import read_one
-
-    spec, inputs = workdir.spec(), {}
-    for name, value in given.items():
-        modality = spec.modalities[name]
-        if modality.kind not in READERS:
-            inputs[name] = read_one(name, value, workdir)
-            continue
-        extra = (workdir.tokenizer(name),) if modality.kind == "text" else ()
-        inputs[name] = READERS[modality.kind](value, modality, *extra)
-    return inputs
-
-
 def ask_together(ensemble: Any, rest: Sequence[str]) -> dict[str, Any]:
     """`{task: what a person reads}` of fused runs; each sees what it has an encoder for."""
+    from mtmm_jax.inference.sample import given_inputs, modalities_read, read_values
     from mtmm_jax.runs.ensembles import answers, predict
 
-    own = [_modalities(run.workdir) for run in ensemble.runs]
-    given = _given(rest, list(dict.fromkeys(name for names in own for name in names)))
+    own = [modalities_read(run.workdir) for run in ensemble.runs]
+    given = given_inputs(rest, list(dict.fromkeys(name for names in own for name in names)))
     inputs = [
-        _read({name: value for name, value in given.items() if name in names}, run.workdir)
+        read_values({name: value for name, value in given.items() if name in names}, run.workdir)
         for run, names in zip(ensemble.runs, own, strict=True)
     ]
     (told,) = predict(ensemble, inputs)
@@ -163,9 +116,9 @@ def ask_together(ensemble: Any, rest: Sequence[str]) -> dict[str, Any]:
 
 def ask(run: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """`{task: what a person reads}`; a task that cannot be done says what it needs."""
-    from mtmm_jax.training import asking
+    from mtmm_jax.inference import prediction
 
-    return asking.ask(run, inputs)
+    return prediction.ask(run, inputs)
 
 
 def _check_explain(arguments: argparse.Namespace, together: bool) -> None:
@@ -231,6 +184,101 @@ def show(answers: Mapping[str, Any]) -> None:
         for pair, found in answer.get("nearest", {}).items():
             names = ", ".join(f"{name} ({score:.2f})" for name, score in found.items())
             out.print(f"  {pair}: {names}", highlight=False)
+
+
+def about_many(arguments: argparse.Namespace, rest: Sequence[str]) -> bool:
+    """Whether a manifest is asked about; its options checked before a run is opened."""
+    from mtmm_jax.data.sources.manifest.bad import ON_BAD
+    from mtmm_jax.registry import ConfigError, choose, whole_number
+
+    if arguments.manifest is None:
+        for option in ("out", "on_bad", "batch"):
+            if getattr(arguments, option) is not None:
+                raise ConfigError(f"--{option}: belongs to --manifest FILE")
+        return False
+    if rest:
+        raise ConfigError(f"{rest[0]}: not with --manifest, whose columns say what there is")
+    if not arguments.out:
+        raise ConfigError("--out: is missing; name the file to write, such as predictions.jsonl")
+    out = Path(arguments.out)
+    if out.is_dir() or not out.parent.is_dir():
+        raise ConfigError(f"--out: {out} is a folder, or its folder does not exist")
+    if arguments.batch is not None:
+        whole_number(arguments.batch, "--batch")
+    choose(arguments.on_bad or "skip", ON_BAD, "--on_bad")
+    return True
+
+
+def about_labels(arguments: argparse.Namespace, rest: Sequence[str]) -> bool:
+    """Whether a manifest is to be labelled; its options checked before a run is opened."""
+    from mtmm_jax.registry import ConfigError
+
+    if arguments.label is None:
+        for option in ("least", "ask", "by"):
+            if getattr(arguments, option) is not None:
+                raise ConfigError(f"--{option}: belongs to --label MANIFEST")
+        return False
+    for option in ("manifest", "exported", "workdirs", "rule", "on_bad", "json"):
+        if getattr(arguments, option):
+            raise ConfigError(f"--{option}: not with --label, which asks one run, --workdir")
+    for option in ("workdir", "out"):
+        if not getattr(arguments, option):
+            raise ConfigError(f"--{option}: is missing")
+    if rest:
+        raise ConfigError(f"{rest[0]}: not with --label, whose columns say what there is")
+    if not Path(arguments.out).parent.is_dir():
+        raise ConfigError(f"--out: there is no folder {Path(arguments.out).parent}")
+    return True
+
+
+def label_rows(arguments: argparse.Namespace) -> int:
+    """Writes a manifest with labels, and tells whom to ask."""
+    from mtmm_jax.inference.finished import open_run
+    from mtmm_jax.inference.labelling import beside, label_manifest
+
+    run, out, path = open_run(arguments.workdir), console(), Path(arguments.out)
+    given = {"least": arguments.least, "ask": arguments.ask, "by": arguments.by}
+    given |= {"size": arguments.batch}
+    options = {key: value for key, value in given.items() if value is not None}
+    found = label_manifest(run, Path(arguments.label), path, **options)
+    counts = ", ".join(f"{name} in {count}" for name, count in found.counts.items())
+    out.print(f"{len(found.rows)} rows, labelled: {counts}, in {path}", highlight=False)
+    if found.left_out:
+        out.print(f"{found.left_out} lines are no rows and were left out", highlight=False)
+    for row in found.asked[:10]:
+        likely = {name: next(iter(best)) for name, best in row["likely"].items()}
+        shown = ", ".join(f"{name}: {best}?" for name, best in likely.items())
+        out.print(f"  line {row['row']}: {row['uncertainty']:.2f}  {shown}", highlight=False)
+    if found.asked:
+        out.print(f"{len(found.asked)} rows to ask about in {beside(path)}", highlight=False)
+    return 0
+
+
+def ask_many(arguments: argparse.Namespace) -> int:
+    """Writes a line for each row of a manifest: its line, its id, and its answers or its error."""
+    from mtmm_jax.inference.finished import open_run
+    from mtmm_jax.inference.manifest_batches import open_all, open_requests
+    from mtmm_jax.inference.predict_rows import write_predictions
+    from mtmm_jax.inference.prediction import ask_file_rows, ask_rows, opened
+    from mtmm_jax.runs import ensembles
+    from mtmm_jax.runs.fused import open_ensemble
+
+    given, size = (arguments.manifest, arguments.on_bad or "skip"), arguments.batch or 64
+    path, out = Path(arguments.out), console()
+    if arguments.exported:
+        with opened(arguments.exported) as (model, workdir):
+            asked = open_requests(given[0], workdir, given[1])
+            write_predictions([asked], ask_file_rows(model, asked, size), path, out)
+        return 0
+    if arguments.workdirs:
+        ensemble = open_ensemble(arguments.workdirs.split(","), arguments.rule)
+        several = open_all(given[0], [run.workdir for run in ensemble.runs], given[1])
+        write_predictions(several, ensembles.ask_rows(ensemble, several, size), path, out)
+        return 0
+    run = open_run(arguments.workdir)
+    asked = open_requests(given[0], run.workdir, given[1])
+    write_predictions([asked], ask_rows(run, asked, size, path), path, out)
+    return 0
 
 
 if __name__ == "__main__":

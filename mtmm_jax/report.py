@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
 
     from mtmm_jax.analysis import save_figures, write_report
-    from mtmm_jax.training.workdir import Workdir
+    from mtmm_jax.store.workdir import Workdir
 
     workdir = Workdir.at(arguments.workdir)
     write_report(workdir)

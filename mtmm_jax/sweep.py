@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, overrides = parser().parse_known_args(argv)
     mode = _mode(arguments, overrides)
     if mode == "sweep" and arguments.parallel is not None:
-        from mtmm_jax import parallel
+        from mtmm_jax.devices import parallel
 
         parallel.set_cpu_flags()  # handed on; this process computes nothing and holds no device
     else:
@@ -98,7 +98,7 @@ def _base(arguments: argparse.Namespace, overrides: Sequence[str]) -> Any:
     """The config with what is fixed, and `--by` checked against its tasks."""
     from mtmm_jax import training
     from mtmm_jax.registry import choose
-    from mtmm_jax.training import config as configs
+    from mtmm_jax.store import config as configs
 
     config = training.apply_overrides(training.load(arguments.config), overrides)
     configs.check(config)
@@ -136,8 +136,8 @@ def sweep(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Runs what is left of the plan, and compares."""
     from mtmm_jax.registry import whole_number
     from mtmm_jax.runs import plans, trials
+    from mtmm_jax.store.workdir import Workdir
     from mtmm_jax.train import fit
-    from mtmm_jax.training.workdir import Workdir
 
     out, folder = console(), Path(arguments.workdir)
     if arguments.parallel is not None:
@@ -170,9 +170,9 @@ def _compare(
     """The table, the picture, and the test split of the chosen run alone."""
     from mtmm_jax.registry import ConfigError
     from mtmm_jax.runs import fronts, trials
+    from mtmm_jax.store.workdir import Workdir, write
     from mtmm_jax.training.logs import results_table
     from mtmm_jax.training.results import comparison, finite
-    from mtmm_jax.training.workdir import Workdir, write
 
     done = [trial for trial in planned if trials.finished(folder, trial)]
     outcomes = {trial.name: fronts.outcome_of(Workdir(folder / trial.name)) for trial in done}
@@ -206,8 +206,8 @@ def cross_validation(arguments: argparse.Namespace, overrides: Sequence[str]) ->
     from mtmm_jax import data
     from mtmm_jax.model import build
     from mtmm_jax.runs import folds
+    from mtmm_jax.store.config import as_dict
     from mtmm_jax.train import fit
-    from mtmm_jax.training.config import as_dict
 
     out, folder, by = console(), Path(arguments.workdir), arguments.by or "mean"
     plain = as_dict(_base(arguments, overrides))

@@ -14,7 +14,7 @@ from mtmm_jax.command import console, guarded, prepare_jax
 
 
 def parser() -> argparse.ArgumentParser:
-    from mtmm_jax.processes import options
+    from mtmm_jax.devices.processes import options
 
     p = argparse.ArgumentParser(
         prog="python -m mtmm_jax.train",
@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, overrides = parser().parse_known_args(argv)
     prepare_jax()
 
-    from mtmm_jax import parallel, training
+    from mtmm_jax import training
+    from mtmm_jax.devices import parallel
     from mtmm_jax.registry import ConfigError
     from mtmm_jax.training import wandb_run
     from mtmm_jax.training.peaks import peak
@@ -95,7 +96,7 @@ def step_speed(experiment: Any, lowered: Any, seconds: float | None, given: floa
 
 def _leading(out: Any) -> Any:
     """The console, silent on all processes but the first."""
-    from mtmm_jax import processes
+    from mtmm_jax.devices import processes
 
     out.quiet = not processes.leads()
     return out
@@ -130,15 +131,16 @@ def fit(
         most: operations a second that a device can do, where the table of `peaks` does not say.
         wandb: what `wandb_run.check` gave: figures go to Weights & Biases as well.
     """
-    from mtmm_jax import processes
-    from mtmm_jax.training import profiling, relatedness, wandb_run
+    from mtmm_jax.devices import processes
+    from mtmm_jax.objectives import relatedness
+    from mtmm_jax.optim import pruning
+    from mtmm_jax.store.checkpoints import Checkpoints
+    from mtmm_jax.store.workdir import Workdir
+    from mtmm_jax.training import profiling, wandb_run
     from mtmm_jax.training import results as final
-    from mtmm_jax.training.checkpoints import Checkpoints
     from mtmm_jax.training.logs import results_table
     from mtmm_jax.training.loop import train
     from mtmm_jax.training.tables import lowered_step
-    from mtmm_jax.training.workdir import Workdir
-    from mtmm_jax.transfer import pruning
 
     started = time.monotonic()
     out = _leading(console())

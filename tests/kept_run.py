@@ -10,9 +10,9 @@ import numpy as np
 
 from mtmm_jax import training
 from mtmm_jax.batch import Modality, Spec, Target
-from mtmm_jax.data.text import read_tokenizer, train_tokenizer
-from mtmm_jax.training.checkpoints import Checkpoints
-from mtmm_jax.training.workdir import Workdir
+from mtmm_jax.store.checkpoints import Checkpoints
+from mtmm_jax.store.workdir import Workdir
+from mtmm_jax.text import read_tokenizer, train_tokenizer
 from tests.training import small_run
 
 TOKENIZER = train_tokenizer(["red apple", "green apple", "red pear", "a blue car"], 60)

@@ -67,7 +67,7 @@ def finished(tmp_path_factory):
 
 def _parameters(workdir):
     """The last checkpoint's parameters, as bytes."""
-    from mtmm_jax.training.finished import open_run
+    from mtmm_jax.inference.finished import open_run
 
     run = open_run(workdir, step="last")
     import jax

@@ -1,6 +1,7 @@
 """The package as a whole: light to import, lazy, and in one piece when installed."""
 
 import importlib
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import mtmm_jax
+from mtmm_jax import moved
 
 _ROOM = Path(mtmm_jax.__file__).parent
 COMMANDS = [
@@ -30,7 +32,7 @@ def test_importing_the_package_loads_nothing_of_it():
         "import sys, mtmm_jax; print(*[m for m in sys.modules if m.startswith(('mtmm_jax.', 'jax', "
         "'flax', 'optax', 'orbax', 'grain', 'tensorflow', 'torch', 'numpy', 'matplotlib'))])"
     )
-    assert loaded == []
+    assert loaded == ["mtmm_jax.moved"]
 
 
 def test_balancing_brings_only_its_own():
@@ -39,12 +41,28 @@ def test_balancing_brings_only_its_own():
         "sys.modules if m.startswith('mtmm_jax.')} | {m for m in sys.modules if m in ('flax', "
         "'orbax', 'grain', 'tensorflow', 'torch', 'ml_collections', 'matplotlib')}))"
     )
-    assert loaded == ["balancing", "registry"]
+    assert loaded == ["balancing", "moved", "registry"]
 
 
 def test_rooms_are_found_when_asked_for():
     assert mtmm_jax.registry.ConfigError.__name__ == "ConfigError"
     assert "fusion" in dir(mtmm_jax)
+
+
+@pytest.mark.parametrize(("old", "new"), moved.MOVED.items())
+def test_an_old_path_says_the_new_one(old, new):
+    with pytest.raises(ModuleNotFoundError, match=f"mtmm_jax.{old} is now mtmm_jax.{new}$"):
+        importlib.import_module(f"mtmm_jax.{old}")
+    assert importlib.util.find_spec(f"mtmm_jax.{new}") is not None
+
+
+def test_an_old_command_says_the_new_one_in_one_line():
+    done = subprocess.run(
+        [sys.executable, "-m", "mtmm_jax.data.check"], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "mtmm_jax.data.check is now mtmm_jax.data.inspect.check" in done.stderr
 
 
 def test_neither_tensorflow_nor_torch_is_needed():

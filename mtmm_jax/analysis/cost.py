@@ -9,8 +9,8 @@ from typing import Any
 
 import jax
 
-from mtmm_jax import parallel
 from mtmm_jax.batch import Batch
+from mtmm_jax.devices import parallel
 from mtmm_jax.model import flatten
 from mtmm_jax.registry import whole_number
 from mtmm_jax.training.experiment import Experiment

@@ -11,15 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtmm_jax.analysis.explanation_attention import Attention, deletion
-from mtmm_jax.data.text import read_tokenizer, unknown_id, words_of
 from mtmm_jax.evaluation.attribution import MEASURES, Explainer
 from mtmm_jax.evaluation.subsets import MOST, shapley, subsets
 from mtmm_jax.evaluation.units import Parts, parts_of, unit_names
+from mtmm_jax.inference.finished import Finished
+from mtmm_jax.inference.prediction import absent
 from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.store.workdir import Workdir
 from mtmm_jax.tasks.task import Task, modalities_of
-from mtmm_jax.training.asking import absent
-from mtmm_jax.training.finished import Finished
-from mtmm_jax.training.workdir import Workdir
+from mtmm_jax.text import read_tokenizer, unknown_id, words_of
 
 SHARES = tuple(round(0.1 * i, 1) for i in range(11))  # of the units, that are taken away
 

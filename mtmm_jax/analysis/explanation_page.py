@@ -19,9 +19,9 @@ from mtmm_jax.analysis.pictures import heat_maps, patch_attention
 from mtmm_jax.analysis.report import PAGE_STYLE, image_of, png_of
 from mtmm_jax.batch import Modality
 from mtmm_jax.evaluation.units import SIDE, VIDEO_SIDE
-from mtmm_jax.training.asking import absent
-from mtmm_jax.training.finished import Finished
-from mtmm_jax.training.workdir import write
+from mtmm_jax.inference.finished import Finished
+from mtmm_jax.inference.prediction import absent
+from mtmm_jax.store.workdir import write
 
 _FOR, _AGAINST, _LOOKED = "#1f77b4", "#d62728", "#2ca02c"
 _MOST = 10  # units that are named

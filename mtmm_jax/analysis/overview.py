@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from mtmm_jax import parallel
 from mtmm_jax.analysis import pages
 from mtmm_jax.analysis.contribution import contributions, missing_modalities
 from mtmm_jax.analysis.cost import step_cost
@@ -17,16 +16,17 @@ from mtmm_jax.analysis.intermediates import HeatMap, Known, PatchMap, collect, d
 from mtmm_jax.analysis.modality_affinity import affinity, pooled_features, suggested_fusion
 from mtmm_jax.analysis.selection import labels_of, selection
 from mtmm_jax.batch import Batch
-from mtmm_jax.data.text import piece_of
+from mtmm_jax.devices import parallel
 from mtmm_jax.evaluation.robustness import curves, passes, summary
 from mtmm_jax.evaluation.subsets import Probe, subset_scores
+from mtmm_jax.inference.finished import Finished
+from mtmm_jax.inference.prediction import kept_tokenizer
 from mtmm_jax.registry import whole_number
-from mtmm_jax.training.asking import kept_tokenizer
+from mtmm_jax.store.workdir import Workdir, write
+from mtmm_jax.text import piece_of
 from mtmm_jax.training.experiment import Experiment
-from mtmm_jax.training.finished import Finished
 from mtmm_jax.training.peaks import against_peak, peak
 from mtmm_jax.training.results import finite
-from mtmm_jax.training.workdir import Workdir, write
 
 Advance = Callable[[], Any]
 Stage = Callable[[str, int], Advance]

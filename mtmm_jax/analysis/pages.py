@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from mtmm_jax.analysis import pictures
 from mtmm_jax.analysis.intermediates import Axis, HeatMap, PatchMap
-from mtmm_jax.training.workdir import Workdir
+from mtmm_jax.store.workdir import Workdir
 
 NUMBERS, ARRAYS = "analysis.json", "analysis.npz"
 SELECTION = "what modalities say about the labels"

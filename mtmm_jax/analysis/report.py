@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from mtmm_jax.analysis import pages, plots, samples
 from mtmm_jax.analysis.pictures import task_relatedness
 from mtmm_jax.model import build
+from mtmm_jax.objectives.relatedness import FILE as RELATEDNESS
+from mtmm_jax.store.workdir import Workdir, write
 from mtmm_jax.training.logs import read_journal
-from mtmm_jax.training.relatedness import FILE as RELATEDNESS
 from mtmm_jax.training.results import SPLITS, comparison
-from mtmm_jax.training.workdir import Workdir, write
 
 PAGE_STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em;

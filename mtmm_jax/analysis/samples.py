@@ -11,10 +11,10 @@ import jax
 import numpy as np
 import soundfile
 
+from mtmm_jax.inference.finished import open_run
 from mtmm_jax.model import build
+from mtmm_jax.store.workdir import Workdir, write
 from mtmm_jax.tasks.synthesis import Synthesis
-from mtmm_jax.training.finished import open_run
-from mtmm_jax.training.workdir import Workdir, write
 
 FILE = "speech.npz"
 SAMPLES, OUT_OF, LONGEST = 4, 16, 5.0  # rows, of the first so many of the split; seconds of each

@@ -198,7 +198,7 @@ def paced(
     A rate scales what its task does to shared parameters, after the conflict is resolved. What
     belongs to one task alone is scaled too where it gets the weighted gradient (the default of
     methods of the losses tier); under Adam, which divides by the gradient's size, that alone
-    changes nothing: `training.per_task` scales the heads' updates instead.
+    changes nothing: `optim.per_task` scales the heads' updates instead.
 
     A pace by gradient norms lifts a method of the losses tier to the gramian tier: its heads then
     get their own gradient, unless `head_gradients="weighted"`.

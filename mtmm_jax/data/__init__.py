@@ -5,8 +5,8 @@ A source has a `spec`, endless `train` batches, one ordered pass of `batches` ov
 """
 
 from mtmm_jax.data.build import OPTIONS, SOURCES, build, in_step
-from mtmm_jax.data.mixing import MIXINGS
-from mtmm_jax.data.mixture import mix, rename
-from mtmm_jax.data.source import Source
+from mtmm_jax.data.pipeline.mixing import MIXINGS
+from mtmm_jax.data.pipeline.source import Source
+from mtmm_jax.data.sources.mixture import mix, rename
 
 __all__ = ["MIXINGS", "OPTIONS", "SOURCES", "Source", "build", "in_step", "mix", "rename"]

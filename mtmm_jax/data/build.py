@@ -7,22 +7,22 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mtmm_jax import registry
-from mtmm_jax.data.bucketing import bucket
-from mtmm_jax.data.digits import digits
-from mtmm_jax.data.emoji import emoji
-from mtmm_jax.data.emoji.clips import emoji_clips
-from mtmm_jax.data.emoji.scenes import emoji_scenes
-from mtmm_jax.data.films import films
-from mtmm_jax.data.generator import generator
-from mtmm_jax.data.labels import held_out, hide, semi
-from mtmm_jax.data.manifest import manifest, video_folder
-from mtmm_jax.data.mixing import mixing as build_mixing
-from mtmm_jax.data.mixture import keep, mix, rename
-from mtmm_jax.data.mixup import mixup
-from mtmm_jax.data.scenarios import scenarios
-from mtmm_jax.data.source import Source
-from mtmm_jax.data.tfds_source import tfds
-from mtmm_jax.data.vowels import vowels
+from mtmm_jax.data.pipeline.bucketing import bucket
+from mtmm_jax.data.pipeline.labels import held_out, hide, semi
+from mtmm_jax.data.pipeline.mixing import mixing as build_mixing
+from mtmm_jax.data.pipeline.mixup import mixup
+from mtmm_jax.data.pipeline.source import Source
+from mtmm_jax.data.sources.digits import digits
+from mtmm_jax.data.sources.emoji import emoji
+from mtmm_jax.data.sources.emoji.clips import emoji_clips
+from mtmm_jax.data.sources.emoji.scenes import emoji_scenes
+from mtmm_jax.data.sources.films import films
+from mtmm_jax.data.sources.generator import generator
+from mtmm_jax.data.sources.manifest import manifest, video_folder
+from mtmm_jax.data.sources.mixture import keep, mix, rename
+from mtmm_jax.data.sources.scenarios import scenarios
+from mtmm_jax.data.sources.tfds.source import tfds
+from mtmm_jax.data.sources.vowels import vowels
 from mtmm_jax.registry import ConfigError
 
 OF_THE_WHOLE = ("bucket", "workers", "in_step")

@@ -16,8 +16,8 @@ import numpy as np
 from scipy import ndimage
 
 from mtmm_jax.batch import Modality
-from mtmm_jax.data import augment
-from mtmm_jax.data.chance import uniform
+from mtmm_jax.data.pipeline.chance import uniform
+from mtmm_jax.data.transforms import augment
 from mtmm_jax.registry import ConfigError
 
 SEVERITIES = (0, 1, 2, 3, 4, 5)

@@ -9,11 +9,11 @@ import jax
 import numpy as np
 
 from mtmm_jax.batch import Batch
-from mtmm_jax.data.source import Source
-from mtmm_jax.data.text import encode_with_mask, read_tokenizer, tokenizer_of
+from mtmm_jax.data.pipeline.source import Source
 from mtmm_jax.evaluation.split import restrict
 from mtmm_jax.model import Model
 from mtmm_jax.registry import ConfigError
+from mtmm_jax.text import encode_with_mask, read_tokenizer, tokenizer_of
 
 Array = np.ndarray
 WHERE = "--zero_shot"

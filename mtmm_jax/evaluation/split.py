@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtmm_jax import parallel
 from mtmm_jax.batch import Batch
+from mtmm_jax.devices import parallel
 from mtmm_jax.model import Model
 
 Results = dict[str, dict[str, float]]

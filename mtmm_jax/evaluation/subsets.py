@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtmm_jax import parallel
 from mtmm_jax.batch import Batch
+from mtmm_jax.devices import parallel
 from mtmm_jax.evaluation.split import merge, restrict, trivial_results
 from mtmm_jax.model import Model
 from mtmm_jax.registry import ConfigError

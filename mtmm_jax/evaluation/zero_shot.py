@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from mtmm_jax.data.chance import bits
-from mtmm_jax.data.labels import HELD_OUT
-from mtmm_jax.data.source import Source
+from mtmm_jax.data.pipeline.chance import bits
+from mtmm_jax.data.pipeline.labels import HELD_OUT
+from mtmm_jax.data.pipeline.source import Source
 from mtmm_jax.evaluation.spaces import WHERE, embedded, embedder, named, space_of
 from mtmm_jax.model import Model
 from mtmm_jax.registry import ConfigError, choose

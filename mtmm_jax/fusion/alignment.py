@@ -20,8 +20,8 @@ from mtmm_jax.fusion.alignment_losses import contrastive_loss as contrastive_los
 from mtmm_jax.fusion.alignment_losses import kl_loss as kl_loss
 from mtmm_jax.fusion.transformer import check_heads
 from mtmm_jax.layers import cells
+from mtmm_jax.layers.attention import masked_softmax
 from mtmm_jax.layers.latents import Latents
-from mtmm_jax.layers.softmax import masked_softmax
 from mtmm_jax.registry import ConfigError, choose
 
 WHERE = "model.align"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from mtmm_jax import parallel
+from mtmm_jax.devices import parallel
 from mtmm_jax.registry import ConfigError
 
 

@@ -12,8 +12,8 @@ from mtmm_jax.batch import Tokens
 from mtmm_jax.fusion.pooled import query_first, single
 from mtmm_jax.fusion.transformer import apart, check_counts, check_heads, read_in
 from mtmm_jax.layers import LayerNorm, TransformerBlock
+from mtmm_jax.layers.attention import masked_softmax
 from mtmm_jax.layers.latents import CrossBlock, Latents
-from mtmm_jax.layers.softmax import masked_softmax
 
 
 class NonLocalGate(nn.Module):

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtmm_jax.fusion.shares import check_shares, present_shares
+from mtmm_jax.fusion.pooled import check_shares, present_shares
 from mtmm_jax.layers import gelu
 
 

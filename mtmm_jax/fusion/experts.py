@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens
+from mtmm_jax.devices.parallel import total
 from mtmm_jax.fusion.pooled import features, linear, single
 from mtmm_jax.layers import LayerNorm, auxiliary, gelu
 from mtmm_jax.layers.dropout import batch_normal
-from mtmm_jax.parallel import total
 from mtmm_jax.registry import ConfigError, choose
 
 _LOG_VARIANCE = 15.0  # its largest size: precisions stay in float32's range, and so do gradients

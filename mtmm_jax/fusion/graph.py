@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtmm_jax import parallel
 from mtmm_jax.batch import Tokens, choose_all
+from mtmm_jax.devices import parallel
 from mtmm_jax.fusion.pooled import Concat
 from mtmm_jax.fusion.transformer import (
     WithOriginals,
@@ -21,7 +21,7 @@ from mtmm_jax.fusion.transformer import (
     float32,
     read_in,
 )
-from mtmm_jax.layers.softmax import masked_softmax
+from mtmm_jax.layers.attention import masked_softmax
 from mtmm_jax.registry import choose, positive_number
 
 NODES = ("modality", "token")

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens
+from mtmm_jax.devices.parallel import total
 from mtmm_jax.layers import auxiliary, gelu
-from mtmm_jax.parallel import total
 
 
 def _fill(tokens: Tokens, vector: jax.Array, anyone: jax.Array) -> Tokens:

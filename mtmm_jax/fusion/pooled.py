@@ -5,17 +5,34 @@ Also what all fusions of pooled features share: `features` on the way in, `singl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mtmm_jax.batch import Tokens
-from mtmm_jax.fusion.shares import check_shares, present_shares
+from mtmm_jax.batch import Tokens, choose_all
 from mtmm_jax.layers import LayerNorm, gelu
-from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.registry import ConfigError, choose, positive_number
+
+
+def present_shares(logits: jax.Array, present: jax.Array) -> jax.Array:
+    """Softmax over the last axis among the present ones; zeros where none is."""
+    least = jnp.finfo(logits.dtype).min
+    weights = jax.nn.softmax(jnp.where(present, logits, least))
+    return jnp.where(present, weights, jnp.zeros((), weights.dtype))
+
+
+def check_shares(weights: Mapping[str, float], names: Sequence[str], where: str) -> list[float]:
+    """Fixed shares in the order of `names`, each above 0; every modality has one."""
+    choose_all(weights, names, where, "modality")
+    missing = [name for name in names if name not in weights]
+    if missing:
+        raise ConfigError(f"{where}: no weight for {', '.join(missing)}")
+    for name in names:
+        positive_number(weights[name], f"{where}.{name}")
+    return [float(weights[name]) for name in names]
 
 
 def features(

@@ -7,6 +7,7 @@ does: statistics are summed over devices, and dropout draws by row of the whole 
 from mtmm_jax.layers.adapter import Adapter as Adapter
 from mtmm_jax.layers.attention import Attention as Attention
 from mtmm_jax.layers.attention import TransformerBlock as TransformerBlock
+from mtmm_jax.layers.attention import masked_softmax as masked_softmax
 from mtmm_jax.layers.auxiliary import auxiliary as auxiliary
 from mtmm_jax.layers.convolution import convolve as convolve
 from mtmm_jax.layers.dropout import Dropout as Dropout
@@ -27,4 +28,3 @@ from mtmm_jax.layers.patches import patches as patches
 from mtmm_jax.layers.positions import fourier as fourier
 from mtmm_jax.layers.positions import sinusoid as sinusoid
 from mtmm_jax.layers.run import Run as Run
-from mtmm_jax.layers.softmax import masked_softmax as masked_softmax

@@ -11,7 +11,12 @@ import jax.numpy as jnp
 from mtmm_jax.layers.dropout import Dropout
 from mtmm_jax.layers.feed_forward import Dense, FeedForward
 from mtmm_jax.layers.norms import LayerNorm
-from mtmm_jax.layers.softmax import masked_softmax
+
+
+def masked_softmax(logits: jax.Array, allowed: jax.Array) -> jax.Array:
+    """The softmax over the last axis where `allowed`; zeros, not NaN, where nothing is."""
+    logits = jnp.where(allowed, logits.astype(jnp.float32), jnp.finfo(jnp.float32).min)
+    return jnp.where(allowed, jax.nn.softmax(logits), 0.0)
 
 
 class Attention(nn.Module):

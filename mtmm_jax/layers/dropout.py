@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtmm_jax import parallel
+from mtmm_jax.devices import parallel
 
 
 def batch_bernoulli(

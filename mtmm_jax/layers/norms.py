@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mtmm_jax import parallel
+from mtmm_jax.devices import parallel
 
 
 def column_sums(x: jax.Array, keep: jax.Array | None = None) -> jax.Array:

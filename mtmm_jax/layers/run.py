@@ -5,12 +5,13 @@ Keys come from the path's name, never from the order of calls.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
+
+from mtmm_jax.keys import fold_in_name
 
 
 class Run:
@@ -35,7 +36,7 @@ class Run:
         self.updates: dict[str, Any] = {}
 
     def key(self, path: str) -> jax.Array:
-        return jax.random.fold_in(self._key, zlib.crc32(path.encode()))
+        return fold_in_name(self._key, path)
 
     def own(self, path: str) -> dict[str, Any]:
         """The variables of the module at `path`, by collection, as far as they are known."""

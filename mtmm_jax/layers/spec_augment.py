@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mtmm_jax import parallel
+from mtmm_jax.devices import parallel
 
 
 class SpecAugment(nn.Module):

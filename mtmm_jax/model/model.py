@@ -31,7 +31,7 @@ from mtmm_jax.model.rewrite import Rewrite
 from mtmm_jax.model.stages import Fusing
 from mtmm_jax.model.trunk import AUXILIARY, terms, trunk
 from mtmm_jax.tasks.task import Task, modalities_of
-from mtmm_jax.tasks.terms import Regulariser, View
+from mtmm_jax.tasks.terms.term import Regulariser, View
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # one model is one compile

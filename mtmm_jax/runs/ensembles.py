@@ -18,12 +18,12 @@ from jax.flatten_util import ravel_pytree
 
 from mtmm_jax import registry
 from mtmm_jax.fusion import DECISIONS
+from mtmm_jax.inference.finished import Finished, open_run
+from mtmm_jax.inference.manifest_batches import Requests, batches_of
+from mtmm_jax.inference.prediction import absent
 from mtmm_jax.model import Model
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.runs.votes import Votes
-from mtmm_jax.training.asking import absent
-from mtmm_jax.training.finished import Finished, open_run
-from mtmm_jax.training.requests import Requests, batches_of
 
 # Tasks whose predictions are numbers that mean the same in every run. Embeddings of two runs live
 # in two spaces, boxes have no common order, and texts are no numbers.

@@ -13,18 +13,18 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from mtmm_jax.data.folds import folds
-from mtmm_jax.data.source import Source
+from mtmm_jax.data.pipeline.folds import folds
+from mtmm_jax.data.pipeline.source import Source
 from mtmm_jax.model import build
 from mtmm_jax.registry import ConfigError, entry_of
 from mtmm_jax.runs.fronts import MEAN, Outcome, outcome, ranked, score, shown
 from mtmm_jax.runs.plans import claim
-from mtmm_jax.training.checkpoints import Checkpoints
+from mtmm_jax.store.checkpoints import Checkpoints
+from mtmm_jax.store.workdir import Workdir
 from mtmm_jax.training.experiment import Experiment, assemble
 from mtmm_jax.training.logs import read_journal
 from mtmm_jax.training.loop import train
 from mtmm_jax.training.results import finite
-from mtmm_jax.training.workdir import Workdir
 
 FILE = "cv.json"
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from mtmm_jax.evaluation import headlines
 from mtmm_jax.model import build
 from mtmm_jax.registry import choose
-from mtmm_jax.training.workdir import Workdir
+from mtmm_jax.store.workdir import Workdir
 
 MEAN = "mean"
 

@@ -23,8 +23,8 @@ from mtmm_jax.registry import ConfigError
 from mtmm_jax.runs.ensembles import Ensemble, open_runs
 from mtmm_jax.runs.plans import claim
 from mtmm_jax.runs.votes import Votes, figures, joined, learn
+from mtmm_jax.store.workdir import Workdir, write
 from mtmm_jax.training.results import SPLITS, finite
-from mtmm_jax.training.workdir import Workdir, write
 
 FILE, PARAMETERS = "ensemble.json", "rules.npz"
 FUSED = "fused"  # the column of the fused predictions

@@ -13,10 +13,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mtmm_jax.data.chance import uniform
+from mtmm_jax.data.pipeline.chance import uniform
 from mtmm_jax.registry import ConfigError, whole_number
-from mtmm_jax.training.config import apply_overrides, as_dict, differences
-from mtmm_jax.training.workdir import FREE, Workdir
+from mtmm_jax.store.config import apply_overrides, as_dict, differences
+from mtmm_jax.store.workdir import FREE, Workdir
 
 _LONGEST = 120  # characters of a folder's name
 

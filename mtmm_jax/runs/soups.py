@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtmm_jax.evaluation import Evaluator
+from mtmm_jax.inference.finished import Finished, open_run
 from mtmm_jax.model import flatten
 from mtmm_jax.registry import ConfigError
-from mtmm_jax.training.checkpoints import Checkpoints
-from mtmm_jax.training.config import differences
-from mtmm_jax.training.finished import Finished, open_run
+from mtmm_jax.store.checkpoints import Checkpoints
+from mtmm_jax.store.config import differences
+from mtmm_jax.store.workdir import Workdir
 from mtmm_jax.training.loop import evaluation_batches, score
 from mtmm_jax.training.results import SPLITS, final_results, finite, save_examples
-from mtmm_jax.training.workdir import Workdir
 
 FILE = "soup.json"
 

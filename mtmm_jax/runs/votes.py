@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mtmm_jax.data.folds import fold_of
+from mtmm_jax.data.pipeline.folds import fold_of
 from mtmm_jax.evaluation.split import Results, compute, merge
 from mtmm_jax.model import Model
 from mtmm_jax.tasks.task import Labels, Task

@@ -13,7 +13,7 @@ import numpy as np
 from mtmm_jax.heads.judged import Judged
 from mtmm_jax.layers.reversal import reverse
 from mtmm_jax.registry import ConfigError, choose, positive_number, whole_number
-from mtmm_jax.tasks.metrics import Metric, add
+from mtmm_jax.tasks.metrics.monoids import Metric, add
 from mtmm_jax.tasks.task import Labels, Task, masked
 
 KEYS = ("weight", "hidden", "scale")

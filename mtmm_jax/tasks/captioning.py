@@ -11,8 +11,8 @@ import numpy as np
 
 from mtmm_jax.batch import Spec
 from mtmm_jax.registry import ConfigError
-from mtmm_jax.tasks.edit_distance import detokenizer, text_errors
-from mtmm_jax.tasks.metrics import Metric, add
+from mtmm_jax.tasks.metrics.edit_distance import detokenizer, text_errors
+from mtmm_jax.tasks.metrics.monoids import Metric, add
 from mtmm_jax.tasks.task import Labels, Task, find_target, masked
 
 END = 0

@@ -12,8 +12,8 @@ import numpy as np
 
 from mtmm_jax.batch import Spec
 from mtmm_jax.registry import ConfigError
-from mtmm_jax.tasks import metrics
-from mtmm_jax.tasks.calibration import class_calibration
+from mtmm_jax.tasks.metrics import monoids as metrics
+from mtmm_jax.tasks.metrics.calibration import class_calibration
 from mtmm_jax.tasks.task import Labels, Task, find_target, masked
 
 Build = Any  # (spec, **context) -> head module, given by model.py

@@ -18,8 +18,9 @@ from mtmm_jax.batch import Spec, Target
 from mtmm_jax.fusion import FUSIONS
 from mtmm_jax.heads.detection import Centres, Queries
 from mtmm_jax.registry import ConfigError, choose, positive_number, real_number, whole_number
-from mtmm_jax.tasks import boxes, centres, matching
-from mtmm_jax.tasks.mean_ap import Found, Truth, mean_average_precision
+from mtmm_jax.tasks.boxes import centres, matching
+from mtmm_jax.tasks.boxes import geometry as boxes
+from mtmm_jax.tasks.metrics.mean_ap import Found, Truth, mean_average_precision
 from mtmm_jax.tasks.task import Labels, Task, find_target, masked
 
 Guesses = Callable[[Any], tuple[jax.Array, jax.Array]]

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -21,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from mtmm_jax.batch import Batch, Modality
+from mtmm_jax.keys import fold_in_name
 from mtmm_jax.registry import ConfigError, whole_number
 from mtmm_jax.tasks.task import Labels, Task
 
@@ -116,7 +116,7 @@ def hider(tasks: Mapping[str, Any], modalities: Mapping[str, Modality]) -> Augme
             if task.modality not in inputs:
                 continue
             entry, kind = inputs[task.modality], modalities[task.modality].kind
-            own = jax.vmap(lambda k, n=name: jax.random.fold_in(k, zlib.crc32(n.encode())))(keys)
+            own = fold_in_name(keys, name)
             dims, patch = (2 if kind == "image" else 1), (1 if kind == "table" else task.patch)
             shape = tuple(side // patch for side in entry["x"].shape[1 : 1 + dims])
             gone = spread(hidden_cells(own, shape, task.hide), patch, dims)

@@ -12,7 +12,7 @@ import numpy as np
 
 from mtmm_jax.batch import Spec, Target
 from mtmm_jax.registry import ConfigError, choose
-from mtmm_jax.tasks import metrics
+from mtmm_jax.tasks.metrics import monoids as metrics
 from mtmm_jax.tasks.task import Labels, Task, find_target, masked
 
 _EDGE = 1e-4  # frequencies this near to 0 or 1 are taken to be there: their log odds are finite

@@ -12,7 +12,7 @@ import numpy as np
 from mtmm_jax.batch import Spec
 from mtmm_jax.heads.ordinal import Cumulative
 from mtmm_jax.registry import ConfigError
-from mtmm_jax.tasks import metrics
+from mtmm_jax.tasks.metrics import monoids as metrics
 from mtmm_jax.tasks.task import Labels, Task, find_target, masked
 
 

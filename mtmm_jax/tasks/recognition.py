@@ -12,7 +12,7 @@ import numpy as np
 from mtmm_jax.batch import Spec
 from mtmm_jax.registry import whole_number
 from mtmm_jax.tasks.ctc import BLANK, beam_search, ctc, greedy
-from mtmm_jax.tasks.edit_distance import detokenizer, text_errors
+from mtmm_jax.tasks.metrics.edit_distance import detokenizer, text_errors
 from mtmm_jax.tasks.task import Labels, Task, find_target, masked
 
 SHOWN = 5

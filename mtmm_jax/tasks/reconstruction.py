@@ -12,10 +12,10 @@ import numpy as np
 
 from mtmm_jax.batch import Modality, Spec
 from mtmm_jax.registry import ConfigError, choose
-from mtmm_jax.tasks import metrics
 from mtmm_jax.tasks.adversarial import adversarial as against_critic
 from mtmm_jax.tasks.hidden import OfInput
 from mtmm_jax.tasks.hidden import check as check_hidden
+from mtmm_jax.tasks.metrics import monoids as metrics
 from mtmm_jax.tasks.task import Labels, Task, masked
 
 KINDS = ("image", "table", "series")

@@ -13,8 +13,8 @@ import optax
 from mtmm_jax import registry
 from mtmm_jax.batch import Spec
 from mtmm_jax.registry import positive_number
-from mtmm_jax.tasks import metrics
-from mtmm_jax.tasks.calibration import interval_calibration
+from mtmm_jax.tasks.metrics import monoids as metrics
+from mtmm_jax.tasks.metrics.calibration import interval_calibration
 from mtmm_jax.tasks.task import Labels, Task, find_target, masked
 
 

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtmm_jax import parallel
 from mtmm_jax.batch import Spec
+from mtmm_jax.devices import parallel
 from mtmm_jax.registry import ConfigError
-from mtmm_jax.tasks import metrics
+from mtmm_jax.tasks.metrics import monoids as metrics
 from mtmm_jax.tasks.task import FUSED, Labels, Task, masked
 
 

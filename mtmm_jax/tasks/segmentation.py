@@ -11,7 +11,7 @@ import numpy as np
 
 from mtmm_jax.batch import Spec
 from mtmm_jax.fusion import FUSIONS
-from mtmm_jax.tasks import metrics
+from mtmm_jax.tasks.metrics import monoids as metrics
 from mtmm_jax.tasks.task import Labels, Task, find_target, masked
 
 

@@ -15,8 +15,8 @@ from mtmm_jax.batch import Batch, Spec
 from mtmm_jax.layers.alignment import align
 from mtmm_jax.layers.spectrogram import FLOOR, frame_count, griffin_lim, log_mel
 from mtmm_jax.registry import ConfigError, choose, positive_number
-from mtmm_jax.tasks.cepstral import distortion
-from mtmm_jax.tasks.metrics import Metric, add
+from mtmm_jax.tasks.metrics.cepstral import distortion
+from mtmm_jax.tasks.metrics.monoids import Metric, add
 from mtmm_jax.tasks.task import Labels, Task, find_target, masked
 
 # Log-mel values of speech lie between about -11 (silence) and 8: about -1..1 for the network.

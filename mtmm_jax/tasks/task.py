@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from mtmm_jax.batch import Batch, Spec, Target
 from mtmm_jax.registry import ConfigError, choose
-from mtmm_jax.tasks.metrics import Metric
+from mtmm_jax.tasks.metrics.monoids import Metric
 
 FUSED = "fused"
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtmm_jax.batch import Spec, Target
-from mtmm_jax.tasks import metrics
+from mtmm_jax.tasks.metrics import monoids as metrics
 from mtmm_jax.tasks.task import Labels, Task, find_target, masked
 
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from mtmm_jax.batch import Spec
 from mtmm_jax.registry import ConfigError, choose
-from mtmm_jax.tasks import metrics
 from mtmm_jax.tasks.hidden import OfInput
 from mtmm_jax.tasks.hidden import check as check_hidden
+from mtmm_jax.tasks.metrics import monoids as metrics
 from mtmm_jax.tasks.task import Labels, Task, masked
 
 SAID = 10  # words that a prediction tells

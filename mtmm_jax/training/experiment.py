@@ -12,28 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mtmm_jax import balancing, data, model, parallel, registry
+from mtmm_jax import balancing, data, model, registry
 from mtmm_jax.batch import Spec
-from mtmm_jax.data.augment_jit import augmenter
-from mtmm_jax.mesh import Layout
+from mtmm_jax.data.pipeline.augment_jit import augmenter
+from mtmm_jax.devices import parallel
+from mtmm_jax.devices.mesh import Layout
 from mtmm_jax.model import Model
+from mtmm_jax.objectives import distillation, imbalance, relatedness, semi
+from mtmm_jax.objectives.imbalance import Imbalance
+from mtmm_jax.optim import optimizers, per_path, per_task, privacy
 from mtmm_jax.registry import ConfigError, whole_number
+from mtmm_jax.store import config as configs
 from mtmm_jax.tasks.hidden import hider, in_turn
-from mtmm_jax.training import config as configs
-from mtmm_jax.training import (
-    imbalance,
-    init_from,
-    optimizers,
-    per_path,
-    per_task,
-    privacy,
-    relatedness,
-    semi,
-    teaching,
-)
-from mtmm_jax.training.imbalance import Imbalance
 from mtmm_jax.training.step import TrainState, initialiser, key_data, make_step
-from mtmm_jax.transfer import lora, quantising
+from mtmm_jax.transfer import init_from, lora, quantising
 
 TRAINER_KEYS = ("engine", "head_gradients", "chunk")
 
@@ -143,7 +135,8 @@ def assemble(config: Any, spec: Spec | None = None, source: Any = None) -> Exper
         relatedness.check(related, built, plain)
         weighing, built = relatedness.applied(related, built, plain)
     if plain.get("teachers") is not None:
-        built, source, plain["teachers"] = teaching.applied(plain["teachers"], built, source)
+        section = plain["teachers"]
+        built, source, plain["teachers"] = distillation.applied(section, built, source, assemble)
     built, labeller = semi.prepare(plain.get("semi"), built, plain)
     balancer, trainer = _balancing(weighing, built, make, paces)
     if source is not None:

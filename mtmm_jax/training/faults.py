@@ -18,12 +18,12 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from mtmm_jax import parallel, processes
+from mtmm_jax.devices import parallel, processes
 from mtmm_jax.registry import ConfigError
-from mtmm_jax.training.checkpoints import Checkpoints
-from mtmm_jax.training.config import OPTIONAL
+from mtmm_jax.store.checkpoints import Checkpoints
+from mtmm_jax.store.config import OPTIONAL
+from mtmm_jax.store.workdir import Workdir, write
 from mtmm_jax.training.experiment import Experiment, assemble
-from mtmm_jax.training.workdir import Workdir, write
 
 
 class Diverged(ConfigError):

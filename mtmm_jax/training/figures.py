@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from mtmm_jax import parallel
-from mtmm_jax.data.source import Training
+from mtmm_jax.data.pipeline.source import Training
+from mtmm_jax.devices import parallel
 from mtmm_jax.training.experiment import Experiment
 from mtmm_jax.training.faults import Faults, diverged
 from mtmm_jax.training.logs import Watch

@@ -16,8 +16,8 @@ from rich.table import Table
 from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary
 
+from mtmm_jax.store.workdir import write
 from mtmm_jax.training.wandb_run import open_wandb
-from mtmm_jax.training.workdir import write
 
 PAIRS_UP_TO = 8  # tasks: 28 curves of pairs; more than that nobody reads as curves
 

@@ -11,19 +11,19 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from mtmm_jax import parallel, processes
 from mtmm_jax.batch import Spec
+from mtmm_jax.devices import parallel, processes
 from mtmm_jax.evaluation import Evaluator, headlines
+from mtmm_jax.store.checkpoints import Checkpoints
+from mtmm_jax.store.workdir import Workdir, writing
 from mtmm_jax.tasks.task import modalities_of
-from mtmm_jax.training import init_from
-from mtmm_jax.training.checkpoints import Checkpoints
 from mtmm_jax.training.experiment import Experiment, check_batch
 from mtmm_jax.training.faults import Faults
 from mtmm_jax.training.figures import Figures
 from mtmm_jax.training.logs import Journal, Watch
 from mtmm_jax.training.profiling import Meter
 from mtmm_jax.training.step import TrainState
-from mtmm_jax.training.workdir import Workdir, writing
+from mtmm_jax.transfer import init_from
 
 
 class _Nowhere:

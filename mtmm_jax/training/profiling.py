@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from mtmm_jax import processes
+from mtmm_jax.devices import processes
 from mtmm_jax.registry import ConfigError
 
 _TRACED = "/jax/core/compile/jaxpr_trace_duration"

@@ -9,13 +9,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from mtmm_jax import parallel
+from mtmm_jax.devices import parallel
 from mtmm_jax.evaluation import Evaluator, gallery, trivial_results
 from mtmm_jax.evaluation.split import compute
-from mtmm_jax.tasks.metrics import ranked
+from mtmm_jax.store.workdir import Workdir, write
+from mtmm_jax.tasks.metrics.monoids import ranked
 from mtmm_jax.training.experiment import Experiment
 from mtmm_jax.training.loop import evaluation_batches
-from mtmm_jax.training.workdir import Workdir, write
 
 SPLITS = ("validation", "test")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -11,16 +10,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtmm_jax import balancing, parallel
+from mtmm_jax import balancing
 from mtmm_jax.batch import Batch
-from mtmm_jax.data.augment_jit import example_keys
+from mtmm_jax.devices import parallel
+from mtmm_jax.keys import example_keys, fold_in_name
 from mtmm_jax.model import Model, shared_parameters
-from mtmm_jax.training import privacy
-from mtmm_jax.training.averages import evaluation_params
-from mtmm_jax.training.per_task import current_rates
-
-Teach = Callable[[Any, Batch, jax.Array], dict[str, Any]]
-"""`(variables to evaluate, batch, step) -> {target: {"y", "present"}}`."""
+from mtmm_jax.model.split import Teach, split_of
+from mtmm_jax.optim import privacy
+from mtmm_jax.optim.averages import evaluation_params
+from mtmm_jax.optim.per_task import current_rates
 
 
 @flax.struct.dataclass
@@ -42,50 +40,9 @@ class TrainState:
 
 @flax.struct.dataclass
 class ImbalanceState(TrainState):
-    """With what a rule of `training.imbalance` remembers; without one checkpoints have no room for
-    it, and older ones stay readable."""
+    """A training state with the memory of a rule of `objectives.imbalance`."""
 
     imbalance: Any
-
-
-def split_of(
-    model: Model, axis_name: str | None, measure: Callable[..., Any] | None = None
-) -> balancing.Split:
-    """The model's losses, cut where balancing may give each task its own copy.
-
-    Args:
-        model: the model.
-        axis_name: the devices' axis, or None.
-        measure: `(shared, predictions, batch) -> (sums, terms)`: sums of this device's rows, told
-            as `aux["imbalance"]`, and the losses that were added to the model's, by name.
-    """
-
-    tasks = len(model.tasks)
-
-    def mode(key: jax.Array) -> dict[str, Any]:
-        return {"train": True, "key": key, "axis_name": axis_name}
-
-    def trunk(params: Any, batch_stats: Any, batch: Batch, key: jax.Array):
-        variables = {"params": params, "batch_stats": batch_stats}
-        shared, updates = model.trunk(variables, batch["inputs"], **mode(key))
-        return shared, updates.get("batch_stats", {})
-
-    def readout(params: Any, copies: Any, stats: Any, batch_stats: Any, batch: Batch, key: Any):
-        variables = {"params": params, "batch_stats": batch_stats}
-        mine = dict(zip(model.tasks, copies, strict=False))
-        predictions, updates = model.readout(variables, mine, **mode(key))
-        losses = [model.losses(predictions, batch, axis_name)]
-        told, more = {"batch_stats": {**stats, **updates.get("batch_stats", {})}}, {}
-        if measure is not None:
-            own = copies[tasks] if model.added else None
-            told["imbalance"], more = measure(own, predictions, batch)
-        if model.auxiliaries:
-            beside = model.auxiliary_losses(variables, copies[tasks], batch, more, **mode(key))
-            losses.append(beside)
-        sums, counts = (jnp.concatenate(part) for part in zip(*losses, strict=True))
-        return sums, counts, told
-
-    return balancing.Split(trunk, readout)
 
 
 def initialiser(
@@ -149,8 +106,8 @@ def make_step(
         accumulate: how many microbatches each device's batch is taken in; batch statistics,
             and losses that compare the samples of a batch, are those of a microbatch.
         augment: `(keys [B], batch) -> batch`, such as `data.augment_jit.augmenter` makes.
-        imbalance: of `training.imbalance.prepare`; the state is made with the same.
-        private: of `training.privacy.read`: every sample's gradient is clipped, and noise added.
+        imbalance: of `objectives.imbalance.prepare`; the state is made with the same.
+        private: of `optim.privacy.read`: every sample's gradient is clipped, and noise added.
         teach: gives targets that the batch lacks, from the batch before `augment`.
         **trainer: options of `balancing.value_and_grad`: engine, head_gradients, chunk.
     """
@@ -182,7 +139,8 @@ def make_step(
         key = jax.random.fold_in(root, state.step)
         seen = batch
         if augment is not None:
-            batch = augment(example_keys(named(root, "augment"), state.step, batch["id"]), batch)
+            keys = example_keys(fold_in_name(root, "augment"), state.step, batch["id"])
+            batch = augment(keys, batch)
         if teach is not None:
             taught = teach(state.variables, seen, state.step)
             batch = {**batch, "targets": {**batch["targets"], **jax.lax.stop_gradient(taught)}}
@@ -225,11 +183,6 @@ def make_step(
         return new, figures
 
     return step
-
-
-def named(key: jax.Array, name: str) -> jax.Array:
-    """The key of a purpose."""
-    return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
 def _samples(batch: Batch, balancer: Any) -> tuple[Batch, Batch | None]:

@@ -11,8 +11,9 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from mtmm_jax import model, parallel
-from mtmm_jax.mesh import Layout
+from mtmm_jax import model
+from mtmm_jax.devices import parallel
+from mtmm_jax.devices.mesh import Layout
 from mtmm_jax.model import Model
 from mtmm_jax.tasks.task import is_fusion, modalities_of
 from mtmm_jax.training.experiment import Experiment

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mtmm_jax.registry import ConfigError, choose
-from mtmm_jax.training.workdir import write
+from mtmm_jax.store.workdir import write
 
 KEYS = ("project", "entity", "name", "group", "tags", "notes", "mode")
 MODES = ("online", "offline", "disabled")

@@ -9,23 +9,23 @@ A kernel has one pair of thin matrices, whoever reads it. So there is LoRA for a
 of its encoder), and for a task where the kernels are the task's own (those of the sharing
 `separate`, with `optimizer.freeze` for the kernels themselves). There is none for a task over a
 shared encoder: each task would need its own pass through it. The sharing `adapter` corrects what a
-shared encoder gives for each task (configs/isolated.py).
+shared encoder gives for each task (configs/sharing/isolated.py).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import zlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
+from mtmm_jax.keys import fold_in_name
 from mtmm_jax.model import Rewrite, flatten
+from mtmm_jax.paths import matrices, some_regexes
 from mtmm_jax.registry import ConfigError, positive_number, section_of, whole_number
-from mtmm_jax.transfer.paths import matrices, some_regexes
 
 PyTree = Any
 ROOM = "lora"
@@ -97,7 +97,7 @@ def init(settings: Settings, key: jax.Array, params: PyTree) -> PyTree:
     own: dict[str, Any] = {}
     for path, kernel in matrices(settings.on, params, f"{ROOM}.on").items():
         rows, columns = sides(path, kernel.shape)
-        draw = jax.random.fold_in(key, zlib.crc32(path.encode()))
+        draw = fold_in_name(key, path)
         own[f"{path}/a"] = jax.random.normal(draw, (rows, settings.rank), jnp.float32) * rows**-0.5
         own[f"{path}/b"] = jnp.zeros((settings.rank, columns), jnp.float32)
     return traverse_util.unflatten_dict(own, sep="/")

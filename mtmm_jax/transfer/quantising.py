@@ -8,7 +8,7 @@ What runs in int8: nothing. Weights are int8 where they are kept (`mtmm_jax.expo
 float32 from the moment they are read, so the file is smaller and the program the same. A product of
 int8 by int8 into int32, with activations rounded as they come, was slower on a CPU of two cores
 than that of float32: .42 ms against .26 for 128 x 128 x 128, 15.6 against 5.6 for 512
-(`python -m mtmm_jax.benchmarks.smaller --only products`).
+(`python -m mtmm_jax.benchmarks.studies.smaller --only products`).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from mtmm_jax.model import Rewrite, flatten
+from mtmm_jax.paths import matches, matrices, regexes, some_regexes
 from mtmm_jax.registry import ConfigError, section_of
-from mtmm_jax.transfer.paths import matches, matrices, regexes, some_regexes
 
 PyTree = Any
 MATRICES = (r".*/kernel", r".*/embedding", r".*/recurrent")

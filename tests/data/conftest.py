@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from mtmm_jax import data
-from mtmm_jax.data.emoji import prepared
-from mtmm_jax.data.emoji.asset import STYLES
+from mtmm_jax.data.sources.emoji import prepared
+from mtmm_jax.data.sources.emoji.asset import STYLES
 from mtmm_jax.registry import parameters
 
 CACHE = Path(tempfile.gettempdir()) / "mtmm-jax-tests-data"

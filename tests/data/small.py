@@ -4,7 +4,7 @@ import numpy as np
 
 from mtmm_jax.batch import Spec
 from mtmm_jax.data import Source
-from mtmm_jax.data.chance import uniform
+from mtmm_jax.data.pipeline.chance import uniform
 from tests import toy
 
 PARTS = {"left": (("image", "text"), ("kind",)), "right": (("text", "audio"), ("size", "kind"))}

@@ -12,7 +12,8 @@ import jax
 import numpy as np
 import optax
 
-from mtmm_jax import balancing, mesh, parallel, processes
+from mtmm_jax import balancing
+from mtmm_jax.devices import mesh, parallel, processes
 from mtmm_jax.model import shared_parameters
 from mtmm_jax.training.step import TrainState, make_step
 from tests import toy

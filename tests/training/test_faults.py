@@ -17,16 +17,17 @@ import pytest
 from rich.console import Console
 
 from mtmm_jax import data, training
-from mtmm_jax.benchmarks import kills, overhead
-from mtmm_jax.data.generator import generator
+from mtmm_jax.benchmarks.reliability import crash_recovery
+from mtmm_jax.benchmarks.speed import overhead
+from mtmm_jax.data.sources.generator import generator
 from mtmm_jax.registry import ConfigError
-from mtmm_jax.training import config as configs
-from mtmm_jax.training import workdir
-from mtmm_jax.training.checkpoints import Checkpoints
+from mtmm_jax.store import config as configs
+from mtmm_jax.store import workdir
+from mtmm_jax.store.checkpoints import Checkpoints
+from mtmm_jax.store.workdir import Workdir
 from mtmm_jax.training.faults import Diverged, Faults, diverged, replay
 from mtmm_jax.training.logs import Journal
 from mtmm_jax.training.loop import train
-from mtmm_jax.training.workdir import Workdir
 from tests.data import small
 from tests.training import small_run
 
@@ -345,8 +346,8 @@ def test_the_limits_are_checked_and_may_change_while_a_run_goes_on(tmp_path):
     ],
 )
 def test_a_checkpoint_is_lost_unless_later_ones_took_its_place(before, now, resumed, lost):
-    assert kills.KEEP == 2
-    assert kills.lost(before, now, resumed) == lost
+    assert crash_recovery.KEEP == 2
+    assert crash_recovery.lost(before, now, resumed) == lost
 
 
 def test_the_bare_loop_runs_in_turns_with_the_loop(monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 
 from mtmm_jax import balancing, training
 from mtmm_jax.registry import ConfigError
-from mtmm_jax.training import config as configs
+from mtmm_jax.store import config as configs
 from mtmm_jax.training.experiment import _balancing
 from mtmm_jax.training.step import init_state, make_step
 from tests import toy

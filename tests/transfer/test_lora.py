@@ -6,12 +6,12 @@ import numpy as np
 import optax
 import pytest
 
-from mtmm_jax import exported, training
+from mtmm_jax import training
+from mtmm_jax.inference import export, exported
+from mtmm_jax.inference.finished import Finished
 from mtmm_jax.model import flatten, shared_parameters
 from mtmm_jax.registry import ConfigError
-from mtmm_jax.training import exporting
-from mtmm_jax.training.finished import Finished
-from mtmm_jax.training.workdir import Workdir
+from mtmm_jax.store.workdir import Workdir
 from mtmm_jax.transfer import lora
 from tests import toy
 from tests.training import small_run
@@ -176,13 +176,13 @@ def test_norms_may_learn_beside_it_and_frozen_rules_say_what_stays():
 def test_a_run_with_it_is_exported_merged(pair, tmp_path):
     thin, plain, variables = pair
     run = Finished(Workdir(tmp_path), thin, 1, variables)
-    small = exported.load(exporting.export_run(run, tmp_path / "thin.zip", rows=8, tasks=["kind"]))
+    small = exported.load(export.export_run(run, tmp_path / "thin.zip", rows=8, tasks=["kind"]))
     inputs = {k: dict(v) for k, v in batch(thin)["inputs"].items() if k == "text"}
     expected = jax.nn.softmax(jax.jit(thin.model)(variables, inputs)[0]["kind"])
     np.testing.assert_allclose(small.predict(inputs)["kind"]["probability"], expected, atol=1e-5)
-    whole = exporting.plain(plain.model, variables)[1]
+    whole = export.plain(plain.model, variables)[1]
     assert len(flatten(whole["params"])) > len(flatten(plain.model.shapes["params"]))
-    merged = exporting.plain(thin.model, variables)[1]
+    merged = export.plain(thin.model, variables)[1]
     assert jax.tree.structure(merged) == jax.tree.structure(plain.model.shapes)
 
 

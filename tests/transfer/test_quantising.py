@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from mtmm_jax import export as command
-from mtmm_jax import exported, training
+from mtmm_jax import training
+from mtmm_jax.inference import export, exported
+from mtmm_jax.inference.finished import Finished
 from mtmm_jax.model import flatten
 from mtmm_jax.registry import ConfigError
-from mtmm_jax.training import exporting
-from mtmm_jax.training.finished import Finished
-from mtmm_jax.training.workdir import Workdir
+from mtmm_jax.store.workdir import Workdir
 from mtmm_jax.transfer import quantising
 from mtmm_jax.transfer.quantising import Quantised
 from tests import toy
@@ -112,7 +112,7 @@ def test_a_model_trained_so_reads_rounded_weights_and_learns_others():
     assert (
         max(len(np.unique(column)) for column in np.round(read.T, 6)) <= 7 < len(np.unique(learned))
     )
-    model, variables = exporting.plain(made.model, after.variables)
+    model, variables = export.plain(made.model, after.variables)
     told = [jax.jit(m)(v, batch["inputs"])[0] for m, v in (
         (made.model, after.variables), (model, variables))]  # fmt: skip
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *told)
@@ -141,8 +141,8 @@ def finished(path, **sections):
 
 def test_the_command_writes_eight_bits_and_its_reader_reads_them(tmp_path, monkeypatch):
     run, file, out = finished(tmp_path), tmp_path / "kept.zip", tmp_path / "int8.zip"
-    monkeypatch.setattr("mtmm_jax.training.finished.open_run", lambda path: run)
-    exporting.export_run(run, file, rows=2, tasks=["kind"])
+    monkeypatch.setattr("mtmm_jax.inference.finished.open_run", lambda path: run)
+    export.export_run(run, file, rows=2, tasks=["kind"])
     small = ["--workdir", str(run.workdir.path), "--out", str(out), "--int8"]
     assert command.main([*small, "--batch", "2", "--tasks", "kind"]) == 0
     with zipfile.ZipFile(out) as zipped, zipped.open("parameters.npz") as stored:
@@ -160,7 +160,7 @@ def test_the_command_writes_eight_bits_and_its_reader_reads_them(tmp_path, monke
     assert np.any(told["probability"] != expected["probability"])
     rounded = quantising.dequantise(quantising.quantise(run.variables["params"]))
     own = dataclasses.replace(run, variables={**run.variables, "params": rounded})
-    exporting.export_run(own, file, rows=2, tasks=["kind"])
+    export.export_run(own, file, rows=2, tasks=["kind"])
     exact = exported.load(file).predict(inputs)["kind"]["probability"]
     np.testing.assert_allclose(told["probability"], exact, atol=1e-6)
 
@@ -175,9 +175,9 @@ def test_parameters_are_kept_in_the_order_of_the_program(tmp_path):
         return {key: turned(tree[key]) for key in sorted(tree, reverse=True)}
 
     files = [tmp_path / name for name in ("a.zip", "b.zip")]
-    exporting.export_run(run, files[0], rows=2, tasks=["kind"])
+    export.export_run(run, files[0], rows=2, tasks=["kind"])
     other = dataclasses.replace(run, variables=turned(run.variables))
-    exporting.export_run(other, files[1], rows=2, tasks=["kind"])
+    export.export_run(other, files[1], rows=2, tasks=["kind"])
     inputs = {"text": {"x": np.array([[2, 3, 4, 0, 0, 0]] * 2, np.int32)}}
     jax.tree.map(np.testing.assert_array_equal, *(exported.load(f).predict(inputs) for f in files))
 
@@ -187,9 +187,7 @@ def test_a_file_of_many_weights_is_a_quarter(tmp_path):
     encoders = {"text": {"kind": "text_transformer", "preset": "tiny"}}
     run = finished(tmp_path, model={"width": 8, "encoders": encoders, "fusion": "concat"})
     sizes = [
-        exporting.export_run(run, tmp_path / f"{k}.zip", rows=1, tasks=["kind"], int8=k)
-        .stat()
-        .st_size
+        export.export_run(run, tmp_path / f"{k}.zip", rows=1, tasks=["kind"], int8=k).stat().st_size
         for k in (False, True)
     ]
     assert sizes[1] < 0.3 * sizes[0]

@@ -23,7 +23,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from mtmm_jax.data import images
+from mtmm_jax.data.readers import images
 from mtmm_jax.data.readers.limits import Limits, Unreadable, guard
 
 IMAGES = "PNG, JPEG, WebP, GIF, BMP or TIFF"

@@ -8,8 +8,8 @@ import io
 import numpy as np
 from PIL import Image, ImageOps
 
-from mtmm_jax.data import augment
-from mtmm_jax.data.images import resize_matrix
+from mtmm_jax.data.readers.images import resize_matrix
+from mtmm_jax.data.transforms import augment
 from mtmm_jax.data.transforms.stage import (
     Form,
     Stage,

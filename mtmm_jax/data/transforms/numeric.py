@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mtmm_jax.data import augment
+from mtmm_jax.data.transforms import augment
 from mtmm_jax.data.transforms.stage import Form, Stage, not_negative, positive
 from mtmm_jax.registry import ConfigError
 

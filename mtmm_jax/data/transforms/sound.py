@@ -8,7 +8,8 @@ import io
 import numpy as np
 import soundfile
 
-from mtmm_jax.data import audio, augment
+from mtmm_jax.data.readers import audio
+from mtmm_jax.data.transforms import augment
 from mtmm_jax.data.transforms.stage import Form, Stage, each, fraction, not_negative, positive
 from mtmm_jax.registry import ConfigError
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from mtmm_jax.data import augment, text
+from mtmm_jax import text
+from mtmm_jax.data.transforms import augment
 from mtmm_jax.data.transforms.stage import Form, Stage, each, fraction, positive
 
 

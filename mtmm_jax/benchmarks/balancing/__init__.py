@@ -1,0 +1,1 @@
+"""Balancing methods: cost, the toy landscape, learning rates by task."""

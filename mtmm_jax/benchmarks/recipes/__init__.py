@@ -1,0 +1,1 @@
+"""The systems of the literature as configs, each run next to its baselines."""

@@ -1,0 +1,101 @@
+"""The table of recipes, as Markdown: what each reached, and what stands beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mtmm_jax.benchmarks.recipes.runs import Run, key_of
+from mtmm_jax.benchmarks.tables.result_table import Board
+
+BETTER = "†"
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A row of the table.
+
+    Attributes:
+        system: what the literature calls it.
+        run: the config.
+        beside: what it is compared with, by words for the table.
+        name: for --only, where several rows have one config.
+    """
+
+    system: str
+    run: Run
+    beside: Mapping[str, Run]
+    name: str | None = None
+
+
+def table(board: Board, recipes: Iterable[Recipe], steps: int | None = None) -> str:
+    """Markdown: a line for each recipe that was run, test figures, mean ± standard deviation.
+
+    What is better than the recipe's own bears a `BETTER`.
+    """
+    lines = ["| system | config | test | trivial | beside it |", "|---|---|---|---|---|"]
+    for recipe in recipes:
+        mine = board.find(**key_of(recipe.run, steps))
+        if not mine:
+            continue
+        beside, config = "; ".join(besides(board, recipe, mine, steps)), f"`{recipe.run.config}`"
+        lines.append(f"| {recipe.system} | {config} | {cells(mine)} | {trivial(mine)} | {beside} |")
+    return "\n".join(lines)
+
+
+def trivial(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What looks at nothing reaches on a recipe's tasks, the same for all seeds."""
+    known = [{**row, "test": row["trivial"]} for row in rows if row.get("trivial")]
+    return cells(known[:1]) if known else "-"
+
+
+def besides(
+    board: Board, recipe: Recipe, mine: Sequence[Mapping[str, Any]], steps: int | None = None
+) -> list[str]:
+    """What stands beside a recipe, what it reaches without a modality, and what its members do."""
+    told = [
+        f"{label}: {cells(found, mine)}"
+        for label, run in recipe.beside.items()
+        if (found := board.find(**key_of(run, steps)))
+    ]
+    for modality in mine[0].get("without", {}):
+        hidden = [{**row, "test": row["without"][modality]} for row in mine]
+        told.append(f"without {modality}: {cells(hidden)}")
+    whole = [row for row in mine if "members" in row]
+    for member in whole[0]["members"] if whole else ():
+        single = [{**row, "test": row["members"][member]} for row in whole]
+        told.append(f"{member}: {cells(single, mine)}")
+    return told
+
+
+def cells(rows: Sequence[Mapping[str, Any]], like: Sequence[Mapping[str, Any]] = ()) -> str:
+    """The headlines of some rows, one a seed; with `like` those of the tasks that it has too, of
+    which some are `BETTER`."""
+    known = set(like[0]["test"]) if like else set(rows[0]["test"])
+    figure = rows[0]["figure"]
+    # What has other tasks altogether is told whole.
+    tasks = [task for task in rows[0]["test"] if task in known] or list(rows[0]["test"])
+
+    def told(task: str) -> str:
+        values = _values(rows, task)
+        sign = -1 if task in rows[0].get("smaller", ()) else 1
+        other = _values(like, task)
+        better = values and other and sign * (np.mean(values) - np.mean(other)) > 0
+        return " ".join(filter(None, (task, figure[task], _shown(values)))) + BETTER * bool(better)
+
+    return ", ".join(map(told, tasks))
+
+
+def _values(rows: Sequence[Mapping[str, Any]], task: str) -> list[float]:
+    return [row["test"][task] for row in rows if row["test"].get(task) is not None]
+
+
+def _shown(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    parts = [np.mean(values)] + ([np.std(values)] if len(values) > 1 else [])
+    return " ± ".join(re.sub(r"^(-?)0\.", r"\1.", f"{part:.3f}") for part in parts)

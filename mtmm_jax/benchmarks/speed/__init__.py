@@ -1,0 +1,1 @@
+"""Time and memory: encoders, readers, the first step, the loop, devices."""

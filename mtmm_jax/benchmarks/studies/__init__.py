@@ -1,0 +1,1 @@
+"""One question each: domains, few labels, missing modalities, smaller models, width, ..."""

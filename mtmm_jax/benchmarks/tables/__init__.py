@@ -1,0 +1,1 @@
+"""Tables of many short runs: rows in a JSON file, seeds, baselines, bars."""

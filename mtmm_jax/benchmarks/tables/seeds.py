@@ -1,0 +1,82 @@
+"""One config over several seeds: means and spreads, beside each modality alone and the trivial.
+
+    python -m mtmm_jax.benchmarks.tables.seeds --config emoji --workdir runs/seeds --seeds 0,1,2
+
+Each seed is an ordinary run in a folder of its own; running again goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mtmm_jax.benchmarks.tables.result_table import seeds_of, spread
+from mtmm_jax.command import console, guarded, prepare_jax
+
+
+def parser(
+    name: str = "seeds",
+    description: str = "Trains a config with several seeds and prints means and spreads.",
+) -> argparse.ArgumentParser:
+    """The arguments of every command that trains a config several times."""
+    p = argparse.ArgumentParser(
+        prog=f"python -m mtmm_jax.benchmarks.{name}",
+        description=description,
+        epilog="Values of the config are set by --config.section.key=value, as in training.",
+    )
+    p.add_argument("--config", required=True, help="a config file, or a name such as emoji")
+    p.add_argument("--workdir", required=True, help="the folder of the runs")
+    p.add_argument("--seeds", default="0,1,2", help="such as 0,1,2 (default)")
+    p.add_argument("--json", help="a file for all figures of all seeds")
+    return p
+
+
+@guarded
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments, overrides = parser().parse_known_args(argv)
+    prepare_jax()
+
+    from mtmm_jax import training
+    from mtmm_jax.store.workdir import write
+    from mtmm_jax.train import fit
+    from mtmm_jax.training.results import comparison
+
+    seeds = seeds_of(arguments.seeds)
+    runs = {}
+    for seed in seeds:
+        config = training.apply_overrides(training.load(arguments.config), overrides)
+        config.seed = seed
+        runs[seed] = fit(training.assemble(config), Path(arguments.workdir) / str(seed))
+    columns = [comparison(results, "test") for results in runs.values()]
+    console().print(summary(columns, f"test, {len(seeds)} seeds: mean ± standard deviation"))
+    if arguments.json:
+        write(Path(arguments.json), (json.dumps(runs, indent=1) + "\n").encode())
+    return 0
+
+
+def summary(columns: Sequence[Mapping[str, Any]], title: str) -> Any:
+    """The table of `{column: {task: {figure: value}}}`, one mapping a seed."""
+    from rich.table import Table
+
+    table = Table(title=title)
+    table.add_column("task")
+    table.add_column("figure")
+    for name in columns[0]:
+        table.add_column(name, justify="right")
+    for task, figures in columns[0]["all modalities"].items():
+        for i, figure in enumerate(figures):
+            cells = []
+            for name in columns[0]:
+                values = [c[name].get(task, {}).get(figure) for c in columns]
+                cells.append(spread(values))
+            table.add_row(task if i == 0 else "", figure, *cells)
+        table.add_section()
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())

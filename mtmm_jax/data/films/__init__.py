@@ -1,5 +1,0 @@
-"""Films: what they are called, who made them, what critics thought; labels really missing."""
-
-from mtmm_jax.data.films.source import films
-
-__all__ = ["films"]

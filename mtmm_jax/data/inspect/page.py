@@ -1,0 +1,210 @@
+"""The page that `show` writes: what is said of a source, its statistics, its examples."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mtmm_jax.batch import Batch, Target
+from mtmm_jax.data.inspect.parts import RENDERERS, answer, say
+from mtmm_jax.data.pipeline.source import Source
+
+_BARS = 12  # classes with a bar each; more are shown on demand
+
+_STYLE = """
+:root { color-scheme: light dark; --text: #1d1f23; --faint: #6a6f78; --ground: #f5f6f8;
+  --card: #fff; --line: #dfe2e7; --chip: #e8edf5; --bar: #4477aa }
+@media (prefers-color-scheme: dark) { :root { --text: #e6e8ec; --faint: #9aa0aa;
+  --ground: #15171a; --card: #1f2226; --line: #33373d; --chip: #2c3440; --bar: #7fb0e0 } }
+* { box-sizing: border-box }
+body { font: 14px/1.5 system-ui, sans-serif; color: var(--text); background: var(--ground);
+  max-width: 1180px; margin: 0 auto; padding: 1.5em 1em 4em }
+h1 { margin: 0; font-size: 26px } h2 { margin: 1.8em 0 .6em; font-size: 18px }
+h1, h2, h3 { font-weight: 600 } .faint, .absent { color: var(--faint) }
+.absent { font-style: italic } code, pre { font: 12.5px/1.5 ui-monospace, monospace }
+pre { white-space: pre-wrap; margin: .6em 0 0 } .lead { font-size: 16px; margin: .2em 0 1em }
+details, .stat, .example { background: var(--card); border: 1px solid var(--line);
+  border-radius: 8px } details { padding: .5em .9em; margin: .5em 0 }
+summary { cursor: pointer } .stat summary { color: var(--faint) }
+.stat details { border: 0; padding: 0 } .scroll { overflow-x: auto }
+table { border-collapse: collapse; background: var(--card); font-variant-numeric: tabular-nums }
+th, td { padding: .3em .8em; text-align: left; border-bottom: 1px solid var(--line) }
+th { font-weight: 600; color: var(--faint) } td.n, th.n { text-align: right }
+.stats { display: grid; grid-template-columns: repeat(auto-fill, minmax(340px, 1fr)); gap: 12px }
+.stat { padding: .7em .9em; overflow-x: auto }
+.stat table { margin-top: .4em } .stat th, .stat td { padding: .2em .55em }
+.stat h3 { margin: 0; font-size: 15px }
+.bar { display: grid; grid-template-columns: 42% 1fr 4.2em; gap: .6em; align-items: center;
+  font-size: 12.5px } .bar span:first-child { overflow: hidden; text-overflow: ellipsis;
+  white-space: nowrap } .bar i { display: block; height: 8px; border-radius: 3px;
+  background: var(--bar); min-width: 1px } .bar b { font-weight: 400; text-align: right;
+  font-variant-numeric: tabular-nums }
+.examples { display: grid; gap: 12px; align-items: start;
+  grid-template-columns: repeat(auto-fill, minmax(WIDTHpx, 1fr)) }
+.example { padding: .8em; overflow: hidden } .example h3 { margin: 0 0 .5em; font-size: 13.5px;
+  overflow-wrap: anywhere } .input { margin-bottom: .6em } .label { font-size: 11.5px;
+  color: var(--faint); display: flex; justify-content: space-between }
+.seen { position: relative; line-height: 0; max-width: 200px }
+.seen.strip { max-width: none } .seen img { width: 100%; border-radius: 4px;
+  image-rendering: pixelated; outline: 1px solid var(--line) }
+.seen svg { position: absolute; inset: 0; width: 100%; height: 100%; overflow: visible }
+.strip img { width: 100%; margin-top: 4px }
+audio { width: 100%; height: 32px } svg.wave { width: 100%; height: 40px; display: block }
+svg.plot { width: 100%; height: 90px; display: block }
+dl { display: grid; grid-template-columns: fit-content(48%) 1fr; gap: .1em .8em;
+  margin: .6em 0 0; padding-top: .5em; border-top: 1px solid var(--line); font-size: 13px }
+dt { color: var(--faint); overflow-wrap: anywhere } dd { margin: 0; overflow-wrap: break-word }
+dt.wide, dd.wide { grid-column: 1 / -1 } dd.wide { margin: 0 0 .3em } .mark { margin-right: .8em;
+  white-space: nowrap }
+.chip { display: inline-block; background: var(--chip); border-radius: 9px; padding: 0 .6em;
+  margin: 1px 3px 1px 0 } .cells { display: grid; gap: 0 .9em; font-size: 12px;
+  grid-template-columns: repeat(auto-fill, minmax(118px, 1fr)) } .cells div { display: flex;
+  justify-content: space-between; gap: .5em; border-bottom: 1px solid var(--line) }
+.cells span { color: var(--faint); overflow: hidden; text-overflow: ellipsis;
+  white-space: nowrap }
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """What is said about a source: `about` is its constructor's docstring, `card` its CARD.md."""
+
+    name: str
+    config: Mapping[str, Any]
+    about: str
+    card: str
+    shown: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Counted:
+    """What was counted on `sample` of the `total` examples of a split.
+
+    Attributes:
+        present: modality or target -> share of the examples that have it.
+        figures: target -> `[n, C]` per class, or `[n]` numbers, of the labelled ones.
+    """
+
+    total: int
+    sample: int
+    present: Mapping[str, float]
+    figures: Mapping[str, np.ndarray]
+
+
+def page(source: Source, card: Card, counted: Mapping[str, Counted], batch: Batch) -> str:
+    """The whole page, without any other file."""
+    # Clips and plots need more room than a picture.
+    wide = {"video", "audio", "table", "series"} & {m.kind for m in source.spec.modalities.values()}
+    lead, _, rest = card.about.partition("\n")
+    given = f"<p class=faint>with <code>{say(json.dumps(card.config))}</code></p>"
+    parts = [
+        f"<h1>{say(card.name)}</h1><p class=lead>{say(lead)}</p>",
+        given if card.config else "",
+        _folded("Description and settings", rest.strip()),
+        _folded("Data card", card.card.strip()),
+        "<h2>Inputs</h2>" + _inputs(source, counted),
+        "<h2>Targets</h2><div class=stats>"
+        + "".join(_stat(n, t, counted) for n, t in source.spec.targets.items())
+        + "</div>",
+        f"<h2>{say(card.shown)}</h2><div class=examples>"
+        + "".join(_example(source, batch, i) for i in range(len(batch["id"])))
+        + "</div>",
+    ]
+    style = _STYLE.replace("WIDTH", "270" if wide else "250")
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8>"
+        "<meta name=viewport content='width=device-width'>"
+        f"<title>{say(card.name)}</title><style>{style}</style>{''.join(parts)}</html>\n"
+    )
+
+
+def _folded(title: str, text: str) -> str:
+    return f"<details><summary>{title}</summary><pre>{say(text)}</pre></details>" if text else ""
+
+
+def _inputs(source: Source, counted: Mapping[str, Counted]) -> str:
+    """A line for each modality, a column for each split: the share of examples that have it."""
+    head = "".join(f"<th class=n>{say(split)}<br>{c.total:,}</th>" for split, c in counted.items())
+    lines = []
+    for name, m in source.spec.modalities.items():
+        facts = [f"{m.vocabulary:,} token ids"] if m.vocabulary else []
+        facts += [f"{m.rate:,g} per second"] if m.rate else []
+        facts += [f"{len(m.names)} named columns"] if m.names else []
+        shape = " × ".join("any" if n is None else f"{n:,}" for n in m.shape)
+        cells = (name, m.kind, f"{m.dtype} {shape}", ", ".join(facts))
+        shares = "".join(f"<td class=n>{c.present[name]:.1%}</td>" for c in counted.values())
+        lines.append("<tr>" + "".join(f"<td>{say(cell)}</td>" for cell in cells) + shares)
+    sample = max(c.sample for c in counted.values())
+    note = f"Shares and figures are counted on up to {sample:,} examples of each split."
+    titles = "<tr><th>modality<th>kind<th>one example<th>" + head
+    return f"<div class=scroll><table>{titles}{''.join(lines)}</table></div><p class=faint>{note}"
+
+
+def _stat(name: str, target: Target, counted: Mapping[str, Counted]) -> str:
+    shares = ", ".join(f"{split} {c.present[name]:.0%}" for split, c in counted.items())
+    shares = "all" if all(c.present[name] == 1 for c in counted.values()) else shares
+    what = f"{target.kind}, {len(target.classes)} classes" if target.classes else target.kind
+    body = f"<h3>{say(name)}</h3><div class=faint>{what}; labelled: {say(shares)}</div>"
+    if target.kind in ("wave", "mask", "path"):
+        return f"<div class=stat>{body}</div>"
+    if target.kind in ("number", "tokens"):
+        lines = "".join(
+            f"<tr><td>{say(split)}<td class=n>{_figure(y.mean())}<td class=n>{_figure(y.std())}"
+            f"<td class=n>{_figure(y.min())}<td class=n>{_figure(y.max())}"
+            for split, c in counted.items()
+            if len(y := np.asarray(c.figures[name], np.float64))
+        )
+        titles = "<tr><th><th class=n>mean<th class=n>std<th class=n>least<th class=n>most"
+        return f"<div class=stat>{body}<table>{titles}{lines}</table></div>"
+    split = next((s for s, c in counted.items() if len(c.figures[name])), None)
+    if split is None:
+        return f"<div class=stat>{body}<p class=absent>no labels</p></div>"
+    each = counted[split].figures[name]
+    share = each.sum(0) / (each.sum() or 1) if target.kind == "boxes" else each.mean(0)
+    order = range(len(share)) if len(share) <= _BARS else np.argsort(-share, kind="stable")
+    widest = max(float(share.max()), 1e-9)
+    bars = [
+        f"<div class=bar><span title='{say(target.classes[c])}'>{say(target.classes[c])}</span>"
+        f"<i style='width:{100 * share[c] / widest:.1f}%'></i><b>{share[c]:.1%}</b></div>"
+        for c in order
+    ]
+    more = f"<details><summary>{len(bars) - _BARS} more</summary>{''.join(bars[_BARS:])}</details>"
+    of = f"share of the boxes of {split}, {each.sum(1).mean():.2g} in an example"
+    of = of if target.kind == "boxes" else f"share of {split}"
+    body += f"<div class=faint>{say(of)}</div>{''.join(bars[:_BARS])}"
+    return f"<div class=stat>{body}{more if len(bars) > _BARS else ''}</div>"
+
+
+def _figure(value: float) -> str:
+    """Four digits, but no more than three after the point."""
+    return f"{value:.4g}" if abs(value) >= 1 else f"{value:.3f}"
+
+
+def _example(source: Source, batch: Batch, i: int) -> str:
+    described = source.describe(int(batch["id"][i]))
+    parts = []
+    for name, modality in source.spec.modalities.items():
+        entry = batch["inputs"].get(name)
+        shown = "<div class=absent>absent</div>"
+        if entry is not None and entry["present"][i]:
+            mask = entry["mask"][i] if "mask" in entry else None
+            shown = RENDERERS[modality.kind](source, batch, i, name, entry["x"][i], mask)
+        kind = "" if name == modality.kind else modality.kind
+        label = f"<div class=label><span>{say(name)}</span><span>{kind}</span></div>"
+        parts.append(f"<div class=input>{label}{shown}</div>")
+    answers = []
+    for name, target in source.spec.targets.items():
+        entry = batch["targets"].get(name)
+        said = "<span class=absent>absent</span>"
+        if entry is not None and entry["present"][i]:
+            said = answer(source, batch, i, name, target)
+        wide = " class=wide" if target.kind in ("boxes", "labels", "tokens", "wave", "path") else ""
+        answers.append(f"<dt{wide}>{say(name)}</dt><dd{wide}>{said}</dd>")
+    return (
+        f"<div class=example><h3>{say(described)}</h3>{''.join(parts)}"
+        f"<dl>{''.join(answers)}</dl></div>"
+    )

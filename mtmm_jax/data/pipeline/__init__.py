@@ -1,0 +1,1 @@
+"""From examples to batches: sources, mixing, bucketing, augmentation, labels, pipes, folds."""

@@ -1,0 +1,101 @@
+"""Rows of a manifest -> a batch: files decoded, bad ones reported and weighed nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mtmm_jax.batch import Batch
+from mtmm_jax.data.readers.limits import Unreadable
+from mtmm_jax.data.sources.manifest.bad import BadRows
+from mtmm_jax.data.sources.manifest.labels import Label
+from mtmm_jax.data.sources.manifest.setting import Input
+
+
+@dataclasses.dataclass(frozen=True)
+class Compose:
+    """Rows of the manifest -> a batch. What `Source.compose` is.
+
+    Attributes:
+        inputs, labels: by name.
+        columns: of the labels, for reports.
+        bad: the rows that were found bad.
+    """
+
+    inputs: Mapping[str, Input]
+    labels: Mapping[str, Label]
+    columns: Mapping[str, str]
+    bad: BadRows
+
+    def __call__(self, rows: np.ndarray, chance: np.ndarray | None) -> Batch:
+        failed = np.zeros(len(rows), bool)
+        attempt = functools.partial(_attempt, self.bad, rows, failed)
+        inputs, pictures, at = {}, {}, 0
+        for name, one in self.inputs.items():
+            u = None if chance is None else chance[:, at : at + one.draws]
+            inputs[name], pictures[name] = one.batch(rows, u, attempt)
+            at += one.draws
+        targets = {name: self._target(name, rows, pictures, failed) for name in self.labels}
+        batch = {"inputs": inputs, "targets": targets, "id": np.asarray(rows, np.int32)}
+        if failed.any():
+            batch["weight"] = (~failed).astype(np.float32)
+        return batch
+
+    def _target(
+        self, name: str, rows: np.ndarray, pictures: Mapping[str, Sequence[Any]], failed: np.ndarray
+    ) -> dict[str, Any]:
+        label = self.labels[name]
+        known = label.known[rows]
+        if not isinstance(label.y, dict):
+            return {"y": label.y[rows], "present": known}
+        y = {key: value[rows] for key, value in label.y.items()}
+        y, reasons = label.place(y, pictures[label.of])
+        known &= np.array([one is not None for one in pictures[label.of]], bool)
+        for i, reason in enumerate(reasons):
+            if reason and known[i]:
+                self.bad.row(int(rows[i]), self.columns[name], None, reason)
+                failed[i] = True
+                known[i] = False
+        return {"y": y, "present": known}
+
+
+def _attempt(
+    bad: BadRows,
+    rows: np.ndarray,
+    failed: np.ndarray,
+    column: str,
+    cells: Sequence[Any],
+    decode: Callable[[Any, int], Any],
+) -> list[Any]:
+    out = []
+    for i, row in enumerate(rows.tolist()):
+        value = cells[row]
+        try:
+            out.append(None if value is None else decode(value, i))
+        except Unreadable as error:
+            bad.row(row, column, value, error)
+            failed[i] = True
+            out.append(None)
+    return out
+
+
+def picture_of(compose: Compose) -> Callable[[int], np.ndarray] | None:
+    """What is seen of an example: its first picture, or the middle of its first clip."""
+    kinds = {name: one.modality.kind for name, one in compose.inputs.items()}
+    seen = [name for name, kind in kinds.items() if kind in ("image", "video")]
+    if not seen:
+        return None
+
+    def picture(id: int) -> np.ndarray:
+        rows = np.array([id])
+        attempt = functools.partial(_attempt, compose.bad, rows, np.zeros(1, bool))
+        entry, _ = compose.inputs[seen[0]].batch(rows, None, attempt)
+        x = entry["x"][0]
+        shown = x if x.ndim == 3 else x[int(entry["mask"][0].sum()) // 2]
+        return np.clip(np.round((shown + 1) * 127.5), 0, 255).astype(np.uint8)
+
+    return picture

@@ -1,0 +1,254 @@
+"""A folder of files, described row by row by a JSONL or CSV file, as a `Source`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mtmm_jax.batch import Spec, choose_all
+from mtmm_jax.data.pipeline.source import SPLITS, Source
+from mtmm_jax.data.readers.limits import Limits
+from mtmm_jax.data.sources.manifest.bad import ON_BAD, BadRows
+from mtmm_jax.data.sources.manifest.boxes import check_pictures
+from mtmm_jax.data.sources.manifest.compose import Compose, picture_of
+from mtmm_jax.data.sources.manifest.files import Folder
+from mtmm_jax.data.sources.manifest.inputs import INPUTS, ImageInput, TextInput
+from mtmm_jax.data.sources.manifest.rows import Rows, read_rows
+from mtmm_jax.data.sources.manifest.setting import Setting
+from mtmm_jax.data.sources.manifest.targets import TARGETS
+from mtmm_jax.registry import ConfigError, build, choose
+from mtmm_jax.text import UNITS
+
+_WHERE = "data.manifest"
+
+
+def manifest(
+    path: str | os.PathLike[str],
+    *,
+    modalities: Mapping[str, Any],
+    targets: Mapping[str, Any],
+    split: str | Mapping[str, float] = "split",
+    id: str = "id",
+    on_bad: str = "skip",
+    limits: Mapping[str, float] | Limits | None = None,
+    augment: bool = True,
+    seed: int = 0,
+    workers: int = 1,
+) -> Source:
+    """Examples from the rows of `path`; the files that it names lie in its folder or below.
+
+    Anything may be absent from any row: no key or `null` in JSONL, an empty cell in CSV. What is
+    learnt (classes, means, tokenizers) is learnt from the train split. Rows whose values cannot be
+    used are left out of their split; rows whose files cannot be decoded weigh nothing in their
+    batches. `source.compose.bad` counts and names both.
+
+    Args:
+        path: a `.jsonl` (an object a line) or a `.csv` with a header, in UTF-8.
+        modalities: name -> a kind of `INPUTS` with its options, such as
+            `{"kind": "image", "column": "photo", "size": 64}`. The column is called as the
+            modality by default.
+        targets: name -> a kind of `TARGETS` with its options.
+        split: the column that says train, validation or test, or the share of each, such as
+            `{"train": 0.8, "validation": 0.1, "test": 0.1}`: then the hash of the id decides.
+        id: the column that names an example, for shares and reports; the line without one.
+        on_bad: "skip", or "stop" to make the first bad row an error that names it.
+        limits: what is refused for its size; see `Limits`.
+        augment: whether training takes other moments of clips and recordings than evaluation.
+        seed: of shuffling and augmentation.
+        workers: threads that make batches.
+    """
+    path = Path(path)
+    limits = check_limits(limits)
+    choose(on_bad, ON_BAD, f"{_WHERE}.on_bad")
+    rows = read_rows(path, limits)
+    return from_rows(
+        rows,
+        Folder(path.parent, limits),
+        BadRows(path, rows.lines, on_bad),
+        limits,
+        modalities=modalities,
+        targets=targets,
+        split=split,
+        id=id,
+        augment=augment,
+        seed=seed,
+        workers=workers,
+    )
+
+
+def check_limits(limits: Mapping[str, float] | Limits | None) -> Limits:
+    if isinstance(limits, Limits):
+        return limits
+    names = [field.name for field in dataclasses.fields(Limits)]
+    choose_all(limits or {}, names, f"{_WHERE}.limits", "limit")
+    return Limits(**(limits or {}))
+
+
+def from_rows(
+    rows: Rows,
+    folder: Folder,
+    bad: BadRows,
+    limits: Limits,
+    *,
+    modalities: Mapping[str, Any],
+    targets: Mapping[str, Any],
+    split: str | Mapping[str, float] = "split",
+    id: str = "id",
+    augment: bool = True,
+    seed: int = 0,
+    workers: int = 1,
+    name: str = "manifest",
+) -> Source:
+    """What `manifest` does once its file is read."""
+    inputs, labels = _kinds(modalities, targets)
+    setting = Setting(rows, folder, limits, bad)
+    for line, reason in rows.broken:
+        bad.line(line, reason)
+    ids = _ids(rows, id)
+    part = _splits(rows, split, ids, bad)
+    parsed = {name: kind.parse(setting) for name, kind in inputs.items()}
+    answers = {name: kind.parse(setting) for name, kind in labels.items()}
+    train = _usable(part, bad)["train"]
+    if not len(train):
+        first = bad.problems[0] if bad.problems else "no row belongs to it"
+        bad.structure(None, "", None, f"has no rows for training; {first}", "no training rows")
+    tokenizer = _tokenizer(inputs, parsed, setting, train)
+    ready = {
+        name: kind.fit(parsed[name], setting, train, tokenizer) for name, kind in inputs.items()
+    }
+    known = {name: kind.fit(answers[name], setting, train) for name, kind in labels.items()}
+    columns = {name: kind.at for name, kind in labels.items()}
+    compose = Compose(ready, known, columns, bad)
+    assets = [part.assets for part in (*ready.values(), *known.values())]
+    return Source(
+        name=name,
+        spec=Spec(
+            {name: one.modality for name, one in ready.items()},
+            {name: one.target for name, one in known.items()},
+        ),
+        rows=_usable(part, bad),
+        compose=compose,
+        draws=sum(one.draws for one in ready.values()),
+        assets={name: data for part in assets for name, data in part.items()},
+        describe=functools.partial(_describe, ids, inputs, parsed),
+        picture=picture_of(compose),
+        augment=augment,
+        seed=seed,
+        workers=workers,
+    )
+
+
+def _kinds(
+    modalities: Mapping[str, Any], targets: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options of modalities and targets, checked."""
+    for what, given in (("modalities", modalities), ("targets", targets)):
+        if not isinstance(given, Mapping) or (what == "modalities" and not given):
+            raise ConfigError(f"{_WHERE}.{what}: {given!r} names none")
+    inputs = {
+        name: build(INPUTS, _origin(spec), where=f"{_WHERE}.modalities.{name}", own=name)
+        for name, spec in modalities.items()
+    }
+    labels = {
+        name: build(TARGETS, spec, where=f"{_WHERE}.targets.{name}", own=name)
+        for name, spec in targets.items()
+    }
+    pictures = [name for name, kind in inputs.items() if isinstance(kind, ImageInput)]
+    for name, kind in labels.items():
+        choose_all(kind.made_from, inputs, f"{kind.where}.made_from", "modality")
+        if hasattr(kind, "units"):
+            labels[name] = check_pictures(kind, pictures)
+    texts = [kind for kind in inputs.values() if isinstance(kind, TextInput)]
+    for key in ("vocabulary", "units"):
+        found = {getattr(kind, key) for kind in texts}
+        if len(found) > 1:
+            raise ConfigError(
+                f"{_WHERE}.modalities: texts share one tokenizer; {key} is {sorted(found)}"
+            )
+    return inputs, labels
+
+
+def _origin(spec: Any) -> Any:
+    """`from` is no name that Python lets a parameter have."""
+    if not isinstance(spec, Mapping) or "from" not in spec:
+        return spec
+    return {"origin" if key == "from" else key: value for key, value in spec.items()}
+
+
+def _ids(rows: Rows, column: str) -> list[str]:
+    if column == "id" and column not in rows.columns:
+        return [str(line) for line in rows.lines]
+    found = rows.column(column, f"{_WHERE}.id")
+    return [
+        str(line) if value is None else str(value)[:200]
+        for line, value in zip(rows.lines, found, strict=True)
+    ]
+
+
+def _splits(
+    rows: Rows, split: str | Mapping[str, float], ids: Sequence[str], bad: BadRows
+) -> np.ndarray:
+    """`[N]`: the place of each row's split in `SPLITS`, -1 for none."""
+    where = f"{_WHERE}.split"
+    if not isinstance(split, str):
+        choose_all(split, SPLITS, where, "split")
+        shares = [split.get(name, 0.0) for name in SPLITS]
+        if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+            raise ConfigError(f"{where}: the shares {dict(split)} do not add up to 1")
+        ends = np.cumsum(shares)[:-1]
+        return np.searchsorted(ends, [_place(one) for one in ids], side="right")
+    part = np.full(len(rows), -1)
+    for row, value in enumerate(rows.column(split, where)):
+        if value is None:
+            bad.row(row, split, value, "says no split")
+        elif value in SPLITS:
+            part[row] = SPLITS.index(value)
+        else:
+            bad.structure(
+                row,
+                split,
+                value,
+                f"is an unknown split; choices: {', '.join(SPLITS)}",
+                "unknown split",
+            )
+    return part
+
+
+def _place(id: str) -> float:
+    """A number in 0..1 that an id alone decides: splits stay when rows come or the seed changes."""
+    return int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest()) / 2**64
+
+
+def _usable(part: np.ndarray, bad: BadRows) -> dict[str, np.ndarray]:
+    fine = np.array([row not in bad for row in range(len(part))], bool)
+    return {split: np.flatnonzero((part == i) & fine) for i, split in enumerate(SPLITS)}
+
+
+def _tokenizer(
+    inputs: Mapping[str, Any], parsed: Mapping[str, Any], setting: Setting, train: np.ndarray
+) -> str:
+    readers = {name: kind for name, kind in inputs.items() if isinstance(kind, TextInput)}
+    if not readers:
+        return ""
+    texts = [
+        text for name, kind in readers.items() for text in kind.texts(parsed[name], setting, train)
+    ]
+    like = next(iter(readers.values()))
+    return UNITS[like.units](texts, like.vocabulary)
+
+
+def _describe(
+    ids: Sequence[str], inputs: Mapping[str, Any], parsed: Mapping[str, Any], id: int
+) -> str:
+    """The id, and the first text that stands in the manifest."""
+    for name, kind in inputs.items():
+        if isinstance(kind, TextInput) and kind.origin == "column" and parsed[name][id]:
+            return f"{ids[id]}: {parsed[name][id][:200]}"
+    return ids[id]

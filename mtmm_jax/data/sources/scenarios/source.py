@@ -1,0 +1,96 @@
+"""Made-up mixes of sensors and tasks as they occur together: driving, medicine, service, and so on.
+
+All is synthetic: coloured shapes stand for what a camera sees, tones for words. What is kept of the
+real thing is the form: which modalities there are, which tasks, which task needs which modality,
+and which need several of them at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from mtmm_jax.batch import Batch, Spec, Target
+from mtmm_jax.data.pipeline.source import SPLITS, Source, split_sizes
+from mtmm_jax.data.sources.scenarios.parts import Lot
+from mtmm_jax.data.sources.scenarios.worlds import SCENARIOS, World
+from mtmm_jax.registry import ConfigError, choose
+
+_SPLIT = 2**24  # a row's number is that of its split times this, plus its place in the split
+_SURVEYED = 512  # training rows that frequencies, means and deviations are counted on
+
+
+def scenarios(
+    *,
+    scenario: str = "driving",
+    noise: float = 0.5,
+    size: Sequence[int] = (4096, 512, 512),
+    seed: int = 0,
+) -> Source:
+    """One of `SCENARIOS`: made-up rows whose numbers depend on (seed, split, row) only.
+
+    Args:
+        scenario: driving, medical, service, home, traffic, video or sign.
+        noise: of every sensor; 0 for none.
+        size: rows of train, validation and test.
+        seed: of everything, the rows included.
+    """
+    where = "data.scenarios"
+    choose(scenario, SCENARIOS, f"{where}.scenario", "scenario")
+    if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 <= noise < 10:
+        raise ConfigError(f"{where}.noise: {noise!r} is not a number from 0 to 10")
+    size = split_sizes(size, where)
+    if max(size) > _SPLIT:
+        raise ConfigError(f"{where}.size: {size}; at most {_SPLIT} rows in a split")
+    make = functools.partial(_make, SCENARIOS[scenario], float(noise), seed)
+    known = make(np.arange(min(_SURVEYED, size[0])))
+    targets = {name: _surveyed(target, y) for name, (target, y) in known.targets.items()}
+    return Source(
+        name="scenarios",
+        spec=Spec({name: modality for name, (modality, _) in known.inputs.items()}, targets),
+        rows={s: i * _SPLIT + np.arange(size[i]) for i, s in enumerate(SPLITS)},
+        compose=functools.partial(_compose, make),
+        draws=0,
+        assets={},
+        describe=lambda id: f"{scenario}, {SPLITS[id // _SPLIT]} row {id % _SPLIT}",
+        augment=False,
+        seed=seed,
+    )
+
+
+def _make(build: Callable[[Lot], World], noise: float, seed: int, rows: np.ndarray) -> World:
+    return build(Lot(seed, rows, noise))
+
+
+def _surveyed(target: Target, y: Any) -> Target:
+    """With what the training rows say of classes and numbers."""
+    if target.kind == "number":
+        return dataclasses.replace(target, mean=float(y.mean()), std=float(y.std()) or 1.0)
+    if target.kind == "path":
+        points = y["points"]
+        return dataclasses.replace(target, mean=float(points.mean()), std=float(points.std()))
+    if target.kind not in ("class", "boxes"):
+        return target
+    seen = y["classes"][y["valid"]] if target.kind == "boxes" else y
+    counts = np.bincount(seen, minlength=len(target.classes))
+    return dataclasses.replace(target, frequencies=tuple((counts / counts.sum()).tolist()))
+
+
+def _compose(
+    make: Callable[[np.ndarray], World], rows: np.ndarray, chance: np.ndarray | None
+) -> Batch:
+    del chance  # nothing is augmented
+    world, present = make(rows), np.ones(len(rows), bool)
+    inputs = {name: {"x": x, "present": present} for name, (_, x) in world.inputs.items()}
+    for name, (modality, x) in world.inputs.items():
+        if modality.kind == "text":
+            inputs[name]["mask"] = np.ones(x.shape, bool)
+    return {
+        "inputs": inputs,
+        "targets": {n: {"y": y, "present": present} for n, (_, y) in world.targets.items()},
+        "id": rows.astype(np.int32),
+    }

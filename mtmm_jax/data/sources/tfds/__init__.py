@@ -1,0 +1,1 @@
+"""Any TFDS data set as a source, without TensorFlow."""

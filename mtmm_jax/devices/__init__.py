@@ -1,0 +1,1 @@
+"""How one pure step runs anywhere: jit, pmap, meshes, partition rules, several processes."""

@@ -1,0 +1,238 @@
+"""Labels for the rows of a manifest by a finished run: those that it is sure of, and whom to ask
+about the others.
+
+A row comes out as it went in, with a column for each label and one for how sure the run is, so that
+the file is a manifest to train on. A label that a row has already is a person's, and stays.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mtmm_jax.data.inspect.annotations import write_rows
+from mtmm_jax.data.inspect.annotators import UNCERTAINTIES, Consensus
+from mtmm_jax.inference.finished import Finished
+from mtmm_jax.inference.manifest_batches import Requests, open_requests
+from mtmm_jax.inference.outputs import answers
+from mtmm_jax.inference.prediction import absent
+from mtmm_jax.registry import ConfigError, choose, whole_number
+from mtmm_jax.tasks.task import Task
+
+KINDS = ("classification", "ordinal", "multilabel", "regression")
+FILES = ("image", "audio", "video", "series")  # kinds of modalities that rows name files of
+_DIGITS = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    """A manifest, labelled.
+
+    Attributes:
+        rows: of the manifest, with labels and confidences.
+        asked: the rows most worth a person's look, the most uncertain first.
+        counts: column -> how many rows got a label.
+        left_out: lines of the manifest that are no rows.
+    """
+
+    rows: list[dict[str, Any]]
+    asked: list[dict[str, Any]]
+    counts: dict[str, int]
+    left_out: int
+
+
+def label_manifest(
+    run: Finished,
+    path: Path,
+    out: Path,
+    *,
+    least: float = 0.9,
+    ask: int = 50,
+    by: str = "entropy",
+    size: int = 64,
+) -> Labelled:
+    """Writes the labelled rows to `out` and those to ask about beside it, as `<out>.ask.jsonl`.
+
+    Args:
+        run: what labels.
+        path: of the manifest.
+        out: a `.jsonl`; in the manifest's folder where rows name files.
+        least: how sure the run must be; at 0 everything is labelled, numbers too, of which it
+            cannot say how sure it is.
+        ask: how many rows to ask about; 0 for none.
+        by: uncertainty by "entropy" or "margin", the mean over the labels that a row lacks.
+        size: rows at a time.
+    """
+    _check(run, path, out, least, ask, by)
+    requests = open_requests(path, run.workdir)
+    told = _told(run, requests, size)
+    found = _labelled(run, requests, told, least)
+    asked = _worth_asking(run, requests, told, ask, by)
+    write_rows(out, found.rows)
+    if ask:
+        write_rows(beside(out), asked)
+    return dataclasses.replace(found, asked=asked)
+
+
+def beside(out: Path) -> Path:
+    """Where the rows to ask about stand."""
+    return out.with_name(f"{out.stem}.ask.jsonl")
+
+
+def _check(run: Finished, path: Path, out: Path, least: float, ask: int, by: str) -> None:
+    choose(by, UNCERTAINTIES, "--by", "uncertainty")
+    choose(out.suffix.lower(), (".jsonl",), f"--out {out}", "ending")
+    if not 0 <= least <= 1:
+        raise ConfigError(f"--least: {least} is no probability")
+    whole_number(ask, "--ask", least=0)
+    if out.resolve() == path.resolve():
+        raise ConfigError(f"--out: {out} is the manifest itself; choose another name")
+    kinds = {run.experiment.model.spec.modalities[m].kind for m in run.experiment.model.encoders}
+    if kinds & set(FILES) and out.parent.resolve() != path.parent.resolve():
+        raise ConfigError(
+            f"--out: {out} is not in the folder of {path}, from which its rows name their files; "
+            f"choose {path.parent / out.name}"
+        )
+    if not _tasks(run):
+        raise ConfigError(
+            f"--label: the run has no task of: {', '.join(KINDS)}; it has: "
+            f"{', '.join(run.experiment.model.tasks)}"
+        )
+
+
+def _tasks(run: Finished) -> dict[str, Task]:
+    """Column -> the task that labels it: of several for one label the first."""
+    data = run.experiment.config["data"]
+    own = data.get("targets", {}) if data["kind"] == "manifest" else {}
+    found: dict[str, Task] = {}
+    for name, task in run.experiment.model.tasks.items():
+        if task.kind in KINDS and name in run.experiment.config["tasks"]:
+            entry = own.get(task.target)
+            column = entry.get("column") if isinstance(entry, Mapping) else None
+            found.setdefault(column or task.target, task)
+    return found
+
+
+def _told(run: Finished, requests: Requests, size: int) -> dict[str, dict[str, np.ndarray]]:
+    """Column -> output -> `[rows, ...]`; `present` is False where the run says nothing."""
+    tasks, count = _tasks(run), len(requests.rows)
+    names = [task.name for task in tasks.values()]
+    model = run.experiment.model
+    predict = jax.jit(answers(model, run.experiment.config["tasks"], names))
+    told: dict[str, dict[str, np.ndarray]] = {column: {} for column in tasks}
+    for rows, inputs in requests.batches(size):
+        part = jax.device_get(predict(run.variables, {**absent(run, size), **inputs}))
+        for column, task in tasks.items():
+            for output, values in part[task.name].items():
+                whole = told[column].setdefault(
+                    output, np.zeros((count, *values.shape[1:]), values.dtype)
+                )
+                whole[rows] = values[: len(rows)]
+    bad = np.array([row in requests.bad for row in range(count)], bool)
+    for outputs in told.values():
+        outputs["present"] = outputs.get("present", np.zeros(count, bool)) & ~bad
+    return told
+
+
+def sure_label(task: Task, classes: Sequence[str], told: Mapping[str, Any]) -> tuple[Any, float]:
+    """What a task says of one row, and how sure it is: the probability of the class; of several
+    labels that of the least sure one; of a number, 0."""
+    if task.kind == "regression":
+        return round(float(told["value"]), _DIGITS), 0.0
+    p = np.asarray(told["probability"], np.float64)
+    if task.kind == "multilabel":
+        return [classes[i] for i in np.flatnonzero(p > 0.5)], float(np.maximum(p, 1 - p).min())
+    best = int(told["level"]) if task.kind == "ordinal" else int(p.argmax())
+    return classes[best], float(p[best])
+
+
+def _classes(run: Finished, task: Task) -> Sequence[str]:
+    return run.experiment.model.spec.targets[task.target].classes
+
+
+def _labelled(
+    run: Finished, requests: Requests, told: Mapping[str, Mapping[str, Any]], least: float
+) -> Labelled:
+    rows, tasks = [], _tasks(run)
+    counts = dict.fromkeys(tasks, 0)
+    for i, given in enumerate(requests.rows.values):
+        row = dict(given)
+        for column, task in tasks.items():
+            outputs = told[column]
+            if row.get(column) is not None:
+                continue
+            row[column], row[f"{column}_confidence"] = None, None
+            if not outputs["present"][i]:
+                continue
+            one = {name: values[i] for name, values in outputs.items()}
+            label, confidence = sure_label(task, _classes(run, task), one)
+            if task.kind != "regression":
+                row[f"{column}_confidence"] = round(confidence, _DIGITS)
+            if confidence >= least:
+                row[column] = label
+                counts[column] += 1
+        rows.append(row)
+    return Labelled(rows, [], counts, len(requests.rows.broken))
+
+
+def uncertainty(task: Task, p: np.ndarray, by: str) -> np.ndarray:
+    """`[N]` in 0..1 of probabilities `[N, C]`; of several labels the mean over them."""
+    if task.kind == "multilabel":
+        coins = np.stack([p, 1 - p], axis=-1).reshape(-1, 2)
+        return _doubt(coins, by).reshape(p.shape).mean(1)
+    return _doubt(p, by)
+
+
+def _doubt(p: np.ndarray, by: str) -> np.ndarray:
+    """As of votes that came to these probabilities."""
+    p = np.asarray(p, np.float64)
+    none = np.zeros(len(p), bool)
+    return Consensus(p.argmax(1), p, p.mean(0), np.zeros((0, 0, 0)), (), none).uncertainty(by)
+
+
+def _worth_asking(
+    run: Finished,
+    requests: Requests,
+    told: Mapping[str, Mapping[str, Any]],
+    count: int,
+    by: str,
+) -> list[dict[str, Any]]:
+    """One list over all labels: a row's uncertainty is the mean over those that it lacks."""
+    tasks, values = _tasks(run), requests.rows.values
+    total, labels = np.zeros(len(values)), np.zeros(len(values))
+    for column, task in tasks.items():
+        if task.kind == "regression":
+            continue
+        lacks = np.array([row.get(column) is None for row in values], bool)
+        open_ = lacks & told[column]["present"]
+        doubt = np.zeros(len(values))
+        if open_.any():
+            doubt[open_] = uncertainty(task, told[column]["probability"][open_], by)
+        total, labels = total + doubt, labels + open_
+    mean = total / np.maximum(labels, 1)
+    order = np.lexsort((-mean.round(9), labels == 0))[: min(count, int((labels > 0).sum()))]
+    return [
+        {
+            **values[i],
+            "row": requests.rows.lines[i],
+            "uncertainty": round(float(mean[i]), _DIGITS),
+            "likely": {
+                column: _likely(_classes(run, task), told[column]["probability"][i])
+                for column, task in tasks.items()
+                if task.kind != "regression"
+                and told[column]["present"][i]
+                and values[i].get(column) is None
+            },
+        }
+        for i in order
+    ]
+
+
+def _likely(classes: Sequence[str], p: np.ndarray) -> dict[str, float]:
+    best = np.argsort(-p, kind="stable")[:3]
+    return {classes[c]: round(float(p[c]), _DIGITS) for c in best}

@@ -1,0 +1,190 @@
+"""Rows of a manifest as inputs of a finished run: what `predict` is asked about by the thousand.
+
+Files, texts and numbers are read as the run's own data were, with what the run learnt of them
+(tokenizers, means, categories) and nothing learnt anew. Anything may be absent from any row.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mtmm_jax.batch import Modality
+from mtmm_jax.data.readers.limits import Limits, Unreadable
+from mtmm_jax.data.sources.manifest import INPUTS, BadRows
+from mtmm_jax.data.sources.manifest.compose import Compose
+from mtmm_jax.data.sources.manifest.files import Folder
+from mtmm_jax.data.sources.manifest.rows import Rows, read_rows
+from mtmm_jax.data.sources.manifest.setting import Input, Setting
+from mtmm_jax.inference.measured import series, steps_of, table
+from mtmm_jax.registry import ConfigError, build
+from mtmm_jax.store.workdir import Workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class Requests:
+    """A manifest that is being asked about.
+
+    Attributes:
+        rows: of the manifest.
+        compose: rows -> a batch without labels.
+        bad: the rows that cannot be used, as far as is known.
+        id: the column that names a row.
+        absent: modalities of the run that no row has.
+    """
+
+    rows: Rows
+    compose: Compose
+    bad: BadRows
+    id: str
+    absent: tuple[str, ...]
+
+    @property
+    def usable(self) -> np.ndarray:
+        """The rows that are not known to be bad."""
+        return np.array([row for row in range(len(self.rows)) if row not in self.bad], np.int64)
+
+    def batches(self, size: int) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+        """`(rows, inputs)` in order; inputs always have `size` rows, the last ones repeated, and
+        the rows told are those that can be used."""
+        return ((rows, inputs) for rows, (inputs,) in batches_of([self], size))
+
+    def named(self, row: int) -> dict[str, Any]:
+        """The line of a row and its id, which is the line where it has none."""
+        line = self.rows.lines[row]
+        id = self.rows.values[row].get(self.id)
+        return {"line": line, "id": line if id is None else id}
+
+
+def batches_of(
+    several: Sequence[Requests], size: int
+) -> Iterator[tuple[np.ndarray, list[dict[str, Any]]]]:
+    """`Requests.batches` of the same manifest, asked of several runs: inputs for each."""
+    fine = several[0].usable
+    for start in range(0, len(fine), size):
+        rows = fine[start : start + size]
+        padded = np.pad(rows, (0, size - len(rows)), mode="edge")
+        yield rows, [one.compose(padded, None)["inputs"] for one in several]
+
+
+def open_requests(path: str | Path, workdir: Workdir, on_bad: str = "skip") -> Requests:
+    """A `.jsonl` or `.csv` as `data.manifest` reads them, for what a run reads.
+
+    Columns are called as the modalities, or as the run's own manifest called them. A table has a
+    column for each of its numbers and categories, or in JSONL a list under its own name; a series
+    is a list of steps, or the name of a `.csv` or `.npy` file.
+
+    Args:
+        path: of the manifest; files that it names lie in its folder or below.
+        workdir: of the run.
+        on_bad: "skip", or "stop" to make the first bad row an error that names it.
+    """
+    return open_all(path, [workdir], on_bad)[0]
+
+
+def open_all(path: str | Path, workdirs: Sequence[Workdir], on_bad: str = "skip") -> list[Requests]:
+    """One manifest for several runs; a row that is bad for one of them is asked of none.
+
+    Args:
+        path, on_bad: as for `open_requests`.
+        workdirs: of the runs; one that reads no column is not refused if others do.
+    """
+    limits, path = Limits(), Path(path)
+    rows = read_rows(path, limits)
+    bad = BadRows(path, rows.lines, on_bad)
+    for line, reason in rows.broken:
+        bad.line(line, reason)
+    setting = Setting(rows, Folder(path.parent, limits), limits, bad)
+    found, wanted = [], {}
+    for workdir in workdirs:
+        data = workdir.read("config.json")["data"]
+        id = data.get("id", "id") if data["kind"] == "manifest" else "id"
+        inputs, absent = _inputs(setting, workdir)
+        found.append(Requests(rows, Compose(inputs, {}, {}, bad), bad, id, tuple(absent)))
+        wanted |= dict.fromkeys(absent)
+    if not any(one.compose.inputs for one in found):
+        raise ConfigError(
+            f"--manifest: {path} has no column that the run reads; wanted one or more of: "
+            f"{', '.join(wanted)}; it has: {', '.join(sorted(rows.columns)) or 'none'}"
+        )
+    return found
+
+
+def read_one(name: str, value: str, workdir: Workdir) -> dict[str, Any]:
+    """A table as JSON (`{"column": value}` or a list), or a series' file, as a batch of one."""
+    modality, where = workdir.spec().modalities[name], Path(f"--{name}")
+    try:
+        if modality.kind == "table":
+            found = json.loads(value)
+            values = found if isinstance(found, dict) else {name: found}
+        else:
+            file = Path(value).expanduser()
+            values = {name: steps_of(file.name, file.read_bytes(), modality).tolist()}
+    except (Unreadable, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{where}: cannot read {value!r}: {reason}") from error
+    rows, limits = Rows(where, [values], [1], frozenset(values)), Limits()
+    setting = Setting(rows, Folder(".", limits), limits, BadRows(where, [1], "stop"))
+    inputs, _ = _inputs(setting, workdir, only=name)
+    if not inputs:
+        raise ConfigError(f"{where}: {value!r} has none of: {', '.join(modality.names)}")
+    return Compose(inputs, {}, {}, setting.bad)(np.zeros(1, np.int64), None)["inputs"][name]
+
+
+def _inputs(
+    setting: Setting, workdir: Workdir, only: str | None = None
+) -> tuple[dict[str, Input], list[str]]:
+    """The modalities that some row has, ready to be read, and the others' names."""
+    config = workdir.read("config.json")
+    own = config["data"]["modalities"] if config["data"]["kind"] == "manifest" else {}
+    inputs, absent = {}, []
+    for name, modality in workdir.spec().modalities.items():
+        if config["model"]["encoders"].get(name) is None or only not in (None, name):
+            continue
+        if None in modality.shape:
+            raise ConfigError(
+                f"--manifest: the length of {name!r} varies ({list(modality.shape)}); rows of a "
+                "manifest are read at a fixed one"
+            )
+        given = own.get(name, {"kind": modality.kind})
+        column = given.get("column") or name
+        if modality.kind == "table":
+            found = table(name, modality, setting, workdir)
+        elif column not in setting.rows.columns:
+            found = None
+        elif modality.kind == "series":
+            found = series(name, modality, setting, workdir)
+        else:
+            found = _decoded(name, modality, given, setting, workdir)
+        if found is None:
+            absent.append(column)
+        else:
+            inputs[name] = found
+    return inputs, absent
+
+
+def _decoded(
+    name: str, modality: Modality, given: Mapping[str, Any], setting: Setting, workdir: Workdir
+) -> Input:
+    """A picture, recording, clip or text, by the manifest's own readers."""
+    options, shape = dict(given), modality.shape
+    if "from" in options:
+        options["origin"] = options.pop("from")
+    form: dict[str, Any] = {"length": shape[0]}
+    if modality.kind == "image":
+        form = {"size": shape[0]}
+    elif modality.kind == "audio":
+        form = {"rate": int(modality.rate), "seconds": shape[0] / modality.rate}
+    elif modality.kind == "video":
+        form = {"frames": shape[0], "size": shape[1]}
+        if modality.rate is not None:
+            form |= {"sample": options.get("sample", "rate"), "rate": modality.rate}
+    kind = build(INPUTS, {**options, **form}, where=f"--manifest: {name}", own=name)
+    cells, nobody = kind.parse(setting), np.zeros(0, np.int64)
+    text = (workdir.tokenizer(name).decode(),) if modality.kind == "text" else ("",)
+    return kind.fit(cells, setting, nobody, *text)

@@ -1,0 +1,50 @@
+"""Predictions for the rows of a manifest, written as JSON lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.progress import track
+
+from mtmm_jax.inference.manifest_batches import Requests
+from mtmm_jax.store.workdir import write
+from mtmm_jax.training.results import finite
+
+
+def write_predictions(
+    several: Sequence[Requests],
+    answers: Iterator[tuple[int, dict[str, Any]]],
+    path: Path,
+    out: Any,
+) -> None:
+    """Writes a JSON line for each row of a manifest: its line, its id, and its predictions or its
+    error.
+
+    Args:
+        several: the manifest as each run reads it, one or more.
+        answers: `(row, predictions)`, as they are computed.
+        path: the file, written whole or not at all.
+        out: a console, which shows the progress.
+    """
+    asked = several[0]
+    if absent := dict.fromkeys(name for one in several for name in one.absent):
+        out.print(f"in no row: {', '.join(absent)}", highlight=False)
+    seen = {"total": len(asked.usable), "console": out, "disable": not out.is_terminal}
+    told = dict(track(answers, "predicting", **seen))
+    errors = {problem.line: str(problem) for problem in asked.bad.problems}
+    lines = {line: {"line": line, "id": line} for line in errors}
+    for row in range(len(asked.rows)):
+        named = asked.named(row)
+        lines[named["line"]] = {**named, **({"answers": told[row]} if row in told else {})}
+    for line, error in errors.items():
+        lines[line] = {"line": line, "id": lines[line]["id"], "error": error}
+    whole = "".join(json.dumps(finite(lines[line])) + "\n" for line in sorted(lines))
+    write(path, whole.encode())
+    out.print(
+        f"{len(lines) - len(errors)} rows predicted, {len(errors)} bad, in {path}",
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,1 @@
+"""What is written and read back: configs, the folder of a run, its checkpoints."""

@@ -1,0 +1,197 @@
+"""Configs: found by name or path, overridden on the command line, checked before anything runs."""
+
+from __future__ import annotations
+
+import ast
+import re
+import runpy
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+import mtmm_jax
+from mtmm_jax.registry import ConfigError, choose, whole_number
+
+KEYS = (
+    "seed",
+    "steps",
+    "batch_size",
+    "data",
+    "model",
+    "tasks",
+    "balancing",
+    "optimizer",
+    "devices",
+    "checkpoint",
+    "evaluation",
+)
+SECTIONS = {
+    "checkpoint": ("every", "keep", "best"),
+    "evaluation": ("every", "batch_size", "log_every", "baselines"),
+}
+
+OPTIONAL: dict[str, Any] = {"abort_after": 25, "dumps": 3}
+"""Keys that a config may leave out, and what holds then: after how many steps in a row that taught
+nothing a run ends (None: never), and how many diverged batches are kept (`training.faults`)."""
+
+WANTED = ("relatedness", "init_from", "lora", "quantise", "teachers", "semi")
+"""Sections that a config may leave out, or have as None, and which change what is learned."""
+
+# Values of several forms, which are checked where they are read.
+FORMS: dict[str, tuple[type, ...]] = {
+    "devices": (int, Mapping),
+    "model.modality_dropout": (int, float, Mapping),
+}
+
+
+def found() -> dict[str, Path]:
+    """`{name: file}` of the configs of the installed package, or of the checkout's `configs/`."""
+    package = Path(mtmm_jax.__file__).parent
+    folder = next(p for p in (package / "configs", package.parent / "configs") if p.is_dir())
+    return {file.stem: file for file in sorted(folder.rglob("*.py")) if file.stem != "__init__"}
+
+
+def load(name_or_path: str) -> ConfigDict:
+    """The config of a file, or of a name such as `emoji` that ships with the package, whatever
+    folder it lies in."""
+    path, named = Path(name_or_path), found()
+    if path.suffix != ".py":
+        path = named[choose(name_or_path, sorted(named), "--config", "config")]
+    elif not path.exists():
+        there = f"{path.stem} is in {named[path.stem]}" if path.stem in named else ""
+        raise ConfigError(
+            f"--config: no file {str(path)!r}; "
+            f"{there or 'by name there are: ' + ', '.join(sorted(named))}"
+        )
+    module = runpy.run_path(str(path))
+    if "get_config" not in module:
+        raise ConfigError(f"--config: {path} has no function get_config()")
+    config = module["get_config"]()
+    with config.unlocked():
+        for key, value in {**OPTIONAL, **dict.fromkeys(WANTED)}.items():
+            if key not in config:
+                config[key] = value
+    return config
+
+
+def apply_overrides(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
+    """Applies `--config.a.b=value`; values are Python literals, anything else is a string.
+
+    `None` removes a task or an encoder. A key that does not exist is an error, except beside a
+    `kind`, where it is a hyper-parameter of that entry and is checked by its table.
+    """
+    for override in overrides:
+        match = re.fullmatch(r"--config\.([\w.+-]+)=(.*)", override, re.DOTALL)
+        if not match:
+            raise ConfigError(
+                f"{override!r}: not understood; overrides look like "
+                "--config.optimizer.learning_rate=3e-4"
+            )
+        path, text = match.groups()
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text
+        _set(config, path, value)
+    return config
+
+
+def _set(config: ConfigDict, path: str, value: Any) -> None:
+    *parents, last = path.split(".")
+    node = config
+    for depth, key in enumerate(parents):
+        choose(key, node.keys(), f"--config.{'.'.join(parents[: depth + 1])}", "config key")
+        if not isinstance(node[key], ConfigDict):
+            raise ConfigError(f"--config.{path}: {'.'.join(parents[: depth + 1])} is not a section")
+        node = node[key]
+    if last in node:
+        value = _converted(node[last], value, path)
+    elif "kind" not in node:
+        choose(last, node.keys(), f"--config.{path}", "config key")
+    with node.unlocked(), node.ignore_type():
+        node[last] = _section(value)
+
+
+def _section(value: Any) -> Any:
+    return ConfigDict(value) if isinstance(value, Mapping) else value
+
+
+def _converted(old: Any, value: Any, path: str) -> Any:
+    """The value in the old one's type: 1 for a float is fine, a word for a number is not."""
+    if old is None or value is None or isinstance(value, type(old)):
+        return value
+    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(old, list | tuple) and isinstance(value, list | tuple):
+        return type(old)(value)
+    # A table entry is a name or a section with its `kind`; what is read is a name or a list.
+    if isinstance(old, str | list | tuple | ConfigDict) and isinstance(
+        value, str | list | tuple | dict
+    ):
+        return value
+    if isinstance(value, FORMS.get(path, ())) or (path == "devices" and value == "all"):
+        return value
+    raise ConfigError(
+        f"--config.{path}: {value!r} is {type(value).__name__}; needs {type(old).__name__}, "
+        f"such as {old!r}"
+    )
+
+
+def check(config: Mapping[str, Any] | ConfigDict) -> None:
+    """Raises a `ConfigError` for unknown, missing or impossible top-level values."""
+    config = ConfigDict(config)
+    for key in config:
+        choose(key, (*KEYS, *OPTIONAL, *WANTED), f"config.{key}", "key")
+    missing = [key for key in KEYS if key not in config]
+    if missing:
+        raise ConfigError(f"config: misses {', '.join(missing)}; it has {', '.join(config)}")
+    for section, known in SECTIONS.items():
+        for key in config[section]:
+            choose(key, known, f"config.{section}.{key}", "key")
+        for key in known:
+            if key not in config[section]:
+                raise ConfigError(f"config.{section}: misses {key!r}")
+    counts = {
+        "steps": config.steps,
+        "batch_size": config.batch_size,
+        "checkpoint.every": config.checkpoint.every,
+        "checkpoint.keep": config.checkpoint.keep,
+        "evaluation.every": config.evaluation.every,
+        "evaluation.batch_size": config.evaluation.batch_size,
+        "evaluation.log_every": config.evaluation.log_every,
+    }
+    for where, value in counts.items():
+        whole_number(value, f"config.{where}")
+    _optional_counts(config)
+    whole_number(config.seed, "config.seed", least=0)
+
+
+def _optional_counts(config: ConfigDict) -> None:
+    for key, least, or_none in (("abort_after", 1, True), ("dumps", 0, False)):
+        value = config.get(key, OPTIONAL[key])
+        if value is not None or not or_none:
+            whole_number(value, f"config.{key}", least)
+
+
+def as_dict(config: ConfigDict) -> dict[str, Any]:
+    """Plain dicts and lists, as JSON has them."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping | ConfigDict):
+            return {key: plain(entry) for key, entry in value.items()}
+        return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+    return plain(config)
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """`key: old -> new` for each place where two plain configs differ."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        found = []
+        for key in sorted({*old, *new}):
+            below = f"{path}.{key}" if path else key
+            found += differences(old.get(key), new.get(key), below)
+        return found
+    return [] if old == new else [f"{path}: {old!r} -> {new!r}"]

@@ -1,0 +1,1 @@
+"""Boxes: geometry, maps of centres, matching, exact assignment. Pure, under jit."""

@@ -1,0 +1,1 @@
+"""Metrics as monoids: each batch gives a state, states merge, the end divides once."""

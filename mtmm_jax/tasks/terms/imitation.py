@@ -1,0 +1,233 @@
+"""Terms that pull a task's prediction towards another's: a teacher's, its own average's, another
+head's.
+
+What is to be imitated stands in the batch beside the labels, as a target
+`{"y", "present", "weight"?}`: `y` in the label's own units, so that a teacher who standardises
+otherwise can be followed, and `weight` where a row is to count less than whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mtmm_jax.batch import Target
+from mtmm_jax.registry import choose
+from mtmm_jax.tasks.ordinal import log_probabilities
+from mtmm_jax.tasks.task import Task
+from mtmm_jax.tasks.terms.term import Regulariser, View
+
+Array = jax.Array
+MEASURES = ("kl", "squared")
+
+
+class Form(NamedTuple):
+    """How the predictions of a kind of task are told and compared.
+
+    Attributes:
+        kind: of the target that `say` makes, as in `batch.TARGET_KINDS`.
+        say: `(prediction, temperature) -> y`, `[B]` or `[B, C]`.
+        gap: `(prediction, y, temperature, measure) -> [B]`.
+    """
+
+    kind: str
+    say: Callable[[Any, float], Array]
+    gap: Callable[[Any, Array, float, str], Array]
+
+
+def _one_of(log_p: Callable[[Array], Array]) -> Form:
+    """Of classes of which one is true: q = softmax(log p / T).
+
+    kl: T^2 sum_c q_c (log q_c - log p_c); squared: sum_c (q_c - p_c)^2.
+    """
+
+    def tempered(prediction: Array, temperature: float) -> Array:
+        return jax.nn.log_softmax(log_p(prediction.astype(jnp.float32)) / temperature)
+
+    def say(prediction: Array, temperature: float) -> Array:
+        return jnp.exp(tempered(prediction, temperature))
+
+    def gap(prediction: Array, y: Array, temperature: float, measure: str) -> Array:
+        own = tempered(prediction, temperature)
+        if measure == "squared":
+            return jnp.square(y - jnp.exp(own)).sum(-1)
+        return temperature**2 * (_self(y) - y * own).sum(-1)
+
+    return Form("class", say, gap)
+
+
+def _several() -> Form:
+    """Of classes that are true or not: the mean over classes of the divergence of two coins. A
+    probability below 0 stands for one that is not told; such a class counts as one without gap."""
+
+    def say(prediction: Array, temperature: float) -> Array:
+        return jax.nn.sigmoid(prediction.astype(jnp.float32) / temperature)
+
+    def gap(prediction: Array, y: Array, temperature: float, measure: str) -> Array:
+        z, told = prediction.astype(jnp.float32) / temperature, y >= 0
+        q = jnp.where(told, y, 0.5)
+        if measure == "squared":
+            each = jnp.square(q - jax.nn.sigmoid(z))
+        else:
+            cross = q * jax.nn.log_sigmoid(z) + (1 - q) * jax.nn.log_sigmoid(-z)
+            each = temperature**2 * (_self(q) + _self(1 - q) - cross)
+        return jnp.where(told, each, 0.0).mean(-1)
+
+    return Form("labels", say, gap)
+
+
+def _number(label: Target) -> Form:
+    """Of a number: 1/2 ((z - t)^2), t standardised; the temperature is none of its business."""
+
+    def say(prediction: Array, temperature: float) -> Array:
+        del temperature
+        return prediction[:, 0].astype(jnp.float32) * label.std + label.mean
+
+    def gap(prediction: Array, y: Array, temperature: float, measure: str) -> Array:
+        del temperature, measure
+        z = prediction[:, 0].astype(jnp.float32)
+        return 0.5 * jnp.square(z - (y - label.mean) / label.std)
+
+    return Form("number", say, gap)
+
+
+def _self(q: Array) -> Array:
+    """q log q, and 0 at 0."""
+    return jax.scipy.special.xlogy(q, q)
+
+
+def form_of(task: Task, label: Target | None) -> Form | None:
+    """The form of a task's predictions; None of a task that cannot be imitated."""
+    makers: dict[str, Callable[[], Form]] = {
+        "classification": lambda: _one_of(lambda z: z),
+        "ordinal": lambda: _one_of(log_probabilities),
+        "multilabel": _several,
+        "regression": lambda: _number(label),
+    }
+    make = makers.get(task.kind)
+    return None if make is None or label is None else make()
+
+
+def imitation(
+    name: str, form: Form, target: str, *, temperature: float = 1.0, measure: str = "kl"
+) -> Regulariser:
+    """sum_i w_i gap(z_i, y_i) / n over the n rows that have something to imitate.
+
+    With "kl" and temperature T it is T^2 KL(q || softmax(z / T)), whose gradient keeps its size
+    when T grows (Hinton et al. 2015). A row without `present`, or where the task has nothing to
+    read, adds nothing, whatever stands in `y`.
+
+    Args:
+        name: of the task that learns.
+        form: of its predictions.
+        target: where the batch has what is to be imitated.
+        temperature: T.
+        measure: "kl", or "squared", the distance of the probabilities (Tarvainen, Valpola 2017).
+    """
+    choose(measure, MEASURES, "imitation.measure", "measure")
+
+    def term(view: View) -> tuple[Array, Array]:
+        prediction = view.predictions[name]
+        entry = view.targets.get(target)
+        if entry is None:
+            return jnp.float32(0), jnp.float32(0)
+        rows = entry["present"] & view.present[name]
+        gaps = form.gap(prediction, _known(entry["y"], rows), temperature, measure)
+        weight = entry.get("weight", rows).astype(jnp.float32)
+        return _counted(gaps, rows, jnp.where(rows, weight, 0.0))
+
+    return Regulariser(term, tasks=(name,), targets=(target,))
+
+
+def agreement_of_heads(name: str, form: Form, head: str) -> Regulariser:
+    """KL(stop(p_task) || p_head) over the rows that both can read: what a modality alone says
+    follows what all say together; the task itself is not moved.
+
+    Args:
+        name: of the task that is followed.
+        form: of the predictions of both.
+        head: of the task that follows.
+    """
+
+    def term(view: View) -> tuple[Array, Array]:
+        rows = view.present[name] & view.present[head]
+        y = jax.lax.stop_gradient(form.say(view.predictions[name], 1.0))
+        gaps = form.gap(view.predictions[head], _known(y, rows), 1.0, "kl")
+        return _counted(gaps, rows, rows.astype(jnp.float32))
+
+    return Regulariser(term, tasks=(name, head))
+
+
+def likeness(read: str, target: str, kernel: str | None = None) -> Regulariser:
+    """1 - cos(x, t) of the pooled tokens of a read and a teacher's, over the rows that have both.
+
+    Args:
+        read: whose tokens.
+        target: where the batch has the teacher's.
+        kernel: the path of a matrix in the parameters, for x W in place of x where widths differ
+            (Romero et al. 2015); None for none.
+    """
+
+    def term(view: View) -> tuple[Array, Array]:
+        tokens, entry = view.tokens[read], view.targets.get(target)
+        if entry is None:
+            return jnp.float32(0), jnp.float32(0)
+        x = tokens.mean().astype(jnp.float32)
+        if kernel is not None:
+            x = x @ _at(view.params, kernel)
+        rows = entry["present"] & tokens.present
+        t = _known(entry["y"], rows)
+        norms = (jnp.square(f).sum(-1) + 1e-12 for f in (x, t))
+        cosines = (x * t).sum(-1) * jax.lax.rsqrt(next(norms)) * jax.lax.rsqrt(next(norms))
+        return _counted(1.0 - cosines, rows, rows.astype(jnp.float32))
+
+    paths = () if kernel is None else (kernel,)
+    return Regulariser(term, reads=(read,), targets=(target,), paths=paths)
+
+
+def share_of(target: str) -> Regulariser:
+    """The share of a target's rows that have a weight: told beside the losses, and moves nothing.
+    Of labels that are told one by one (`[B, C]`), the share of those."""
+
+    def term(view: View) -> tuple[Array, Array]:
+        entry = view.targets.get(target)
+        if entry is None:
+            return jnp.float32(0), jnp.float32(0)
+        used = (entry["weight"] > 0).astype(jnp.float32)
+        if entry["y"].ndim > 1:
+            used = used * (entry["y"] >= 0).mean(-1, dtype=jnp.float32)
+        rows = entry["present"]
+        return jnp.where(rows, used, 0.0).sum(), rows.sum().astype(jnp.float32)
+
+    return Regulariser(term, targets=(target,))
+
+
+def scaled_loss(task: Task, scale: float) -> Callable[..., tuple[Array, Array]]:
+    """The task's loss times a number; of 0 the task has no rows, and so is absent."""
+
+    def loss(prediction: Any, labels: Any, axis_name: str | None) -> tuple[Array, Array]:
+        total, count = task.loss(prediction, labels, axis_name)
+        if scale == 0:
+            return jnp.zeros_like(total), jnp.zeros_like(count)
+        return scale * total, count
+
+    return loss
+
+
+def _known(y: Array, rows: Array) -> Array:
+    """Zeros where there is nothing to imitate, before anything is computed of it."""
+    return jnp.where(rows.reshape(-1, *[1] * (y.ndim - 1)), y, 0.0).astype(jnp.float32)
+
+
+def _counted(gaps: Array, rows: Array, weight: Array) -> tuple[Array, Array]:
+    gaps = jnp.where(rows, gaps, 0.0)
+    return (weight * gaps).sum(), rows.sum().astype(jnp.float32)
+
+
+def _at(params: Mapping[str, Any], path: str) -> Array:
+    for key in path.split("/"):
+        params = params[key]
+    return params

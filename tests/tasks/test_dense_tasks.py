@@ -1,0 +1,446 @@
+"""Segmentation, scales, paths, reconstruction, calibration: masks hold, figures are true."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy import stats
+from sklearn import metrics as oracle
+
+from mtmm_jax import heads, registry
+from mtmm_jax.batch import Spec, Target
+from mtmm_jax.evaluation import trivial_results
+from mtmm_jax.registry import ConfigError
+from mtmm_jax.tasks.classification import classification
+from mtmm_jax.tasks.metrics import calibration
+from mtmm_jax.tasks.ordinal import log_probabilities, ordinal
+from mtmm_jax.tasks.reconstruction import reconstruction
+from mtmm_jax.tasks.regression import regression
+from mtmm_jax.tasks.segmentation import segmentation
+from mtmm_jax.tasks.task import Labels
+from mtmm_jax.tasks.waypoints import waypoints
+from tests import toy
+
+ROWS = 12
+SCALE = ("low", "middle", "high", "top")
+SPEC = Spec(
+    toy.SPEC.modalities,
+    {
+        "mask": Target("mask", ("sky", "sea", "sand"), frequencies=(0.5, 0.3, 0.2), shape=(8, 12)),
+        "path": Target("path", mean=3.0, std=2.0, shape=(5, 2)),
+        "level": Target("class", SCALE, frequencies=(0.1, 0.4, 0.3, 0.2)),
+        "size": toy.SPEC.targets["size"],
+    },
+)
+# name -> task, its options, the shape of a row's prediction
+CASES = {
+    "mask": (segmentation, {"reads": ("image",)}, (8, 12, 3)),
+    "path": (waypoints, {}, (5, 2)),
+    "level": (ordinal, {}, (3,)),
+    "table": (reconstruction, {}, (5,)),
+    "series": (reconstruction, {}, (36,)),
+    "image": (reconstruction, {"size": 4}, (48,)),
+    "gaussian": (regression, {"loss": "gaussian", "target": "size"}, (2,)),
+    "huber": (regression, {"loss": {"kind": "huber", "delta": 0.5}, "target": "size"}, (1,)),
+    "class": (classification, {"target": "level"}, (4,)),
+}
+EVERY = pytest.mark.parametrize("name", CASES)
+
+
+def make_head(config, *, where, **context):
+    return registry.build(heads.HEADS, config, where=where, **context)
+
+
+def build(name, **options):
+    kind, own, _ = CASES[name]
+    where = f"tasks.{name}"
+    options = {"reads": ("fused",), **own, **options}
+    return kind(name, SPEC, make_head=make_head, where=where, **options)
+
+
+@functools.cache
+def built(name):
+    return build(name)
+
+
+@functools.cache
+def model():
+    """A whole model that has all these tasks."""
+    encoders = {"image": {"kind": "resnet", "preset": "tiny", "stem_kind": "half"}}
+    whole = toy.build({"kind": "classification"}, encoders=encoders)
+    tasks = {name: built(name) for name in CASES}
+    return dataclasses.replace(whole, spec=SPEC, tasks=tasks)
+
+
+def batch(size=ROWS, seed=0):
+    """Holes in every input and label, NaN inside."""
+    rng = np.random.default_rng(seed)
+    y = {
+        "mask": rng.integers(-1, 3, (size, 8, 12)).astype(np.int32),
+        "path": {
+            "points": rng.normal(3, 2, (size, 5, 2)).astype(np.float32),
+            "valid": np.arange(5) < rng.integers(1, 6, size)[:, None],
+        },
+        "level": rng.integers(0, 4, size).astype(np.int32),
+        "size": rng.normal(10, 2, size).astype(np.float32),
+    }
+    y["path"]["points"][~y["path"]["valid"]] = np.nan
+    targets = {}
+    for name, value in y.items():
+        present = rng.random(size) < 0.7
+        present[:2] = True, False
+        for leaf in jax.tree.leaves(value):
+            if leaf.dtype == np.float32:
+                leaf[~present] = np.nan
+            elif leaf.dtype == np.int32:
+                leaf[~present] = 99
+        targets[name] = {"y": value, "present": present}
+    return {**toy.batch(size, seed), "targets": targets}
+
+
+def labels(name, seed=0):
+    rows = jax.tree.map(jnp.asarray, batch(seed=seed))
+    return built(name).labels(rows, model().present(rows))
+
+
+def prediction(name, seed=1, size=ROWS):
+    said = np.random.default_rng(seed).standard_normal((size, *CASES[name][2])).astype(np.float32)
+    return -np.sort(-said, -1) if name == "level" else said  # log odds of a scale fall
+
+
+def rows_of(tree, rows):
+    return jax.tree.map(lambda x: x[rows], tree)
+
+
+@functools.cache
+def _compiled(function, *more):
+    return jax.jit(lambda said, y, weight: function(said, Labels(y, weight), *more))
+
+
+def cost(task, said, given):
+    return _compiled(task.loss, None)(said, given.y, given.weight)
+
+
+def state(metric, said, given):
+    return jax.device_get(_compiled(metric.update)(said, given.y, given.weight))
+
+
+def figures(task, said, given):
+    found = {}
+    for metric in task.metrics.values():
+        found |= metric.compute(state(metric, said, given))
+    return found
+
+
+def full(y):
+    return Labels(jax.tree.map(jnp.asarray, y), jnp.ones(len(jax.tree.leaves(y)[0])))
+
+
+# What holds for all of them
+
+
+@EVERY
+def test_only_the_rows_that_count_do(name):
+    task, given, said = built(name), labels(name), prediction(name)
+    keep = np.asarray(given.weight) > 0
+    assert 0 < keep.sum() < ROWS
+    step = jax.jit(jax.value_and_grad(lambda p: task.loss(p, given, None), has_aux=True))
+    (total, count), grads = step(said)
+    alone = Labels(rows_of(given.y, keep), given.weight[keep])
+    expected, expected_count = cost(task, said[keep], alone)
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
+    assert float(count) == float(expected_count) == keep.sum()
+    assert np.isfinite(grads).all()
+    assert not grads[~keep].any()
+    assert np.abs(grads[keep]).max() > 0
+    found = figures(task, said, given)
+    assert found == pytest.approx(figures(task, said[keep], alone), rel=1e-4)
+    assert task.headline in found
+
+
+@EVERY
+def test_order_changes_nothing_and_parts_merge_into_the_whole(name):
+    task, given, said = built(name), labels(name), prediction(name)
+    order = np.random.default_rng(0).permutation(ROWS)
+    moved = Labels(rows_of(given.y, order), given.weight[order])
+    whole = figures(task, said, given)
+    assert figures(task, said[order], moved) == pytest.approx(whole, rel=1e-4)
+    np.testing.assert_allclose(
+        cost(task, said[order], moved)[0], cost(task, said, given)[0], rtol=1e-5
+    )
+    for metric in task.metrics.values():
+        parts = [
+            state(metric, said[r], Labels(rows_of(given.y, r), given.weight[r]))
+            for r in (slice(0, 4), slice(4, 8), slice(8, 12))
+        ]
+        left = metric.compute(metric.merge(metric.merge(*parts[:2]), parts[2]))
+        right = metric.compute(metric.merge(parts[0], metric.merge(*parts[1:])))
+        for found in (left, right):
+            assert found == pytest.approx({k: whole[k] for k in found}, rel=1e-4)
+
+
+@EVERY
+def test_without_any_label_nothing_is_counted(name):
+    task, said = built(name), prediction(name)
+    nothing = Labels(labels(name).y, jnp.zeros(ROWS))
+    assert cost(task, said, nothing) == (0, 0)
+    assert all(np.isnan(v) for v in figures(task, said, nothing).values())
+    assert cost(task, said, Labels(None, jnp.zeros(ROWS))) == (0, 0)
+
+
+def test_a_model_learns_them_and_fillers_reach_nothing():
+    whole, rows = model(), batch()
+    variables = jax.jit(whole.init)(jax.random.key(0), whole.spec.example(2))
+
+    def loss(params, rows):
+        mode = {"train": True, "key": jax.random.key(1)}
+        said, _ = whole({**variables, "params": params}, rows["inputs"], **mode)
+        sums, counts = whole.losses(said, rows)
+        return (sums / counts).sum(), sums / counts
+
+    step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    params = variables["params"]
+    (_, start), grads = step(params, rows)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
+        assert np.isfinite(leaf).all()
+        if "absent" not in jax.tree_util.keystr(path):
+            assert np.abs(leaf).max() > 0, jax.tree_util.keystr(path)
+    quiet = jax.tree.map(lambda x: np.nan_to_num(x) if x.dtype == np.float32 else x, rows)
+    np.testing.assert_array_equal(step(params, quiet)[0][1], start)
+    for _ in range(10):
+        (_, values), grads = step(params, rows)
+        size = float(optax.tree.norm(grads))
+        params = jax.tree.map(lambda p, g, s=0.1 / size: p - s * g, params, grads)
+    assert (values < start).all(), dict(zip(CASES, values - start, strict=True))
+    trivial = trivial_results(whole, [rows])
+    for name, task in whole.tasks.items():
+        assert np.isfinite(trivial[name][task.headline])
+        assert task.decode(prediction(name)[0])
+
+
+# Figures against others'
+
+
+def test_segmentation_is_the_mean_cross_entropy_of_known_pixels_and_sklearns_jaccard():
+    task, said = built("mask"), prediction("mask")
+    y = batch()["targets"]["mask"]["y"] % 3
+    y[0] = -1  # nothing known: the row does not count
+    y[1, :4] = -1
+    given = full(y)
+    total, count = cost(task, said, given)
+    assert count == ROWS - 1
+    expected = 0.0
+    for row in range(1, ROWS):
+        each = optax.softmax_cross_entropy_with_integer_labels(said[row], jnp.maximum(y[row], 0))
+        expected += float(np.asarray(each)[y[row] >= 0].mean())
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
+    known = y >= 0
+    found = figures(task, said, given)
+    pair = y[known], said.argmax(-1)[known]
+    assert found["miou"] == pytest.approx(oracle.jaccard_score(*pair, average="macro"))
+    assert found["pixel_accuracy"] == pytest.approx(oracle.accuracy_score(*pair))
+
+
+def test_pixels_fit_a_grid_that_does_not_divide_the_picture():
+    tokens = {"image": toy_grid()}
+    module = make_head("pixels", where="h", size=3, shape=(9, 13), fusions=())
+    said, variables = module.init_with_output(jax.random.key(0), tokens)
+    assert said.shape == (2, 9, 13, 3)
+    assert set(variables["params"]["widen"]) == {
+        "norm", "up1", "up1_norm", "hidden", "hidden_norm",
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match=r"h: needs the grid of 'depth'.*fused: image|image: im"):
+        make_head("pixels", where="h", size=3, shape=(9, 13), modality="depth").init(
+            jax.random.key(0), tokens
+        )
+
+
+def toy_grid():
+    from mtmm_jax.batch import Tokens
+
+    values = jax.random.normal(jax.random.key(0), (2, 12, 8))
+    return Tokens.of(values, jnp.ones((2, 12), bool), "image", grid=(3, 4))
+
+
+def test_a_scale_is_its_formula_and_its_figures_are_sklearns():
+    task, said = built("level"), prediction("level")
+    y = np.random.default_rng(2).integers(0, 4, ROWS)
+    above = 1 / (1 + np.exp(-said.astype(np.float64)))
+    edges = np.concatenate([np.ones((ROWS, 1)), above, np.zeros((ROWS, 1))], 1)
+    p = edges[:, :-1] - edges[:, 1:]
+    np.testing.assert_allclose(np.exp(log_probabilities(said)), p, atol=1e-5)
+    total, _ = cost(task, said, full(y))
+    np.testing.assert_allclose(total, -np.log(p[np.arange(ROWS), y]).sum(), rtol=1e-4)
+    soft = np.random.default_rng(3).dirichlet(np.ones(4), ROWS).astype(np.float32)
+    np.testing.assert_allclose(
+        cost(task, said, full(soft))[0], -(soft * np.log(p)).sum(), rtol=1e-4
+    )
+    guess = (above > 0.5).sum(1)
+    found = figures(task, said, full(y))
+    assert found["mae"] == pytest.approx(oracle.mean_absolute_error(y, guess))
+    assert found["accuracy"] == pytest.approx(oracle.accuracy_score(y, guess))
+    kappa = oracle.cohen_kappa_score(y, guess, weights="quadratic")
+    assert found["kappa"] == pytest.approx(kappa)
+
+
+def test_thresholds_start_at_the_frequencies_and_stay_in_order():
+    module = built("level").head
+    tokens = {"fused": toy_grid()}
+    variables = module.init(jax.random.key(0), tokens)
+    score = variables["params"]["score"]["out"]
+    still = jax.tree.map(jnp.zeros_like, score)
+    params = {**variables["params"], "score": {**variables["params"]["score"], "out": still}}
+    p = np.exp(log_probabilities(module.apply({"params": params}, tokens)))
+    np.testing.assert_allclose(p[0], [0.1, 0.4, 0.3, 0.2], atol=1e-3)
+    params["gaps"] = jnp.full(2, -50.0)
+    assert (np.diff(module.apply({"params": params}, tokens)) < 0).all()
+
+
+def test_paths_are_those_of_a_loop():
+    task, said = built("path"), prediction("path")
+    rng = np.random.default_rng(4)
+    points = rng.normal(3, 2, (ROWS, 5, 2)).astype(np.float32)
+    valid = rng.random((ROWS, 5)) < 0.6
+    valid[0], valid[1] = False, True
+    points[~valid] = np.nan
+    losses, average, final = [], [], []
+    for row in range(1, ROWS):
+        places = np.flatnonzero(valid[row])
+        if not len(places):
+            continue
+        z = (points[row, places] - 3.0) / 2.0
+        losses.append(0.5 * ((said[row, places] - z) ** 2).sum(1).mean())
+        far = np.linalg.norm(said[row, places] * 2.0 + 3.0 - points[row, places], axis=1)
+        average.append(far.mean())
+        final.append(far[-1])
+    given = full({"points": points, "valid": valid})
+    total, count = cost(task, said, given)
+    np.testing.assert_allclose(total, np.sum(losses), rtol=1e-5)
+    assert count == len(losses)
+    expected = {"ade": np.mean(average), "fde": np.mean(final)}
+    assert figures(task, said, given) == pytest.approx(expected, rel=1e-5)
+
+
+def test_reconstruction_reads_its_label_off_the_input_and_scores_like_sklearn():
+    rows = batch()
+    given, entry = labels("table"), rows["inputs"]["table"]
+    known = entry["mask"] & entry["present"][:, None]
+    np.testing.assert_array_equal(given.y["known"], known)
+    np.testing.assert_array_equal(np.asarray(given.y["values"])[known], entry["x"][known])
+    some = np.stack([rows["inputs"][m]["present"] for m in ("image", "table")]).all(0)
+    np.testing.assert_array_equal(np.asarray(given.weight) > 0, some)
+    task, said = built("table"), prediction("table")
+    x = (50.0 + np.random.default_rng(0).standard_normal((ROWS, 5))).astype(np.float32)
+    everything = full({"values": x, "known": np.ones((ROWS, 5), bool)})
+    score = oracle.r2_score(x, said, multioutput="variance_weighted")
+    expected = {"r2": score, "mse": oracle.mean_squared_error(x, said)}
+    assert figures(task, said, everything) == pytest.approx(expected, rel=1e-4)
+    absent = {**rows, "inputs": {k: v for k, v in rows["inputs"].items() if k != "table"}}
+    absent = jax.tree.map(jnp.asarray, absent)
+    assert not built("table").labels(absent, model().present(absent)).weight.any()
+
+
+def test_a_small_picture_is_the_mean_of_its_cells():
+    given = labels("image")
+    x = batch()["inputs"]["image"]["x"]
+    row = int(np.flatnonzero(given.weight)[0])
+    small = np.asarray(given.y["values"])[row].reshape(4, 4, 3)
+    even = np.asarray(jax.image.resize(x[row], (4, 4, 3), "linear"))
+    np.testing.assert_allclose(small, even, rtol=1e-5)
+
+
+def test_gaussian_regression_is_scipys_likelihood_and_tells_honest_from_sure():
+    task, said = built("gaussian"), prediction("gaussian")
+    y = np.random.default_rng(5).normal(10, 2, ROWS).astype(np.float32)
+    spread = 8 * np.tanh(said[:, 1].astype(np.float64) / 8)
+    law = stats.norm(said[:, 0] * 2.0 + 10.0, 2.0 * np.exp(0.5 * spread))
+    nll = -law.logpdf(y)
+    total, _ = cost(task, said, full(y))
+    constant = ROWS * (0.5 * math.log(2 * math.pi) + math.log(2.0))
+    np.testing.assert_allclose(total + constant, nll.sum(), rtol=1e-5)
+    found = figures(task, said, full(y))
+    assert found["nll"] == pytest.approx(nll.mean(), rel=1e-5)
+    low, high = law.interval(0.9)
+    assert found["inside_90"] == pytest.approx(((low <= y) & (y <= high)).mean())
+    assert found["r2"] == pytest.approx(oracle.r2_score(y, law.mean()), rel=1e-4)
+    assert task.decode(said[0])["std"] == pytest.approx(law.std()[0], rel=1e-5)
+    rng = np.random.default_rng(6)
+    y = rng.normal(10, 2, 2000).astype(np.float32)
+    metric = calibration.interval_calibration(10.0, 2.0)
+    for log_variance, inside, error in ((0.0, 0.9, 0.0), (-4.0, 0.176, 0.7)):
+        z = np.stack([np.zeros(2000), np.full(2000, log_variance)], 1).astype(np.float32)
+        told = metric.compute(state(metric, z, full(y)))
+        assert told["inside_90"] == pytest.approx(inside, abs=0.03)
+        assert told["interval_error"] == pytest.approx(error, abs=0.05)
+
+
+def test_huber_is_optaxs():
+    said, y = prediction("huber"), np.random.default_rng(7).normal(10, 2, ROWS).astype(np.float32)
+    expected = optax.losses.huber_loss(said[:, 0], (y - 10) / 2, delta=0.5).sum()
+    np.testing.assert_allclose(cost(built("huber"), said, full(y))[0], expected, rtol=1e-5)
+
+
+def slow_ece(p, hit):
+    places = np.minimum((p * 15).astype(int), 14)
+    parts = [places == b for b in range(15)]
+    return sum(abs(hit[m].mean() - p[m].mean()) * m.mean() for m in parts if m.any())
+
+
+def test_calibration_of_classes_is_that_of_a_loop_and_sklearns_brier():
+    rng = np.random.default_rng(8)
+    z = rng.normal(0, 2, (2000, 4)).astype(np.float32)
+    y = rng.integers(0, 4, 2000)
+    p = np.exp(z.astype(np.float64))
+    p /= p.sum(1, keepdims=True)
+    metric = calibration.class_calibration()
+    found = metric.compute(state(metric, z, full(y)))
+    assert found["ece"] == pytest.approx(slow_ece(p.max(1), p.argmax(1) == y), abs=1e-5)
+    assert found["brier"] == pytest.approx(((p - np.eye(4)[y]) ** 2).sum(1).mean(), rel=1e-5)
+    soft = metric.compute(state(metric, z, full(np.eye(4, dtype=np.float32)[y])))
+    assert soft == pytest.approx(found)
+    honest = np.array([rng.choice(4, p=row) for row in p])
+    assert metric.compute(state(metric, z, full(honest)))["ece"] < 0.08 < found["ece"]
+
+
+def test_calibration_of_labels_is_that_of_a_loop_and_sklearns_brier():
+    rng = np.random.default_rng(9)
+    z, y = rng.normal(0, 2, (80, 3)).astype(np.float32), rng.integers(0, 2, (80, 3))
+    p = 1 / (1 + np.exp(-z.astype(np.float64)))
+    metric = calibration.label_calibration()
+    found = metric.compute(state(metric, z, full(y.astype(np.float32))))
+    assert found["ece"] == pytest.approx(slow_ece(p.ravel(), y.ravel()), abs=1e-5)
+    assert found["brier"] == pytest.approx(oracle.brier_score_loss(y.ravel(), p.ravel()), rel=1e-5)
+
+
+def test_the_trivial_classifier_says_the_frequencies():
+    task = built("class")
+    said = np.tile(task.trivial, (1000, 1))
+    y = np.repeat(np.arange(4), [100, 400, 300, 200])
+    found = figures(task, said, full(y))
+    assert found["ece"] == pytest.approx(0.0, abs=1e-5)
+    assert found["brier"] == pytest.approx(1 - 0.01 - 0.16 - 0.09 - 0.04, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("level", {"head": "vector"}, "tasks.level.head: Vector gives numbers in no order"),
+        ("huber", {"loss": "hubert"}, "tasks.huber.loss.kind: unknown kind 'hubert' .*'huber'"),
+        ("huber", {"loss": {"kind": "huber", "delta": 0}}, "tasks.huber.loss.delta: 0"),
+        ("gaussian", {"loss": {"kind": "gaussian", "limit": -1}}, "tasks.gaussian.loss.limit: -1"),
+        ("gaussian", {"loss": {"kind": "mse", "delta": 1}}, "unknown hyper-parameter of mse"),
+        ("table", {"modality": "tabel"}, "tasks.table.modality: unknown modality 'tabel'"),
+        ("table", {"modality": "text"}, "modality: unknown kind of modality 'text'"),
+        ("image", {"size": 0}, "tasks.image.size: 0"),
+        ("mask", {"target": "level"}, "'level' is a 'class' label; the task needs 'mask'"),
+        ("path", {"head": "paths"}, "tasks.path.head.kind: unknown kind 'paths'"),
+    ],
+)
+def test_bad_values_are_named(name, options, message):
+    with pytest.raises(ConfigError, match=message):
+        build(name, **options)
