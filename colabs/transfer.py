@@ -116,7 +116,7 @@ plt.show()
 from mtmm_jax.evaluation.zero_shot import measure
 from mtmm_jax.inference.finished import open_run
 
-run = open_run(folder / "pretrained", Workdir(folder / "pretrained").read("config.json"))
+run = open_run(folder / "pretrained", Workdir(folder / "pretrained").config())
 told = measure(run.experiment.model, run.variables, run.experiment.source, "category", 128)
 shown = {
     "chance": told["names"]["chance_seen"],

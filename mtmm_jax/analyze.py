@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     choose(arguments.split, ("train", "validation", "test"), "--split", "split")
     workdir = Workdir.at(arguments.workdir)
     workdir.read("results.json")
-    config = apply_overrides(ConfigDict(workdir.read("config.json")), overrides)
+    config = apply_overrides(ConfigDict(workdir.config()), overrides)
     run = open_run(arguments.workdir, {**config.to_dict(), "devices": 1})
     out = console()
     with _bar(out) as bar:

@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if together:
         _together(arguments, overrides)
         return 0
-    stored = Workdir.at(arguments.workdir).read("config.json")
+    stored = Workdir.at(arguments.workdir).config()
     config = apply_overrides(ConfigDict(stored), overrides)
     run = open_run(arguments.workdir, config.to_dict())
     experiment = run.experiment

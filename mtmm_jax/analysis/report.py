@@ -49,7 +49,7 @@ def figures(workdir: Workdir) -> dict[str, Figure]:
     """The run's pictures by name: results, curves, weights, what tasks do for each other (where it
     was measured), conflicts, confusion, retrieval, and those of its analysis if there was one."""
     config, results, spec = (
-        workdir.read("config.json"),
+        workdir.config(),
         workdir.read("results.json"),
         workdir.spec(),
     )
@@ -81,7 +81,7 @@ def figures(workdir: Workdir) -> dict[str, Figure]:
 def write_report(workdir: Workdir) -> None:
     """Writes `report.html`: figures, tables, speech to listen to, examples and the config; no other
     file is needed."""
-    config, results = workdir.read("config.json"), workdir.read("results.json")
+    config, results = workdir.config(), workdir.read("results.json")
     pictures = {
         name: image_of(png_of(figure), name) + _caption(workdir, name)
         for name, figure in figures(workdir).items()

@@ -31,7 +31,7 @@ def speech(workdir: Workdir) -> str:
 
     The sounds are made once, with the best checkpoint, and kept in the workdir.
     """
-    config = workdir.read("config.json")
+    config = workdir.config()
     model = build(config["model"], config["tasks"], workdir.spec())
     if not any(isinstance(task, Synthesis) for task in model.tasks.values()):
         return ""

@@ -26,7 +26,7 @@ from mtmm_jax.inference.finished import Finished
 from mtmm_jax.inference.outputs import answers
 from mtmm_jax.model import Model, flatten
 from mtmm_jax.registry import ConfigError
-from mtmm_jax.store.workdir import write
+from mtmm_jax.store.workdir import stamped, write
 from mtmm_jax.transfer.quantising import Quantised, quantise
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -131,7 +131,7 @@ def export_run(
         "program.mlir": made.mlir_module_serialized,
         "parameters.npz": parameters.getvalue(),
         "spec.json": json.dumps(model.spec.to_dict(), indent=1).encode(),
-        "config.json": json.dumps(_reading(run.experiment.config), indent=1).encode(),
+        "config.json": json.dumps(stamped(_reading(run.experiment.config)), indent=1).encode(),
         "load.py": inspect.getsource(exported).encode(),
     }
     folder = run.workdir.path / "assets"

@@ -40,7 +40,7 @@ def open_run(
         step: "best" by the validation score, "last", or a step that is kept.
     """
     workdir = Workdir.at(path)
-    stored = workdir.read("config.json")
+    stored = workdir.config()
     spec = workdir.spec()
     if config is None:
         experiment = assemble({**stored, "devices": 1}, spec)

@@ -102,7 +102,7 @@ def open_all(path: str | Path, workdirs: Sequence[Workdir], on_bad: str = "skip"
     setting = Setting(rows, Folder(path.parent, limits), limits, bad)
     found, wanted = [], {}
     for workdir in workdirs:
-        data = workdir.read("config.json")["data"]
+        data = workdir.config()["data"]
         id = data.get("id", "id") if data["kind"] == "manifest" else "id"
         inputs, absent = _inputs(setting, workdir)
         found.append(Requests(rows, Compose(inputs, {}, {}, bad), bad, id, tuple(absent)))
@@ -140,7 +140,7 @@ def _inputs(
     setting: Setting, workdir: Workdir, only: str | None = None
 ) -> tuple[dict[str, Input], list[str]]:
     """The modalities that some row has, ready to be read, and the others' names."""
-    config = workdir.read("config.json")
+    config = workdir.config()
     own = config["data"]["modalities"] if config["data"]["kind"] == "manifest" else {}
     inputs, absent = {}, []
     for name, modality in workdir.spec().modalities.items():

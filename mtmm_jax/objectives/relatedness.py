@@ -293,7 +293,7 @@ def _used(workdir: Workdir) -> bool:
 def _found(workdir: Workdir) -> Mapping[str, Any] | None:
     if not (workdir.path / "config.json").exists():
         return None
-    return (workdir.read("config.json").get("relatedness") or {}).get("found")
+    return (workdir.config().get("relatedness") or {}).get("found")
 
 
 def _said(found: Mapping[str, Any]) -> str:

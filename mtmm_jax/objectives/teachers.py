@@ -46,7 +46,7 @@ def open_teachers(
         where = f"{WHERE}.workdirs[{i}]"
         try:
             workdir = Workdir.at(path)
-            run = assemble({**workdir.read("config.json"), "devices": 1}, workdir.spec())
+            run = assemble({**workdir.config(), "devices": 1}, workdir.spec())
             _, state = restore_from(workdir, "best", run.shapes, 1, "--workdir")
         except ConfigError as error:
             raise ConfigError(f"{where}: {path!r}: {error}") from error

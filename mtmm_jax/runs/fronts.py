@@ -51,7 +51,7 @@ def outcome(model: Any, results: Mapping[str, Any]) -> Outcome:
 
 def outcome_of(workdir: Workdir) -> Outcome:
     """Of a finished run, on validation."""
-    config = workdir.read("config.json")
+    config = workdir.config()
     model = build(config["model"], config["tasks"], workdir.spec())
     return outcome(model, workdir.read("results.json")["validation"])
 

@@ -36,7 +36,7 @@ def sources(ensemble: Ensemble, change: Callable[[dict], dict] = dict) -> list[A
     built: dict[str, Any] = {}
     found = []
     for name, run in zip(ensemble.names, ensemble.runs, strict=True):
-        section = change(run.workdir.read("config.json"))["data"]
+        section = change(run.workdir.config())["data"]
         key = json.dumps(section, sort_keys=True)
         if key not in built:
             built[key] = data.build(section)

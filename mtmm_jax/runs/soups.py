@@ -121,7 +121,7 @@ def soup(paths: Sequence[str | Path], folder: Path) -> dict[str, dict[str, Any]]
             return record["results"]
     elif (workdir.path / "config.json").exists():
         raise ConfigError(f"--workdir: {folder} holds a run; choose a new folder for the average")
-    whole = open_run(paths[0], {**runs[0].workdir.read("config.json"), "devices": 1})
+    whole = open_run(paths[0], {**runs[0].workdir.config(), "devices": 1})
     experiment = whole.experiment
     workdir.claim(experiment.config, whole.workdir.spec(), _assets(whole.workdir))
     workdir.write(FILE, {"plan": told})

@@ -51,7 +51,7 @@ def restore_from(
     """
     if not workdir.checkpoints.is_dir():
         raise ConfigError(f"{where}: {workdir.path} has no checkpoint yet")
-    keep = workdir.read("config.json")["checkpoint"]["keep"]
+    keep = workdir.config()["checkpoint"]["keep"]
     checkpoints = Checkpoints(workdir.checkpoints, keep)
     try:
         named = {"best": checkpoints.best, "last": checkpoints.latest}

@@ -13,9 +13,13 @@ from typing import Any
 
 import jax
 
+import mtmm_jax
 from mtmm_jax.batch import Spec
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.store.config import OPTIONAL, differences
+
+FORMAT = 2
+"""Of a workdir. It grows when what stands in config.json, spec.json or a checkpoint changes."""
 
 # Values that may differ when a run goes on: they do not change what is learned.
 FREE = ("devices", "evaluation.log_every", *OPTIONAL)
@@ -80,7 +84,7 @@ class Workdir:
             raise ConfigError(f"--workdir: {self.path} is a file, not a folder")
         stored = self.path / "config.json"
         if stored.exists():
-            found = differences(self.read("config.json"), json.loads(json.dumps(config)))
+            found = differences(self.config(), json.loads(json.dumps(config)))
             found = [line for line in found if not line.startswith(FREE)]
             if found:
                 more = f" and {len(found) - 3} more" if len(found) > 3 else ""
@@ -97,8 +101,20 @@ class Workdir:
         for name, content in assets.items():
             write(self.path / "assets" / name, content)
         self.write("spec.json", spec.to_dict())
-        self.write("config.json", config)  # last: it marks the folder as a run's
+        self.write("config.json", stamped(config))  # last: it marks the folder as a run's
         return False
+
+    def config(self) -> dict[str, Any]:
+        """The run's config, of a folder of this version's format; any other is refused."""
+        config = self.read("config.json")
+        found, by = config.pop("format", 1), config.pop("written_by", "0.1.0")
+        if found != FORMAT:
+            raise ConfigError(
+                f"--workdir: {self.path} has format {found}, written by mtmm_jax {by}; mtmm_jax "
+                f"{mtmm_jax.__version__} reads format {FORMAT}. Open it with mtmm_jax {by}, or "
+                "train in a new folder"
+            )
+        return config
 
     def read(self, name: str) -> Any:
         path = self.path / name
@@ -128,6 +144,11 @@ class Workdir:
         own = f"{modality}.tokenizer.json"
         exists = (self.path / "assets" / own).exists()
         return self.asset(own if exists else "tokenizer.json")
+
+
+def stamped(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What config.json holds: the config, the format, and the version that wrote it."""
+    return {"format": FORMAT, "written_by": mtmm_jax.__version__, **config}
 
 
 def write(path: Path, content: bytes) -> None:

@@ -204,7 +204,7 @@ def replay(path: str | Path, step: int) -> Replay:
     """
     workdir = Workdir.at(path)
     about, batch = _read(workdir, step)
-    stored = workdir.read("config.json")
+    stored = workdir.config()
     experiment = assemble({**stored, "devices": 1})
     checkpoints = Checkpoints(workdir.checkpoints, stored["checkpoint"]["keep"])
     try:

@@ -44,7 +44,7 @@ def of_run(settings: Any, ours: Any, assemble: Callable[..., Any]) -> Origin:
     if not Path(settings.workdir).is_dir():
         raise ConfigError(f"{WHERE}.workdir: no folder {settings.workdir!r}")
     workdir = Workdir(Path(settings.workdir))
-    stored = workdir.read("config.json")
+    stored = workdir.config()
     there = {**stored, "devices": 1}
     if isinstance(ours.devices, Layout):
         there |= {key: ours.config[key] for key in ("devices", "batch_size", "evaluation")}

@@ -13,6 +13,7 @@ from mtmm_jax import evaluate
 from mtmm_jax.data.pipeline import labels
 from mtmm_jax.evaluation import spaces, zero_shot
 from mtmm_jax.registry import ConfigError
+from mtmm_jax.store.workdir import FORMAT
 from tests.data import small
 from tests.data.pipeline.test_labels import build
 
@@ -225,7 +226,7 @@ def test_what_cannot_be_told(monkeypatch):
 
 
 def test_the_command_checks_before_it_opens_a_run(tmp_path, capsys):
-    (tmp_path / "config.json").write_text(json.dumps({}))
+    (tmp_path / "config.json").write_text(json.dumps({"format": FORMAT}))
     where = ["--workdir", str(tmp_path), "--zero_shot", "kind"]
     assert evaluate.main([*where, "--only", "image"]) == 2
     assert "--zero_shot: has splits and modalities of its own" in capsys.readouterr().err

@@ -315,7 +315,7 @@ def test_a_student_is_opened_where_its_teachers_are_not(runs, tmp_path):
     teachers = {"workdirs": [str(gone)], "features": {"fused": 1.0}}
     path = keep(tmp_path / "student", 3, width=4, teachers=teachers)
     shutil.rmtree(gone)
-    stored = json.loads((tmp_path / "student/config.json").read_text())
+    stored = Workdir(tmp_path / "student").config()
     assert stored["teachers"]["found"]["widths"] == {"fused": [8]}
     run = open_run(path)
     assert run.variables["params"]["teachers"]["fused_0"]["kernel"].shape == (4, 8)

@@ -180,7 +180,7 @@ def test_a_run_keeps_what_was_found(tmp_path, monkeypatch):
     workdir = Workdir(tmp_path / "run")
     experiment = relatedness.begin(training.assemble(related_config()), workdir, quiet)
     told = workdir.read(relatedness.FILE)
-    found = workdir.read("config.json")["relatedness"]["found"]
+    found = workdir.config()["relatedness"]["found"]
     assert found == {"weights": told["weights"], "groups": told["groups"]}
     assert sum(told["weights"].values()) == pytest.approx(2, abs=1e-5)
     assert sorted(name for group in told["groups"] for name in group) == ["kind", "size"]

@@ -147,10 +147,11 @@ def compare(killed: Run, whole: Run) -> dict[str, Any]:
 
     from mtmm_jax import training
     from mtmm_jax.store.checkpoints import Checkpoints
+    from mtmm_jax.store.workdir import Workdir
 
     states = []
     for run in (killed, whole):
-        experiment = training.assemble(json.loads((run.folder / "config.json").read_text()))
+        experiment = training.assemble(Workdir(run.folder).config())
         checkpoints = Checkpoints(run.folder / "checkpoints", KEEP)
         states.append(checkpoints.restore(run.steps, experiment.shapes)[0])
         checkpoints.close()

@@ -76,7 +76,7 @@ def measured(path: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     from mtmm_jax.registry import choose
     from mtmm_jax.store.workdir import Workdir
 
-    run = open_run(path, Workdir.at(path).read("config.json"))
+    run = open_run(path, Workdir.at(path).config())
     model = run.experiment.model
     choose(options.task, explainable(run, tuple(model.encoders)), "--task", "explainable task")
     told, look = Explainer(model, [options.task], options.steps), Attention(model, [options.task])

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mtmm_jax.training.loop import evaluation_batches
 
     choose(arguments.split, ("train", "validation", "test"), "--split", "split")
-    run = open_run(arguments.workdir, Workdir.at(arguments.workdir).read("config.json"))
+    run = open_run(arguments.workdir, Workdir.at(arguments.workdir).config())
     experiment = run.experiment
     task = experiment.model.tasks[find_tasks(experiment.model)[0]]
     rate = experiment.source.spec.targets[task.target].rate
