@@ -44,7 +44,7 @@ def mixture(
         sources: name -> the section of each, as it would stand under `data`.
         mixing: an entry of `MIXINGS`: how they share the training batches.
         origin: whether there is a target `origin` that names the source of each row, for domain
-            adaptation (`tasks.domains`).
+            adaptation (`tasks.terms.domains`).
         trained: the sources whose training rows are drawn; all by default.
         held: the sources whose validation and test rows count; all by default.
         seed: of shuffling and augmentation, unless training has its own.

@@ -135,7 +135,7 @@ def cross_validate(
         config: plain, with static weights.
         source: of that config.
         folder: of all runs and of cv.json.
-        k, seed: as in `data.folds`.
+        k, seed: as in `data.pipeline.folds`.
         found: the candidates.
         out: a console.
 

@@ -105,7 +105,7 @@ def make_step(
         seed: of dropout and the like.
         accumulate: how many microbatches each device's batch is taken in; batch statistics,
             and losses that compare the samples of a batch, are those of a microbatch.
-        augment: `(keys [B], batch) -> batch`, such as `data.augment_jit.augmenter` makes.
+        augment: `(keys [B], batch) -> batch`, such as `data.pipeline.augment_jit.augmenter` makes.
         imbalance: of `objectives.imbalance.prepare`; the state is made with the same.
         private: of `optim.privacy.read`: every sample's gradient is clipped, and noise added.
         teach: gives targets that the batch lacks, from the batch before `augment`.

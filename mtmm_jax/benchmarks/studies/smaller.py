@@ -3,7 +3,7 @@
     python -m mtmm_jax.benchmarks.studies.smaller --json smaller.json --workdir runs/smaller
 
 A config is trained as it is and with each change; a teacher and its student of a quarter are the
-runs of `benchmarks.few_labels`. Every model is written as one file by `mtmm_jax.export`, and the
+runs of `studies.few_labels`. Every model is written as one file by `mtmm_jax.export`, and the
 file is measured: bytes, zeros, the tasks' test figures by what it predicts, eight bits included,
 and its time for a sample on the CPU, all files in turns. Rows that stand in the JSON file are not
 run again. `--only products` times a product of int8 by int8 beside one of float32.
