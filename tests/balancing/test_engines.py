@@ -467,7 +467,7 @@ def test_layerwise_gramian_equals_the_full_one(kind):
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_both_ways_through_a_layer_agree(bias):
-    from mtmm_jax.balancing.layerwise import layer_gramian
+    from mtmm_jax.balancing.engines import layer_gramian
 
     rng = np.random.default_rng(0)
     for samples, width in ((4, 30), (30, 4)):
