@@ -302,11 +302,6 @@ class Layer(NamedTuple):
     kernel: str
     bias: str | None
 
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """Of the kernel and, if there is one, the bias."""
-        return (self.kernel,) if self.bias is None else (self.kernel, self.bias)
-
 
 class Tapped(NamedTuple):
     """A `Split` whose trunk has taps on its dense layers; callable as a plain `losses_fn`.
@@ -389,7 +384,7 @@ def gramian_engine(
     axis_name, names = options.axis_name, paths_of(params)
     shared = {name for name, label in zip(names, options.labels, strict=True) if label}
     layers = _shared_layers(losses_fn.layers(params, *args), shared)
-    tapped = {path for layer in layers.values() for path in layer.paths}
+    tapped = {path for layer in layers.values() for path in _parameters_of(layer)}
     values = dict(zip(names, jax.tree.leaves(local(params, axis_name)), strict=True))
     rest = {name: values[name] for name in names if name not in tapped}
     taps = {name: jnp.zeros(x.output.shape, x.output.dtype) for name, x in layers.items()}
@@ -423,9 +418,14 @@ def gramian_engine(
     return Prepared(cut.tallied.losses, cut.tallied.present, backward, cut.aux, gramian)
 
 
+def _parameters_of(layer: Layer) -> tuple[str, ...]:
+    """The paths of the kernel and, if there is one, the bias."""
+    return (layer.kernel,) if layer.bias is None else (layer.kernel, layer.bias)
+
+
 def _shared_layers(layers: Mapping[str, Layer], shared: set[str]) -> dict[str, Layer]:
     """The layers whose parameters are all shared."""
-    return {name: layer for name, layer in layers.items() if shared.issuperset(layer.paths)}
+    return {k: layer for k, layer in layers.items() if shared.issuperset(_parameters_of(layer))}
 
 
 def _layer_gradients(
