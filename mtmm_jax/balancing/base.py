@@ -2,7 +2,7 @@
 
 A rule turns what its tier paid for (losses, a Gramian, task gradients) into weights or a gradient.
 `Balancer` is that rule as an `optax.GradientTransformationExtraArgs`, to stand first in a chain.
-Below it: the arithmetic on task gradients that rules and engines share.
+Around them: the arithmetic on task gradients that rules and engines share.
 """
 
 from __future__ import annotations
@@ -17,12 +17,10 @@ import optax
 
 from mtmm_jax.registry import ConfigError
 
+TIERS = ("losses", "gramian", "jacobian")
+
 Array = jax.Array
-
-
 PyTree = Any
-
-
 Rows = dict[str, Array]
 """Task gradients by parameter path: `{"trunk/kernel": [K, *shape], ...}`, shared leaves only."""
 
@@ -134,9 +132,6 @@ def not_finite(tree: PyTree) -> Array:
     return jnp.any(jnp.stack(bad)) if bad else jnp.zeros((), bool)
 
 
-TIERS = ("losses", "gramian", "jacobian")
-
-
 class Evidence(NamedTuple):
     """What one step knows about its tasks. What the tier did not pay for is None.
 
@@ -158,7 +153,7 @@ class Evidence(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """A balancing method, written once for every face and engine.
+    """A balancing method, written once for the Optax transformation and every engine.
 
     Attributes:
         needs: its tier, `"losses"`, `"gramian"` or `"jacobian"`.

@@ -39,6 +39,7 @@ from mtmm_jax.balancing.cut import (
     without_nan,
 )
 
+_HIGHEST = jax.lax.Precision.HIGHEST
 LossesFn = Callable[..., tuple[Array, Array, PyTree]]
 
 
@@ -284,9 +285,6 @@ def full_engine(
     return Prepared(
         first.tallied.losses, present, backward, first.aux, rows=first.rows, others=others
     )
-
-
-_HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class Layer(NamedTuple):

@@ -214,7 +214,7 @@ def pcd(num_tasks: int, tau: float = 0.02, decay: float = 0.999, reg: float = 0.
 
     Args:
         num_tasks: K.
-        tau: the progress asked for every task.
+        tau: the progress required for every task.
         decay: of the running norms.
         reg: added to the diagonal of the unit gradients' Gramian.
     """

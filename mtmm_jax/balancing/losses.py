@@ -1,6 +1,6 @@
 """Losses tier: fixed and learned weights, and scalarisations whose gradient is the weights.
 
-Costs of all of them: one weighted backward pass, whatever K is; O(K) arithmetic besides.
+Costs of all of them: one weighted backward pass, whatever K is; and O(K) arithmetic.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from mtmm_jax.balancing.base import (
     task_vector,
 )
 from mtmm_jax.registry import ConfigError
+
+_TINY = 1e-20
 
 
 class Learned(NamedTuple):
@@ -160,9 +162,6 @@ def imtl_l(num_tasks: int, learning_rate: float = 1e-2, init: float = 0.0) -> Ba
         weights_of=jnp.exp,
         slope_of=lambda weights, losses: weights * losses - 1,
     )
-
-
-_TINY = 1e-20
 
 
 def _scalarised(num_tasks: int, scalar: Callable[[Array, Array], Array]) -> Balancer:

@@ -1,6 +1,6 @@
 """Losses tier: weights that follow the course of training: rates, noise, metrics, validation.
 
-Costs of all of them: one weighted backward pass, whatever K is; O(K) arithmetic besides.
+Costs of all of them: one weighted backward pass, whatever K is; and O(K) arithmetic.
 """
 
 from __future__ import annotations

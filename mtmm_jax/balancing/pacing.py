@@ -113,7 +113,7 @@ def gradient_norm(
     keeps what `normalised` throws away: a step with a large gradient remains a large step.
 
     Paper: the aim of Chen et al. (ICML 2018, GradNorm), in closed form, without learned weights.
-    Cost: the norms, so the gramian tier; K numbers besides.
+    Cost: the norms, so the gramian tier; and K numbers.
     Use it: losses of incomparable scale. Not: when a task's gradient is short because it is done.
 
     Args:

@@ -105,11 +105,13 @@ def check_engine(engine: str, losses_fn: Any, rule: Rule, microbatches: Any) -> 
         )
 
 
-def _with_shared(grads: PyTree, mixed: Rows) -> PyTree:
+def _with_shared(grads: PyTree, balanced: Rows) -> PyTree:
     """The balanced gradient of the shared leaves, and that of the others as it is."""
     leaves, treedef = jax.tree.flatten(grads)
     named = zip(paths_of(grads), leaves, strict=True)
-    found = [mixed[path].astype(leaf.dtype) if path in mixed else leaf for path, leaf in named]
+    found = [
+        balanced[path].astype(leaf.dtype) if path in balanced else leaf for path, leaf in named
+    ]
     return jax.tree.unflatten(treedef, found)
 
 

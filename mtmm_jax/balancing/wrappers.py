@@ -294,9 +294,9 @@ def grouped(inner: Balancer, by: str | Mapping[str, str] = "layer") -> Balancer:
                 grads=rows, gramian=gramian_of(rows).astype(evidence.losses.dtype)
             )
             result, states[name] = rule.weigh(state.inner[name], part)
-            mixed = weighted_gradient(result, part)
-            gradient |= mixed.gradient
-            weights.append(mixed.weights)
+            combined = weighted_gradient(result, part)
+            gradient |= combined.gradient
+            weights.append(combined.weights)
         return WeightedGradient(gradient, sum(weights) / len(weights)), GroupedState(states)
 
     def observe(state: GroupedState, values: Array) -> GroupedState:
@@ -336,11 +336,11 @@ def with_auxiliary_losses(inner: Balancer, auxiliaries: int) -> Balancer:
         result, state = rule.weigh(state, first)
         rest = evidence.present[count:]
         if isinstance(result, WeightedGradient | dict):
-            mixed = weighted_gradient(result, first)
+            combined = weighted_gradient(result, first)
             later = jax.tree.map(lambda x: x[count:], evidence.grads)
-            added = combine(rest.astype(mixed.weights.dtype), later)
-            gradient = {path: mixed.gradient[path] + added[path] for path in mixed.gradient}
-            return WeightedGradient(gradient, _with_ones(mixed.weights, rest)), state
+            added = combine(rest.astype(combined.weights.dtype), later)
+            gradient = {path: combined.gradient[path] + added[path] for path in combined.gradient}
+            return WeightedGradient(gradient, _with_ones(combined.weights, rest)), state
         return _with_ones(jnp.where(first.present, result, 0), rest), state
 
     def observe(state: PyTree, values: Array) -> PyTree:

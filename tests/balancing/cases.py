@@ -1,4 +1,4 @@
-"""Running the Optax face of any table row on a matrix of task gradients, one compile per row."""
+"""Runs the Optax transformation of any table row on task gradients, one compile per row."""
 
 from __future__ import annotations
 

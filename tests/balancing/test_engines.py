@@ -1,4 +1,4 @@
-"""The trainer's face: every engine against a per-sample loop, NaN kept apart, many devices."""
+"""`value_and_grad`: every engine against a per-sample loop, NaN kept apart, many devices."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _loop_gradients(p: Any, b: Any) -> list[Any]:
 
 @functools.cache
 def _looped(kind: str) -> Any:
-    """The balanced gradient from the loop's task gradients, through the Optax face."""
+    """The balanced gradient from the loop's task gradients, through the Optax transformation."""
     p, b = toy.params(), toy.batch()
     tasks = _loop_gradients(p, b)
     balancer = make(kind, toy.K)

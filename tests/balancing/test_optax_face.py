@@ -1,4 +1,4 @@
-"""The Optax face in chains: what may come after a balancer, and what fails before it."""
+"""Balancers in Optax chains: what may come after a balancer, and what fails before it."""
 
 from __future__ import annotations
 
