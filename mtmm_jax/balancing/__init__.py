@@ -1,7 +1,8 @@
 """K losses or K gradients -> one update: multi-task gradient balancing as Optax transforms.
 
 Useful alone: this package imports jax, optax and chex only. A method is a function
-`method(num_tasks, **hyper)`; `METHODS` is the table, `build` makes one from a config.
+`method(num_tasks, **hyper)`, exported under its name in the table `METHODS`; `build` makes one from
+a config. A new method is a function in the file of its tier and one row of the table.
 
 With one's own task gradients (leaves `[K, *shape]`), first in a chain:
 
@@ -26,15 +27,13 @@ Or from the losses, paying only for what the method needs, `Split` being the mod
 
 Clipping, Adam, `MultiSteps` and `apply_if_finite` come AFTER the balancer.
 
-| tier | cost | methods |
-|---|---|---|
-| losses | one backward pass at any K | equal static uncertainty dwa gls rlw imtl_l famo stch |
-| | | performance cosmos pbi |
-| gramian | one backward pass, K gradients at the cut (engine `representation`); | mgda pcgrad |
-| | K pullbacks (`gramian`, `full`) for those of the parameters | cagrad imtl_g nash fairgrad |
-| | | upgrad dualproj aligned_mtl pcd krum gradvac conflict_free gradnorm affinity |
-| gramian, two batches | twice K pullbacks | sdmgrad modo learned |
-| jacobian | K pullbacks, K x P numbers | graddrop moco db_mtl excess_mtl trimmed_mean |
+| tier | cost |
+|---|---|
+| losses | one backward pass at any K |
+| gramian | one backward pass, K gradients at the cut (engine `representation`); K pullbacks for |
+| | those of the parameters (engines `gramian`, `full`) |
+| gramian, two samples | twice K pullbacks |
+| jacobian | K pullbacks, K x P numbers |
 
 Which one: begin with `equal`, then `static` with weights from the losses' units. Likelihoods of
 different units: `uncertainty`. Many tasks, no budget: `famo`, `dwa`. Conflicts to be resolved
@@ -45,9 +44,12 @@ A task that is absent from a batch, or whose loss or gradient is not finite, is 
 if its row were deleted, weighs 0, and is counted in the state's `absences`.
 """
 
-from mtmm_jax.balancing import solvers
-from mtmm_jax.balancing.accumulation import split_rows
-from mtmm_jax.balancing.adaptive_losses import dwa, famo, imtl_l, performance, rlw
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mtmm_jax.balancing import gramian, gramian_stateful, jacobian, losses, losses_adaptive, solvers
 from mtmm_jax.balancing.affinity import (
     Affinities,
     affinity,
@@ -60,39 +62,95 @@ from mtmm_jax.balancing.affinity import (
     relative,
     static_weights,
 )
-from mtmm_jax.balancing.beside import beside
-from mtmm_jax.balancing.blending import blending
-from mtmm_jax.balancing.closed_forms import aligned_mtl, conflict_free, imtl_g, krum
-from mtmm_jax.balancing.core import Balancer, BalancerState, Evidence, Mixed, Rule, current_weights
-from mtmm_jax.balancing.diagnostics import (
+from mtmm_jax.balancing.base import (
+    Balancer,
+    BalancerState,
+    Evidence,
+    Rule,
+    WeightedGradient,
+    cosines,
+    current_rates,
+    current_weights,
+    gramian_of,
+)
+from mtmm_jax.balancing.cut import Split
+from mtmm_jax.balancing.engines import Layer, Tapped
+from mtmm_jax.balancing.losses_adaptive import blending
+from mtmm_jax.balancing.trainer import (
+    ENGINES,
+    Balanced,
     condition_number,
     conflict_rate,
-    cosines,
     diagnose,
     magnitude_similarity,
+    split_rows,
+    value_and_grad,
 )
-from mtmm_jax.balancing.gradvac import gradvac
-from mtmm_jax.balancing.gramian_rules import cagrad, dualproj, fairgrad, mgda, nash, pcgrad, upgrad
-from mtmm_jax.balancing.jacobian_rules import db_mtl, excess_mtl, graddrop, moco, trimmed_mean
-from mtmm_jax.balancing.layerwise import Layer, Tapped
-from mtmm_jax.balancing.losses_only import equal, static, uncertainty
-from mtmm_jax.balancing.methods import METHODS, build
-from mtmm_jax.balancing.rows import gramian_of
-from mtmm_jax.balancing.scalarisations import cosmos, gls, pbi, stch
-from mtmm_jax.balancing.split import Split
-from mtmm_jax.balancing.stateful_rules import gradnorm, learned, modo, pcd, sdmgrad
-from mtmm_jax.balancing.trainer import ENGINES, Balanced, value_and_grad
-from mtmm_jax.balancing.wrappers import (
-    WRAPPERS,
-    every,
-    grouped,
-    normalised,
-    shared_by_path,
-    smoothed,
-    warmed_up,
-)
+from mtmm_jax.balancing.wrappers import WRAPPERS, shared_by_path, with_auxiliary_losses
+from mtmm_jax.registry import build as build_entry
+from mtmm_jax.registry import entry_of
+
+METHODS: dict[str, Callable[..., Balancer]] = {
+    "equal": losses.equal,
+    "static": losses.static,
+    "uncertainty": losses.uncertainty,
+    "dwa": losses_adaptive.dwa,
+    "gls": losses.gls,
+    "rlw": losses_adaptive.rlw,
+    "imtl_l": losses.imtl_l,
+    "famo": losses_adaptive.famo,
+    "stch": losses.stch,
+    "performance": losses_adaptive.performance,
+    "learned": gramian_stateful.learned,
+    "affinity": affinity,
+    "cosmos": losses.cosmos,
+    "pbi": losses.pbi,
+    "gradnorm": gramian_stateful.gradnorm,
+    "mgda": gramian.mgda,
+    "pcgrad": gramian.pcgrad,
+    "cagrad": gramian.cagrad,
+    "imtl_g": gramian.imtl_g,
+    "nash": gramian.nash,
+    "fairgrad": gramian.fairgrad,
+    "upgrad": gramian.upgrad,
+    "dualproj": gramian.dualproj,
+    "aligned_mtl": gramian.aligned_mtl,
+    "sdmgrad": gramian_stateful.sdmgrad,
+    "modo": gramian_stateful.modo,
+    "pcd": gramian_stateful.pcd,
+    "krum": gramian.krum,
+    "graddrop": jacobian.graddrop,
+    "gradvac": jacobian.gradvac,
+    "moco": jacobian.moco,
+    "db_mtl": jacobian.db_mtl,
+    "excess_mtl": jacobian.excess_mtl,
+    "conflict_free": gramian.conflict_free,
+    "trimmed_mean": jacobian.trimmed_mean,
+}
+
+
+def build(spec: str | Mapping[str, Any], num_tasks: int) -> Balancer:
+    """The balancer that a config names.
+
+    Args:
+        spec: a name of `METHODS`, or a mapping with `kind`, that method's hyper-parameters and,
+            if wanted, `wrap`: a list of specs of `WRAPPERS`, the innermost first:
+            `{"kind": "cagrad", "c": 0.4, "wrap": [{"kind": "smoothed", "decay": 0.9}]}`.
+        num_tasks: K.
+    """
+    hyper = entry_of(spec)
+    around = hyper.pop("wrap", ())
+    balancer = build_entry(METHODS, hyper, num_tasks, where="balancing")
+    for number, wrapper in enumerate([around] if isinstance(around, str) else around):
+        balancer = build_entry(WRAPPERS, wrapper, balancer, where=f"balancing.wrap[{number}]")
+    return balancer
+
+
+globals().update(METHODS | WRAPPERS)
 
 __all__ = [
+    *METHODS,
+    *WRAPPERS,
     "ENGINES",
     "METHODS",
     "WRAPPERS",
@@ -102,70 +160,36 @@ __all__ = [
     "BalancerState",
     "Evidence",
     "Layer",
-    "Mixed",
     "Rule",
     "Split",
     "Tapped",
-    "affinity",
+    "WeightedGradient",
     "affinity_weights",
-    "aligned_mtl",
-    "beside",
     "best_groups",
     "blending",
     "build",
-    "cagrad",
     "condition_number",
-    "conflict_free",
     "conflict_rate",
     "cosines",
-    "cosmos",
+    "current_rates",
     "current_weights",
-    "db_mtl",
     "diagnose",
-    "dualproj",
-    "dwa",
-    "equal",
-    "every",
-    "excess_mtl",
-    "fairgrad",
-    "famo",
     "first_order_affinity",
-    "gls",
-    "graddrop",
-    "gradnorm",
-    "gradvac",
     "gramian_of",
     "group_score",
-    "grouped",
-    "imtl_g",
-    "imtl_l",
-    "krum",
-    "learned",
     "lookahead_affinity",
     "magnitude_similarity",
     "measured_affinity",
-    "mgda",
-    "moco",
-    "modo",
-    "nash",
-    "normalised",
-    "pbi",
-    "pcd",
-    "pcgrad",
-    "performance",
     "relative",
-    "rlw",
-    "sdmgrad",
     "shared_by_path",
-    "smoothed",
     "solvers",
     "split_rows",
-    "static",
     "static_weights",
-    "stch",
-    "trimmed_mean",
-    "uncertainty",
-    "upgrad",
     "value_and_grad",
-    "warmed_up",
+    "with_auxiliary_losses",
 ]
+
+__doc__ = "\n".join(
+    [__doc__ or "", "Methods:", ""]
+    + [f"    {name:<14}{(make.__doc__ or name).splitlines()[0]}" for name, make in METHODS.items()]
+)

@@ -10,12 +10,22 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtmm_jax.balancing.core import Balancer, Evidence, Rule, gather
-from mtmm_jax.balancing.cut import Setting, tally
-from mtmm_jax.balancing.diagnostics import cosines
-from mtmm_jax.balancing.engines import task_gradients
-from mtmm_jax.balancing.losses_only import equal, rule_dtype, task_vector
-from mtmm_jax.balancing.rows import Array, PyTree, Rows, paths_of, shared_labels
+from mtmm_jax.balancing.base import (
+    Array,
+    Balancer,
+    Evidence,
+    PyTree,
+    Rows,
+    Rule,
+    cosines,
+    gather,
+    paths_of,
+    rule_dtype,
+    shared_labels,
+    task_vector,
+)
+from mtmm_jax.balancing.cut import EngineOptions, tally
+from mtmm_jax.balancing.engines import cheaper_gradients
 from mtmm_jax.registry import ConfigError
 
 
@@ -52,7 +62,7 @@ def first_order_affinity(gramian: Array, losses: Array, step: float) -> Array:
 
 
 class Affinities(NamedTuple):
-    """What the tasks of one batch do for each other; NaN where a pair cannot be told.
+    """What the tasks of one batch do for each other; NaN where a pair is unknown.
 
     Attributes:
         lookahead: `[K, K]`, entry (j, k): what a step on task k alone takes off task j's loss, as
@@ -92,13 +102,15 @@ def measured_affinity(
         shared: which parameters are shared, as in `value_and_grad`; all by default.
     """
 
-    def setting_of(params: PyTree) -> Setting:
+    def options_of(params: PyTree) -> EngineOptions:
         labels = shared_labels(shared, params)
-        return Setting(equal(num_tasks).rule, num_tasks, None, labels, "own", 1)
+        return EngineOptions(num_tasks, None, labels, "own", 1)
 
     @jax.jit
     def before(params: PyTree, *args: Any) -> Evidence:
-        found = task_gradients(losses_fn, setting_of(params), params, args)
+        options = options_of(params)
+        task_gradients = cheaper_gradients(losses_fn, options, params, args)
+        found = task_gradients(losses_fn, options, params, args)
         return gather(found.tallied.losses, found.tallied.present, found.rows)
 
     @jax.jit
@@ -110,7 +122,7 @@ def measured_affinity(
             for path, leaf in named
         ]
         sums, counts, _ = losses_fn(jax.tree.unflatten(treedef, moved), *args)
-        return tally(sums, counts, setting_of(params)).losses
+        return tally(sums, counts, options_of(params)).losses
 
     def fn(params: PyTree, *args: Any) -> Affinities:
         now = before(params, *args)
@@ -118,9 +130,9 @@ def measured_affinity(
         later = jnp.stack([after(params, now.grads, k, *args) for k in tasks], axis=1)
         pairs = now.present[:, None] & now.present[None, :]
         share = lookahead_affinity(now.losses, later)
-        told = pairs & (now.losses > 0)[:, None] & jnp.isfinite(share)
+        known = pairs & (now.losses > 0)[:, None] & jnp.isfinite(share)
         return Affinities(
-            jnp.where(told, share, jnp.nan), jnp.where(pairs, cosines(now.gramian), jnp.nan)
+            jnp.where(known, share, jnp.nan), jnp.where(pairs, cosines(now.gramian), jnp.nan)
         )
 
     return fn
@@ -156,7 +168,7 @@ EXHAUSTIVE = 8  # tasks whose partitions, 4140 at most, are all compared
 
 
 def group_score(affinity: Table, groups: Groups) -> float:
-    """`mean_j mean_k A[j, k]` over the k beside j in its group; 0 for a task that stands alone."""
+    """`mean_j mean_k A[j, k]` over the other k of j's group; 0 for a task that stands alone."""
     return math.fsum(_received(affinity, group) for group in groups) / len(affinity)
 
 
@@ -228,7 +240,7 @@ def affinity(
 
     Paper: Fifty et al., NeurIPS 2021 (affinity); Du et al. 2018 (cosines of gradients).
     Cost: the Gramian, O(K^2).
-    Use it: auxiliary tasks of unknown use beside a few important ones. Not: when all tasks matter
+    Use it: auxiliary tasks of unknown use next to a few important ones. Not: when all tasks matter
     alike and merely differ in scale.
 
     Args:

@@ -1,56 +1,59 @@
-"""How task gradients are computed: one function per engine, all with the same answer.
+"""How task gradients are computed: one function per engine, all with the same result.
 
-An engine runs the forward pass and as much of the backward pass as the evidence needs, and returns
-`Prepared`, whose `backward` turns the balancer's weights into gradients.
+An engine, `(losses_fn, options, params, args, other) -> Prepared`, runs the forward pass and what
+the evidence needs of the backward pass; `Prepared.backward` turns the balancer's weights into
+gradients. `other` are the args of a second sample; only `full_engine` takes one.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mtmm_jax.balancing.core import Evidence, gather
-from mtmm_jax.balancing.cut import (
-    Setting,
-    Tally,
-    local,
-    split_at_cut,
-    tally,
-    total,
-    with_aux,
-    without_nan,
-)
-from mtmm_jax.balancing.rows import (
+from mtmm_jax.balancing.base import (
     Array,
+    Evidence,
+    PyTree,
     Rows,
+    balancing_dtype,
     combine,
+    gather,
     gramian_of,
     mask_gramian,
     mask_rows,
     paths_of,
 )
-from mtmm_jax.balancing.split import Split
-from mtmm_jax.registry import ConfigError
+from mtmm_jax.balancing.cut import (
+    EngineOptions,
+    Split,
+    Tally,
+    local,
+    run_to_cut,
+    tally,
+    total,
+    with_aux,
+    without_nan,
+)
 
-PyTree = Any
+_HIGHEST = jax.lax.Precision.HIGHEST
 LossesFn = Callable[..., tuple[Array, Array, PyTree]]
 
 
 class Prepared(NamedTuple):
-    """The state of affairs between the evidence and the decision.
+    """The losses, the evidence for the rule, and the backward pass that waits for its weights.
 
-    Of one microbatch all of it is a part of a sum: losses, Gramian, rows and gradients add up.
+    Those of microbatches add up to that of the batch: losses, Gramian, rows and gradients.
 
     Attributes:
         losses: `[K]`, global means as they are, NaN included.
         present: `[K]` bool: counted and finite, as far as is known.
         backward: `(weights [K], present [K]) -> ` this device's gradient of all parameters; zero
             for those whose rows are known.
-        aux: what `losses_fn` returned besides.
+        aux: the third output of `losses_fn`.
         gramian: `[K, K]`, over all devices, if the engine finds one.
         rows: this device's task gradients, if the engine finds them.
         others: those of the second sample.
@@ -65,7 +68,7 @@ class Prepared(NamedTuple):
     others: Rows | None = None
 
     def evidence(self, axis_name: Any) -> Evidence:
-        """What the rule sees: task gradients are summed over devices BEFORE their Gramian, since
+        """The input of the rule: task gradients are summed over devices BEFORE their Gramian, since
         balancing acts on global ones; what is not finite is absent, and zero."""
         if self.rows is not None:
             rows, others = total((self.rows, self.others), axis_name)
@@ -88,28 +91,32 @@ def reaches(function: Callable[..., PyTree], params: PyTree, *args: Any) -> list
 
 
 def losses_engine(
-    losses_fn: LossesFn, setting: Setting, params: PyTree, args: tuple[Any, ...]
+    losses_fn: LossesFn,
+    options: EngineOptions,
+    params: PyTree,
+    args: tuple[Any, ...],
+    other: None = None,
 ) -> Prepared:
     """ONE backward pass with the weights: all that rules of the losses tier need."""
     if isinstance(losses_fn, Split):
-        cut = split_at_cut(losses_fn, setting, params, args)
+        cut = run_to_cut(losses_fn.bind(*args), options, params)
         tallied, aux, pull = cut.tallied, cut.aux, cut.gradient
     else:
-        variable = local(params, setting.axis_name)
+        variable = local(params, options.axis_name)
         sums, pull_sums, (counts, aux) = jax.vjp(
             lambda p: with_aux(losses_fn(p, *args)), variable, has_aux=True
         )
-        tallied = tally(sums, counts, setting)
+        tallied = tally(sums, counts, options)
 
         def pull(weights: Array, present: Array) -> PyTree:
-            pulled = pull_sums(tallied.cotangent(weights, sums.dtype))[0]
-            return _choose(setting.labels, pulled, without_nan(pulled, present))
+            gradient = pull_sums(tallied.cotangent(weights, sums.dtype))[0]
+            return _choose(options.labels, gradient, without_nan(gradient, present))
 
     def backward(weights: Array, present: Array) -> PyTree:
         weighted = pull(weights, present)
-        if setting.heads == "weighted" or all(setting.labels):
+        if options.heads == "weighted" or all(options.labels):
             return weighted
-        return _choose(setting.labels, weighted, pull(jnp.ones_like(weights), present))
+        return _choose(options.labels, weighted, pull(jnp.ones_like(weights), present))
 
     return Prepared(tallied.losses, tallied.present, backward, aux)
 
@@ -122,26 +129,23 @@ def _choose(labels: list[bool], shared: PyTree, heads: PyTree) -> PyTree:
 
 
 def representation_engine(
-    losses_fn: LossesFn, setting: Setting, params: PyTree, args: tuple[Any, ...]
+    losses_fn: Split,
+    options: EngineOptions,
+    params: PyTree,
+    args: tuple[Any, ...],
+    other: None = None,
 ) -> Prepared:
-    """Task gradients at the cut by ONE pullback; then ONE trunk backward with their mixture.
+    """Task gradients at the cut by ONE pullback; then ONE trunk backward with their combination.
 
     Samples live on separate devices, so the global Gramian is the sum of the local ones.
     """
-    if not isinstance(losses_fn, Split):
-        raise ConfigError("balancing.engine: 'representation' needs a balancing.Split")
-    if setting.rule.needs == "jacobian" or setting.rule.second_sample:
-        raise ConfigError(
-            "balancing.engine: this method needs the task gradients of the parameters "
-            "themselves; choices: auto, full"
-        )
-    cut = split_at_cut(losses_fn, setting, params, args)
+    cut = run_to_cut(losses_fn.bind(*args), options, params)
     own, rows = cut.rows()
-    gramian = total(gramian_of({str(i): row for i, row in enumerate(rows)}), setting.axis_name)
+    gramian = total(gramian_of({str(i): row for i, row in enumerate(rows)}), options.axis_name)
 
     def backward(weights: Array, present: Array) -> PyTree:
-        (trunk,) = cut.pull_trunk(combine(weights, mask_rows(present, rows)))
-        heads = own if setting.heads == "own" else cut.pull_readout(weights)[0]
+        trunk = cut.pull_trunk(combine(weights, mask_rows(present, rows)))
+        heads = own if options.heads == "own" else cut.pull_readout(weights)[0]
         return jax.tree.map(jnp.add, trunk, without_nan(heads, present))
 
     tallied = cut.tallied
@@ -185,23 +189,22 @@ def _merge(shared: list[Any], heads: list[Any], labels: list[bool]) -> list[Any]
 
 
 def _plain_gradients(
-    losses_fn: LossesFn, setting: Setting, params: PyTree, args: tuple[Any, ...]
+    losses_fn: LossesFn, options: EngineOptions, params: PyTree, args: tuple[Any, ...]
 ) -> _TaskGradients:
     """K pullbacks through everything, over one linearisation."""
-    leaves, treedef = jax.tree.flatten(local(params, setting.axis_name))
-    labels = setting.labels
+    leaves, treedef = jax.tree.flatten(local(params, options.axis_name))
+    labels = options.labels
 
     def forward(shared: list[Array], heads: list[Array]) -> tuple[Array, tuple[Array, PyTree]]:
         merged = jax.tree.unflatten(treedef, _merge(shared, heads, labels))
-        sums, counts, aux = losses_fn(merged, *args)
-        return sums, (counts, aux)
+        return with_aux(losses_fn(merged, *args))
 
     sums, pull, (counts, aux) = jax.vjp(
         forward, _pick(leaves, labels, True), _pick(leaves, labels, False), has_aux=True
     )
-    tallied = tally(sums, counts, setting)
+    tallied = tally(sums, counts, options)
     units = jnp.diag(tallied.cotangent(jnp.ones_like(tallied.losses), sums.dtype))
-    rows = pullbacks(lambda ct: pull(ct)[0], units, setting.chunk)
+    rows = pullbacks(lambda ct: pull(ct)[0], units, options.chunk)
     names = _pick(paths_of(params), labels, True)
     return _TaskGradients(
         tallied=tallied,
@@ -212,20 +215,20 @@ def _plain_gradients(
 
 
 def _split_gradients(
-    split: Split, setting: Setting, params: PyTree, args: tuple[Any, ...]
+    split: Split, options: EngineOptions, params: PyTree, args: tuple[Any, ...]
 ) -> _TaskGradients:
-    """K pullbacks through the trunk only; the readout is pulled back once for all tasks.
+    """K pullbacks through the trunk only; ONE through the readout, for all tasks.
 
     It also keeps a task's NaN in its own row, which K pullbacks through everything cannot.
     """
-    cut = split_at_cut(split, setting, params, args)
-    labels = setting.labels
+    cut = run_to_cut(split.bind(*args), options, params)
+    labels = options.labels
     rows_at_cut = mask_rows(cut.tallied.present, cut.rows()[1])
 
     def pull(cotangent: list[Array], which: bool) -> list[Array]:
-        return _pick(jax.tree.leaves(cut.pull_trunk(cotangent)[0]), labels, which)
+        return _pick(jax.tree.leaves(cut.pull_trunk(cotangent)), labels, which)
 
-    rows = pullbacks(lambda ct: pull(ct, True), rows_at_cut, setting.chunk)
+    rows = pullbacks(lambda ct: pull(ct, True), rows_at_cut, options.chunk)
 
     def heads(weights: Array) -> list[Array]:
         through_readout = _pick(jax.tree.leaves(cut.pull_readout(weights)[0]), labels, False)
@@ -241,42 +244,228 @@ def _split_gradients(
     )
 
 
-def task_gradients(
-    losses_fn: LossesFn, setting: Setting, params: PyTree, args: tuple[Any, ...]
-) -> _TaskGradients:
-    """The full task gradients of the shared leaves, by the cheaper of two ways."""
-    if isinstance(losses_fn, Split):
-        shared, trunk_aux = losses_fn.trunk(params, *args)
+def cheaper_gradients(
+    losses_fn: LossesFn, options: EngineOptions, params: PyTree, args: tuple[Any, ...]
+) -> Callable[..., _TaskGradients]:
+    """The cheaper of two ways to the full task gradients of the shared leaves, as a function of
+    the same arguments: through the trunk alone where the readout reads no shared leaf."""
+    if not isinstance(losses_fn, Split):
+        return _plain_gradients
+    shared, trunk_aux = losses_fn.trunk(params, *args)
 
-        def readout(params: PyTree) -> PyTree:
-            return losses_fn.readout(params, [shared] * setting.num_tasks, trunk_aux, *args)[0]
+    def readout(params: PyTree) -> PyTree:
+        return losses_fn.readout(params, [shared] * options.num_tasks, trunk_aux, *args)[0]
 
-        if not any(map(operator.and_, reaches(readout, params), setting.labels)):
-            return _split_gradients(losses_fn, setting, params, args)
-    return _plain_gradients(losses_fn, setting, params, args)
+    reads_shared = any(map(operator.and_, reaches(readout, params), options.labels))
+    return _plain_gradients if reads_shared else _split_gradients
 
 
 def full_engine(
     losses_fn: LossesFn,
-    setting: Setting,
+    options: EngineOptions,
     params: PyTree,
     args: tuple[Any, ...],
     other: tuple[Any, ...] | None = None,
 ) -> Prepared:
     """All K task gradients of the shared parameters, K x P numbers."""
-    first = task_gradients(losses_fn, setting, params, args)
+    task_gradients = cheaper_gradients(losses_fn, options, params, args)
+    first = task_gradients(losses_fn, options, params, args)
     present, others = first.tallied.present, None
     if other is not None:
-        second = task_gradients(losses_fn, setting, params, other)
+        second = task_gradients(losses_fn, options, params, other)
         present, others = present & second.tallied.present, second.rows
 
     def backward(weights: Array, present: Array) -> PyTree:
-        heads = first.heads(jnp.ones_like(weights) if setting.heads == "own" else weights)
+        heads = first.heads(jnp.ones_like(weights) if options.heads == "own" else weights)
         leaves, treedef = jax.tree.flatten(params)
-        shared = [jnp.zeros_like(leaf) for leaf in _pick(leaves, setting.labels, True)]
-        merged = _merge(shared, without_nan(heads, present), setting.labels)
+        shared = [jnp.zeros_like(leaf) for leaf in _pick(leaves, options.labels, True)]
+        merged = _merge(shared, without_nan(heads, present), options.labels)
         return jax.tree.unflatten(treedef, merged)
 
     return Prepared(
         first.tallied.losses, present, backward, first.aux, rows=first.rows, others=others
     )
+
+
+class Layer(NamedTuple):
+    """A tapped dense layer: its pre-activations' shape and where its parameters are.
+
+    Attributes:
+        output: shape and dtype of the pre-activations `[..., features]`.
+        kernel: path of the `[inputs, features]` leaf.
+        bias: path of the `[features]` leaf, or None.
+    """
+
+    output: jax.ShapeDtypeStruct
+    kernel: str
+    bias: str | None
+
+
+class Tapped(NamedTuple):
+    """A `Split` whose trunk has taps on its dense layers; callable as a plain `losses_fn`.
+
+    `mtmm_jax.layers.taps` makes one of a trunk of Linen modules.
+
+    Attributes:
+        trunk: `(params, taps, *args) -> (shared, trunk_aux, inputs)`: adds `taps[name]` to the
+            pre-activations of each layer and returns the layers' `inputs`.
+        readout: as in `Split`.
+        layers: `(params, *args) -> {name: Layer}`, what can be tapped; each used exactly once.
+    """
+
+    trunk: Callable[..., tuple[PyTree, PyTree, Mapping[str, Array]]]
+    readout: Callable[..., tuple[Array, Array, PyTree]]
+    layers: Callable[..., dict[str, Layer]]
+
+    @property
+    def split(self) -> Split:
+        """The same model without taps."""
+        return Split(lambda params, *args: self.trunk(params, {}, *args)[:2], self.readout)
+
+    def bind(self, params_of: Callable[[PyTree], PyTree], *args: Any) -> Split:
+        """The model with `args` given: `trunk((taps, rest)) -> (shared, (trunk_aux, inputs))`, the
+        trunk's parameters being `params_of(rest)`."""
+
+        def trunk(variables: tuple[PyTree, PyTree]) -> tuple[PyTree, tuple[PyTree, PyTree]]:
+            taps, rest = variables
+            shared, trunk_aux, inputs = self.trunk(params_of(rest), taps, *args)
+            return shared, (trunk_aux, inputs)
+
+        return Split(trunk, lambda params, copies, aux: self.readout(params, copies, aux[0], *args))
+
+    def __call__(self, params: PyTree, *args: Any) -> tuple[Array, Array, PyTree]:
+        return self.split(params, *args)
+
+
+def _flat(x: Array, lead: int) -> Array:
+    """`[..., features]` with everything between the first `lead` axes and the last one merged."""
+    return x.reshape(*x.shape[:lead], -1, x.shape[-1]).astype(balancing_dtype(x.dtype))
+
+
+def layer_gramian(inputs: Array, deltas: Array, has_bias: bool) -> Array:
+    """`[K, K]` inner products of a dense layer's task gradients, the cheaper of two ways.
+
+    Args:
+        inputs: `[N, inputs]`.
+        deltas: `[K, N, features]`.
+        has_bias: whether the bias is balanced, too.
+    """
+    (num, width), (tasks, _, features) = inputs.shape, deltas.shape
+    through_samples = tasks * num * features * (num + tasks) + num * num * width
+    through_weights = tasks * width * features * (num + tasks)
+    if through_samples < through_weights:
+        similarity = jnp.matmul(inputs, inputs.T, precision=_HIGHEST)
+        similarity = similarity + (1 if has_bias else 0)
+        # Batched rather than one einsum over k and d: no transposed copy of the deltas.
+        similarity = jnp.broadcast_to(similarity, (tasks, num, num))
+        spread = jnp.matmul(similarity, deltas, precision=_HIGHEST)
+        return gramian_of({"": deltas}, {"": spread})
+    rows = {"kernel": jnp.einsum("ni,knd->kid", inputs, deltas, precision=_HIGHEST)}
+    return gramian_of(rows | ({"bias": deltas.sum(1)} if has_bias else {}))
+
+
+def gramian_engine(
+    losses_fn: Tapped,
+    options: EngineOptions,
+    params: PyTree,
+    args: tuple[Any, ...],
+    other: None = None,
+) -> Prepared:
+    """The parameter Gramian layer by layer, without the K x P task gradients.
+
+    For a dense layer `y = x W + b` the gradient of task k is `X^T D_k` with `D_k` its gradient at
+    the pre-activations, so `<g_i, g_j> = <D_i, (X X^T + 1) D_j>`: K pullbacks stop at the
+    pre-activations, and the gradient of the layer is `X^T sum_k w_k D_k`, without a second backward
+    pass. Shared parameters without a tap have their task gradients computed. A shared parameter is
+    what the trunk reads; what the readout does with it is not balanced.
+    """
+    axis_name, names = options.axis_name, paths_of(params)
+    shared = {name for name, label in zip(names, options.labels, strict=True) if label}
+    layers = _shared_layers(losses_fn.layers(params, *args), shared)
+    tapped = {path for layer in layers.values() for path in _parameters_of(layer)}
+    values = dict(zip(names, jax.tree.leaves(local(params, axis_name)), strict=True))
+    rest = {name: values[name] for name in names if name not in tapped}
+    taps = {name: jnp.zeros(x.output.shape, x.output.dtype) for name, x in layers.items()}
+
+    def as_params(found: Mapping[str, Array]) -> PyTree:
+        return jax.tree.unflatten(jax.tree.structure(params), [found[name] for name in names])
+
+    model = losses_fn.bind(lambda rest: as_params(values | rest), *args)
+    cut = run_to_cut(model, options, params, (local(taps, axis_name), rest))
+    own, rows_at_cut = cut.rows()
+
+    def pull(cotangent: list[Array]) -> tuple[PyTree, Rows]:
+        deltas, rest = cut.pull_trunk(cotangent)
+        return deltas, {name: rest[name] for name in shared - tapped}
+
+    rows_at_cut = mask_rows(cut.tallied.present, rows_at_cut)
+    deltas, rest_rows = pullbacks(pull, rows_at_cut, options.num_tasks)
+    _, inputs = cut.trunk_aux
+
+    def backward(weights: Array, present: Array) -> PyTree:
+        found = combine(weights, mask_rows(present, rest_rows))
+        found |= _layer_gradients(
+            layers, inputs, combine(weights, mask_rows(present, deltas)), values
+        )
+        heads = own if options.heads == "own" else cut.pull_readout(weights)[0]
+        read = dict(zip(names, jax.tree.leaves(heads), strict=True))
+        found |= without_nan({name: read[name] for name in names if name not in shared}, present)
+        return as_params(found)
+
+    gramian = _global_gramian(layers, inputs, deltas, total(rest_rows, axis_name), axis_name)
+    return Prepared(cut.tallied.losses, cut.tallied.present, backward, cut.aux, gramian)
+
+
+def _parameters_of(layer: Layer) -> tuple[str, ...]:
+    """The paths of the kernel and, if there is one, the bias."""
+    return (layer.kernel,) if layer.bias is None else (layer.kernel, layer.bias)
+
+
+def _shared_layers(layers: Mapping[str, Layer], shared: set[str]) -> dict[str, Layer]:
+    """The layers whose parameters are all shared."""
+    return {k: layer for k, layer in layers.items() if shared.issuperset(_parameters_of(layer))}
+
+
+def _layer_gradients(
+    layers: Mapping[str, Layer],
+    inputs: Mapping[str, Array],
+    deltas: Mapping[str, Array],
+    values: Mapping[str, Array],
+) -> Rows:
+    """The gradients of the layers' parameters, from those at their pre-activations."""
+    found = {}
+    for name, layer in layers.items():
+        delta = _flat(deltas[name], 0)
+        gradient = jnp.matmul(_flat(inputs[name], 0).T, delta)
+        found[layer.kernel] = gradient.astype(values[layer.kernel].dtype)
+        if layer.bias is not None:
+            found[layer.bias] = delta.sum(0).astype(values[layer.bias].dtype)
+    return found
+
+
+def _global_gramian(
+    layers: Mapping[str, Layer],
+    inputs: Mapping[str, Array],
+    deltas: Mapping[str, Array],
+    rest_rows: Rows,
+    axis_name: Any,
+) -> Array:
+    """Of the gradients summed over devices: samples of all devices meet in every layer."""
+
+    def gathered(x: Array, axis: int) -> Array:
+        if axis_name is None:
+            return x
+        return jax.lax.all_gather(x, axis_name, axis=axis, tiled=True)
+
+    parts = [
+        layer_gramian(
+            gathered(_flat(inputs[name], 0), 0),
+            gathered(_flat(deltas[name], 1), 1),
+            layer.bias is not None,
+        )
+        for name, layer in layers.items()
+    ]
+    if rest_rows:
+        parts.append(gramian_of(rest_rows))
+    dtype = balancing_dtype(*(part.dtype for part in parts))
+    return sum(part.astype(dtype) for part in parts)

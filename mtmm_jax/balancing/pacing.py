@@ -6,13 +6,24 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from mtmm_jax.balancing import solvers
-from mtmm_jax.balancing.core import TIERS, Balancer, Evidence, Mixed, Rule
-from mtmm_jax.balancing.losses_only import rule_dtype, task_vector
-from mtmm_jax.balancing.rows import Array, PyTree, Rows, select_tasks
+from mtmm_jax.balancing.base import (
+    TIERS,
+    Array,
+    Balancer,
+    Evidence,
+    PacedState,
+    PyTree,
+    Rows,
+    WeightedGradient,
+    gradient_norms,
+    rule_dtype,
+    select_tasks,
+    task_vector,
+)
+from mtmm_jax.balancing.wrappers import wrap
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.registry import build as build_entry
 
@@ -102,7 +113,7 @@ def gradient_norm(
     keeps what `normalised` throws away: a step with a large gradient remains a large step.
 
     Paper: the aim of Chen et al. (ICML 2018, GradNorm), in closed form, without learned weights.
-    Cost: the norms, so the gramian tier; K numbers besides.
+    Cost: the norms, so the gramian tier; and K numbers.
     Use it: losses of incomparable scale. Not: when a task's gradient is short because it is done.
 
     Args:
@@ -115,7 +126,7 @@ def gradient_norm(
     limit = _above(limit, 1.0, f"{where}.limit")
 
     def rate(state: Running, evidence: Evidence) -> tuple[Array, Running]:
-        norms = jnp.sqrt(jnp.maximum(jnp.diagonal(evidence.gramian), 0))
+        norms = gradient_norms(evidence.gramian)
         state = running(state, norms, evidence.present, keep)
         longest = jnp.max(jnp.where(evidence.present, state.mean, 0))
         relative = state.mean / jnp.where(longest > 0, longest, 1)
@@ -179,14 +190,6 @@ def loss_rate(
 PACES: dict[str, Callable[..., Pace]] = {"gradient_norm": gradient_norm, "loss_rate": loss_rate}
 
 
-class PacedState(NamedTuple):
-    """The wrapped rule's state, that of the pace, and the rates `[K]` of the last step."""
-
-    inner: PyTree
-    pace: PyTree
-    rates: Array
-
-
 def paced(
     inner: Balancer,
     rates: float | Sequence[float] | str | Mapping[str, Any],
@@ -221,27 +224,11 @@ def paced(
         return PacedState(rule.init(rows, num_tasks), pace.init(num_tasks, dtype), ones)
 
     def weigh(state: PacedState, evidence: Evidence) -> tuple[Array, PacedState]:
-        verdict, new = rule.weigh(state.inner, evidence)
-        if isinstance(verdict, Mixed | Mapping):
+        result, new = rule.weigh(state.inner, evidence)
+        if isinstance(result, WeightedGradient | Mapping):
             raise ConfigError(f"{where}: the method returns a gradient, not weights of tasks")
         found, pace_state = pace.rate(state.pace, evidence)
         found = jnp.where(evidence.present, found.astype(state.rates.dtype), state.rates)
-        return verdict * found.astype(verdict.dtype), PacedState(new, pace_state, found)
+        return result * found.astype(result.dtype), PacedState(new, pace_state, found)
 
-    def observe(state: PacedState, values: Array) -> PacedState:
-        return state._replace(inner=rule.observe(state.inner, values))
-
-    needs = max(rule.needs, pace.needs, key=TIERS.index)
-    seen = None if rule.observe is None else observe
-    wrapped: Rule = rule._replace(needs=needs, init=init, weigh=weigh, observe=seen)
-    return Balancer(wrapped, inner.num_tasks)
-
-
-def current_rates(state: PyTree) -> Array | None:
-    """The task rates `[K]` of the last step, found in any state; None without a paced balancer."""
-
-    def is_paced(node: Any) -> bool:
-        return isinstance(node, PacedState)
-
-    found = [node for node in jax.tree.leaves(state, is_leaf=is_paced) if is_paced(node)]
-    return found[0].rates if found else None
+    return wrap(inner, init, weigh, max(rule.needs, pace.needs, key=TIERS.index))

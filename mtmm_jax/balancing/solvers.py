@@ -1,6 +1,6 @@
 """Small solvers for K tasks: pure, inside jit, batched by vmap, bounded with early exit.
 
-All take a mask of the tasks that count; the answer is what it would be with the other rows and
+All take a mask of the tasks that count; the result is that of the problem with the other rows and
 columns deleted, and 0 for them. Inputs are scaled to a unit diagonal first, which is what makes
 float32 enough: task gradients whose norms differ a thousandfold do not lose the small ones.
 Loops stop as soon as they have converged, so easy problems are cheap.
@@ -41,6 +41,11 @@ def task_count(mask: Array, dtype: jnp.dtype) -> Array:
 def uniform(mask: Array, dtype: jnp.dtype) -> Array:
     """Equal weights of the tasks that count, summing to one."""
     return mask.astype(dtype) / task_count(mask, dtype)
+
+
+def masked_softmax(values: Array, mask: Array) -> Array:
+    """Softmax over the tasks that count, 0 for the others."""
+    return jax.nn.softmax(jnp.where(mask, values, 0), where=mask)
 
 
 class _Pivot(NamedTuple):

@@ -1,4 +1,5 @@
-"""Balancers around balancers: normalised, smoothed, grouped, every n steps, after a warm-up."""
+"""Balancers around balancers: normalised, smoothed, grouped, every n steps, after a warm-up, and
+with auxiliary losses."""
 
 from __future__ import annotations
 
@@ -10,12 +11,22 @@ import jax
 import jax.numpy as jnp
 
 from mtmm_jax.balancing import solvers
-from mtmm_jax.balancing.core import Balancer, Evidence, Mixed, Rule, mixed_gradient
-from mtmm_jax.balancing.losses_only import rule_dtype
-from mtmm_jax.balancing.rows import Array, Rows, combine, gramian_of, paths_of, per_task
-from mtmm_jax.registry import ConfigError, choose
-
-PyTree = Any
+from mtmm_jax.balancing.base import (
+    Array,
+    Balancer,
+    Evidence,
+    PyTree,
+    Rows,
+    Rule,
+    WeightedGradient,
+    combine,
+    gramian_of,
+    paths_of,
+    rule_dtype,
+    scale_rows,
+    weighted_gradient,
+)
+from mtmm_jax.registry import ConfigError, choose, whole_number
 
 
 def shared_by_path(pattern: str) -> Callable[[PyTree], PyTree]:
@@ -32,7 +43,7 @@ def shared_by_path(pattern: str) -> Callable[[PyTree], PyTree]:
     return label
 
 
-def _wrap(
+def wrap(
     inner: Balancer,
     init: Callable[[Rows, int], PyTree],
     weigh: Callable[[PyTree, Evidence], tuple[Any, PyTree]],
@@ -44,13 +55,11 @@ def _wrap(
     def observe(state: PyTree, values: Array) -> PyTree:
         return state._replace(inner=rule.observe(state.inner, values))
 
-    wrapped = Rule(
-        needs or rule.needs,
-        init,
-        weigh,
-        None if rule.observe is None else observe,
-        rule.second_sample,
-        rule.observes,
+    wrapped = rule._replace(
+        needs=needs or rule.needs,
+        init=init,
+        weigh=weigh,
+        observe=None if rule.observe is None else observe,
     )
     return Balancer(wrapped, inner.num_tasks)
 
@@ -95,21 +104,18 @@ def normalised(inner: Balancer, by: str = "l2") -> Balancer:
         def scale(table: Array | None) -> Array | None:
             return None if table is None else table * both
 
-        def scale_rows(g: Array) -> Array:
-            return g * per_task(inverse, g).astype(g.dtype)
-
-        grads = None if evidence.grads is None else jax.tree.map(scale_rows, evidence.grads)
+        scaled = jax.tree.map(lambda g: scale_rows(inverse, g), evidence.grads)
         seen = evidence._replace(
-            gramian=scale(evidence.gramian), other=scale(evidence.other), grads=grads
+            gramian=scale(evidence.gramian), other=scale(evidence.other), grads=scaled
         )
-        verdict, new = rule.weigh(state.inner, seen)
-        if isinstance(verdict, Mixed):
-            verdict = verdict._replace(weights=verdict.weights * inverse)
-        elif not isinstance(verdict, Mapping):
-            verdict = verdict * inverse
-        return verdict, NormalisedState(new)
+        result, new = rule.weigh(state.inner, seen)
+        if isinstance(result, WeightedGradient):
+            result = result._replace(weights=result.weights * inverse)
+        elif not isinstance(result, Mapping):
+            result = result * inverse
+        return result, NormalisedState(new)
 
-    return _wrap(inner, init, weigh)
+    return wrap(inner, init, weigh)
 
 
 class SmoothedState(NamedTuple):
@@ -137,15 +143,15 @@ def smoothed(inner: Balancer, decay: float = 0.9) -> Balancer:
         return SmoothedState(rule.init(rows, num_tasks), zeros, zeros.astype(bool))
 
     def weigh(state: SmoothedState, evidence: Evidence) -> tuple[Array, SmoothedState]:
-        verdict, new = rule.weigh(state.inner, evidence)
-        if isinstance(verdict, Mixed | Mapping):
+        result, new = rule.weigh(state.inner, evidence)
+        if isinstance(result, WeightedGradient | Mapping):
             raise ConfigError("smoothed: the method returns a gradient, not weights")
         keep = jnp.where(state.seen, decay, 0).astype(state.weights.dtype)
-        blended = keep * state.weights + (1 - keep) * verdict.astype(state.weights.dtype)
+        blended = keep * state.weights + (1 - keep) * result.astype(state.weights.dtype)
         weights = jnp.where(evidence.present, blended, state.weights)
         return weights, SmoothedState(new, weights, state.seen | evidence.present)
 
-    return _wrap(inner, init, weigh)
+    return wrap(inner, init, weigh)
 
 
 class EveryState(NamedTuple):
@@ -158,8 +164,8 @@ class EveryState(NamedTuple):
 
 
 def every(inner: Balancer, steps: int = 10) -> Balancer:
-    """Asks the method every `steps` steps and keeps its weights in between (sooner if a task shows
-    up that they were not made for). Saves the solver, not the gradients.
+    """Applies the method every `steps` steps and keeps its weights in between (sooner if a task
+    appears that they were not made for). Saves the solver, not the gradients.
 
     Args:
         inner: a balancer that returns weights.
@@ -178,7 +184,7 @@ def every(inner: Balancer, steps: int = 10) -> Balancer:
         )
 
     def weigh(state: EveryState, evidence: Evidence) -> tuple[Array, EveryState]:
-        def ask() -> tuple[Array, PyTree, Array]:
+        def apply() -> tuple[Array, PyTree, Array]:
             weights, new = rule.weigh(state.inner, evidence)
             return weights.astype(state.weights.dtype), new, evidence.present
 
@@ -187,10 +193,10 @@ def every(inner: Balancer, steps: int = 10) -> Balancer:
 
         unknown = (evidence.present & ~state.present).any()
         due = (state.step % steps == 0) | unknown
-        weights, new, present = jax.lax.cond(due, ask, keep)
+        weights, new, present = jax.lax.cond(due, apply, keep)
         return weights, EveryState(new, weights, present, state.step + 1)
 
-    return _wrap(inner, init, weigh)
+    return wrap(inner, init, weigh)
 
 
 class WarmupState(NamedTuple):
@@ -218,22 +224,22 @@ def warmed_up(inner: Balancer, steps: int = 100) -> Balancer:
         dtype = evidence.losses.dtype
         even = solvers.uniform(evidence.present, dtype)
 
-        def ask() -> tuple[Any, PyTree]:
-            verdict, new = rule.weigh(state.inner, evidence)
-            if isinstance(verdict, Mapping | Mixed):
-                return mixed_gradient(verdict, evidence), new
-            return verdict.astype(dtype), new
+        def apply() -> tuple[Any, PyTree]:
+            result, new = rule.weigh(state.inner, evidence)
+            if isinstance(result, Mapping | WeightedGradient):
+                return weighted_gradient(result, evidence), new
+            return result.astype(dtype), new
 
         def wait() -> tuple[Any, PyTree]:
-            returns_gradient = isinstance(jax.eval_shape(ask)[0], Mixed)
+            returns_gradient = isinstance(jax.eval_shape(apply)[0], WeightedGradient)
             if returns_gradient:
-                return Mixed(combine(even, evidence.grads), even), state.inner
+                return WeightedGradient(combine(even, evidence.grads), even), state.inner
             return even, state.inner
 
-        verdict, new = jax.lax.cond(state.step < steps, wait, ask)
-        return verdict, WarmupState(new, state.step + 1)
+        result, new = jax.lax.cond(state.step < steps, wait, apply)
+        return result, WarmupState(new, state.step + 1)
 
-    return _wrap(inner, init, weigh)
+    return wrap(inner, init, weigh)
 
 
 class GroupedState(NamedTuple):
@@ -279,7 +285,7 @@ def grouped(inner: Balancer, by: str | Mapping[str, str] = "layer") -> Balancer:
             raise ConfigError(f"grouped.by: {', '.join(unused)} matches no parameter")
         return GroupedState({name: rule.init(part, num_tasks) for name, part in groups.items()})
 
-    def weigh(state: GroupedState, evidence: Evidence) -> tuple[Mixed, GroupedState]:
+    def weigh(state: GroupedState, evidence: Evidence) -> tuple[WeightedGradient, GroupedState]:
         if rule.second_sample:
             raise ConfigError("grouped: not for methods that need a second sample")
         gradient, weights, states = {}, [], dict(state.inner)
@@ -287,11 +293,11 @@ def grouped(inner: Balancer, by: str | Mapping[str, str] = "layer") -> Balancer:
             part = evidence._replace(
                 grads=rows, gramian=gramian_of(rows).astype(evidence.losses.dtype)
             )
-            verdict, states[name] = rule.weigh(state.inner[name], part)
-            mixed = mixed_gradient(verdict, part)
-            gradient |= mixed.gradient
-            weights.append(mixed.weights)
-        return Mixed(gradient, sum(weights) / len(weights)), GroupedState(states)
+            result, states[name] = rule.weigh(state.inner[name], part)
+            combined = weighted_gradient(result, part)
+            gradient |= combined.gradient
+            weights.append(combined.weights)
+        return WeightedGradient(gradient, sum(weights) / len(weights)), GroupedState(states)
 
     def observe(state: GroupedState, values: Array) -> GroupedState:
         return GroupedState({k: rule.observe(v, values) for k, v in state.inner.items()})
@@ -299,6 +305,59 @@ def grouped(inner: Balancer, by: str | Mapping[str, str] = "layer") -> Balancer:
     seen = None if rule.observe is None else observe
     wrapped = Rule("jacobian", init, weigh, seen, observes=rule.observes)
     return Balancer(wrapped, num_tasks)
+
+
+def with_auxiliary_losses(inner: Balancer, auxiliaries: int) -> Balancer:
+    """Balances the first K losses with `inner`; the auxiliary losses after them, such as
+    regularisers, have weight 1 and are never balanced.
+
+    gradient = inner(g_1, .., g_K) + g_{K+1} + .. + g_{K+auxiliaries}
+
+    Args:
+        inner: the balancer of the K tasks. Its state is that of the result.
+        auxiliaries: how many auxiliary losses follow.
+    """
+    whole_number(auxiliaries, "with_auxiliary_losses.auxiliaries", least=0)
+    if not auxiliaries:
+        return inner
+    rule, count = inner.rule, inner.num_tasks
+
+    def init(rows: Rows, num_tasks: int) -> PyTree:
+        return rule.init(jax.tree.map(lambda x: x[:count], rows), num_tasks - auxiliaries)
+
+    def weigh(state: PyTree, evidence: Evidence) -> tuple[Any, PyTree]:
+        first = Evidence(
+            losses=evidence.losses[:count],
+            present=evidence.present[:count],
+            gramian=_square(evidence.gramian, count),
+            grads=jax.tree.map(lambda x: x[:count], evidence.grads),
+            other=_square(evidence.other, count),
+        )
+        result, state = rule.weigh(state, first)
+        rest = evidence.present[count:]
+        if isinstance(result, WeightedGradient | dict):
+            combined = weighted_gradient(result, first)
+            later = jax.tree.map(lambda x: x[count:], evidence.grads)
+            added = combine(rest.astype(combined.weights.dtype), later)
+            gradient = {path: combined.gradient[path] + added[path] for path in combined.gradient}
+            return WeightedGradient(gradient, _with_ones(combined.weights, rest)), state
+        return _with_ones(jnp.where(first.present, result, 0), rest), state
+
+    def observe(state: PyTree, values: Array) -> PyTree:
+        return rule.observe(state, values[:count])
+
+    wrapped = rule._replace(
+        init=init, weigh=weigh, observe=None if rule.observe is None else observe
+    )
+    return Balancer(wrapped, count + auxiliaries)
+
+
+def _square(table: Array | None, count: int) -> Array | None:
+    return None if table is None else table[:count, :count]
+
+
+def _with_ones(weights: Array, present: Array) -> Array:
+    return jnp.concatenate([weights, present.astype(weights.dtype)])
 
 
 WRAPPERS: dict[str, Callable[..., Balancer]] = {

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from mtmm_jax import balancing, registry
-from mtmm_jax.balancing.blending import blending
+from mtmm_jax.balancing.losses_adaptive import blending
 from mtmm_jax.batch import Batch, Tokens
 from mtmm_jax.model import Model
 from mtmm_jax.objectives.imbalance_rules import (

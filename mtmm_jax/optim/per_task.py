@@ -19,8 +19,8 @@ from typing import Any
 import jax
 import optax
 
-from mtmm_jax.balancing.core import Balancer
-from mtmm_jax.balancing.pacing import current_rates as current_rates
+from mtmm_jax.balancing.base import Balancer
+from mtmm_jax.balancing.base import current_rates as current_rates
 from mtmm_jax.balancing.pacing import paced
 from mtmm_jax.optim.per_path import by_path
 from mtmm_jax.registry import ConfigError, choose
@@ -34,7 +34,8 @@ def pace(
     tasks: Sequence[str],
     where: str = "optimizer.tasks",
 ) -> Balancer:
-    """The balancer of the model's tasks, paced; to be called before `balancing.beside`.
+    """The balancer of the model's tasks, paced; to be called before
+    `balancing.with_auxiliary_losses`.
 
     Args:
         balancer: of all tasks.

@@ -22,8 +22,7 @@ import optax
 
 from mtmm_jax import registry
 from mtmm_jax.balancing import Balanced, Balancer, Evidence
-from mtmm_jax.balancing.core import advance, decide
-from mtmm_jax.balancing.rows import not_finite
+from mtmm_jax.balancing.base import advance, decide, not_finite
 from mtmm_jax.keys import fold_in_name
 from mtmm_jax.optim.per_path import by_path
 from mtmm_jax.registry import ConfigError, whole_number

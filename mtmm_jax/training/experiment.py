@@ -244,7 +244,7 @@ def _balancing(
     registry.choose(auxiliaries, ("beside", "balanced"), "balancing.auxiliaries", "way")
     names = built.loss_names if auxiliaries == "balanced" else tuple(built.tasks)
     balancer = per_task.pace(make(config, len(names)), paces, names)
-    balancer = balancing.beside(balancer, len(built.loss_names) - len(names))
+    balancer = balancing.with_auxiliary_losses(balancer, len(built.loss_names) - len(names))
     if balancer.rule.observes == "losses" and make is balancing.build:
         raise ConfigError(
             "balancing: this form waits for later losses, which training does not hand back; "

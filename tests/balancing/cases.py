@@ -1,4 +1,4 @@
-"""Running the Optax face of any table row on a matrix of task gradients, one compile per row."""
+"""Runs the Optax transformation of any table row on task gradients, one compile per row."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import numpy as np
 from mtmm_jax import balancing
 
 RANDOM = {"pcgrad", "gradvac", "rlw", "graddrop"}
-JACOBIAN = {"graddrop", "trimmed_mean", "moco", "db_mtl", "excess_mtl"}
 # Short warm-ups, so that a few steps see more than the first phase of each method.
 HYPER: dict[str, dict[str, Any]] = {
     "stch": {"warmup": 1},
@@ -23,6 +22,9 @@ HYPER: dict[str, dict[str, Any]] = {
 
 def make(kind: str, num_tasks: int, **hyper: Any) -> balancing.Balancer:
     return balancing.build({"kind": kind, **HYPER.get(kind, {}), **hyper}, num_tasks)
+
+
+JACOBIAN = {kind for kind in balancing.METHODS if make(kind, 2).rule.needs == "jacobian"}
 
 
 @functools.cache

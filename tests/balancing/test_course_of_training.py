@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mtmm_jax import balancing
-from mtmm_jax.balancing.core import Evidence
+from mtmm_jax.balancing.base import Evidence
 from mtmm_jax.registry import ConfigError
 from tests.balancing.cases import make, run
 

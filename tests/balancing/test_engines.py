@@ -1,4 +1,4 @@
-"""The trainer's face: every engine against a per-sample loop, NaN kept apart, many devices."""
+"""`value_and_grad`: every engine against a per-sample loop, NaN kept apart, many devices."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _loop_gradients(p: Any, b: Any) -> list[Any]:
 
 @functools.cache
 def _looped(kind: str) -> Any:
-    """The balanced gradient from the loop's task gradients, through the Optax face."""
+    """The balanced gradient from the loop's task gradients, through the Optax transformation."""
     p, b = toy.params(), toy.batch()
     tasks = _loop_gradients(p, b)
     balancer = make(kind, toy.K)
@@ -467,7 +467,7 @@ def test_layerwise_gramian_equals_the_full_one(kind):
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_both_ways_through_a_layer_agree(bias):
-    from mtmm_jax.balancing.layerwise import layer_gramian
+    from mtmm_jax.balancing.engines import layer_gramian
 
     rng = np.random.default_rng(0)
     for samples, width in ((4, 30), (30, 4)):

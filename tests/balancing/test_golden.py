@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from mtmm_jax import balancing
-from mtmm_jax.balancing.gradvac import gradvac_weights
-from mtmm_jax.balancing.gramian_rules import pcgrad_weights
-from mtmm_jax.balancing.jacobian_rules import drop_signs
+from mtmm_jax.balancing.gramian import pcgrad_weights
+from mtmm_jax.balancing.jacobian import drop_signs, gradvac_weights
 from tests.balancing import oracles
 from tests.balancing.cases import run
 

@@ -274,7 +274,7 @@ def test_two_devices_do_what_one_does(kind):
 @pytest.mark.parametrize("kind", ["gates", "information"])
 def test_a_step_trains_the_bottleneck(kind):
     built = toy.build({"kind": TASKS["kind"]}, encoders=FEW, bottleneck={"text": SPECS[kind]})
-    balancer = balancing.beside(balancing.build("equal", 1), 1)
+    balancer = balancing.with_auxiliary_losses(balancing.build("equal", 1), 1)
     state = init_state(built, balancer, optax.sgd(1.0), seed=0)
     step = jax.jit(make_step(built, balancer, optax.sgd(1.0), seed=0))
     new, figures = step(state, toy.batch(8))

@@ -345,7 +345,7 @@ def test_auxiliary_losses_join_with_weight_one_whatever_the_balancing():
     moved = {}
     for kind in ("equal", "mgda", "graddrop"):
         inner = balancing.build(kind, 2)
-        balancer = balancing.beside(inner, 1)
+        balancer = balancing.with_auxiliary_losses(inner, 1)
         params = toy.variables(built, toy.SPEC.example(2))["params"]
         state = TrainState(
             step=jnp.zeros((), jnp.int32),
@@ -376,7 +376,7 @@ def test_beside_leaves_the_tasks_gradient_as_it_is(kind):
     losses = jnp.array([1.0, 2.0, 0.5, 3.0])
     params = {"w": jnp.zeros(6)}
     inner = balancing.build(kind, 3)
-    outer = balancing.beside(inner, 1)
+    outer = balancing.with_auxiliary_losses(inner, 1)
     first = {"w": rows["w"][:3]}
     alone, _ = inner.update(first, inner.init(params), params, losses=losses[:3])
     both, state = outer.update(rows, outer.init(params), params, losses=losses)

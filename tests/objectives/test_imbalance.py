@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 from mtmm_jax import balancing, model, training
-from mtmm_jax.balancing.blending import blending
-from mtmm_jax.balancing.core import Evidence
+from mtmm_jax.balancing.base import Evidence
+from mtmm_jax.balancing.losses_adaptive import blending
 from mtmm_jax.devices import mesh, parallel, processes
 from mtmm_jax.objectives.imbalance import IMBALANCE, prepare
 from mtmm_jax.objectives.imbalance_rules import Scene, Setting, Verdict, agm, modulated, ogm_ge
@@ -322,7 +322,9 @@ def _ready(kind):
     built = toy.build(TASKS, **PARTS)
     config = None if kind is None else {"kind": kind, "task": "kind", **KINDS[kind]}
     built, against, make = prepare(config, built, STEPS)
-    balancer = balancing.beside(make("equal", len(built.tasks)), len(built.auxiliaries))
+    balancer = balancing.with_auxiliary_losses(
+        make("equal", len(built.tasks)), len(built.auxiliaries)
+    )
     params = toy.variables(built, toy.SPEC.example(2))["params"]
     parts = {
         "step": np.zeros((), np.int32),

@@ -9,7 +9,7 @@ import pytest
 
 from mtmm_jax import balancing
 from mtmm_jax.balancing import pacing
-from mtmm_jax.balancing.core import gather
+from mtmm_jax.balancing.base import gather
 from mtmm_jax.benchmarks.balancing import pacing as benchmark
 from mtmm_jax.optim import optimizers, per_task
 from mtmm_jax.registry import ConfigError
@@ -34,7 +34,7 @@ def ask(balancer, *seen):
     told = []
     for one in seen:
         weights, state = balancer.rule.weigh(state, one)
-        told.append((np.asarray(weights), np.asarray(pacing.current_rates(state))))
+        told.append((np.asarray(weights), np.asarray(balancing.current_rates(state))))
     return told
 
 
@@ -109,7 +109,7 @@ def test_an_absent_task_is_as_if_deleted_and_nothing_becomes_nan(rates):
     zero = {"x": jnp.zeros((K, 6))}
     update, state = step(zero, three.init({"x": jnp.zeros(6)}))
     assert np.isfinite(jax.tree.leaves((update, state.task_weights))[0]).all()
-    assert np.isfinite(pacing.current_rates(state)).all()
+    assert np.isfinite(balancing.current_rates(state)).all()
 
 
 @pytest.mark.parametrize(

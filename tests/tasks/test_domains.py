@@ -253,7 +253,7 @@ def test_the_critic_is_scored():
 @functools.cache
 def _step(devices):
     built = toy.build(TASKS, encoders=FEW, regularisers=TERMS)
-    balancer = balancing.beside(balancing.build("equal", 3), 2)
+    balancer = balancing.with_auxiliary_losses(balancing.build("equal", 3), 2)
     state = init_state(built, balancer, optax.sgd(1.0), seed=0)
     step = make_step(built, balancer, optax.sgd(1.0), seed=0)
     return built, state, parallel.wrap(step, devices, donate=False)

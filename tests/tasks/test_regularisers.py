@@ -138,7 +138,7 @@ def test_terms_are_logged_and_add_up(way):
     batch = toy.batch()
     params = toy.variables(built, toy.SPEC.example(2))["params"]
     if way == "beside":
-        balancer = balancing.beside(balancing.build("mgda", 2), 3)
+        balancer = balancing.with_auxiliary_losses(balancing.build("mgda", 2), 3)
     else:
         balancer = balancing.build("equal", 5)
     state = TrainState(

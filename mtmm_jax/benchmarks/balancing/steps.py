@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtmm_jax import balancing
-from mtmm_jax.balancing.core import decide, gather
+from mtmm_jax.balancing.base import decide, gather
 from mtmm_jax.benchmarks.balancing import models
 
 BATCH = {"mlp": 128, "resnet": 16}

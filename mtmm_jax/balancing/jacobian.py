@@ -12,25 +12,32 @@ import jax
 import jax.numpy as jnp
 
 from mtmm_jax.balancing import solvers
-from mtmm_jax.balancing.core import Balancer, Evidence, Mixed, Rule
-from mtmm_jax.balancing.losses_only import rule_dtype, stateless
-from mtmm_jax.balancing.randomness import RandomState, random_init, random_next
-from mtmm_jax.balancing.rows import (
+from mtmm_jax.balancing.base import (
     Array,
+    Balancer,
+    Evidence,
+    RandomState,
     Rows,
+    Rule,
+    WeightedGradient,
     balancing_dtype,
     combine,
+    gradient_norms,
     gramian_of,
+    mask_gramian,
     per_task,
+    random_init,
+    random_next,
+    random_state,
+    rule_dtype,
+    scale_rows,
     select_tasks,
+    stateless,
 )
-from mtmm_jax.balancing.stateful_rules import restrict, write_back
+from mtmm_jax.balancing.gramian import random_orders
+from mtmm_jax.balancing.gramian_stateful import restrict, write_back
+from mtmm_jax.balancing.wrappers import grouped
 from mtmm_jax.registry import ConfigError, choose
-
-
-def _per_task(vector: Array, like: Array) -> Array:
-    """`[K]` shaped to multiply a leaf `[K, ...]`, in the leaf's dtype."""
-    return per_task(vector, like).astype(like.dtype)
 
 
 def _buffers(rows: Rows) -> Rows:
@@ -66,10 +73,6 @@ def graddrop(num_tasks: int, leak: float = 0.0, seed: int = 0) -> Balancer:
     if not 0 <= leak <= 1:
         raise ConfigError(f"graddrop.leak: {leak}; must be in [0, 1]")
 
-    def init(rows: Rows, num_tasks: int) -> RandomState:
-        del rows, num_tasks
-        return random_init(seed)
-
     def weigh(state: RandomState, evidence: Evidence) -> tuple[Rows, RandomState]:
         key, state = random_next(state)
         keys = jax.random.split(key, len(evidence.grads))
@@ -79,7 +82,7 @@ def graddrop(num_tasks: int, leak: float = 0.0, seed: int = 0) -> Balancer:
             chosen[path] = drop_signs(g, draws, leak)
         return chosen, state
 
-    return Balancer(Rule("jacobian", init, weigh), num_tasks)
+    return Balancer(Rule("jacobian", random_init(seed), weigh), num_tasks)
 
 
 def drop_signs(grads: Array, draws: Array, leak: float = 0.0) -> Array:
@@ -175,7 +178,7 @@ def moco(
         rate = beta / count.astype(dtype) ** sigma
 
         def track(y: Array, g: Array) -> Array:
-            return y - _per_task(rate, y) * (y - _per_task(scale, y) * g.astype(y.dtype))
+            return y - scale_rows(rate, y - scale_rows(scale, g.astype(y.dtype)))
 
         known = _known(state.tracked, evidence.grads)
         tracked = jax.tree.map(track, known, evidence.grads)
@@ -183,10 +186,10 @@ def moco(
         gramian = gramian_of(tracked).astype(dtype)
         start = restrict(state.weights, present)
         length = gamma / step.astype(dtype) ** sigma
-        masked = jnp.where(present[:, None] & present[None, :], gramian, 0)
+        masked = mask_gramian(present, gramian)
         moved = start - length * (masked @ start + rho * start)
         if projection == "softmax":
-            weights = jax.nn.softmax(jnp.where(present, moved, 0), where=present)
+            weights = solvers.masked_softmax(moved, present)
         else:
             weights = solvers.project_simplex(moved, present)
         mixed = combine(jnp.where(present, weights, 0), tracked)
@@ -197,7 +200,7 @@ def moco(
             jnp.where(present, count, state.count),
             step,
         )
-        return Mixed(gradient, weights), state
+        return WeightedGradient(gradient, weights), state
 
     return Balancer(Rule("jacobian", init, weigh), num_tasks)
 
@@ -233,8 +236,8 @@ def db_mtl(num_tasks: int, beta: float = 0.9, sigma: float = 0.0) -> Balancer:
         inverse = jnp.where(present, 1 / (jnp.where(present, evidence.losses, 1) + 1e-8), 0)
 
         def average(m: Array, g: Array) -> Array:
-            log_gradient = _per_task(inverse, m) * g.astype(m.dtype)
-            blended = _per_task(keep, m) * m + _per_task(1 - keep, m) * log_gradient
+            log_gradient = scale_rows(inverse, g.astype(m.dtype))
+            blended = scale_rows(keep, m) + scale_rows(1 - keep, log_gradient)
             return jnp.where(per_task(state.count == 0, m), log_gradient, blended)
 
         known = _known(state.averaged, evidence.grads)
@@ -246,7 +249,7 @@ def db_mtl(num_tasks: int, beta: float = 0.9, sigma: float = 0.0) -> Balancer:
         gradient = {path: mixed[path].astype(g.dtype) for path, g in evidence.grads.items()}
         count = jnp.where(present, count, state.count)
         weights = scale * largest
-        return Mixed(gradient, weights), DbMtlState(state.averaged | averaged, count)
+        return WeightedGradient(gradient, weights), DbMtlState(state.averaged | averaged, count)
 
     return Balancer(Rule("jacobian", init, weigh), num_tasks)
 
@@ -301,7 +304,7 @@ def excess_mtl(num_tasks: int, step: float = 1.0) -> Balancer:
         relative = jnp.where(state.seen, excess / jnp.where(first > 0, first, 1), excess)
         start = restrict(state.weights, present)
         logits = jnp.log(jnp.maximum(start, jnp.finfo(dtype).tiny)) + step * relative
-        weights = jax.nn.softmax(jnp.where(present, logits, 0), where=present)
+        weights = solvers.masked_softmax(logits, present)
         state = ExcessState(
             state.squares | select_tasks(present, squares, known),
             write_back(weights, state.weights, present),
@@ -311,3 +314,93 @@ def excess_mtl(num_tasks: int, step: float = 1.0) -> Balancer:
         return weights, state
 
     return Balancer(Rule("jacobian", init, weigh), num_tasks)
+
+
+class GradVacState(NamedTuple):
+    """The target similarity of every ordered pair, and the randomness."""
+
+    target: Array
+    random: RandomState
+
+
+def gradvac(
+    num_tasks: int,
+    beta: float = 0.5,
+    target: float = 0.0,
+    groups: str = "whole",
+    seed: int = 0,
+) -> Balancer:
+    """GradVac: as PCGrad, but where `phi = cos(c_i, g_j)` falls below the target `rho_ij`:
+    `c_i += ||c_i|| (rho sqrt(1 - phi^2) - phi sqrt(1 - rho^2)) / (||g_j|| sqrt(1 - rho^2)) g_j`,
+    after which their cosine is rho; then `rho <- (1 - beta) rho + beta phi`.
+
+    Paper: Wang et al., ICLR 2021.
+    Cost: O(K^3) on the Gramian with `groups="whole"`; K task gradients per group otherwise.
+    Use it: many related tasks (languages) with positive typical similarity. Not: when an answer
+    that does not depend on the order of tasks is wanted.
+
+    Args:
+        num_tasks: K.
+        beta: rate of the target similarities.
+        target: the first rho.
+        groups: `"whole"` model, each `"layer"` (all leaves of one module) or each `"matrix"`.
+        seed: of the random orders.
+    """
+    choose(groups, ("whole", "layer", "matrix"), "gradvac.groups")
+    if not -1 < target < 1:
+        raise ConfigError(f"gradvac.target: {target}; must be in (-1, 1)")
+
+    def init(rows: Rows, num_tasks: int) -> GradVacState:
+        rho = jnp.full((num_tasks, num_tasks), target, rule_dtype(rows))
+        return GradVacState(rho, random_state(seed))
+
+    def weigh(state: GradVacState, evidence: Evidence) -> tuple[Array, GradVacState]:
+        key, random = random_next(state.random)
+        weights, rho = gradvac_weights(
+            evidence.gramian.astype(state.target.dtype),
+            evidence.present,
+            random_orders(key, num_tasks),
+            state.target,
+            beta,
+        )
+        return weights, GradVacState(rho, random)
+
+    whole = Balancer(Rule("gramian", init, weigh), num_tasks)
+    if groups == "whole":
+        return whole
+    return grouped(whole, by=groups)
+
+
+def gradvac_weights(
+    gramian: Array, present: Array, orders: Array, target: Array, beta: float
+) -> tuple[Array, Array]:
+    """Weights and the next targets, for given orders `[K, K]` (row i: the order for task i)."""
+    tasks = jnp.arange(gramian.shape[0])
+    norms = gradient_norms(gramian)
+    usable = present & (norms > 0)
+    inverse = jnp.where(usable, 1 / jnp.where(usable, norms, 1), 0)
+
+    def repair(carry: tuple[Array, Array, Array], js: Array) -> tuple[tuple, None]:
+        coefficients, products, rho_all = carry  # a_i and G a_i, as rows
+        chosen = js[:, None] == tasks[None, :]
+
+        def pick(table: Array) -> Array:
+            return jnp.sum(jnp.where(chosen, table, 0), axis=1)
+
+        length = jnp.sqrt(jnp.maximum(jnp.sum(coefficients * products, axis=1), 0))
+        counts = (js != tasks) & usable[js] & usable & (length > 0)
+        phi = pick(products) * inverse[js] / jnp.where(length > 0, length, 1)
+        phi = jnp.clip(phi, -1, 1)
+        rho = pick(rho_all)
+        below = counts & (phi < rho)
+        root = jnp.sqrt(jnp.maximum(1 - rho**2, 1e-12))
+        step = length * (rho * jnp.sqrt(1 - phi**2) - phi * root) * inverse[js] / root
+        step = jnp.where(below, step, 0)
+        coefficients = coefficients + jnp.where(chosen, step[:, None], 0)
+        products = products + step[:, None] * gramian[js]
+        learned = jnp.where(counts, (1 - beta) * rho + beta * phi, rho)
+        return (coefficients, products, jnp.where(chosen, learned[:, None], rho_all)), None
+
+    start = (jnp.diag(present.astype(gramian.dtype)), gramian, target)
+    (coefficients, _, target), _ = jax.lax.scan(repair, start, orders.T)
+    return coefficients.sum(0), target

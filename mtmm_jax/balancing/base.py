@@ -1,12 +1,13 @@
-"""What a balancing method is: a `Rule` over `Evidence`, and the Optax face that every rule has.
+"""What a balancing method is: a `Rule` over `Evidence`, and the Optax transformation of any rule.
 
 A rule turns what its tier paid for (losses, a Gramian, task gradients) into weights or a gradient.
 `Balancer` is that rule as an `optax.GradientTransformationExtraArgs`, to stand first in a chain.
+Around them: the arithmetic on task gradients that rules and engines share.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -14,22 +15,121 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtmm_jax.balancing.rows import (
-    Array,
-    PyTree,
-    Rows,
-    balancing_dtype,
-    combine,
-    gramian_of,
-    mask_gramian,
-    mask_rows,
-    not_finite,
-    paths_of,
-    shared_labels,
-)
 from mtmm_jax.registry import ConfigError
 
 TIERS = ("losses", "gramian", "jacobian")
+
+Array = jax.Array
+PyTree = Any
+Rows = dict[str, Array]
+"""Task gradients by parameter path: `{"trunk/kernel": [K, *shape], ...}`, shared leaves only."""
+
+
+def balancing_dtype(*dtypes: Any) -> Any:
+    """float32, or float64 where the inputs are: balancing never runs in half precision."""
+    return jnp.dtype(jnp.float64 if jnp.dtype(jnp.float64) in dtypes else jnp.float32)
+
+
+def gramian_of(left: Rows, right: Rows | None = None) -> Array:
+    """The `[K, K]` inner products of the rows of `left` with those of `right` (or themselves).
+
+    Summed leaf by leaf in at least float32 and at full matmul precision: Gramians square the
+    condition number, and TF32 or bfloat16 products would show up as false conflicts.
+    """
+    right = left if right is None else right
+
+    def one(a: Array, b: Array) -> Array:
+        dtype = balancing_dtype(a.dtype, b.dtype)
+        a, b = (x.reshape(x.shape[0], -1).astype(dtype) for x in (a, b))
+        return jax.lax.dot_general(
+            a, b, (((1,), (1,)), ((), ())), precision=jax.lax.Precision.HIGHEST
+        )
+
+    return sum(one(left[path], right[path]) for path in left)
+
+
+def gradient_norms(gramian: Array) -> Array:
+    """`[K]` norms of the task gradients."""
+    return jnp.sqrt(jnp.maximum(jnp.diagonal(gramian), 0))
+
+
+def cosines(gramian: Array) -> Array:
+    """`[K, K]` cosines of the task gradients; 0 where one of them is zero."""
+    norms = gradient_norms(gramian)
+    inverse = jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms, 1), 0)
+    return gramian * inverse[:, None] * inverse[None, :]
+
+
+def combine(weights: Array, rows: PyTree) -> PyTree:
+    """`sum_k w_k g_k` for every leaf `[K, ...]`, in the leaf's own dtype."""
+
+    def one(leaf: Array) -> Array:
+        dtype = balancing_dtype(leaf.dtype)
+        flat = leaf.reshape(leaf.shape[0], -1).astype(dtype)
+        mixed = jnp.matmul(weights.astype(dtype), flat, precision=jax.lax.Precision.HIGHEST)
+        return mixed.reshape(leaf.shape[1:]).astype(leaf.dtype)
+
+    return jax.tree.map(one, rows)
+
+
+def per_task(vector: Array, like: Array) -> Array:
+    """`[K]` shaped to broadcast against a leaf `[K, ...]`."""
+    return vector.reshape((-1,) + (1,) * (like.ndim - 1))
+
+
+def scale_rows(factors: Array, leaf: Array) -> Array:
+    """Each task's row of a leaf `[K, ...]` times its factor, in the leaf's dtype."""
+    return leaf * per_task(factors, leaf).astype(leaf.dtype)
+
+
+def mask_rows(present: Array, rows: PyTree) -> PyTree:
+    """Rows of absent tasks replaced by zeros (selected, not multiplied: `0 * NaN` is NaN)."""
+
+    def one(leaf: Array) -> Array:
+        return jnp.where(per_task(present, leaf), leaf, jnp.zeros_like(leaf))
+
+    return jax.tree.map(one, rows)
+
+
+def mask_gramian(present: Array, gramian: Array) -> Array:
+    """Rows and columns of absent tasks replaced by zeros."""
+    return jnp.where(present[:, None] & present[None, :], gramian, jnp.zeros_like(gramian))
+
+
+def select_tasks(present: Array, new: PyTree, old: PyTree) -> PyTree:
+    """Per-task state `[K, ...]`: the new one where the task is present, else the old one."""
+
+    def one(n: Array, o: Array) -> Array:
+        return jnp.where(per_task(present, n), n, o)
+
+    return jax.tree.map(one, new, old)
+
+
+def paths_of(tree: PyTree) -> list[str]:
+    """`"trunk/kernel"`-like names of the leaves, in flattening order."""
+    paths, _ = zip(*jax.tree_util.tree_leaves_with_path(tree), strict=True)
+    return [jax.tree_util.keystr(path, simple=True, separator="/") or "." for path in paths]
+
+
+def shared_labels(shared: PyTree | Callable[[PyTree], PyTree] | None, params: PyTree) -> list[bool]:
+    """One bool per leaf of `params`: does more than one task depend on it?
+
+    Args:
+        shared: a pytree of bools like `params` (or a prefix of it), a callable that makes one from
+            `params`, or None for all.
+        params: the parameters.
+    """
+    if shared is None:
+        return [True] * len(jax.tree.leaves(params))
+    labels = shared(params) if callable(shared) else shared
+    spread = jax.tree.map(lambda label, part: jax.tree.map(lambda _: label, part), labels, params)
+    return [bool(label) for label in jax.tree.leaves(spread)]
+
+
+def not_finite(tree: PyTree) -> Array:
+    """Whether any element of any leaf is NaN or infinite, as a scalar bool."""
+    bad = [~jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
+    return jnp.any(jnp.stack(bad)) if bad else jnp.zeros((), bool)
 
 
 class Evidence(NamedTuple):
@@ -53,17 +153,17 @@ class Evidence(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """A balancing method, written once for every face and engine.
+    """A balancing method, written once for the Optax transformation and every engine.
 
     Attributes:
         needs: its tier, `"losses"`, `"gramian"` or `"jacobian"`.
         init: `(rows, num_tasks) -> state`; `rows` are zeros like the task gradients.
-        weigh: `(state, Evidence) -> (verdict, state)`: weights `[K]`, a gradient
-            `{path: [...]}`, or `Mixed`, both.
+        weigh: `(state, Evidence) -> (result, state)`; the result is weights `[K]`, a gradient
+            `{path: [...]}`, or both as a `WeightedGradient`.
         observe: `(state, values [K]) -> state`; NaN entries are tasks that were not measured.
         second_sample: whether `Evidence.other` is needed.
-        observes: what `observe` is to be given: `"metrics"` of a validation, larger is better
-            unless the method is told otherwise, or later `"losses"`; empty without it.
+        observes: what `observe` takes: `"metrics"` of a validation, where larger is better unless
+            the method's options say otherwise, or later `"losses"`; empty without it.
     """
 
     needs: str
@@ -91,15 +191,23 @@ class BalancerState(NamedTuple):
     skipped: Array
 
 
-class Mixed(NamedTuple):
-    """A verdict of a rule that mixes the gradients itself, and the weights it may have used."""
+class PacedState(NamedTuple):
+    """The state of a paced rule: the inner rule's, the pace's, and the last rates `[K]`."""
+
+    inner: PyTree
+    pace: PyTree
+    rates: Array
+
+
+class WeightedGradient(NamedTuple):
+    """The result of a rule that combines the gradients itself, and the weights it used, if any."""
 
     gradient: Rows
     weights: Array
 
 
 class Outcome(NamedTuple):
-    """What a balancer decided: a gradient of the shared leaves and/or the weights behind it."""
+    """The decision of a balancer: weights and/or a gradient of the shared leaves."""
 
     weights: Array
     gradient: Rows | None
@@ -179,26 +287,26 @@ def initial_state(
 
 
 def decide(rule: Rule, state: PyTree, evidence: Evidence) -> Outcome:
-    """Asks the rule; tidies what it says: absent tasks weigh exactly zero."""
-    verdict, new_state = rule.weigh(state, evidence)
-    if isinstance(verdict, Mapping | Mixed):
-        mixed = mixed_gradient(verdict, evidence)
-        return Outcome(mixed.weights, mixed.gradient, new_state)
-    weights = jnp.where(evidence.present, verdict, 0).astype(evidence.losses.dtype)
+    """Applies the rule; the weights of absent tasks become exactly zero."""
+    result, new_state = rule.weigh(state, evidence)
+    if isinstance(result, Mapping | WeightedGradient):
+        combined = weighted_gradient(result, evidence)
+        return Outcome(combined.weights, combined.gradient, new_state)
+    weights = jnp.where(evidence.present, result, 0).astype(evidence.losses.dtype)
     gradient = None if evidence.grads is None else combine(weights, evidence.grads)
     return Outcome(weights, gradient, new_state)
 
 
-def mixed_gradient(verdict: Any, evidence: Evidence) -> Mixed:
-    """Any verdict as a gradient with weights (ones where the rule names none)."""
+def weighted_gradient(result: Any, evidence: Evidence) -> WeightedGradient:
+    """Any result of a rule as a gradient with weights (ones where the rule gives none)."""
     dtype = evidence.losses.dtype
-    if isinstance(verdict, Mixed):
-        weights = jnp.where(evidence.present, verdict.weights, 0).astype(dtype)
-        return Mixed(dict(verdict.gradient), weights)
-    if isinstance(verdict, Mapping):
-        return Mixed(dict(verdict), evidence.present.astype(dtype))
-    weights = jnp.where(evidence.present, verdict, 0).astype(dtype)
-    return Mixed(combine(weights, evidence.grads), weights)
+    if isinstance(result, WeightedGradient):
+        weights = jnp.where(evidence.present, result.weights, 0).astype(dtype)
+        return WeightedGradient(dict(result.gradient), weights)
+    if isinstance(result, Mapping):
+        return WeightedGradient(dict(result), evidence.present.astype(dtype))
+    weights = jnp.where(evidence.present, result, 0).astype(dtype)
+    return WeightedGradient(combine(weights, evidence.grads), weights)
 
 
 def advance(
@@ -222,6 +330,16 @@ def current_weights(state: PyTree) -> Array:
     if not found:
         raise ConfigError("current_weights: no balancer in this optimizer state")
     return found[0][1]
+
+
+def current_rates(state: PyTree) -> Array | None:
+    """The task rates `[K]` of the last step, found in any state; None without a paced balancer."""
+
+    def is_paced(node: Any) -> bool:
+        return isinstance(node, PacedState)
+
+    found = [node for node in jax.tree.leaves(state, is_leaf=is_paced) if is_paced(node)]
+    return found[0].rates if found else None
 
 
 def _stacked(grads: PyTree, params: PyTree | None, num_tasks: int) -> list[bool]:
@@ -258,7 +376,7 @@ def _update(
     present: Array | None,
     other: PyTree | None,
 ) -> tuple[PyTree, BalancerState]:
-    """The Optax face: all task gradients are at hand, whatever the tier."""
+    """`Balancer.update`: all task gradients are given, whatever the tier."""
     losses = jnp.asarray(losses)
     chex.assert_shape(losses, (num_tasks,))
     losses = losses.astype(balancing_dtype(losses.dtype))
@@ -299,3 +417,46 @@ def gather(losses: Array, present: Array, rows: Rows, others: Rows | None = None
         grads=rows,
         other=None if others is None else cross.astype(dtype),
     )
+
+
+def rule_dtype(rows: Rows) -> Any:
+    """The dtype of a rule's own state: that of the balancing arithmetic."""
+    return balancing_dtype(*(row.dtype for row in rows.values()))
+
+
+def stateless(rows: Rows, num_tasks: int) -> tuple[()]:
+    """The state of a rule without memory."""
+    del rows, num_tasks
+    return ()
+
+
+def task_vector(value: float | Sequence[float], num_tasks: int, what: str) -> tuple[float, ...]:
+    """A number for all tasks, or one for each, as a tuple of K floats."""
+    if isinstance(value, int | float):
+        return (float(value),) * num_tasks
+    values = tuple(float(v) for v in value)
+    if len(values) != num_tasks:
+        raise ConfigError(f"{what}: {len(values)} values for {num_tasks} tasks")
+    return values
+
+
+class RandomState(NamedTuple):
+    """Draws depend on the seed and the step only, so a checkpoint resumes them exactly."""
+
+    key: Array
+    step: Array
+
+
+def random_state(seed: int) -> RandomState:
+    """The key of a seed, at step 0."""
+    return RandomState(jax.random.PRNGKey(seed), jnp.zeros((), jnp.int32))
+
+
+def random_init(seed: int) -> Callable[[Rows, int], RandomState]:
+    """`Rule.init` of a rule whose state is a `RandomState`."""
+    return lambda rows, num_tasks: random_state(seed)
+
+
+def random_next(state: RandomState) -> tuple[Array, RandomState]:
+    """This step's key and the next step's state."""
+    return jax.random.fold_in(state.key, state.step), state._replace(step=state.step + 1)

@@ -1,4 +1,7 @@
-"""Losses-only methods that minimise one scalar of all losses; the weights are its gradient."""
+"""Losses tier: fixed and learned weights, and scalarisations whose gradient is the weights.
+
+Costs of all of them: one weighted backward pass, whatever K is; and O(K) arithmetic.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,158 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from mtmm_jax.balancing.core import Balancer, Evidence, Rule
-from mtmm_jax.balancing.losses_only import rule_dtype, stateless, task_vector
-from mtmm_jax.balancing.rows import Array, Rows, select_tasks
-from mtmm_jax.balancing.solvers import uniform
+from mtmm_jax.balancing import solvers
+from mtmm_jax.balancing.base import (
+    Array,
+    Balancer,
+    Evidence,
+    PyTree,
+    Rows,
+    Rule,
+    rule_dtype,
+    select_tasks,
+    stateless,
+    task_vector,
+)
 from mtmm_jax.registry import ConfigError
 
 _TINY = 1e-20
+
+
+class Learned(NamedTuple):
+    """One learned number per task and its inner optimiser's state, also per task."""
+
+    values: Array
+    inner: PyTree
+
+
+def learned_init(inner: optax.GradientTransformation, values: Array) -> Learned:
+    """One optimiser state per task, so that an absent task's moments and count stand still."""
+    return Learned(values, jax.vmap(inner.init)(values))
+
+
+def learned_step(
+    inner: optax.GradientTransformation, learned: Learned, gradient: Array, present: Array
+) -> Learned:
+    """One inner step for the present tasks."""
+    gradient = jnp.where(present, gradient, 0).astype(learned.values.dtype)
+    with jax.numpy_dtype_promotion("standard"):  # optax.adam raises a float to an integer power
+        updates, state = jax.vmap(inner.update)(gradient, learned.inner, learned.values)
+    moved = Learned(learned.values + updates.astype(learned.values.dtype), state)
+    return select_tasks(present, moved, learned)
+
+
+def equal(num_tasks: int, reduction: str = "mean") -> Balancer:
+    """Equal weights: `w_k = 1/K` (over the present tasks) or, with `reduction="sum"`, `w_k = 1`.
+
+    Cost: one backward pass.
+    Use it: first, always; tuned equal weights are a strong baseline (Kurin et al. 2022, Xin et al.
+    2022). Not: when losses differ by orders of magnitude, or one task starves the others.
+
+    Args:
+        num_tasks: K.
+        reduction: `"mean"` or `"sum"`.
+    """
+    if reduction not in ("mean", "sum"):
+        raise ConfigError(f"equal.reduction: {reduction!r}; choices: mean, sum")
+
+    def weigh(state: tuple[()], evidence: Evidence) -> tuple[Array, tuple[()]]:
+        present, dtype = evidence.present, evidence.losses.dtype
+        weights = solvers.uniform(present, dtype) if reduction == "mean" else present.astype(dtype)
+        return weights, state
+
+    return Balancer(Rule("losses", stateless, weigh), num_tasks)
+
+
+def static(num_tasks: int, weights: float | Sequence[float] = 1.0) -> Balancer:
+    """Fixed weights: `w_k` as given.
+
+    Cost: one backward pass.
+    Use it: when the weights are known, from a search or from the losses' units. Not: when the
+    losses' scales drift during training.
+
+    Args:
+        num_tasks: K.
+        weights: one number for all tasks or K of them.
+    """
+    fixed = task_vector(weights, num_tasks, "static.weights")
+
+    def weigh(state: tuple[()], evidence: Evidence) -> tuple[Array, tuple[()]]:
+        # Of constants alone XLA makes a step that takes a sixth longer at forty tasks.
+        return jnp.where(evidence.present, jnp.asarray(fixed, evidence.losses.dtype), 0), state
+
+    return Balancer(Rule("losses", stateless, weigh), num_tasks)
+
+
+def _with_learned_scales(
+    num_tasks: int,
+    learning_rate: float,
+    first: float,
+    weights_of: Callable[[Array], Array],
+    slope_of: Callable[[Array, Array], Array],
+) -> Balancer:
+    """Weights `weights_of(s)`; s, from `first`, descends along `slope_of(weights, losses)`."""
+    inner = optax.adam(learning_rate)
+
+    def init(rows: Rows, num_tasks: int) -> Learned:
+        return learned_init(inner, jnp.full((num_tasks,), first, rule_dtype(rows)))
+
+    def weigh(state: Learned, evidence: Evidence) -> tuple[Array, Learned]:
+        weights = weights_of(state.values)
+        slope = slope_of(weights, evidence.losses.astype(weights.dtype))
+        return weights, learned_step(inner, state, slope, evidence.present)
+
+    return Balancer(Rule("losses", init, weigh), num_tasks)
+
+
+def uncertainty(num_tasks: int, learning_rate: float = 1e-2, init: float = 0.0) -> Balancer:
+    """Homoscedastic uncertainty: minimise `sum_k 1/2 e^{-s_k} L_k + 1/2 s_k`, `s_k` learned.
+
+    The weights are `1/2 e^{-s_k}`; `s` lives in this rule's state under its own Adam, so weight
+    decay and clipping of the model never touch it, and an absent task's `s_k` stands still.
+
+    Paper: Kendall, Gal, Cipolla, CVPR 2018.
+    Cost: one backward pass.
+    Use it: losses are likelihoods of different units (regression next to classification). Not: with
+    losses that reach zero or below, where `s_k` runs away.
+
+    Args:
+        num_tasks: K.
+        learning_rate: of the inner Adam.
+        init: the first `s_k`.
+    """
+    return _with_learned_scales(
+        num_tasks,
+        learning_rate,
+        init,
+        weights_of=lambda s: 0.5 * jnp.exp(-s),
+        slope_of=lambda weights, losses: 0.5 - weights * losses,
+    )
+
+
+def imtl_l(num_tasks: int, learning_rate: float = 1e-2, init: float = 0.0) -> Balancer:
+    """IMTL-L: minimise `sum_k e^{s_k} L_k - s_k`, `s_k` learned: scaled losses of equal size.
+
+    `s` lives in this rule's state under its own Adam; an absent task's `s_k` stands still.
+
+    Paper: Liu et al., ICLR 2021.
+    Cost: one backward pass.
+    Use it: losses of different and drifting scales. Not: losses that reach zero.
+
+    Args:
+        num_tasks: K.
+        learning_rate: of the inner Adam.
+        init: the first `s_k`.
+    """
+    return _with_learned_scales(
+        num_tasks,
+        learning_rate,
+        init,
+        weights_of=jnp.exp,
+        slope_of=lambda weights, losses: weights * losses - 1,
+    )
 
 
 def _scalarised(num_tasks: int, scalar: Callable[[Array, Array], Array]) -> Balancer:
@@ -69,7 +216,7 @@ def cosmos(
     ray = None if preference is None else task_vector(preference, num_tasks, "cosmos.preference")
 
     def scalar(losses: Array, present: Array) -> Array:
-        even = uniform(present, losses.dtype)
+        even = solvers.uniform(present, losses.dtype)
         r = even if ray is None else jnp.where(present, jnp.asarray(ray, losses.dtype), 0)
         lengths = _norm(r) * _norm(losses)
         cosine = r @ losses / jnp.where(lengths > 0, lengths, 1)

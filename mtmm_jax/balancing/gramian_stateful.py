@@ -1,4 +1,4 @@
-"""Gramian methods that remember: weights under their own descent, averaged norms."""
+"""Gramian tier with memory: weights under their own descent, averaged norms."""
 
 from __future__ import annotations
 
@@ -9,9 +9,17 @@ import jax.numpy as jnp
 import optax
 
 from mtmm_jax.balancing import solvers
-from mtmm_jax.balancing.core import Balancer, Evidence, Rule
-from mtmm_jax.balancing.losses_only import Learned, learned_init, learned_step, rule_dtype
-from mtmm_jax.balancing.rows import Array, Rows, select_tasks
+from mtmm_jax.balancing.base import (
+    Array,
+    Balancer,
+    Evidence,
+    Rows,
+    Rule,
+    gradient_norms,
+    rule_dtype,
+    select_tasks,
+)
+from mtmm_jax.balancing.losses import Learned, learned_init, learned_step
 from mtmm_jax.registry import ConfigError
 
 
@@ -63,7 +71,7 @@ def gradnorm(num_tasks: int, alpha: float = 1.5, learning_rate: float = 0.025) -
         first = jnp.where(present & ~state.seen, losses, state.first)
         raw = jnp.where(present, state.weights.values, 0)
         weights = raw * count / jnp.maximum(raw.sum(), jnp.finfo(dtype).tiny)
-        norms = jnp.sqrt(jnp.maximum(jnp.diagonal(evidence.gramian), 0)).astype(dtype)
+        norms = gradient_norms(evidence.gramian).astype(dtype)
         rates = jnp.where(present, losses / jnp.where(first != 0, first, 1), 0)
         rates = rates / jnp.maximum(rates.sum() / count, jnp.finfo(dtype).tiny)
         target = jnp.sum(weights * norms) / count * jnp.maximum(rates, 0) ** alpha
@@ -137,7 +145,7 @@ def sdmgrad(
     def weigh(state: Array, evidence: Evidence) -> tuple[Array, Array]:
         present, dtype = evidence.present, state.dtype
         cross = evidence.other.astype(dtype)
-        norms = jnp.sqrt(jnp.maximum(jnp.diagonal(cross), 0))
+        norms = gradient_norms(cross)
         count = solvers.task_count(present, dtype)
         scale = solvers.masked_sum(norms, present) / count
         cross = cross / (scale**2 + 1e-8)
@@ -206,7 +214,7 @@ def pcd(num_tasks: int, tau: float = 0.02, decay: float = 0.999, reg: float = 0.
 
     Args:
         num_tasks: K.
-        tau: the progress asked for every task.
+        tau: the progress required for every task.
         decay: of the running norms.
         reg: added to the diagonal of the unit gradients' Gramian.
     """
@@ -221,7 +229,7 @@ def pcd(num_tasks: int, tau: float = 0.02, decay: float = 0.999, reg: float = 0.
     def weigh(state: PcdState, evidence: Evidence) -> tuple[Array, PcdState]:
         present, dtype = evidence.present, state.norms.dtype
         gramian = evidence.gramian.astype(dtype)
-        norms = jnp.sqrt(jnp.maximum(jnp.diagonal(gramian), 0))
+        norms = gradient_norms(gramian)
         keep = jnp.where(state.count == 0, 0, decay).astype(dtype)
         averaged = jnp.where(present, keep * state.norms + (1 - keep) * norms, state.norms)
         state = PcdState(averaged, state.count + present.astype(jnp.int32))

@@ -1,4 +1,7 @@
-"""Losses-only methods whose weights follow the course of training: rates, noise, metrics."""
+"""Losses tier: weights that follow the course of training: rates, noise, metrics, validation.
+
+Costs of all of them: one weighted backward pass, whatever K is; and O(K) arithmetic.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +12,21 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtmm_jax.balancing.core import Balancer, Evidence, Rule
-from mtmm_jax.balancing.losses_only import (
-    Learned,
-    learned_init,
-    learned_step,
+from mtmm_jax.balancing import solvers
+from mtmm_jax.balancing.base import (
+    Array,
+    Balancer,
+    Evidence,
+    RandomState,
+    Rows,
+    Rule,
+    random_init,
+    random_next,
     rule_dtype,
     task_vector,
 )
-from mtmm_jax.balancing.randomness import RandomState, random_init, random_next
-from mtmm_jax.balancing.rows import Array, Rows
+from mtmm_jax.balancing.losses import Learned, learned_init, learned_step
 from mtmm_jax.registry import ConfigError, choose
-
-
-def masked_softmax(values: Array, present: Array) -> Array:
-    """Softmax over the present tasks, 0 for the others."""
-    return jax.nn.softmax(jnp.where(present, values, 0), where=present)
 
 
 def rlw(num_tasks: int, seed: int = 0) -> Balancer:
@@ -39,43 +41,12 @@ def rlw(num_tasks: int, seed: int = 0) -> Balancer:
         seed: of the draws.
     """
 
-    def init(rows: Rows, num_tasks: int) -> RandomState:
-        del rows, num_tasks
-        return random_init(seed)
-
     def weigh(state: RandomState, evidence: Evidence) -> tuple[Array, RandomState]:
         key, state = random_next(state)
         draws = jax.random.normal(key, (num_tasks,), evidence.losses.dtype)
-        return masked_softmax(draws, evidence.present), state
+        return solvers.masked_softmax(draws, evidence.present), state
 
-    return Balancer(Rule("losses", init, weigh), num_tasks)
-
-
-def imtl_l(num_tasks: int, learning_rate: float = 1e-2, init: float = 0.0) -> Balancer:
-    """IMTL-L: minimise `sum_k e^{s_k} L_k - s_k`, `s_k` learned: scaled losses of equal size.
-
-    `s` lives in this rule's state under its own Adam; an absent task's `s_k` stands still.
-
-    Paper: Liu et al., ICLR 2021.
-    Cost: one backward pass.
-    Use it: losses of different and drifting scales. Not: losses that reach zero.
-
-    Args:
-        num_tasks: K.
-        learning_rate: of the inner Adam.
-        init: the first `s_k`.
-    """
-    inner = optax.adam(learning_rate)
-
-    def first(rows: Rows, num_tasks: int) -> Learned:
-        return learned_init(inner, jnp.full((num_tasks,), init, rule_dtype(rows)))
-
-    def weigh(state: Learned, evidence: Evidence) -> tuple[Array, Learned]:
-        weights = jnp.exp(state.values)
-        gradient = weights * evidence.losses.astype(weights.dtype) - 1
-        return weights, learned_step(inner, state, gradient, evidence.present)
-
-    return Balancer(Rule("losses", first, weigh), num_tasks)
+    return Balancer(Rule("losses", random_init(seed), weigh), num_tasks)
 
 
 class DwaState(NamedTuple):
@@ -127,7 +98,7 @@ def dwa(num_tasks: int, temperature: float = 2.0, epoch: int = 100) -> Balancer:
         known = (state.epochs >= 2) & (state.before > 0)
         ratio = jnp.where(known, state.last / jnp.where(known, state.before, 1), 1)
         count = present.sum().astype(ratio.dtype)
-        weights = count * masked_softmax(ratio / temperature, present)
+        weights = count * solvers.masked_softmax(ratio / temperature, present)
         state = state._replace(
             sums=jnp.where(present, state.sums + evidence.losses.astype(ratio.dtype), state.sums),
             count=state.count + present.astype(jnp.int32),
@@ -198,7 +169,7 @@ def famo(
         both = state.pending & measured
         now = distance(jnp.where(measured, losses, 0), state.before.dtype)
         fall = jnp.where(both, jnp.log(jnp.where(both, state.before, 1)) - jnp.log(now), 0)
-        z = masked_softmax(state.logits.values, both)
+        z = solvers.masked_softmax(state.logits.values, both)
         gradient = z * (fall - z @ fall)
         logits = learned_step(inner, state.logits, gradient, both)
         return state._replace(logits=logits, pending=state.pending & ~measured)
@@ -208,7 +179,7 @@ def famo(
         if after == "next":
             state = learn(state, evidence.losses, present)
         now = distance(evidence.losses, state.before.dtype)
-        ratio = jnp.where(present, masked_softmax(state.logits.values, present) / now, 0)
+        ratio = jnp.where(present, solvers.masked_softmax(state.logits.values, present) / now, 0)
         sums = ratio.sum()
         weights = ratio / jnp.where(sums > 0, sums, 1)
         before = jnp.where(present, now, state.before)
@@ -283,3 +254,91 @@ def performance(
         return chosen, seen | measured
 
     return Balancer(Rule("losses", init, weigh, observe, observes="metrics"), num_tasks)
+
+
+class BlendingState(NamedTuple):
+    """`[K]` each: the weights, the training losses since the last validation, and the last point.
+
+    Attributes:
+        weights: of all losses.
+        sums, count: of the training losses since the last point.
+        train, validation: the losses at the last point.
+        known: whether there was one.
+    """
+
+    weights: Array
+    sums: Array
+    count: Array
+    train: Array
+    validation: Array
+    known: Array
+
+
+def blending(num_tasks: int, members: Sequence[int], least: float = 0.05) -> Balancer:
+    """Gradient blending: `w_k ~ G_k / O_k^2` over some of the losses, of which they sum to 1.
+
+    Between two validations G_k is the fall of the validation loss and O_k the growth of its gap to
+    the training loss, `O_k = D(V_k - T_k)`: a loss whose gains do not carry over, as that of a
+    modality that overfits, gives way. T_k is the mean of the training losses since the validation
+    before. Equal weights until the second validation. A validation loss that rose has G = 0;
+    where all of them rose the weights stay, as does the weight of a member that was not measured.
+    Losses that are not members weigh 1.
+
+    Paper: Wang, Tran & Feiszli, CVPR 2020: the online form, on the run's own network rather than on
+    networks trained for the purpose. There a weight may be zero; here no member falls below
+    `least`, since a head that does not learn would never show a gain again.
+    Cost: one backward pass.
+    Use it: a task's fused loss and those of its modalities. Not: with few, noisy validations.
+
+    Args:
+        num_tasks: K.
+        members: which losses are blended, by index.
+        least: of a member's weight.
+    """
+    members = tuple(members)
+    if len(set(members)) < 2 or len(set(members)) < len(members):
+        raise ConfigError(f"blending.members: {members} are not two or more different losses")
+    if not all(0 <= index < num_tasks for index in members):
+        raise ConfigError(f"blending.members: {members} are not among {num_tasks} losses")
+    number = isinstance(least, int | float) and not isinstance(least, bool)
+    if not number or not 0 <= least * len(members) < 1:
+        raise ConfigError(
+            f"blending.least: {least!r} is not a number from 0 to below 1 / {len(members)}, "
+            "one over the number of blended losses"
+        )
+    blended = tuple(index in members for index in range(num_tasks))
+
+    def init(rows: Rows, num_tasks: int) -> BlendingState:
+        zeros = jnp.zeros((num_tasks,), rule_dtype(rows))
+        weights = jnp.where(jnp.asarray(blended), 1 / len(members), 1.0).astype(zeros.dtype)
+        counts = jnp.zeros((num_tasks,), jnp.int32)
+        return BlendingState(weights, zeros, counts, zeros, zeros, jnp.zeros((num_tasks,), bool))
+
+    def weigh(state: BlendingState, evidence: Evidence) -> tuple[Array, BlendingState]:
+        losses = jnp.where(evidence.present, evidence.losses, 0).astype(state.sums.dtype)
+        count = state.count + evidence.present.astype(jnp.int32)
+        return state.weights, state._replace(sums=state.sums + losses, count=count)
+
+    def observe(state: BlendingState, values: Array) -> BlendingState:
+        measured = jnp.isfinite(values) & (state.count > 0) & jnp.asarray(blended)
+        now = jnp.where(measured, values, 0).astype(state.sums.dtype)
+        train = state.sums / jnp.maximum(state.count, 1).astype(state.sums.dtype)
+        gain = jnp.maximum(state.validation - now, 0)
+        gap = (now - train) - (state.validation - state.train)
+        both = measured & state.known
+        raw = jnp.where(both, gain / jnp.maximum(gap**2, 1e-8), 0)
+        total = raw.sum()
+        share = jnp.where(both, state.weights, 0).sum()  # what the others hold stays with them
+        floor = jnp.minimum(least, share / jnp.maximum(both.sum(), 1).astype(share.dtype))
+        spare = share - floor * both.sum().astype(share.dtype)
+        new = floor + spare * raw / jnp.where(total > 0, total, 1)
+        return BlendingState(
+            weights=jnp.where(both & (total > 0), new, state.weights),
+            sums=jnp.where(measured, 0, state.sums),
+            count=jnp.where(measured, 0, state.count),
+            train=jnp.where(measured, train, state.train),
+            validation=jnp.where(measured, now, state.validation),
+            known=state.known | measured,
+        )
+
+    return Balancer(Rule("losses", init, weigh, observe, observes="losses"), num_tasks)
