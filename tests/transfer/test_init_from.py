@@ -263,7 +263,7 @@ def test_origins_that_are_not_there_are_named(origin, tmp_path):
     path, _ = origin
     for section, message in [
         ({"workdir": str(tmp_path / "no")}, "init_from.workdir: no folder"),
-        ({"workdir": path, "step": 7}, "init_from.step: 7 is not kept; there are: 0"),
+        ({"workdir": path, "step": 7}, "init_from.workdir: step 7 is not kept; there are: 0"),
         ({"workdir": path, "map": [["head/.*", "x"]]}, "'head/.*' matches nothing of"),
         (
             {"workdir": path, "map": [["(heads/kind/norm)/.*", r"\1/bias"]]},

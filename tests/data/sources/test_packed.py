@@ -223,7 +223,7 @@ def test_choices_are_checked():
 
 def test_importing_the_packed_sets_is_light():
     heavy = "tensorflow", "tensorflow_datasets", "grain", "tokenizers", "scipy.signal", "sqlite3"
-    modules = ", ".join(f"mtmm_jax.data.{name}" for name in PACKS)
+    modules = ", ".join(f"mtmm_jax.data.sources.{name}" for name in PACKS)
     code = f"import sys, {modules}; print([m for m in {heavy!r} if m in sys.modules])"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "[]"
@@ -232,7 +232,7 @@ def test_importing_the_packed_sets_is_light():
 @pytest.mark.parametrize("name", ["digits", "vowels"])
 def test_preparing_needs_no_tensorflow(name, tmp_path):
     code = (
-        "import sys; from mtmm_jax.data import packed; "
+        "import sys; from mtmm_jax.data.sources import packed; "
         f"examples = packed.load({name!r}, sys.argv[1]); "
         "print(len(examples.rows), 'tensorflow' in sys.modules)"
     )
