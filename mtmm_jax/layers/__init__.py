@@ -27,4 +27,3 @@ from mtmm_jax.layers.patches import fill_up as fill_up
 from mtmm_jax.layers.patches import patches as patches
 from mtmm_jax.layers.positions import fourier as fourier
 from mtmm_jax.layers.positions import sinusoid as sinusoid
-from mtmm_jax.layers.run import Run as Run

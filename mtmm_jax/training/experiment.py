@@ -154,6 +154,7 @@ def assemble(config: Any, spec: Spec | None = None, source: Any = None) -> Exper
         )
     heads = None
     if paces:
+        trainer["task_rates"] = True
         heads = functools.partial(
             per_task.pace_heads,
             balancer=balancer,
