@@ -13,7 +13,7 @@ from mtmm_jax.batch import Tokens
 from mtmm_jax.devices.parallel import total
 from mtmm_jax.fusion.pooled import features, linear, single
 from mtmm_jax.layers import LayerNorm, auxiliary, gelu
-from mtmm_jax.layers.dropout import batch_normal
+from mtmm_jax.layers.positionwise import batch_normal
 from mtmm_jax.registry import ConfigError, choose
 
 _LOG_VARIANCE = 15.0  # its largest size: precisions stay in float32's range, and so do gradients
