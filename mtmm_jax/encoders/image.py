@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtmm_jax.batch import Modality, Tokens
-from mtmm_jax.encoders.encoder import Encoder, projection
-from mtmm_jax.encoders.mlp import MLPEncoder
+from mtmm_jax.encoders.encoder import Encoder, MLPEncoder, projection
 from mtmm_jax.layers import NORMS, cells, convolve
 from mtmm_jax.registry import ConfigError, choose
 
@@ -250,10 +249,10 @@ class MLPImage(MLPEncoder):
 
     accepts = staticmethod(accepts_images)
 
-    def stem(self, entry: Mapping[str, Any], **mode: Any) -> Tokens:
+    def vectors(self, entry: Mapping[str, Any]) -> Tokens:
         x = entry["x"]
-        h = self._read(x.reshape(x.shape[0], math.prod(x.shape[1:])), mode)
-        return Tokens.of(h[:, None], entry["present"][:, None], self.modality)
+        x = x.reshape(x.shape[0], 1, math.prod(x.shape[1:]))
+        return Tokens.of(x, entry["present"][:, None], self.modality)
 
 
 def rescaled(x: jax.Array, pixels: str) -> jax.Array:
