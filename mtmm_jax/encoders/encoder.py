@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -44,6 +44,13 @@ class Encoder(nn.Module):
     def precision(self) -> Any:
         return jnp.dtype(choose(self.dtype, DTYPES, "encoder.dtype", "dtype"))
 
+    def projection(self) -> Callable[[jax.Array], jax.Array]:
+        """The last layer, `features -> width`, in float32; none if the encoder is not `projected`:
+        features then leave as they are. To be called in `setup`."""
+        if self.projected:
+            return nn.Dense(self.width, dtype=jnp.float32, name="project")
+        return lambda values: values.astype(jnp.float32)
+
     def stem(self, entry: Mapping[str, Any], **mode: Any) -> Tokens:
         raise NotImplementedError
 
@@ -64,14 +71,6 @@ def mask_of(entry: Mapping[str, Any]) -> jax.Array:
     """The entry's mask, or all of a present row: `[B, N]` of an `x` that is `[B, N, ...]`."""
     shape = entry["x"].shape[:2]
     return entry.get("mask", jnp.broadcast_to(entry["present"][:, None], shape))
-
-
-def projection(encoder: Any) -> Any:
-    """The last layer, `encoder.features -> encoder.width`, in float32; none if it is not
-    `projected`: features then leave as they are."""
-    if encoder.projected:
-        return nn.Dense(encoder.width, dtype=jnp.float32, name="project")
-    return lambda values: values.astype(jnp.float32)
 
 
 class MLPEncoder(Encoder):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtmm_jax.batch import Modality, Tokens
-from mtmm_jax.encoders.encoder import Encoder, MLPEncoder, projection
+from mtmm_jax.encoders.encoder import Encoder, MLPEncoder
 from mtmm_jax.layers import NORMS, cells, convolve
 from mtmm_jax.registry import ConfigError, choose
 
@@ -135,7 +135,7 @@ class ResNet(Encoder):
             ]
             for stage, (depth, features) in enumerate(zip(depths, channels, strict=True))
         ]
-        self.project = projection(self)
+        self.project = self.projection()
 
     @property
     def features(self) -> int:
@@ -208,7 +208,7 @@ class CNN(Encoder):
         ]
         kinds = [] if self.norm == "none" else [NORMS[self.norm]] * len(channels)
         self.norms = [kind(name=f"norm{i + 1}") for i, kind in enumerate(kinds)]
-        self.project = projection(self)
+        self.project = self.projection()
 
     def stem(self, entry: Mapping[str, Any], **mode: Any) -> Tokens:
         x, present = rescaled(entry["x"], self.pixels), entry["present"]
