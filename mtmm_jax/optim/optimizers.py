@@ -168,9 +168,7 @@ def build(
     # SAM hands no further arguments on to what it is made of; averages see what really moves.
     within, outside = (None, heads) if kind == "sam" else (heads, None)
     around = _around(clip, rules, within, waits)
-    by_rules = rules.decay is not None or rules.no_decay
-    mask = per_path.decayed(rules) if by_rules else _matrices
-    on = Setting(schedule, mask, per_path.frozen(rules), around, waits)
+    on = Setting(schedule, _decayed(rules), per_path.frozen(rules), around, waits)
     rule = registry.build(OPTIMIZERS, config, on, where="optimizer")
     if outside:
         rule = outside(rule)
@@ -186,9 +184,11 @@ def build(
     return _guarded(whole, rules, waits), schedules.standalone(schedule)
 
 
-def _matrices(params: PyTree) -> PyTree:
-    """The leaves that weight decay acts on without further rules, as a tree of bools."""
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+def _decayed(rules: per_path.PathRules) -> Callable[[PyTree], PyTree]:
+    """The mask of weight decay; without rules all matrices, whatever their paths."""
+    if rules.decay is not None or rules.no_decay:
+        return per_path.decayed(rules)
+    return lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
 def _pruned(inner: Transformation, prune: Transformation) -> Transformation:

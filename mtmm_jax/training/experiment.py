@@ -152,9 +152,8 @@ def assemble(config: Any, spec: Spec | None = None, source: Any = None) -> Exper
             "optimizer.accumulate: engine 'gramian' needs all samples at once; "
             "balancing.engine choices: auto, representation, full"
         )
-    heads = None
+    heads, trainer["task_rates"] = None, bool(paces)
     if paces:
-        trainer["task_rates"] = True
         heads = functools.partial(
             per_task.pace_heads,
             balancer=balancer,

@@ -171,21 +171,27 @@ def make_step(
         updates, optimizer_state = optimizer.update(
             change(out.grads), state.optimizer, state.params, **extra
         )
-        fine = jnp.isfinite(optax.tree.norm(updates))
-        new = state.replace(
-            step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
+        new, skipped = _updated(
+            state,
+            updates,
             batch_stats=_merged(state.batch_stats, stats),
             optimizer=optimizer_state,
             balancing=out.state,
             **memory,
         )
-        kept = state.replace(step=state.step + 1)
-        new = jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, kept)
-        figures = {"losses": out.losses, **out.diagnostics, **more, "skipped": ~fine}
+        figures = {"losses": out.losses, **out.diagnostics, **more, "skipped": skipped}
         return new, figures
 
     return step
+
+
+def _updated(state: TrainState, updates: Any, **changes: Any) -> tuple[TrainState, jax.Array]:
+    """The next state, and whether the update was skipped because it is not finite."""
+    kept = state.replace(step=state.step + 1)
+    params = optax.apply_updates(state.params, updates)
+    fine = jnp.isfinite(optax.tree.norm(updates))
+    new = kept.replace(params=params, **changes)
+    return jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, kept), ~fine
 
 
 def _merged(old: Any, new: Any) -> Any:
