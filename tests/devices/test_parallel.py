@@ -63,7 +63,7 @@ def test_other_systems_keep_their_malloc(monkeypatch):
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_glibc_takes_the_options():
     # In a process of its own: the options cannot be taken back.
-    code = "from mtmm_jax import parallel; print(parallel.keep_freed_memory())"
+    code = "from mtmm_jax.devices import parallel; print(parallel.keep_freed_memory())"
     env = {**os.environ, "MTMM_JAX_CPU_FLAGS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
