@@ -291,6 +291,15 @@ class Tokens:
     def replace_values(self, values: jax.Array) -> Tokens:
         return dataclasses.replace(self, values=values)
 
+    def stop_gradient(self) -> Tokens:
+        """The tokens as constants: no gradient passes to what computed them."""
+        return self.replace_values(jax.lax.stop_gradient(self.values))
+
+    def zero_masked(self) -> Tokens:
+        """The tokens with zeros where they are masked, such as those of an absent modality."""
+        values = jnp.where(self.mask[..., None], self.values, 0)
+        return self.replace_values(values.astype(self.values.dtype))
+
     def select(self, name: str) -> Tokens:
         """The tokens that came from one modality."""
         start = 0

@@ -16,9 +16,8 @@ import numpy as np
 from mtmm_jax import fusion
 from mtmm_jax.batch import Batch, Tokens, clean
 from mtmm_jax.data.pipeline.chance import bits
-from mtmm_jax.layers import Run
 from mtmm_jax.model import Model
-from mtmm_jax.model.stages import LEVELS, Levels
+from mtmm_jax.model.forward import LEVELS, EncoderCache, ForwardPass
 from mtmm_jax.registry import ConfigError, choose
 from mtmm_jax.tasks.task import modalities_of
 
@@ -29,11 +28,9 @@ _EDGE = 1e-12
 
 def encode(model: Model, variables: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict:
     """`{modality: Tokens}` of the encoders by themselves, as deep as the model runs them. Pure."""
-    run = Run(variables, None, {"train": False, "axis_name": None})
     seen = clean({name: inputs[name] for name in model.encoders if name in inputs})
-    example = model.spec.example
-    levels = Levels(run, model.encoders, seen, lambda name, rows: example(rows)["inputs"][name])
-    return {name: levels.get(name, _depth(model, name)) for name in seen}
+    cache = EncoderCache(ForwardPass(variables), model.encoders, seen, model.spec)
+    return {name: cache.tokens(name, _depth(model, name)) for name in seen}
 
 
 def _depth(model: Model, name: str) -> str:

@@ -42,11 +42,6 @@ def gather(x: jax.Array, axis_name: str | None) -> jax.Array:
     return x if axis_name is None else jax.lax.all_gather(x, axis_name, tiled=True)
 
 
-def rank(axis_name: str | None) -> jax.Array | int:
-    """This device's index."""
-    return 0 if axis_name is None else jax.lax.axis_index(axis_name)
-
-
 def device_count(requested: int | str, batch_size: int, where: str = "devices") -> int:
     """How many local devices to use, checked against the batch size.
 

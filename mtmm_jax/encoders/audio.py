@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtmm_jax.batch import Modality, Tokens
-from mtmm_jax.encoders.encoder import Encoder
-from mtmm_jax.encoders.mlp import MLPEncoder
+from mtmm_jax.encoders.encoder import Encoder, MLPEncoder
 from mtmm_jax.encoders.sequence import TransformerEncoder
 from mtmm_jax.layers import NORMS, cells, fill_up, patches, sinusoid
 from mtmm_jax.layers.spectrogram import log_mel
@@ -196,9 +195,9 @@ class MLPAudio(MLPEncoder):
 
     accepts = staticmethod(_accepts)
 
-    def stem(self, entry: Mapping[str, Any], **mode: Any) -> Tokens:
+    def vectors(self, entry: Mapping[str, Any]) -> Tokens:
         x, mask = spectrogram(entry, self.rate, self.mels)
         count, window = x.shape[1], 2 * self.context + 1
         x = jnp.pad(x, ((0, 0), (self.context, self.context), (0, 0)))
         x = jnp.concatenate([x[:, i : i + count] for i in range(window)], axis=-1)
-        return frame_tokens(self._read(x, mode)[:, :, None], mask, self.modality, hop(self.rate))
+        return frame_tokens(x[:, :, None], mask, self.modality, hop(self.rate))

@@ -1,8 +1,8 @@
-"""What every encoder is: a stem, and a body in two halves, run one after the other."""
+"""The base of every encoder: a stem and a body in two halves; and the body of those of vectors."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens
+from mtmm_jax.layers import Dropout, gelu
 from mtmm_jax.registry import choose
 
 DTYPES = ("float32", "bfloat16")
+MLPS = {"tiny": 128, "small": 512}  # preset -> hidden width
 
 
 class Encoder(nn.Module):
@@ -42,6 +44,13 @@ class Encoder(nn.Module):
     def precision(self) -> Any:
         return jnp.dtype(choose(self.dtype, DTYPES, "encoder.dtype", "dtype"))
 
+    def projection(self) -> Callable[[jax.Array], jax.Array]:
+        """The last layer, `features -> width`, in float32; none if the encoder is not `projected`:
+        features then leave as they are. To be called in `setup`."""
+        if self.projected:
+            return nn.Dense(self.width, dtype=jnp.float32, name="project")
+        return lambda values: values.astype(jnp.float32)
+
     def stem(self, entry: Mapping[str, Any], **mode: Any) -> Tokens:
         raise NotImplementedError
 
@@ -64,9 +73,38 @@ def mask_of(entry: Mapping[str, Any]) -> jax.Array:
     return entry.get("mask", jnp.broadcast_to(entry["present"][:, None], shape))
 
 
-def projection(encoder: Any) -> Any:
-    """The last layer, `encoder.features -> encoder.width`, in float32; none if it is not
-    `projected`: features then leave as they are."""
-    if encoder.projected:
-        return nn.Dense(encoder.width, dtype=jnp.float32, name="project")
-    return lambda values: values.astype(jnp.float32)
+class MLPEncoder(Encoder):
+    """h = GELU(W x), then h + GELU(W' h), then a linear map, of the vectors that `vectors` gives.
+
+    Attributes:
+        preset: size: tiny or small.
+        dropout: rate on the hidden layers.
+    """
+
+    preset: str = "tiny"
+    dropout: float = 0.1
+
+    def setup(self) -> None:
+        inner = MLPS[choose(self.preset, MLPS, "mlp.preset", "preset")]
+        self.read = nn.Dense(inner, dtype=self.precision)
+        self.hidden = nn.Dense(inner, dtype=self.precision)
+        self.project = nn.Dense(self.width, dtype=jnp.float32)
+        self.drop = Dropout(self.dropout)
+        self.drop_again = Dropout(self.dropout)
+
+    def vectors(self, entry: Mapping[str, Any]) -> Tokens:
+        """The raw input as tokens, one or several."""
+        raise NotImplementedError
+
+    def stem(self, entry: Mapping[str, Any], **mode: Any) -> Tokens:
+        tokens = self.vectors(entry)
+        h = self.drop(gelu(self.read(tokens.values)), **mode)
+        return tokens.replace_values(h.astype(jnp.float32))
+
+    def first(self, tokens: Tokens, **mode: Any) -> Tokens:
+        h = self.drop_again(gelu(self.hidden(tokens.values)), **mode)
+        return tokens.replace_values(tokens.values + h.astype(jnp.float32))
+
+    def second(self, tokens: Tokens, **mode: Any) -> Tokens:
+        del mode
+        return tokens.replace_values(self.project(tokens.values))

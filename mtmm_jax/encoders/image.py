@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtmm_jax.batch import Modality, Tokens
-from mtmm_jax.encoders.encoder import Encoder, projection
-from mtmm_jax.encoders.mlp import MLPEncoder
+from mtmm_jax.encoders.encoder import Encoder, MLPEncoder
 from mtmm_jax.layers import NORMS, cells, convolve
 from mtmm_jax.registry import ConfigError, choose
 
@@ -136,7 +135,7 @@ class ResNet(Encoder):
             ]
             for stage, (depth, features) in enumerate(zip(depths, channels, strict=True))
         ]
-        self.project = projection(self)
+        self.project = self.projection()
 
     @property
     def features(self) -> int:
@@ -209,7 +208,7 @@ class CNN(Encoder):
         ]
         kinds = [] if self.norm == "none" else [NORMS[self.norm]] * len(channels)
         self.norms = [kind(name=f"norm{i + 1}") for i, kind in enumerate(kinds)]
-        self.project = projection(self)
+        self.project = self.projection()
 
     def stem(self, entry: Mapping[str, Any], **mode: Any) -> Tokens:
         x, present = rescaled(entry["x"], self.pixels), entry["present"]
@@ -250,10 +249,10 @@ class MLPImage(MLPEncoder):
 
     accepts = staticmethod(accepts_images)
 
-    def stem(self, entry: Mapping[str, Any], **mode: Any) -> Tokens:
+    def vectors(self, entry: Mapping[str, Any]) -> Tokens:
         x = entry["x"]
-        h = self._read(x.reshape(x.shape[0], math.prod(x.shape[1:])), mode)
-        return Tokens.of(h[:, None], entry["present"][:, None], self.modality)
+        x = x.reshape(x.shape[0], 1, math.prod(x.shape[1:]))
+        return Tokens.of(x, entry["present"][:, None], self.modality)
 
 
 def rescaled(x: jax.Array, pixels: str) -> jax.Array:

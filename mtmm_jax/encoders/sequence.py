@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens
-from mtmm_jax.encoders.encoder import Encoder, projection
+from mtmm_jax.encoders.encoder import Encoder
 from mtmm_jax.layers import GRU, LayerNorm, TransformerBlock
 from mtmm_jax.registry import choose
 
@@ -128,7 +128,7 @@ class GRUEncoder(Encoder):
         self.forward = GRU(self.size, dtype=self.precision)
         if self.bidirectional:
             self.backward = GRU(self.size, reverse=True, dtype=self.precision)
-        self.project = projection(self)
+        self.project = self.projection()
 
     @property
     def size(self) -> int:
@@ -161,7 +161,7 @@ class MeanEncoder(Encoder):
     projected: bool = True
 
     def setup(self) -> None:
-        self.project = projection(self)
+        self.project = self.projection()
 
     @property
     def features(self) -> int:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from mtmm_jax.batch import Modality, Tokens
-from mtmm_jax.encoders.encoder import Encoder, mask_of, projection
+from mtmm_jax.encoders.encoder import Encoder, mask_of
 from mtmm_jax.encoders.sequence import GRUEncoder, TransformerEncoder
 from mtmm_jax.layers import NORMS, sinusoid
 from mtmm_jax.registry import choose
@@ -123,7 +123,7 @@ class Conv1D(Encoder):
             )
             for i, c in enumerate(channels[1:])
         ]
-        self.project = projection(self)
+        self.project = self.projection()
 
     @property
     def features(self) -> int:

@@ -12,8 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from mtmm_jax.batch import Modality, Tokens
-from mtmm_jax.encoders.encoder import mask_of
-from mtmm_jax.encoders.mlp import MLPEncoder
+from mtmm_jax.encoders.encoder import MLPEncoder, mask_of
 from mtmm_jax.encoders.sequence import TransformerEncoder
 
 
@@ -32,11 +31,11 @@ class MLPTable(MLPEncoder):
 
     accepts = staticmethod(_accepts)
 
-    def stem(self, entry: Mapping[str, Any], **mode: Any) -> Tokens:
+    def vectors(self, entry: Mapping[str, Any]) -> Tokens:
         x = entry["x"]
         known = mask_of(entry).astype(x.dtype)
-        h = self._read(jnp.concatenate([x * known, known], axis=-1), mode)
-        return Tokens.of(h[:, None], entry["present"][:, None], self.modality)
+        x = jnp.concatenate([x * known, known], axis=-1)
+        return Tokens.of(x[:, None], entry["present"][:, None], self.modality)
 
 
 class TransformerTable(TransformerEncoder):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mtmm_jax.batch import Modality, Tokens
-from mtmm_jax.encoders.encoder import Encoder, mask_of, projection
+from mtmm_jax.encoders.encoder import Encoder, mask_of
 from mtmm_jax.encoders.sequence import GRUEncoder, TransformerEncoder
 from mtmm_jax.layers import Dropout, LayerNorm, TransformerBlock, sinusoid
 from mtmm_jax.registry import ConfigError, choose, whole_number
@@ -113,7 +113,7 @@ class Bert(TransformerEncoder):
             )
             for i in range(layers)
         ]
-        self.project = projection(self)
+        self.project = self.projection()
 
     @property
     def features(self) -> int:

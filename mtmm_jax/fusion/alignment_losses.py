@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mtmm_jax.devices import parallel
+from mtmm_jax.layers import batch_rows
 from mtmm_jax.registry import ConfigError
 
 
@@ -46,7 +47,7 @@ def contrastive_loss(
     x, y = _pair(x, y, both, same=True)
     # A small constant inside the root: zero rows have a gradient too.
     x, y = (f * jax.lax.rsqrt(jnp.square(f).sum(-1, keepdims=True) + 1e-12) for f in (x, y))
-    rows = parallel.rank(axis_name) * len(x) + jnp.arange(len(x))
+    rows = batch_rows(len(x), axis_name)
     all_rows, all_both = parallel.gather(rows, axis_name), parallel.gather(both, axis_name)
     own = rows[:, None] == all_rows[None]
     rival = all_both[None] & ~own

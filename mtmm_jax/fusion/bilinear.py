@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens
-from mtmm_jax.fusion.pooled import features, linear, single
+from mtmm_jax.fusion.pooled import PooledFusion, linear, single
 from mtmm_jax.registry import ConfigError
 
 
-class MLB(nn.Module):
+class MLB(PooledFusion):
     """h = W prod_m relu(U_m x_m).
 
     Multimodal low-rank bilinear pooling (Kim et al. 2017), with the relu of later code for their
@@ -40,12 +40,12 @@ class MLB(nn.Module):
         self, tokens: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> Tokens:
         del train, axis_name
-        x, present = features(self, tokens)
+        x, present = self.features(tokens)
         factors = {m: nn.relu(linear(x[m], self.hidden, f"factor_{m}")) for m in x}
         return single(linear(_product(factors, present), self.width, "out"), tokens)
 
 
-class MFB(nn.Module):
+class MFB(PooledFusion):
     """h = W unit(signed_sqrt(z)), z_i = sum of the i-th `factor` entries of prod_m U_m x_m.
 
     Multimodal factorised bilinear pooling (Yu et al. 2017): each z_i is a bilinear form of rank
@@ -70,13 +70,13 @@ class MFB(nn.Module):
         self, tokens: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> Tokens:
         del train, axis_name
-        x, present = features(self, tokens)
+        x, present = self.features(tokens)
         factors = {m: linear(x[m], self.hidden * self.factor, f"factor_{m}") for m in x}
         z = _product(factors, present).reshape(-1, self.hidden, self.factor).sum(-1)
         return single(linear(unit(signed_sqrt(z)), self.width, "out"), tokens)
 
 
-class Tucker(nn.Module):
+class Tucker(PooledFusion):
     """h = W sum_r prod_m A_m[r] u_m, u_m = U_m x_m in R^hidden.
 
     The Tucker decomposition of the full bilinear map, its core a sum of `rank` products for each
@@ -101,7 +101,7 @@ class Tucker(nn.Module):
         self, tokens: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> Tokens:
         del train, axis_name
-        x, present = features(self, tokens)
+        x, present = self.features(tokens)
         factors = {}
         for name in x:
             u = linear(x[name], self.hidden, f"project_{name}")
@@ -110,7 +110,7 @@ class Tucker(nn.Module):
         return single(linear(z, self.width, "out"), tokens)
 
 
-class Block(nn.Module):
+class Block(PooledFusion):
     """h = W [c_1; ..; c_C], c_i = unit(signed_sqrt(sum_r prod_m A_m[i, r] u_m[i])), u_m = U_m x_m.
 
     Block-superdiagonal fusion (Ben-younes et al. 2019; there of two modalities): the u_m are cut
@@ -138,7 +138,7 @@ class Block(nn.Module):
         self, tokens: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> Tokens:
         del train, axis_name
-        x, present = features(self, tokens)
+        x, present = self.features(tokens)
         if self.chunks < 1 or self.hidden % self.chunks:
             raise ConfigError(
                 f"model.fusion.hidden: {self.hidden} does not divide over {self.chunks} chunks; "

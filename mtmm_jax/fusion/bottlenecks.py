@@ -18,8 +18,7 @@ import jax.numpy as jnp
 from mtmm_jax.batch import Tokens
 from mtmm_jax.devices.parallel import total
 from mtmm_jax.layers import auxiliary
-from mtmm_jax.layers.dropout import batch_normal
-from mtmm_jax.layers.norms import column_sums
+from mtmm_jax.layers.positionwise import batch_normal, column_sums
 from mtmm_jax.registry import ConfigError, real_number
 
 # The hard-concrete distribution's temperature and the ends of its stretch, as published.

@@ -11,15 +11,15 @@ import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens
 from mtmm_jax.devices.parallel import total
-from mtmm_jax.fusion.pooled import features, linear, single
+from mtmm_jax.fusion.pooled import PooledFusion, linear, single
 from mtmm_jax.layers import LayerNorm, auxiliary, gelu
-from mtmm_jax.layers.dropout import batch_normal
+from mtmm_jax.layers.positionwise import batch_normal
 from mtmm_jax.registry import ConfigError, choose
 
 _LOG_VARIANCE = 15.0  # its largest size: precisions stay in float32's range, and so do gradients
 
 
-class ProductOfExperts(nn.Module):
+class ProductOfExperts(PooledFusion):
     """mu = sum_m mu_m T_m / sum_m T_m, T_m = 1 / var_m, the prior N(0, 1) among them (mu 0, T 1).
 
     The joint posterior of the MVAE (Wu and Goodman 2018): each modality says what it believes and
@@ -49,7 +49,7 @@ class ProductOfExperts(nn.Module):
     ) -> Tokens:
         if self.kl < 0:
             raise ConfigError(f"model.fusion.kl: {self.kl} is below 0")
-        x, present = features(self, tokens)
+        x, present = self.features(tokens)
         means, precisions = [], []
         for name in x:
             belief = linear(x[name], 2 * self.width, f"expert_{name}").astype(jnp.float32)
@@ -79,7 +79,7 @@ def product_of_normals(means: jax.Array, precisions: jax.Array) -> tuple[jax.Arr
     return (means * precisions).sum(1) * variance, variance
 
 
-class MixtureOfExperts(nn.Module):
+class MixtureOfExperts(PooledFusion):
     """y = x + sum_e g_e E_e(LN x), e the top k experts: a router sends each x to k of the networks.
 
     Sparse mixture of experts (Shazeer et al. 2017; Fedus et al. 2022), shared by all modalities as
@@ -116,7 +116,7 @@ class MixtureOfExperts(nn.Module):
                 for name, part in sorted(tokens.items())
             )
         else:
-            x, present = features(self, tokens)
+            x, present = self.features(tokens)
             parts = [linear(x[name], self.width, f"project_{name}") for name in x]
             mask = jnp.concatenate(list(present.values()), axis=-1)
             routed = Tokens(jnp.stack(parts, axis=1), mask)

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens
-from mtmm_jax.fusion.pooled import features, linear, query_first, single
+from mtmm_jax.fusion.pooled import PooledFusion, linear, query_first, single
 
 
-class Gated(nn.Module):
+class Gated(PooledFusion):
     """h = W (sigma(U x) * y): x, the query, opens and shuts the channels of y.
 
     For two modalities y = V x_2 (Kiela et al. 2018); for more it is the mean of V_m x_m over the
@@ -38,7 +38,7 @@ class Gated(nn.Module):
         self, tokens: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> Tokens:
         del train, axis_name
-        x, present = features(self, tokens)
+        x, present = self.features(tokens)
         query, *others = query_first(x, self.query)
         y = _mean_of(others, x, present, self.width)
         gates = nn.sigmoid(linear(x[query], self.width, f"gate_{query}"))
@@ -47,7 +47,7 @@ class Gated(nn.Module):
         return single(linear(gates * y, self.width, "out"), tokens)
 
 
-class GatedUnit(nn.Module):
+class GatedUnit(PooledFusion):
     """h = sum_m z_m * h_m, h_m = tanh(W_m x_m), z_m = sigma(U_m [x_1; ..; x_M]).
 
     The gated multimodal unit (Arevalo et al. 2017). With two modalities the gates are z and 1 - z,
@@ -70,7 +70,7 @@ class GatedUnit(nn.Module):
         self, tokens: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> Tokens:
         del train, axis_name
-        x, present = features(self, tokens)
+        x, present = self.features(tokens)
         hidden = [nn.tanh(linear(x[name], self.width, f"hidden_{name}")) for name in x]
         read = [jnp.where(present[name], x[name], 0) for name in x]
         read = jnp.concatenate(read, axis=-1)
@@ -86,7 +86,7 @@ class GatedUnit(nn.Module):
         return single((gates * jnp.stack(hidden, axis=1)).sum(1), tokens)
 
 
-class FiLM(nn.Module):
+class FiLM(PooledFusion):
     """h = W (gamma * y + beta), (gamma, beta) = split(U x): x, the query, scales and shifts y.
 
     Feature-wise linear modulation (Perez et al. 2018). For two modalities y = V x_2; for more it
@@ -111,7 +111,7 @@ class FiLM(nn.Module):
         self, tokens: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> Tokens:
         del train, axis_name
-        x, present = features(self, tokens)
+        x, present = self.features(tokens)
         query, *others = query_first(x, self.query)
         y = _mean_of(others, x, present, self.width)
         film = linear(x[query], 2 * self.width, f"film_{query}", bias_init=_one_then_zero)

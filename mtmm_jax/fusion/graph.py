@@ -21,6 +21,7 @@ from mtmm_jax.fusion.transformer import (
     float32,
     read_in,
 )
+from mtmm_jax.layers import batch_rows
 from mtmm_jax.layers.attention import masked_softmax
 from mtmm_jax.registry import choose, positive_number
 
@@ -245,7 +246,7 @@ class PopulationGraph(nn.Module):
             self.sow("intermediates", "adjacency", adjacency)
         h = _convolve(self.width, self.layers, adjacency, h)
         rows = pooled.mask.shape[0]
-        start = parallel.rank(axis_name) * rows if train else 0
+        start = batch_rows(rows, axis_name)[0] if train else 0
         own = jax.lax.dynamic_slice_in_dim(h, start, rows)
         return WithOriginals(self.width, self.combine, name="combine")(own, tokens)
 

@@ -11,13 +11,6 @@ from mtmm_jax.batch import Span, Tokens
 from mtmm_jax.layers import fill_up, patches
 
 
-def silent(tokens: Tokens) -> Tokens:
-    """What a module gives where nothing is: zeros. Outputs of an absent modality are those of
-    its filler's zeros; they reach nothing."""
-    quiet = jnp.where(tokens.mask[..., None], tokens.values, 0)
-    return tokens.replace_values(quiet.astype(tokens.values.dtype))
-
-
 def factors(grid: tuple[int, ...], most: int) -> tuple[int, ...]:
     """By how much to shrink each axis of a grid so that at most `most` cells are left."""
     by = [1] * len(grid)
@@ -45,7 +38,7 @@ def grouped_tokens(tokens: Tokens, most: int) -> Tokens:
         return patches(x, by)
 
     size = math.prod(by)
-    values = group(silent(tokens).values)
+    values = group(tokens.zero_masked().values)
     grid = values.shape[1:-1]
     count = math.prod(grid)
     kept = group(tokens.mask[..., None]).reshape(-1, count, size)

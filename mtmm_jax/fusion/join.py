@@ -71,8 +71,8 @@ class Trunk(nn.Module):
         return tokens.replace_values(LayerNorm(name="norm")(x))
 
 
-class Into(nn.Module):
-    """What a modality's second half reads: h, brought to its own tokens' places and width.
+class ProjectToModality(nn.Module):
+    """The input of a modality's second half: h, brought to its own tokens' places and width.
 
     x_n = W [h_n; mean(h)] (+ t_n), where h_n is the fused token at the place of t_n. A fusion that
     does not keep the layout has none: x_n = W mean(h) (+ t_n).

@@ -1,6 +1,7 @@
 """Late fusion of pooled features: concatenation, means, and weights learned or fixed.
 
-Also what all fusions of pooled features share: `features` on the way in, `single` on the way out.
+Also what all fusions of pooled features share: `PooledFusion.features` on the way in, `single` on
+the way out.
 """
 
 from __future__ import annotations
@@ -35,24 +36,26 @@ def check_shares(weights: Mapping[str, float], names: Sequence[str], where: str)
     return [float(weights[name]) for name in names]
 
 
-def features(
-    fusion: nn.Module, tokens: Mapping[str, Tokens]
-) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """`{modality: x_m [B, D_m]}`, the normed mean of its tokens, and `{modality: present [B, 1]}`.
+class PooledFusion(nn.Module):
+    """Base of the fusions of pooled features; `modalities` and `keeps_layout` are theirs."""
 
-    Both in the order of the names. To be called inside a module's compact method, whose limits
-    are checked first.
-    """
-    fewest, most = fusion.modalities
-    if not fewest <= len(tokens) <= (most or len(tokens)):
-        limits = f"{fewest} or more" if most is None else f"{fewest} to {most}"
-        raise ConfigError(
-            f"model.fusion: {type(fusion).__name__} fuses {limits} modalities, not "
-            f"{len(tokens)}: {', '.join(sorted(tokens)) or 'none'}"
-        )
-    names = sorted(tokens)
-    x = {name: LayerNorm(name=f"norm_{name}")(tokens[name].mean()) for name in names}
-    return x, {name: tokens[name].present[:, None] for name in names}
+    def features(
+        self, tokens: Mapping[str, Tokens]
+    ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        """`{modality: x_m [B, D_m]}`, the normed mean of its tokens, and `{modality: present
+        [B, 1]}`, both in the order of the names. To be called inside a compact method, whose
+        limits are checked first.
+        """
+        fewest, most = self.modalities
+        if not fewest <= len(tokens) <= (most or len(tokens)):
+            limits = f"{fewest} or more" if most is None else f"{fewest} to {most}"
+            raise ConfigError(
+                f"model.fusion: {type(self).__name__} fuses {limits} modalities, not "
+                f"{len(tokens)}: {', '.join(sorted(tokens)) or 'none'}"
+            )
+        names = sorted(tokens)
+        x = {name: LayerNorm(name=f"norm_{name}")(tokens[name].mean()) for name in names}
+        return x, {name: tokens[name].present[:, None] for name in names}
 
 
 def single(x: jax.Array, tokens: Mapping[str, Tokens]) -> Tokens:
@@ -73,7 +76,7 @@ def query_first(names: Iterable[str], query: str | None) -> list[str]:
     return [first, *(name for name in names if name != first)]
 
 
-class Concat(nn.Module):
+class Concat(PooledFusion):
     """h = W [mean(x_1); ..; mean(x_M)], with a learned stand-in for the mean of an absent modality.
 
     Attributes:
@@ -92,7 +95,7 @@ class Concat(nn.Module):
         self, tokens: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> Tokens:
         del train, axis_name
-        pooled, present = features(self, tokens)
+        pooled, present = self.features(tokens)
         parts = []
         for name, x in pooled.items():
             absent = self.param(f"absent_{name}", nn.initializers.zeros, (x.shape[-1],))
@@ -103,7 +106,7 @@ class Concat(nn.Module):
         return single(linear(x, self.width, "out"), tokens)
 
 
-class Mean(nn.Module):
+class Mean(PooledFusion):
     """h = the mean over the present m of W_m mean(x_m).
 
     Nothing to learn beyond the W_m, a cost linear in M: the baseline that a weighing, gating or
@@ -123,13 +126,14 @@ class Mean(nn.Module):
         self, tokens: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> Tokens:
         del train, axis_name
-        pooled, present = features(self, tokens)
+        pooled, present = self.features(tokens)
         here = jnp.concatenate(list(present.values()), axis=-1)
         weights = present_shares(jnp.zeros(here.shape), here)
-        return _weigh(self, pooled, weights, tokens)
+        self.sow("intermediates", "modality_weights", weights)
+        return _weighted_sum(self.width, pooled, weights, tokens)
 
 
-class Weighted(nn.Module):
+class Weighted(PooledFusion):
     """h = sum_m a_m W_m mean(x_m), a = softmax over the present modalities, or fixed.
 
     Attributes:
@@ -152,7 +156,7 @@ class Weighted(nn.Module):
         self, tokens: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> Tokens:
         del train, axis_name
-        pooled, present = features(self, tokens)
+        pooled, present = self.features(tokens)
         here = jnp.concatenate(list(present.values()), axis=-1)
         if self.weights is not None:
             if self.by_sample:
@@ -168,16 +172,14 @@ class Weighted(nn.Module):
         else:
             numbers = [self.param(f"score_{name}", nn.initializers.zeros, ()) for name in pooled]
             scores = jnp.broadcast_to(jnp.stack(numbers), here.shape)
-        return _weigh(self, pooled, present_shares(scores, here), tokens)
+        weights = present_shares(scores, here)
+        self.sow("intermediates", "modality_weights", weights)
+        return _weighted_sum(self.width, pooled, weights, tokens)
 
 
-def _weigh(
-    fusion: nn.Module,
-    pooled: Mapping[str, jax.Array],
-    weights: jax.Array,
-    tokens: Mapping[str, Tokens],
+def _weighted_sum(
+    width: int, pooled: Mapping[str, jax.Array], weights: jax.Array, tokens: Mapping[str, Tokens]
 ) -> Tokens:
-    """sum_m a_m W_m x_m, a = `weights[B, M]`."""
-    fusion.sow("intermediates", "modality_weights", weights)
-    values = jnp.stack([linear(x, fusion.width, f"value_{name}") for name, x in pooled.items()])
+    """sum_m a_m W_m x_m, a = `weights[B, M]`. To be called inside a compact method."""
+    values = jnp.stack([linear(x, width, f"value_{name}") for name, x in pooled.items()])
     return single(jnp.einsum("bm,mbd->bd", weights.astype(values.dtype), values), tokens)

@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens
-from mtmm_jax.fusion.pooled import features, linear, query_first, single
+from mtmm_jax.fusion.pooled import PooledFusion, linear, query_first, single
 from mtmm_jax.registry import ConfigError, choose
 
 _init = nn.initializers
 
 
-class TensorFusion(nn.Module):
+class TensorFusion(PooledFusion):
     """h = W vec([1; u_1] outer .. outer [1; u_M]), u_m = R_m x_m.
 
     The tensor fusion network (Zadeh et al. 2017), on features that are first reduced: the tensor,
@@ -45,7 +45,7 @@ class TensorFusion(nn.Module):
         self, tokens: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> Tokens:
         del train, axis_name
-        x, present = features(self, tokens)
+        x, present = self.features(tokens)
         z = None
         for name in x:
             u = _with_one(linear(x[name], self.reduced, f"reduce_{name}"), present[name])
@@ -54,7 +54,7 @@ class TensorFusion(nn.Module):
         return single(linear(z, self.width, "out", use_bias=False), tokens)
 
 
-class LowRankTensor(nn.Module):
+class LowRankTensor(PooledFusion):
     """h = sum_r w_r prod_m ([1; x_m] F_m[r]) + b, with F_m in R^{rank x (D_m + 1) x width}.
 
     Low-rank multimodal fusion (Liu et al. 2018): `TensorFusion` whose W is a sum of `rank` outer
@@ -77,7 +77,7 @@ class LowRankTensor(nn.Module):
         self, tokens: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> Tokens:
         del train, axis_name
-        x, present = features(self, tokens)
+        x, present = self.features(tokens)
         xavier = _init.glorot_normal(in_axis=1, out_axis=2, batch_axis=0)
         product = None
         for name in x:
@@ -95,7 +95,7 @@ FORMS = {"matrix": 2, "vector": 2, "three_way": 3}
 REDUCED = {3: 16, 4: 8}  # 16^3 = 8^4
 
 
-class Multiplicative(nn.Module):
+class Multiplicative(PooledFusion):
     """y = x_2^T (x_1 W + V) + x_1 U + b: x_1 makes the matrix that x_2 is multiplied by.
 
     Multiplicative interactions (Jayakumar et al. 2020), in three forms:
@@ -132,7 +132,7 @@ class Multiplicative(nn.Module):
         self, tokens: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> Tokens:
         del train, axis_name
-        x, present = features(self, tokens)
+        x, present = self.features(tokens)
         form = choose(self.form, ("auto", *FORMS), "model.fusion.form", "form")
         if form != "auto" and FORMS[form] != len(x):
             raise ConfigError(

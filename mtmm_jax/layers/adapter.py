@@ -6,8 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens
-from mtmm_jax.layers.feed_forward import Dense, gelu
-from mtmm_jax.layers.norms import LayerNorm
+from mtmm_jax.layers.positionwise import Dense, LayerNorm, gelu
 from mtmm_jax.registry import whole_number
 
 

@@ -8,9 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mtmm_jax.layers.dropout import Dropout
-from mtmm_jax.layers.feed_forward import Dense, FeedForward
-from mtmm_jax.layers.norms import LayerNorm
+from mtmm_jax.layers.positionwise import Dense, Dropout, FeedForward, LayerNorm
 
 
 def masked_softmax(logits: jax.Array, allowed: jax.Array) -> jax.Array:

@@ -9,9 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mtmm_jax.layers.attention import Attention
-from mtmm_jax.layers.dropout import Dropout
-from mtmm_jax.layers.feed_forward import FeedForward
-from mtmm_jax.layers.norms import LayerNorm
+from mtmm_jax.layers.positionwise import Dropout, FeedForward, LayerNorm
 
 
 class Latents(nn.Module):

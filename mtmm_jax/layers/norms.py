@@ -1,4 +1,4 @@
-"""Norms of images and of sequences of features that know which rows are present."""
+"""Batch and group norm of images and sequences, which know the rows that are present."""
 
 from __future__ import annotations
 
@@ -9,27 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mtmm_jax.devices import parallel
-
-
-def column_sums(x: jax.Array, keep: jax.Array | None = None) -> jax.Array:
-    """`[B, ..., C] -> [C]` float32: sums over all axes but the last, where `keep[B, ...]` is set.
-
-    On CPUs XLA walks such a sum down its columns, on one core, several times slower than memory; a
-    product of each row with ones does not.
-    """
-    x = x.astype(jnp.float32)
-    keep = jnp.ones(x.shape[:-1]) if keep is None else keep.astype(jnp.float32)
-
-    def by_products(x: jax.Array, keep: jax.Array) -> jax.Array:
-        rows = (x.shape[0] if x.ndim > 2 else 1, -1)
-        x, keep = x.reshape(*rows, x.shape[-1]), keep.reshape(rows)
-        highest = jax.lax.Precision.HIGHEST
-        return jnp.einsum("bn,bnc->bc", keep, x, precision=highest).sum(0)
-
-    def by_sums(x: jax.Array, keep: jax.Array) -> jax.Array:
-        return (x * keep[..., None]).sum(range(x.ndim - 1))
-
-    return jax.lax.platform_dependent(x, keep, cpu=by_products, default=by_sums)
+from mtmm_jax.layers.positionwise import column_sums
 
 
 @jax.custom_vjp
@@ -134,14 +114,6 @@ class GroupNorm(nn.Module):
         del present, train, axis_name
         norm = nn.GroupNorm(self.groups, epsilon=self.epsilon, name="norm")
         return norm(x.astype(jnp.float32)).astype(x.dtype)
-
-
-class LayerNorm(nn.LayerNorm):
-    """Layer normalisation, computed in float32 and given back in the dtype of x."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return super().__call__(x.astype(jnp.float32)).astype(x.dtype)
 
 
 NORMS = {"batch": BatchNorm, "group": GroupNorm}

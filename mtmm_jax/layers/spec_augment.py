@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mtmm_jax.devices import parallel
+from mtmm_jax.layers.positionwise import batch_rows
 
 
 class SpecAugment(nn.Module):
@@ -31,7 +31,7 @@ class SpecAugment(nn.Module):
         """`x[B, T, F]`."""
         if not train or not self.times + self.bands:
             return x
-        rows = parallel.rank(axis_name) * x.shape[0] + jnp.arange(x.shape[0])
+        rows = batch_rows(x.shape[0], axis_name)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("dropout"), rows)
         draws = jax.vmap(lambda key: jax.random.uniform(key, (self.times + self.bands, 2)))(keys)
         time = _left(draws[:, : self.times], x.shape[1], self.time_width)

@@ -10,12 +10,11 @@ import flax.linen as nn
 from mtmm_jax import fusion, registry, sharing
 from mtmm_jax.batch import Spec, choose_all
 from mtmm_jax.encoders import ENCODERS, Raw
-from mtmm_jax.fusion.join import Into, Trunk
+from mtmm_jax.fusion.join import ProjectToModality, Trunk
 from mtmm_jax.model.build_tasks import build_tasks
+from mtmm_jax.model.forward import STAGES, FusionStage
 from mtmm_jax.model.model import Model
 from mtmm_jax.model.parts import adapters, bottlenecks, regularisers
-from mtmm_jax.model.readout import entrance
-from mtmm_jax.model.stages import STAGES, Fusing
 from mtmm_jax.registry import ConfigError, whole_number
 from mtmm_jax.tasks.task import FUSED, Task, is_fusion, modalities_of
 
@@ -32,7 +31,7 @@ MODEL_KEYS = (
     "bottleneck",
     "adapters",
 )
-# Beside the kind of fusion and its hyper-parameters; some belong to some stages only.
+# Next to the kind of fusion and its hyper-parameters; some belong to some stages only.
 STAGE_KEYS = {
     "tokens": ("early", "middle", "middle_shared"),
     "trunk": ("early", "early_raw", "middle_shared"),
@@ -62,9 +61,9 @@ def build(model: Mapping[str, Any], task_configs: Mapping[str, Any], spec: Spec)
     for read in filter(is_fusion, reads):
         names = modalities_of(read, encoders)
         if stage == "decision":
-            fusions[read] = Fusing(stage, None, **prepare)
+            fusions[read] = FusionStage(stage, None, **prepare)
         else:
-            fusions[read] = _fusing(stage, kind, options, names, width, prepare)
+            fusions[read] = _fusion_stage(stage, kind, options, names, width, prepare)
     _check_read(model, stage, kind, fusions)
     fused = dict.fromkeys(name for read in fusions for name in modalities_of(read, encoders))
     dropped = _dropout(model.get("modality_dropout", 0.0), fused)
@@ -135,20 +134,20 @@ def _optional(table: Mapping[str, Any], config: Any, where: str, nothing: str) -
     return registry.build({**table, nothing: None}, config, where=where)
 
 
-def _fusing(
+def _fusion_stage(
     stage: str,
     kind: Mapping[str, Any],
     options: Mapping[str, Any],
     names: tuple[str, ...],
     width: int,
     prepare: Mapping[str, Any],
-) -> Fusing:
+) -> FusionStage:
     where = "model.fusion"
     parts: dict[str, Any] = {}
     if stage == "middle":
         own = options.get("own", True)
         parts["second"] = _fusion(options.get("second", kind), len(names), width)
-        parts["into"] = {name: Into(name, own) for name in names}
+        parts["into"] = {name: ProjectToModality(name, own) for name in names}
     elif stage != "late":
         config = {"kind": "transformer", **options.get("trunk", {})}
         parts["trunk"] = registry.build(
@@ -156,7 +155,7 @@ def _fusing(
         )
     most = options.get("tokens", 64)
     whole_number(most, f"{where}.tokens")
-    return Fusing(stage, _fusion(kind, len(names), width), tokens=most, **parts, **prepare)
+    return FusionStage(stage, _fusion(kind, len(names), width), tokens=most, **parts, **prepare)
 
 
 def _decisions(
@@ -202,7 +201,7 @@ def _sharing(
     where = "model.sharing"
     config = registry.entry_of(config)
     named = config.pop("tasks", None)
-    able = [name for name, task in built.items() if entrance(task) and name not in probes]
+    able = [name for name, task in built.items() if task.entrance and name not in probes]
     if named is None:
         named = [name for name in able if FUSED in built[name].reads]
     named = (named,) if isinstance(named, str) else tuple(named)

@@ -1,4 +1,4 @@
-"""What a config may add to a model: adapters, bottlenecks, terms beside the tasks' losses."""
+"""The optional parts of a model: adapters, bottlenecks, regularisers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import flax.linen as nn
 from mtmm_jax import fusion, registry, tasks
 from mtmm_jax.batch import Spec, choose_all
 from mtmm_jax.layers import Adapter
-from mtmm_jax.model.stages import Fusing
+from mtmm_jax.model.forward import FusionStage
 from mtmm_jax.registry import ConfigError, real_number
 from mtmm_jax.tasks.task import Task, modalities_of
 
@@ -41,7 +41,7 @@ def adapters(configs: Any, encoders: Mapping[str, Any], stage: str) -> dict[str,
 
 
 def bottlenecks(
-    configs: Any, encoders: Mapping[str, Any], fusions: Mapping[str, Fusing]
+    configs: Any, encoders: Mapping[str, Any], fusions: Mapping[str, FusionStage]
 ) -> dict[str, nn.Module]:
     """`{modality or "all": entry}`: what stands between encoders and fusion."""
     where = "model.bottleneck"
@@ -67,7 +67,7 @@ def bottlenecks(
 def regularisers(
     model: Mapping[str, Any],
     encoders: Mapping[str, Any],
-    fusions: Mapping[str, Fusing],
+    fusions: Mapping[str, FusionStage],
     built: Mapping[str, Task],
     spec: Spec,
 ) -> dict[str, tuple[float, Any]]:

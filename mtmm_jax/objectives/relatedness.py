@@ -32,7 +32,6 @@ from mtmm_jax.balancing.affinity import best_groups, measured_affinity, relative
 from mtmm_jax.devices import parallel, processes
 from mtmm_jax.keys import example_keys, fold_in_name
 from mtmm_jax.model import Model, shared_parameters
-from mtmm_jax.model.split import split_of
 from mtmm_jax.objectives.grouping import groupable, grouped
 from mtmm_jax.registry import ConfigError, choose, whole_number
 from mtmm_jax.store.workdir import Workdir
@@ -169,7 +168,7 @@ def measure(experiment: Any, settings: Settings) -> dict[str, Any]:
     model, names = experiment.model, tuple(experiment.model.tasks)
     count, root = len(names), jax.random.key(seed)
     told = measured_affinity(
-        split_of(model, None),
+        model.split(),
         len(model.loss_names),
         settings.learning_rate,
         shared=shared_parameters,

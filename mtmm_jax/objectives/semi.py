@@ -19,7 +19,6 @@ import jax.numpy as jnp
 from mtmm_jax import registry
 from mtmm_jax.batch import Batch
 from mtmm_jax.model import Model
-from mtmm_jax.model.split import Teach
 from mtmm_jax.registry import ConfigError, choose, real_number
 from mtmm_jax.tasks.task import Task
 from mtmm_jax.tasks.terms.imitation import (
@@ -32,7 +31,9 @@ from mtmm_jax.tasks.terms.imitation import (
 )
 from mtmm_jax.tasks.terms.term import Regulariser
 
-Prepared = tuple[Model, Callable[[Model], Teach] | None]
+# `(variables to evaluate, batch, step) -> {target: {"y", "present"}}`.
+Labeller = Callable[[Any, Batch, jax.Array], dict[str, Any]]
+Prepared = tuple[Model, Callable[[Model], Labeller] | None]
 WHERE = "semi"
 CERTAIN = ("class", "labels")  # forms of which a probability can be read
 

@@ -168,7 +168,7 @@ def build(
     # SAM hands no further arguments on to what it is made of; averages see what really moves.
     within, outside = (None, heads) if kind == "sam" else (heads, None)
     around = _around(clip, rules, within, waits)
-    on = Setting(schedule, per_path.decayed(rules), per_path.frozen(rules), around, waits)
+    on = Setting(schedule, _decayed(rules), per_path.frozen(rules), around, waits)
     rule = registry.build(OPTIMIZERS, config, on, where="optimizer")
     if outside:
         rule = outside(rule)
@@ -181,7 +181,14 @@ def build(
     whole = optax.with_extra_args_support(whole)
     if prune is not None:
         whole = _pruned(whole, pruning.prune(prune, on.frozen))
-    return _guarded(whole, rules, waits), schedule
+    return _guarded(whole, rules, waits), schedules.standalone(schedule)
+
+
+def _decayed(rules: per_path.PathRules) -> Callable[[PyTree], PyTree]:
+    """The mask of weight decay; without rules all matrices, whatever their paths."""
+    if rules.decay is not None or rules.no_decay:
+        return per_path.decayed(rules)
+    return lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
 def _pruned(inner: Transformation, prune: Transformation) -> Transformation:

@@ -127,7 +127,7 @@ def value_and_grad(
 
     Args:
         losses_fn: `(params, batch_stats, batch, key) -> (sums [K], counts [K], aux)`, such as
-            `split_of(model, None)`: no axis, since samples do not know each other.
+            `model.split()`: no axis, since samples do not know each other.
         balancer: with weights that no sample changes.
         private: the mechanism.
         axis_name: the device axis under `pmap`.

@@ -215,9 +215,14 @@ def build(
     if first:
         rise = optax.linear_schedule(0.0, peak, first)
         rest = optax.join_schedules([rise, rest], [first])
+    return rest
+
+
+def standalone(schedule: optax.Schedule) -> optax.Schedule:
+    """The schedule as it may be called outside an optimiser, under strict promotion too."""
 
     def rate(count: Any) -> Any:
         with jax.numpy_dtype_promotion("standard"):  # Optax multiplies numbers by booleans
-            return rest(count)
+            return schedule(count)
 
     return rate

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens
 from mtmm_jax.layers import gelu
-from mtmm_jax.sharing.parts import check_counts, check_number, form, there
+from mtmm_jax.sharing.parts import check_counts, check_number, form, select_tasks
 
 
 class Branching(nn.Module):
@@ -55,7 +55,7 @@ class Branching(nn.Module):
         self, copies: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> dict[str, Tokens]:
         del axis_name  # the key, and so the tree, is the same on all devices
-        copies = there(self.tasks, copies)
+        copies = select_tasks(self.tasks, copies)
         width, dtype = form(copies)
         nodes = [
             [

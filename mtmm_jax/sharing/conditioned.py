@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens, choose_all
 from mtmm_jax.layers import LayerNorm, gelu
-from mtmm_jax.sharing.parts import WHERE, check_counts, form, there
+from mtmm_jax.sharing.parts import WHERE, check_counts, form, select_tasks
 
 
 class FiLM(nn.Module):
@@ -44,7 +44,7 @@ class FiLM(nn.Module):
         self, copies: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> dict[str, Tokens]:
         del train, axis_name
-        copies = there(self.tasks, copies)
+        copies = select_tasks(self.tasks, copies)
         width, dtype = form(copies)
         layers = [
             (
@@ -101,7 +101,7 @@ class Adapter(nn.Module):
     ) -> dict[str, Tokens]:
         del train, axis_name
         own = {}
-        for task, tokens in there(self.tasks, copies).items():
+        for task, tokens in select_tasks(self.tasks, copies).items():
             x = tokens.values
             width, dtype = x.shape[-1], x.dtype
             if task in self.isolated:

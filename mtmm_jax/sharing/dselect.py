@@ -13,7 +13,7 @@ import numpy as np
 from mtmm_jax.batch import Tokens
 from mtmm_jax.layers import auxiliary
 from mtmm_jax.registry import ConfigError
-from mtmm_jax.sharing.parts import WHERE, check_counts, check_number, experts, mixture, there
+from mtmm_jax.sharing.parts import WHERE, check_counts, check_number, experts, mixture, select_tasks
 
 
 def smooth_step(t: jax.Array, gamma: float) -> jax.Array:
@@ -83,7 +83,7 @@ class DSelect(nn.Module):
         self, copies: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> dict[str, Tokens]:
         del train, axis_name
-        copies = there(self.tasks, copies)
+        copies = select_tasks(self.tasks, copies)
         names = [f"expert{e + 1}" for e in range(self.experts)]
         networks = experts(names, copies, self.expansion)
         own = {}

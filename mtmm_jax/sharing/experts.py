@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens
-from mtmm_jax.sharing.parts import check_counts, experts, form, mixture, there
+from mtmm_jax.sharing.parts import check_counts, experts, form, mixture, select_tasks
 
 
 class MMoE(nn.Module):
@@ -43,7 +43,7 @@ class MMoE(nn.Module):
         self, copies: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> dict[str, Tokens]:
         del train, axis_name
-        copies = there(self.tasks, copies)
+        copies = select_tasks(self.tasks, copies)
         names = [f"expert{e + 1}" for e in range(self.experts)]
         networks = experts(names, copies, self.expansion)
         own = {}
@@ -171,7 +171,7 @@ class _Level(nn.Module):
 
 def _extract(module: CGC | PLE, copies: Mapping[str, Tokens], levels: int) -> dict[str, Tokens]:
     """The levels of `PLE`, of which `CGC` is one; their modules are children of `module`."""
-    copies = there(module.tasks, copies)
+    copies = select_tasks(module.tasks, copies)
     form(copies)  # the shared experts take one width
     paths = (*copies, _SHARED)
     stack = [

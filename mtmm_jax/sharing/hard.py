@@ -8,7 +8,6 @@ from typing import ClassVar
 import flax.linen as nn
 
 from mtmm_jax.batch import Tokens
-from mtmm_jax.sharing.parts import there
 
 
 class Hard(nn.Module):
@@ -26,4 +25,4 @@ class Hard(nn.Module):
         self, copies: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> dict[str, Tokens]:
         del train, axis_name
-        return there(self.tasks, copies)
+        return {task: copies[task] for task in self.tasks if task in copies}

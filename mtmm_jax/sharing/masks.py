@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens
 from mtmm_jax.layers import FeedForward, gelu
-from mtmm_jax.sharing.parts import check_counts, form, there
+from mtmm_jax.sharing.parts import check_counts, form, select_tasks
 
 
 class MTAN(nn.Module):
@@ -44,7 +44,7 @@ class MTAN(nn.Module):
         self, copies: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> dict[str, Tokens]:
         del train, axis_name
-        copies = there(self.tasks, copies)
+        copies = select_tasks(self.tasks, copies)
         width, dtype = form(copies)
 
         def dense(name: str) -> nn.Dense:
@@ -101,7 +101,7 @@ class TaskGates(nn.Module):
     ) -> dict[str, Tokens]:
         del train, axis_name
         own = {}
-        for task, tokens in there(self.tasks, copies).items():
+        for task, tokens in select_tasks(self.tasks, copies).items():
             width, dtype = tokens.values.shape[-1], tokens.values.dtype
             network = FeedForward(
                 max(width // self.reduction, 1), dtype=dtype, name=f"network_{task}"

@@ -19,7 +19,7 @@ WHERE = "model.sharing"
 SEVERAL_WIDTHS = ("adapter", "hard", "separate", "shared_middle", "task_gates")
 
 
-def there(tasks: Iterable[str], copies: Mapping[str, Tokens]) -> dict[str, Tokens]:
+def select_tasks(tasks: Iterable[str], copies: Mapping[str, Tokens]) -> dict[str, Tokens]:
     """The copies of `tasks` that are there, in the order of `tasks`; others' are left alone."""
     return {task: copies[task] for task in tasks if task in copies}
 

@@ -9,7 +9,7 @@ import flax.linen as nn
 
 from mtmm_jax.batch import Tokens
 from mtmm_jax.layers import gelu
-from mtmm_jax.sharing.parts import check_counts, there
+from mtmm_jax.sharing.parts import check_counts, select_tasks
 
 
 class SharedMiddle(nn.Module):
@@ -43,7 +43,7 @@ class SharedMiddle(nn.Module):
         self, copies: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> dict[str, Tokens]:
         del train, axis_name
-        copies = there(self.tasks, copies)
+        copies = select_tasks(self.tasks, copies)
         hidden = self.hidden or max(tokens.values.shape[-1] for tokens in copies.values())
         dtype = next(iter(copies.values())).values.dtype
         middle = [nn.Dense(hidden, dtype=dtype, name=f"middle{i + 1}") for i in range(self.layers)]
@@ -88,7 +88,7 @@ class Separate(nn.Module):
     ) -> dict[str, Tokens]:
         del train, axis_name
         own = {}
-        for task, tokens in there(self.tasks, copies).items():
+        for task, tokens in select_tasks(self.tasks, copies).items():
             x = tokens.values
             width, dtype = x.shape[-1], x.dtype
             names = ["in", *(f"layer{i}" for i in range(2, self.layers))]

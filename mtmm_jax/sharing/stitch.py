@@ -14,7 +14,7 @@ import numpy as np
 from mtmm_jax.batch import Tokens
 from mtmm_jax.layers import auxiliary, gelu
 from mtmm_jax.registry import ConfigError
-from mtmm_jax.sharing.parts import WHERE, check_counts, check_number, form, there
+from mtmm_jax.sharing.parts import WHERE, check_counts, check_number, form, select_tasks
 
 
 def _near_identity(own: float, tasks: int) -> np.ndarray:
@@ -70,7 +70,7 @@ class CrossStitch(nn.Module):
         self, copies: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> dict[str, Tokens]:
         del train, axis_name
-        copies = there(self.tasks, copies)
+        copies = select_tasks(self.tasks, copies)
         tasks = tuple(copies)
         towers = _towers(tasks, self.layers, copies)
         stitches = [self._stitch(i + 1, tasks) for i in range(self.layers)]
@@ -143,7 +143,7 @@ class Sluice(nn.Module):
         self, copies: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> dict[str, Tokens]:
         del train, axis_name
-        copies = there(self.tasks, copies)
+        copies = select_tasks(self.tasks, copies)
         width, dtype = form(copies)
         if width % self.subspaces:
             raise ConfigError(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from mtmm_jax.batch import Tokens
 from mtmm_jax.layers import Attention, FeedForward, LayerNorm, gelu
 from mtmm_jax.registry import ConfigError
-from mtmm_jax.sharing.parts import WHERE, check_counts, form, mixture, there
+from mtmm_jax.sharing.parts import WHERE, check_counts, form, mixture, select_tasks
 
 
 class TaskAttention(nn.Module):
@@ -47,7 +47,7 @@ class TaskAttention(nn.Module):
         self, copies: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> dict[str, Tokens]:
         del train, axis_name
-        copies = there(self.tasks, copies)
+        copies = select_tasks(self.tasks, copies)
         width, dtype = form(copies)
         layers = [nn.Dense(width, dtype=dtype, name=f"feature_{task}") for task in copies]
         hidden = nn.Dense(self.hidden, name="hidden")
@@ -103,7 +103,7 @@ class TaskQueries(nn.Module):
     def __call__(
         self, copies: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> dict[str, Tokens]:
-        copies = there(self.tasks, copies)
+        copies = select_tasks(self.tasks, copies)
         width, dtype = form(copies)
         if width % self.heads:
             raise ConfigError(

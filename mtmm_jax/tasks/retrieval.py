@@ -12,6 +12,7 @@ import numpy as np
 
 from mtmm_jax.batch import Spec
 from mtmm_jax.devices import parallel
+from mtmm_jax.layers import batch_rows
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.tasks.metrics import monoids as metrics
 from mtmm_jax.tasks.task import FUSED, Labels, Task, masked
@@ -45,8 +46,7 @@ def retrieval(
 
     def loss(prediction: dict[str, Any], labels: Labels, axis_name: str | None):
         weight = labels.weight
-        size = weight.shape[0]
-        rows = parallel.rank(axis_name) * size + jnp.arange(size)
+        rows = batch_rows(weight.shape[0], axis_name)
         ids = rows if labels.id is None else labels.id
         all_rows, all_ids = parallel.gather(rows, axis_name), parallel.gather(ids, axis_name)
         all_weight = parallel.gather(weight, axis_name)

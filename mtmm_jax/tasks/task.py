@@ -59,6 +59,13 @@ class Task:
     smaller_is_better: bool = False
     reversal: nn.Module | None = None
 
+    @property
+    def entrance(self) -> str | None:
+        """The read that passes the sharing: "fused", or the only one that the task has."""
+        if FUSED in self.reads:
+            return FUSED
+        return self.reads[0] if len(self.reads) == 1 else None
+
     def labels(self, batch: Batch, present: Mapping[str, jax.Array]) -> Labels:
         """The labels, counting the rows that have one and all that the task reads.
 

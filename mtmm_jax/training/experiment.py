@@ -152,7 +152,7 @@ def assemble(config: Any, spec: Spec | None = None, source: Any = None) -> Exper
             "optimizer.accumulate: engine 'gramian' needs all samples at once; "
             "balancing.engine choices: auto, representation, full"
         )
-    heads = None
+    heads, trainer["task_rates"] = None, bool(paces)
     if paces:
         heads = functools.partial(
             per_task.pace_heads,

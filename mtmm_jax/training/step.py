@@ -1,4 +1,4 @@
-"""The training state, and the one pure step that every device form compiles."""
+"""The training state, and the one pure step that is compiled for every kind of devices."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from mtmm_jax.batch import Batch
 from mtmm_jax.devices import parallel
 from mtmm_jax.keys import example_keys, fold_in_name
 from mtmm_jax.model import Model, shared_parameters
-from mtmm_jax.model.split import Teach, split_of
 from mtmm_jax.optim import privacy
 from mtmm_jax.optim.averages import evaluation_params
 from mtmm_jax.optim.per_task import current_rates
@@ -93,7 +92,8 @@ def make_step(
     augment: Callable[[jax.Array, Batch], Batch] | None = None,
     imbalance: Any = None,
     private: Any = None,
-    teach: Teach | None = None,
+    task_rates: bool = False,
+    teach: Callable[[Any, Batch, jax.Array], dict[str, Any]] | None = None,
     **trainer: Any,
 ) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
     """`step(state, batch, *, axis_name=None) -> (state, figures)`.
@@ -108,7 +108,9 @@ def make_step(
         augment: `(keys [B], batch) -> batch`, such as `data.pipeline.augment_jit.augmenter` makes.
         imbalance: of `objectives.imbalance.prepare`; the state is made with the same.
         private: of `optim.privacy.read`: every sample's gradient is clipped, and noise added.
-        teach: gives targets that the batch lacks, from the batch before `augment`.
+        task_rates: whether the optimizer takes the rates of a paced balancer (`optim.per_task`).
+        teach: `(variables to evaluate, batch, step) -> {target: {"y", "present"}}`: targets that
+            the batch lacks, from the batch before `augment`.
         **trainer: options of `balancing.value_and_grad`: engine, head_gradients, chunk.
     """
 
@@ -116,7 +118,9 @@ def make_step(
         parts = enumerate(balancing.split_rows(batch, accumulate))
         return [(batch_stats, part, jax.random.fold_in(key, i)) for i, part in parts]
 
-    def step(state: TrainState, batch: Batch, *, axis_name: str | None = None):
+    def gradient(state: TrainState, axis_name: str | None) -> Callable[..., balancing.Balanced]:
+        if private is not None:
+            return privacy.value_and_grad(model.split(), balancer, private, axis_name=axis_name)
         measure = None
         if imbalance is not None:
 
@@ -124,33 +128,31 @@ def make_step(
                 rest = (shared, predictions, batch, axis_name)
                 return imbalance.measure(model, state.imbalance, state.step, *rest)
 
-        grad = balancing.value_and_grad(
-            split_of(model, axis_name, measure),
+        return balancing.value_and_grad(
+            model.split(axis_name, measure),
             balancer,
             axis_name=axis_name,
             shared=shared_parameters,
             microbatches=microbatches if accumulate > 1 else None,
             **trainer,
         )
-        if private is not None:
-            split = split_of(model, None)
-            grad = privacy.value_and_grad(split, balancer, private, axis_name=axis_name)
+
+    def step(state: TrainState, batch: Batch, *, axis_name: str | None = None):
         root = jax.random.key(seed)
-        key = jax.random.fold_in(root, state.step)
-        seen = batch
+        key, seen = jax.random.fold_in(root, state.step), batch
         if augment is not None:
             keys = example_keys(fold_in_name(root, "augment"), state.step, batch["id"])
             batch = augment(keys, batch)
         if teach is not None:
-            taught = teach(state.variables, seen, state.step)
-            batch = {**batch, "targets": {**batch["targets"], **jax.lax.stop_gradient(taught)}}
-        first, second = _samples(batch, balancer)
-        other = None if second is None else (state.batch_stats, second, key)
-
-        def pull(params: Any) -> balancing.Balanced:
-            return grad(params, state.balancing, state.batch_stats, first, key, other=other)
-
-        out = pull(state.params)
+            targets = jax.lax.stop_gradient(teach(state.variables, seen, state.step))
+            batch = {**batch, "targets": {**batch["targets"], **targets}}
+        other = None
+        if balancer.rule.second_sample:  # two independent samples, every other row
+            batch, second = balancing.split_rows(batch, 2)
+            other = (state.batch_stats, second, key)
+        grad = gradient(state, axis_name)
+        args = (state.balancing, state.batch_stats, batch, key)
+        out = grad(state.params, *args, other=other)
         stats = out.aux["batch_stats"]
         if accumulate > 1:
             stats = jax.tree.map(lambda x: x.mean(0), stats)
@@ -160,34 +162,36 @@ def make_step(
             if accumulate > 1:
                 measured = jax.tree.map(lambda x: x.sum(0), measured)
             measured = parallel.total(measured, axis_name)
-            change, learnt, more = imbalance.react(state.imbalance, measured, state.step, key)
-            memory = {"imbalance": learnt}
-        extra = {"grad_fn": lambda params, _: change(pull(params).grads)}  # SAM asks again
-        if (rates := current_rates(out.state)) is not None:
-            extra["task_rates"] = rates  # SAM takes no argument that it does not know
+            change, learned, more = imbalance.react(state.imbalance, measured, state.step, key)
+            memory = {"imbalance": learned}
+        # SAM takes a second gradient in each step, and no argument that it does not know.
+        extra = {"grad_fn": lambda params, _: change(grad(params, *args, other=other).grads)}
+        if task_rates:
+            extra["task_rates"] = current_rates(out.state)
         updates, optimizer_state = optimizer.update(
             change(out.grads), state.optimizer, state.params, **extra
         )
-        fine = jnp.isfinite(optax.tree.norm(updates))
-        new = state.replace(
-            step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
+        new, skipped = _updated(
+            state,
+            updates,
             batch_stats=_merged(state.batch_stats, stats),
             optimizer=optimizer_state,
             balancing=out.state,
             **memory,
         )
-        kept = state.replace(step=state.step + 1)
-        new = jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, kept)
-        figures = {"losses": out.losses, **out.diagnostics, **more, "skipped": ~fine}
+        figures = {"losses": out.losses, **out.diagnostics, **more, "skipped": skipped}
         return new, figures
 
     return step
 
 
-def _samples(batch: Batch, balancer: Any) -> tuple[Batch, Batch | None]:
-    """Two independent samples, every other row, for the methods that need them."""
-    return balancing.split_rows(batch, 2) if balancer.rule.second_sample else (batch, None)
+def _updated(state: TrainState, updates: Any, **changes: Any) -> tuple[TrainState, jax.Array]:
+    """The next state, and whether the update was skipped because it is not finite."""
+    kept = state.replace(step=state.step + 1)
+    params = optax.apply_updates(state.params, updates)
+    fine = jnp.isfinite(optax.tree.norm(updates))
+    new = kept.replace(params=params, **changes)
+    return jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, kept), ~fine
 
 
 def _merged(old: Any, new: Any) -> Any:

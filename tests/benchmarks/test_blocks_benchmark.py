@@ -11,7 +11,7 @@ import pytest
 from mtmm_jax import layers
 from mtmm_jax.benchmarks.speed import blocks
 from mtmm_jax.encoders import ENCODERS
-from mtmm_jax.layers import feed_forward, gru, norms, spectrogram, taps
+from mtmm_jax.layers import gru, positionwise, spectrogram, taps
 from mtmm_jax.registry import ConfigError
 from tests import toy
 
@@ -162,10 +162,10 @@ def test_column_sums_are_sums_on_every_platform():
         x = rng.standard_normal(shape).astype(np.float32)
         keep = rng.random(shape[:-1]) < 0.5
         axes = tuple(range(x.ndim - 1))
-        np.testing.assert_allclose(norms.column_sums(x), x.sum(axes), atol=1e-5)
+        np.testing.assert_allclose(positionwise.column_sums(x), x.sum(axes), atol=1e-5)
         expected = (x * keep[..., None]).sum(axes)
-        np.testing.assert_allclose(norms.column_sums(x, keep), expected, atol=1e-5)
-        exported = jax.export.export(jax.jit(norms.column_sums), platforms=["cuda"])(x, keep)
+        np.testing.assert_allclose(positionwise.column_sums(x, keep), expected, atol=1e-5)
+        exported = jax.export.export(jax.jit(positionwise.column_sums), platforms=["cuda"])(x, keep)
         assert "dot_general" not in exported.mlir_module()
 
 
@@ -175,7 +175,7 @@ def test_a_dense_layer_is_the_one_of_linen(use_bias, dtype):
     x = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
     mine, linen = (
         kind(5, use_bias=use_bias, dtype=jnp.dtype(dtype))
-        for kind in (feed_forward.Dense, nn.Dense)
+        for kind in (positionwise.Dense, nn.Dense)
     )
     params = toy.variables(linen, x)["params"]
     shapes = jax.eval_shape(mine.init, jax.random.key(0), x)["params"]

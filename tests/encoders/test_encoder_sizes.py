@@ -5,14 +5,15 @@ import pytest
 
 from mtmm_jax import registry
 from mtmm_jax.batch import Modality, Spec
-from mtmm_jax.encoders import ENCODERS, audio, image, mlp, sequence, series, speech, text, vit
+from mtmm_jax.encoders import ENCODERS, audio, image, sequence, series, speech, text, vit
+from mtmm_jax.encoders.encoder import MLPS
 
 # kind -> its presets
 PRESETS = {
     "cnn": image.CNNS,
     "resnet": image.RESNETS,
     "vit": vit.VITS,
-    "image_mlp": mlp.MLPS,
+    "image_mlp": MLPS,
     "text_transformer": sequence.TRANSFORMERS,
     "bert": text.BERTS,
     "text_gru": sequence.GRUS,
@@ -20,12 +21,12 @@ PRESETS = {
     "log_mel_cnn": audio.CNNS,
     "log_mel_gru": speech.PRESETS,
     "audio_transformer": sequence.TRANSFORMERS,
-    "audio_mlp": mlp.MLPS,
+    "audio_mlp": MLPS,
     "conv1d": series.CONVS,
     "video_tubelets": vit.VITS,
     "series_gru": sequence.GRUS,
     "series_transformer": sequence.TRANSFORMERS,
-    "table_mlp": mlp.MLPS,
+    "table_mlp": MLPS,
     "table_transformer": sequence.TRANSFORMERS,
     "perceiver": sequence.TRANSFORMERS,
 }

@@ -18,7 +18,7 @@ from mtmm_jax.fusion.experts import (
 from mtmm_jax.fusion.gated import FiLM, Gated
 from mtmm_jax.fusion.pooled import Weighted
 from mtmm_jax.fusion.tensor import LowRankTensor, Multiplicative, TensorFusion
-from mtmm_jax.layers.dropout import batch_normal
+from mtmm_jax.layers.positionwise import batch_normal
 from mtmm_jax.registry import ConfigError
 from tests import toy
 from tests.fusion import formulas

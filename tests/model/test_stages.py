@@ -12,7 +12,7 @@ from mtmm_jax import balancing, model
 from mtmm_jax.batch import Modality, Spec, Target, Tokens
 from mtmm_jax.fusion import DECISIONS, MISSING
 from mtmm_jax.fusion.groups import factors, grouped_tokens, spread_out
-from mtmm_jax.fusion.join import Into
+from mtmm_jax.fusion.join import ProjectToModality
 from mtmm_jax.model import STAGES
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.training.step import TrainState, make_step
@@ -195,7 +195,7 @@ def test_second_halves_are_each_modalitys_own_wherever_the_cut_is(cut):
     assert np.abs(plain - expected).max() > 1e-3
 
 
-def test_into_reads_the_fused_tokens_at_its_own_places():
+def test_project_to_modality_reads_the_fused_tokens_at_its_own_places():
     rng = np.random.default_rng(0)
     own = Tokens.of(
         jnp.asarray(rng.normal(size=(2, 3, 4)), jnp.float32), jnp.ones((2, 3), bool), "a"
@@ -204,7 +204,7 @@ def test_into_reads_the_fused_tokens_at_its_own_places():
     fused = Tokens.join(
         [own.replace_values(jnp.asarray(rng.normal(size=(2, 3, 5)), jnp.float32)), other]
     )
-    module = Into("a")
+    module = ProjectToModality("a")
     variables = toy.variables(module, fused, own, own)
     kernel, bias = (variables["params"]["project"][key] for key in ("kernel", "bias"))
     mean = jnp.broadcast_to(fused.values.mean(1)[:, None], (2, 3, 5))
@@ -212,7 +212,7 @@ def test_into_reads_the_fused_tokens_at_its_own_places():
     expected = own.values + read @ kernel + bias
     found = module.apply(variables, fused, own, own).values
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    alone = Into("a", own=False).apply(variables, fused, own, own).values
+    alone = ProjectToModality("a", own=False).apply(variables, fused, own, own).values
     np.testing.assert_allclose(alone, expected - own.values, atol=1e-5)
 
 

@@ -24,7 +24,7 @@ from mtmm_jax.store.workdir import Workdir
 from mtmm_jax.training import loop
 from mtmm_jax.training.experiment import _balancing
 from mtmm_jax.training.logs import read_journal
-from mtmm_jax.training.step import ImbalanceState, TrainState, make_step, split_of
+from mtmm_jax.training.step import ImbalanceState, TrainState, make_step
 from tests import toy
 from tests.training import small_run
 
@@ -518,7 +518,7 @@ def test_unimodal_losses_are_balanced_as_tasks(method):
     assert list(built.tasks) == ["kind", *heads, "size"]
     balancer, trainer = _balancing(method, built)
     assert balancer.num_tasks == 5
-    split = split_of(built, None)
+    split = built.split()
     params = toy.variables(built, toy.SPEC.example(2))["params"]
     state = balancer.init(params, model.shared_parameters)
     args = ({}, toy.batch(8, holes=False), jax.random.key(1))

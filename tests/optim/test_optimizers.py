@@ -380,7 +380,7 @@ SPANS = {
 @pytest.mark.parametrize("name", SPANS)
 def test_schedules_with_warm_up(name):
     spec, *expected = SPANS[name]
-    rate = schedules.build(spec, 2.0, 0.2, 100)
+    rate = schedules.standalone(schedules.build(spec, 2.0, 0.2, 100))
     np.testing.assert_allclose([rate(0), rate(10)], [0.0, 1.0], atol=1e-6)
     found = np.array([float(rate(step)) for step in (20, 60, 100)])
     np.testing.assert_allclose(found, 2 * np.array(expected), rtol=1e-5, atol=1e-6)
@@ -395,10 +395,11 @@ def test_one_cycle_and_restarts_in_between():
         *schedules.SCHEDULES
     }
     spec = {"kind": "one_cycle", "rise": 0.25, "first": 0.1, "final": 0.01}
-    rate = schedules.build(spec, 2.0, 0.0, 100)
+    rate = schedules.standalone(schedules.build(spec, 2.0, 0.0, 100))
     found = [float(rate(step)) for step in (0, 25, 100)]
     np.testing.assert_allclose(found, [0.2, 2.0, 0.02], rtol=1e-5)
-    rate = schedules.build({"kind": "warm_restarts", "cycles": 3}, 1.0, 0.0, 70)
+    restarts = schedules.build({"kind": "warm_restarts", "cycles": 3}, 1.0, 0.0, 70)
+    rate = schedules.standalone(restarts)
     found = [float(rate(step)) for step in (0, 5, 10, 20, 30, 50, 70)]
     np.testing.assert_allclose(found, [1, 0.5, 1, 0.5, 1, 0.5, 0], atol=1e-6)
 

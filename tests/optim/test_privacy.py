@@ -12,7 +12,6 @@ from mtmm_jax import balancing
 from mtmm_jax.balancing.pacing import paced
 from mtmm_jax.optim import privacy
 from mtmm_jax.registry import ConfigError
-from mtmm_jax.training.step import split_of
 from tests import toy
 from tests.balancing import toy as small
 
@@ -115,7 +114,7 @@ def test_it_stands_in_the_place_of_the_step_of_a_model():
     balancer = balancing.equal(2)
     mechanism = privacy.Private(1e9, 0.0, 4)
     # Dropout draws for each sample; without it both see the same.
-    split = split_of(built, None)
+    split = built.split()
 
     def quiet(params, batch_stats, batch, key):
         del key

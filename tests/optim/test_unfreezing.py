@@ -57,7 +57,7 @@ def module(values, name):
 def test_each_part_learns_as_alone_from_where_it_begins(kind):
     """With moments of its own and the run's learning rate."""
     found = course(built(kind=kind, unfreeze=UNFREEZE, schedule="cosine"))
-    schedule = schedules.build("cosine", RATE, 0.0, STEPS)
+    schedule = schedules.standalone(schedules.build("cosine", RATE, 0.0, STEPS))
     for name, begin in BEGINS.items():
         start = module(params(), name)
         for values, _ in found[: begin + 1]:

@@ -12,7 +12,6 @@ from mtmm_jax.model import shared_parameters
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.sharing import SHARINGS
 from mtmm_jax.sharing.parts import SEVERAL_WIDTHS
-from mtmm_jax.training.step import split_of
 from tests import toy
 from tests.sharing.test_sharing import (
     KEY,
@@ -143,7 +142,7 @@ def test_a_middle_is_learned_by_all_and_what_a_task_reads_by_it_alone():
     built = _built("shared_middle", {k: TASKS[k] for k in ("kind", "more")}, ("kind", "more"))
     variables = toy.variables(built, toy.SPEC.example(2))
     params, batch = variables["params"], toy.batch()
-    split, balancer = split_of(built, None), balancing.build("pcgrad", 2)
+    split, balancer = built.split(), balancing.build("pcgrad", 2)
     balanced = balancing.value_and_grad(split, balancer, shared=shared_parameters)
 
     @jax.jit

@@ -156,13 +156,9 @@ def test_terms_are_logged_and_add_up(way):
 
     def total(params):
         """The same by one plain backward pass, tasks weighted as the step did."""
-        mode = {"train": True, "key": jax.random.fold_in(jax.random.key(0), 0)}
-        variables = {"params": params, "batch_stats": {}}
-        shared, _ = built.trunk(variables, batch["inputs"], **mode)
-        predictions, _ = built.readout(variables, dict.fromkeys(built.tasks, shared), **mode)
-        sums, counts = built.losses(predictions, batch)
-        more, rows = built.auxiliary_losses(variables, shared, batch, **mode)
-        losses = jnp.concatenate([sums, more]) / jnp.concatenate([counts, rows])
+        key = jax.random.fold_in(jax.random.key(0), 0)
+        sums, counts, _ = built.split()(params, {}, batch, key)
+        losses = sums / counts
         return (figures["weights"] * losses).sum(), losses
 
     expected, losses = jax.jit(jax.grad(total, has_aux=True))(params)

@@ -321,15 +321,13 @@ def test_the_config_hears_and_reads_into_one_space():
     terms = config.model.regularisers
     built = model.build({**CONFIG, "regularisers": terms}, TASKS, SPEC)
     variables = jax.jit(built.init)(jax.random.key(0), SPEC.example(2))
-    batch = _batch()
-    mode = {"train": True, "key": jax.random.key(1)}
+    batch, batch_stats = _batch(), variables.get("batch_stats", {})
 
     @jax.jit
     @jax.grad
     def pulled(params):
-        shared, _ = built.trunk({**variables, "params": params}, batch["inputs"], **mode)
-        sums, _ = built.auxiliary_losses({**variables, "params": params}, shared, batch, **mode)
-        return sums.sum()
+        sums, _, _ = built.split()(params, batch_stats, batch, jax.random.key(1))
+        return sums[len(built.tasks) :].sum()
 
     for path, leaf in model.flatten(pulled(variables["params"])).items():
         assert np.asarray(leaf).any() == path.startswith("encoders/"), path

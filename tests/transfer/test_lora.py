@@ -10,6 +10,8 @@ from mtmm_jax import training
 from mtmm_jax.inference import export, exported
 from mtmm_jax.inference.finished import Finished
 from mtmm_jax.model import flatten, shared_parameters
+from mtmm_jax.optim import optimizers
+from mtmm_jax.paths import matches
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.store.workdir import Workdir
 from mtmm_jax.transfer import lora
@@ -166,7 +168,7 @@ def test_norms_may_learn_beside_it_and_frozen_rules_say_what_stays():
     free, frozen = (lora.read({**LORA, "norms": norms}).frozen for norms in (True, False))
     paths = ("encoders/text/block1/attention_norm/scale", "fusion/fused/norm_text/bias")
     kernels = ("encoders/text/norm/dense/kernel", "fusion/fused/out/bias")
-    rules = training.per_path.matches
+    rules = matches
     assert all(rules(frozen, path) for path in (*paths, *kernels))
     assert [rules(free, path) for path in (*paths, *kernels)] == [False, False, True, True]
     assert not rules(frozen, "lora/encoders/text/hidden/kernel/a")
@@ -250,7 +252,7 @@ def test_a_task_moves_nothing_that_another_reads():
     isolated = training.load("isolated")
     built = toy.build(sharing=isolated.model.sharing.to_dict(), fusion={"kind": "concat"})
     frozen = {"kind": "sgd", "learning_rate": 0.5, "freeze": list(isolated.optimizer.freeze)}
-    optimizer, _ = training.optimizers.build(frozen, 10)
+    optimizer, _ = optimizers.build(frozen, 10)
     variables = toy.variables(built, toy.SPEC.example(2))
     rows = toy.batch(holes=False)
     tasks = list(built.tasks)

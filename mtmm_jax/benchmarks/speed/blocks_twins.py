@@ -16,7 +16,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mtmm_jax.encoders import audio, image, mlp, series
+from mtmm_jax.encoders import audio, image, series
+from mtmm_jax.encoders.encoder import MLPS
 from mtmm_jax.layers import cells, sinusoid
 from mtmm_jax.layers.spectrogram import FLOOR, mel_filters, sizes
 
@@ -107,7 +108,7 @@ class _MLP(nn.Module):
     def __init__(self, encoder: Any, x: np.ndarray) -> None:
         super().__init__()
         self.told = x.ndim == 2  # a table is read beside its mask
-        inner, size = mlp.MLPS[encoder.preset], int(np.prod(x.shape[1:]))
+        inner, size = MLPS[encoder.preset], int(np.prod(x.shape[1:]))
         self.read = nn.Linear(2 * size if self.told else size, inner)
         self.hidden = nn.Linear(inner, inner)
         self.project = nn.Linear(inner, encoder.width)
