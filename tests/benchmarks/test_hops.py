@@ -4,7 +4,7 @@ import pytest
 
 from mtmm_jax.benchmarks.speed import hops
 
-FILES, FRAMES = 24, 16
+FILES, FRAMES = 20, 14
 
 
 @pytest.fixture(scope="module")
