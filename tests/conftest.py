@@ -1,5 +1,7 @@
 """Several CPU devices, strict dtype promotion, programs compiled in a hurry and cached."""
 
+import ctypes
+import gc
 import os
 import sys
 import tempfile
@@ -53,6 +55,16 @@ def _programs_end_with_their_file():
     """A whole suite's programs fill gigabytes, and all mappings that a process may have."""
     yield
     jax.clear_caches()
+    gc.collect()
+    if sys.platform.startswith("linux"):
+        getattr(ctypes.CDLL(None), "malloc_trim", int)(0)
+
+
+def pytest_collection_finish():
+    """What is imported by now stays: the collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 50)
 
 
 LONGEST = ("test_commands.py", "test_model.py", "test_processes.py", "test_methods.py")

@@ -21,6 +21,7 @@ print(sum("image/png" in o.get("data", {}) for o in shown))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("colab", COLABS, ids=lambda path: path.stem)
 def test_colab_runs_and_shows_pictures(colab, tmp_path):
     # Compiled for speed, as for whoever opens it: conftest's flags are for programs that run once.
