@@ -62,9 +62,11 @@ def entrance(given, under):
     return tokens
 
 
+@functools.cache
 def tokens_of(modalities, under=1e3, **options):
-    """The dict of `Tokens` that fusions read."""
-    return entrance(inputs(modalities, **options), under)
+    """The dict of `Tokens` that fusions read, in no order and on the host."""
+    tokens = jax.device_get(jax.jit(entrance)(inputs(modalities, **options), under))
+    return {name: tokens[name] for name in reversed(NAMES[:modalities])}
 
 
 class Row(NamedTuple):
@@ -77,10 +79,10 @@ class Row(NamedTuple):
 
 def row_of(tokens, i):
     names = tuple(sorted(tokens))
-    masks = {m: np.asarray(tokens[m].mask[i]) for m in names if np.asarray(tokens[m].mask[i]).any()}
-    values = {m: np.asarray(tokens[m].values[i], np.float64)[mask] for m, mask in masks.items()}
+    masks = {m: tokens[m].mask[i] for m in names if tokens[m].mask[i].any()}
+    values = {m: tokens[m].values[i][mask].astype(np.float64) for m, mask in masks.items()}
     at = {
-        m: np.asarray(tokens[m].positions[i], np.float64)[mask]
+        m: tokens[m].positions[i][mask].astype(np.float64)
         for m, mask in masks.items()
         if tokens[m].positions is not None
     }
