@@ -62,10 +62,17 @@ def entrance(given, under):
     return tokens
 
 
+_entrance = jax.jit(entrance)
+
+
 @functools.cache
+def _tokens_of(modalities, under, **options):
+    return jax.device_get(_entrance(inputs(modalities, **options), under))
+
+
 def tokens_of(modalities, under=1e3, **options):
     """The dict of `Tokens` that fusions read, in no order and on the host."""
-    tokens = jax.device_get(jax.jit(entrance)(inputs(modalities, **options), under))
+    tokens = _tokens_of(modalities, under, **options)
     return {name: tokens[name] for name in reversed(NAMES[:modalities])}
 
 
