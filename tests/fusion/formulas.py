@@ -62,9 +62,18 @@ def entrance(given, under):
     return tokens
 
 
+_entrance = jax.jit(entrance)
+
+
+@functools.cache
+def _tokens_of(modalities, under, **options):
+    return jax.device_get(_entrance(inputs(modalities, **options), under))
+
+
 def tokens_of(modalities, under=1e3, **options):
-    """The dict of `Tokens` that fusions read."""
-    return entrance(inputs(modalities, **options), under)
+    """The dict of `Tokens` that fusions read, in no order and on the host."""
+    tokens = _tokens_of(modalities, under, **options)
+    return {name: tokens[name] for name in reversed(NAMES[:modalities])}
 
 
 class Row(NamedTuple):
@@ -77,10 +86,10 @@ class Row(NamedTuple):
 
 def row_of(tokens, i):
     names = tuple(sorted(tokens))
-    masks = {m: np.asarray(tokens[m].mask[i]) for m in names if np.asarray(tokens[m].mask[i]).any()}
-    values = {m: np.asarray(tokens[m].values[i], np.float64)[mask] for m, mask in masks.items()}
+    masks = {m: tokens[m].mask[i] for m in names if tokens[m].mask[i].any()}
+    values = {m: tokens[m].values[i][mask].astype(np.float64) for m, mask in masks.items()}
     at = {
-        m: np.asarray(tokens[m].positions[i], np.float64)[mask]
+        m: tokens[m].positions[i][mask].astype(np.float64)
         for m, mask in masks.items()
         if tokens[m].positions is not None
     }

@@ -85,7 +85,11 @@ OPTIONS = {
     "align resample, points": {"kind": "resample", "reference": 5, "offset": True},
     "align attention": {"kind": "attention", "reference": "audio", "heads": 1},
 }
-LIMITS = {"multiplicative, vector": (2, 2), "multiplicative, three_way": (3, 3)}
+LIMITS = {
+    "multiplicative, vector": (2, 2),
+    "multiplicative, three_way": (3, 3),
+    "encoder_decoder, gated": (1, 1),
+}
 # They compute in float32 whatever they are given.
 FLOAT32 = {
     *("transformer", "transformer_tokens", "bottleneck", "nl_gate", "crossmodal", "perceiver"),
@@ -155,21 +159,40 @@ def _entries():
 ENTRIES = dict(_entries())
 
 
-def _every(slow=lambda label, modalities: False, chosen=lambda entry: True, counts=(1, 2, 3, 4)):
-    """Every entry, or those that are chosen, with every number of modalities that it takes."""
-    cases = [
-        pytest.param(label, count, marks=[pytest.mark.slow] if slow(label, count) else [])
-        for label, entry in ENTRIES.items()
-        if chosen(entry.constructor)
-        for count in counts
-        if count in entry.counts
-    ]
+# Those whose formula is another one for two or four modalities, or whose limit is four.
+BY_NUMBER = {"gated_unit": (2,), "multiplicative": (2, 4), "tensor": (4,), "gat": (4,)}
+# Those that join all tokens first, as "transformer" does: one modality is one of several.
+JOINED = {"transformer_tokens", "perceiver", "perceiver_io", "encoder_decoder", "population"}
+
+
+def _every(chosen=lambda entry: True):
+    """Every entry, or those that are chosen, alone and with three modalities, whose subsets hold
+    all that happens among several; its other options with as many as they take, three at most."""
+    cases = []
+    for label, entry in ENTRIES.items():
+        most = min(3, entry.counts[-1])
+        alone = label not in OPTIONS and label not in JOINED
+        counts = {1 if alone else most, most, *BY_NUMBER.get(label, ())}
+        if chosen(entry.constructor):
+            cases += [(label, count) for count in sorted(counts)]
     return pytest.mark.parametrize(("label", "modalities"), cases)
 
 
+def _three(chosen=lambda entry: True, without=()):
+    """Every entry, or those that are chosen, with three modalities or the most that it takes."""
+    return pytest.mark.parametrize(
+        ("label", "modalities"),
+        [
+            (label, min(3, entry.counts[-1]))
+            for label, entry in ENTRIES.items()
+            if chosen(entry.constructor) and label not in without
+        ],
+    )
+
+
 class Suite(NamedTuple):
-    """The module, random parameters, `(fused, told)` of them and inputs, and, compiled, the
-    gradient with these beside it."""
+    """The module, random parameters, `(fused, told)` of them and inputs, and, compiled and with
+    these parameters, the gradient next to the two."""
 
     module: Any
     params: dict
@@ -202,7 +225,12 @@ def _suite(label, modalities, train=False, dropout=None):
             total += jnp.where(part.mask[..., None], waves, 0.0).sum()
         return total, (fused, told)
 
-    return Suite(module, params, forward, jax.jit(jax.grad(wavy, has_aux=True)))
+    compiled = jax.jit(jax.grad(wavy, has_aux=True))
+
+    def run(inputs, under=0.0):
+        return jax.device_get(compiled(params, inputs, under))
+
+    return Suite(module, params, forward, run)
 
 
 def _inputs(label, modalities, **options):
@@ -222,8 +250,8 @@ def _absent_is_silent(label, modalities, suite):
     """What is masked or absent, NaN included, changes no output, no term and no gradient."""
     # No entrance stands before decisions: a run that is absent from an ensemble says NaN.
     loud = np.nan if label.startswith("decision") else 1e3
-    found = suite.run(suite.params, _inputs(label, modalities), 0.0)
-    other = suite.run(suite.params, _inputs(label, modalities, filler=7.0), loud)
+    found = suite.run(_inputs(label, modalities))
+    other = suite.run(_inputs(label, modalities, filler=7.0), loud)
     for leaf in jax.tree.leaves((found[0], found[1][1], other[0], other[1][1])):
         assert np.isfinite(leaf).all()
     (gradient, (fused, told)), (slope, (again, tells)) = found, other
@@ -241,7 +269,7 @@ def _rows_are_apart(label, modalities, suite, fused, order, mixes=False):
     last = len(order) - 1
     for entry in inputs.values():
         entry["x"][last] = -2 * entry["x"][last] + 1
-    _, (other, _) = suite.run(suite.params, jax.tree.map(lambda x: x[order], inputs), 0.0)
+    _, (other, _) = suite.run(jax.tree.map(lambda x: x[order], inputs))
     other = jax.tree.map(lambda x: x[np.argsort(order)], other)
     if mixes:
         with pytest.raises(AssertionError):
@@ -278,7 +306,7 @@ def _is_its_formula(label, modalities, suite, fused):
     for i in np.flatnonzero(fused.present):
         row = formulas.row_of(tokens, i)
         expected = FORMULAS[ENTRIES[label].spec["kind"]](params, row, suite.module)
-        found = np.asarray(fused.values[i])[np.asarray(fused.mask[i])]
+        found = fused.values[i][fused.mask[i]]
         np.testing.assert_allclose(found, np.atleast_2d(expected), atol=2e-4, err_msg=str(i))
 
 
@@ -292,12 +320,7 @@ def test_tables_say_their_limits_and_every_fusion_has_a_formula():
         assert isinstance(fusion.keeps_layout, bool)
 
 
-def _is_large(label, modalities):
-    """Programs that take longest to compile."""
-    return (label, modalities) in {("crossmodal", 4), ("bottleneck", 3)}
-
-
-@_every(slow=_is_large)
+@_every()
 def test_properties(label, modalities):
     suite = _suite(label, modalities)
     gradient, fused = _absent_is_silent(label, modalities, suite)
@@ -323,7 +346,7 @@ def _trains_otherwise(entry):
 
 
 @pytest.mark.slow
-@_every(chosen=lambda entry: not _trains_otherwise(entry), counts=[2])
+@_three(chosen=lambda entry: not _trains_otherwise(entry))
 def test_others_do_in_training_what_they_do_in_evaluation(label, modalities):
     suites = [_suite(label, modalities, train=train) for train in (False, True)]
     programs = [
@@ -343,13 +366,13 @@ def _check_training(label, modalities, **options):
     return fused
 
 
-@_every(chosen=_trains_otherwise)
+@_three(chosen=_trains_otherwise)
 def test_properties_in_training(label, modalities):
     _check_training(label, modalities)
 
 
 @pytest.mark.slow
-@_every(chosen=lambda entry: hasattr(entry, "dropout"), counts=[2])
+@_three(chosen=lambda entry: hasattr(entry, "dropout"))
 def test_properties_with_dropout(label, modalities):
     fused = _check_training(label, modalities, dropout=0.5)
     suite = _suite(label, modalities)
@@ -358,16 +381,16 @@ def test_properties_with_dropout(label, modalities):
         _same(fused, plain, atol=1e-2)
 
 
-@_every(slow=lambda label, modalities: modalities != 2)
+@_three(without=[label for label in OPTIONS if label.split(",")[0] in FLOAT32])
 def test_half_precision_in_is_half_precision_through(label, modalities):
     suite = _suite(label, modalities)
     inputs = _inputs(label, modalities)
-    _, (exact, _) = suite.run(suite.params, inputs, 0.0)
+    _, (exact, _) = suite.run(inputs)
     for entry in inputs.values():
         entry["x"] = entry["x"].astype(jnp.bfloat16)
-    rough, _ = jax.jit(suite.forward)(suite.params, inputs)
+    rough = jax.device_get(jax.jit(lambda inputs: suite.forward(suite.params, inputs)[0])(inputs))
     for name, part in exact.items():
-        given = np.dtype("float32" if label.split(",")[0] in FLOAT32 else jnp.bfloat16)
+        given = np.dtype("float32" if label in FLOAT32 else jnp.bfloat16)
         assert rough[name].values.dtype == given
         mask = np.asarray(part.mask)
         values, other = (np.asarray(t.values, np.float32)[mask] for t in (part, rough[name]))
@@ -376,11 +399,11 @@ def test_half_precision_in_is_half_precision_through(label, modalities):
 
 
 @pytest.mark.slow
-@_every()
+@_three()
 def test_compiled_is_as_written(label, modalities):
     suite = _suite(label, modalities)
     inputs = _inputs(label, modalities)
-    _, (compiled, _) = suite.run(suite.params, inputs, 0.0)
+    _, (compiled, _) = suite.run(inputs)
     _same(compiled, suite.forward(suite.params, inputs)[0])
 
 

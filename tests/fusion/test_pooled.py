@@ -77,8 +77,8 @@ def test_many_modalities_are_reduced_before_they_are_multiplied(modalities, size
 
 def test_low_rank_starts_with_xavier_factors_and_no_bias():
     module = LowRankTensor(40, rank=5)
-    tokens = {"a": Tokens(jnp.zeros((1, 1, 59)), jnp.ones((1, 1), bool))}
-    params = jax.jit(module.init)(jax.random.key(0), tokens)["params"]
+    tokens = {"a": Tokens(np.zeros((1, 1, 59), np.float32), np.ones((1, 1), bool))}
+    params = jax.device_get(jax.jit(module.init)(jax.random.key(0), tokens)["params"])
     assert params["factor_a"].shape == (5, 60, 40)
     np.testing.assert_allclose(params["factor_a"].std((1, 2)), (2 / 100) ** 0.5, rtol=0.1)
     assert not params["bias"].any()
@@ -88,15 +88,22 @@ def test_low_rank_starts_with_xavier_factors_and_no_bias():
 
 
 def test_signed_root_is_one_and_has_a_slope_everywhere():
-    x = jnp.asarray([-4.0, -0.01, 0.01, 0.25, 9.0])
-    np.testing.assert_allclose(signed_sqrt(x), [-2, -0.1, 0.1, 0.5, 3], atol=1e-5)
-    slopes = jax.jit(jax.vmap(jax.grad(signed_sqrt)))(x[3:])
-    np.testing.assert_allclose(slopes, [1, 1 / 6], rtol=1e-4)
-    for function in (signed_sqrt, lambda z: unit(signed_sqrt(z))):
-        slopes = jax.jit(jax.jacobian(function))(jnp.zeros(3))
+    x = np.array([-4.0, -0.01, 0.01, 0.25, 9.0], np.float32)
+
+    @jax.jit
+    def run(x, zeros, z):
+        roots, slopes = jax.vmap(jax.value_and_grad(signed_sqrt))(x)
+        flat = [jax.jacobian(f)(zeros) for f in (signed_sqrt, lambda z: unit(signed_sqrt(z)))]
+        return roots, slopes, flat, unit(z)
+
+    z = np.array([[3.0, 4.0]], np.float32)
+    roots, slopes, flat, one = jax.device_get(run(x, np.zeros(3, np.float32), z))
+    np.testing.assert_allclose(roots, [-2, -0.1, 0.1, 0.5, 3], atol=1e-5)
+    np.testing.assert_allclose(slopes[3:], [1, 1 / 6], rtol=1e-4)
+    for slopes in flat:
         assert np.isfinite(slopes).all()
         assert (np.diag(slopes) > 0).all()
-    np.testing.assert_allclose(unit(jnp.asarray([[3.0, 4.0]])), [[0.6, 0.8]], rtol=1e-5)
+    np.testing.assert_allclose(one, [[0.6, 0.8]], rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +149,7 @@ def test_product_of_experts_does_not_see_an_absent_modality():
     less = {m: part for m, part in more.items() if m != "table"}
     own = {k: v for k, v in variables["params"].items() if not k.endswith("table")}
     apply = jax.jit(module.apply)
-    there, gone = apply(variables, more), apply({"params": own}, less)
+    there, gone = jax.device_get((apply(variables, more), apply({"params": own}, less)))
     np.testing.assert_array_equal(there.values, gone.values)
     np.testing.assert_array_equal(there.mask, gone.mask)
 
@@ -184,9 +191,9 @@ def test_normal_draws_belong_to_the_rows():
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_gates_are_the_k_largest(k):
     p = np.random.default_rng(k).dirichlet(np.ones(3), (4, 5)).astype(np.float32)
-    gates, chosen = top_k_gates(jnp.asarray(p), k)
-    assert (np.asarray(chosen).sum(-1) == k).all()
-    for gate, row in zip(np.asarray(gates).reshape(-1, 3), p.reshape(-1, 3), strict=True):
+    gates, chosen = jax.device_get(jax.jit(top_k_gates, static_argnums=1)(p, k))
+    assert (chosen.sum(-1) == k).all()
+    for gate, row in zip(gates.reshape(-1, 3), p.reshape(-1, 3), strict=True):
         best = np.argsort(-row)[:k]
         expected = np.zeros(3)
         expected[best] = row[best] / row[best].sum() if k > 1 else row[best]
@@ -198,8 +205,8 @@ def test_balance_loss_against_a_loop(k):
     rng = np.random.default_rng(k)
     p = rng.dirichlet(np.ones(4), (6, 3)).astype(np.float32)
     mask = rng.random((6, 3)) < 0.6
-    _, chosen = top_k_gates(jnp.asarray(p), k)
-    loss, count, use = balance_loss(jnp.asarray(p), chosen, jnp.asarray(mask), None)
+    run = jax.jit(lambda p, mask: balance_loss(p, top_k_gates(p, k)[1], mask, None))
+    loss, count, use = jax.device_get(run(p, mask))
     uses, means, seen = np.zeros(4), np.zeros(4), 0
     for row, column in np.argwhere(mask):
         for expert in np.argsort(-p[row, column])[:k]:
@@ -213,13 +220,14 @@ def test_balance_loss_against_a_loop(k):
 
 
 def test_balance_loss_is_one_when_even_and_largest_when_one_expert_does_all():
-    mask = jnp.ones((1, 4), bool)
-    even = jnp.full((1, 4, 4), 0.25), jnp.eye(4, dtype=bool)[None]
-    one = jnp.zeros((1, 4, 4)).at[..., 2].set(1.0)
+    mask, run = np.ones((1, 4), bool), jax.jit(lambda *given: balance_loss(*given, None))
+    even = np.full((1, 4, 4), 0.25, np.float32), np.eye(4, dtype=bool)[None]
+    one = np.zeros((1, 4, 4), np.float32)
+    one[..., 2] = 1.0
     for (p, chosen), expected in ((even, 1.0), ((one, one > 0), 4.0)):
-        loss, count, _ = balance_loss(p, chosen, mask, None)
+        loss, count, _ = jax.device_get(run(p, chosen, mask))
         np.testing.assert_allclose(loss / count, expected)
-    loss, count, use = balance_loss(*even, ~mask, None)
+    loss, count, use = jax.device_get(run(*even, ~mask))
     assert loss == count == 0
     assert not use.any()
 
@@ -227,8 +235,8 @@ def test_balance_loss_is_one_when_even_and_largest_when_one_expert_does_all():
 @pytest.mark.usefixtures("uncached")
 def test_balance_loss_and_its_gradient_add_over_devices():
     rng = np.random.default_rng(0)
-    p = jnp.asarray(rng.dirichlet(np.ones(4), (6, 3)), jnp.float32)
-    mask = jnp.asarray(rng.random((6, 3)) < 0.6)
+    p = rng.dirichlet(np.ones(4), (6, 3)).astype(np.float32)
+    mask = rng.random((6, 3)) < 0.6
 
     def loss(p, mask, axis_name):
         total, count, _ = balance_loss(p, top_k_gates(p, 2)[1], mask, axis_name)
@@ -237,9 +245,10 @@ def test_balance_loss_and_its_gradient_add_over_devices():
     def run(p, mask, axis_name=None):
         return jax.value_and_grad(lambda p: loss(p, mask, axis_name), has_aux=True)(p)
 
-    (total, count), gradient = run(p, mask)
+    (total, count), gradient = jax.device_get(jax.jit(run)(p, mask))
     split = jax.pmap(functools.partial(run, axis_name="i"), axis_name="i")
-    (totals, counts), gradients = split(p.reshape(2, 3, 3, 4), mask.reshape(2, 3, 3))
+    halves = p.reshape(2, 3, 3, 4), mask.reshape(2, 3, 3)
+    (totals, counts), gradients = jax.device_get(split(*halves))
     np.testing.assert_allclose(totals.sum(), total, rtol=1e-5)
     assert counts.sum() == count
     np.testing.assert_allclose(gradients.reshape(gradient.shape), gradient, atol=1e-6)

@@ -58,17 +58,17 @@ def _tokens(length, seed=0, dtype=jnp.float32):
     mask[-1] = False
     values = rng.standard_normal((ROWS, length, WIDTH)).astype(np.float32)
     layout = (Span("image", 2, (2, 1), (1.0, 1.0)), Span("text", 3, (3,), (1.0,)))
-    return Tokens(
-        jnp.asarray(np.where(mask[..., None], values, 0.0), dtype),
-        jnp.asarray(mask),
-        jnp.asarray(rng.random((ROWS, length, 1)), jnp.float32),
-        layout if length > 1 else (),
-    )
+    values = np.where(mask[..., None], values, 0.0).astype(dtype)
+    positions = rng.random((ROWS, length, 1)).astype(np.float32)
+    return Tokens(values, mask, positions, layout if length > 1 else ())
 
 
 def _copies(count, length, **kwargs):
-    tokens = _tokens(length, **kwargs)
-    return {name: jax.tree.map(jnp.copy, tokens) for name in NAMES[:count]}
+    return dict.fromkeys(NAMES[:count], _tokens(length, **kwargs))
+
+
+def _wide(tokens):
+    return tokens.replace_values(np.concatenate([tokens.values] * 2, axis=-1))
 
 
 def _module(kind, count, **changes):
@@ -91,14 +91,12 @@ def _wavy(tokens):
 
 @functools.cache
 def _run(kind, count, length):
-    """`(params, run)`; run(copies) gives the outputs and what was sown, and a function to the
-    gradients of every task's loss, of the parameters and of every copy.
-
-    Op by op: operations of the same few shapes are compiled once for the whole table.
-    """
+    """`(params, run)`; run(copies) gives the outputs in training, what was sown, and for every task
+    the gradients of its loss, of parameters and of copies. One program for all copies."""
     module = _module(kind, count)
     params = _params(module, _copies(count, length))
 
+    @jax.jit
     def run(copies):
         def losses(params, values):
             given = {name: copies[name].replace_values(values[name]) for name in copies}
@@ -109,21 +107,31 @@ def _run(kind, count, length):
                 rngs={"dropout": KEY},
                 mutable=["intermediates", "losses"],
             )
-            return [_wavy(own[name]) for name in NAMES[:count]], (own, seen)
+            return jnp.stack([_wavy(own[name]) for name in NAMES[:count]]), (own, seen)
 
         values = {name: tokens.values for name, tokens in copies.items()}
         _, pull, (own, seen) = jax.vjp(losses, params, values, has_aux=True)
-        return own, seen, pull
+        return own, seen, *jax.vmap(pull)(jnp.eye(count))
 
-    return params, run
+    return params, lambda copies: jax.device_get(run(copies))
 
 
 @functools.cache
 def _result(kind, count, length):
-    """The outputs, what was sown, and for every task the gradients of parameters and of copies."""
-    own, seen, pull = _run(kind, count, length)[1](_copies(count, length))
-    rows = [pull([jnp.float32(k == task) for k in range(count)]) for task in range(count)]
-    return own, seen, *jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+    return _run(kind, count, length)[1](_copies(count, length))
+
+
+@functools.cache
+def _used(kind, count):
+    """`(params, run)` as it is used, without noise."""
+    params, module = _run(kind, count, LENGTH)[0], _module(kind, count)
+    run = jax.jit(lambda copies: module.apply({"params": params}, copies))
+    return params, lambda copies: jax.device_get(run(copies))
+
+
+@functools.cache
+def _plain(kind, count):
+    return _used(kind, count)[1](_copies(count, LENGTH))
 
 
 def _paths(tree):
@@ -139,7 +147,7 @@ def _close(one, other, **kwargs):
     for name in one:
         kept = np.asarray(one[name].mask)
         np.testing.assert_array_equal(kept, other[name].mask)
-        a, b = (np.asarray(t[name].values.astype(jnp.float32))[kept] for t in (one, other))
+        a, b = (np.asarray(t[name].values[kept], np.float32) for t in (one, other))
         np.testing.assert_allclose(a, b, **kwargs)
 
 
@@ -165,7 +173,7 @@ def test_gives_every_task_tokens_where_there_were_some(kind, count, length):
 def test_masked_values_change_nothing(kind, count, length):
     run = _run(kind, count, length)[1]
     loud = {
-        name: t.replace_values(jnp.where(t.mask[..., None], t.values, 9.0))
+        name: t.replace_values(np.where(t.mask[..., None], t.values, np.float32(9.0)))
         for name, t in _copies(count, length).items()
     }
     _close(_result(kind, count, length)[0], run(loud)[0], atol=1e-5)
@@ -211,61 +219,26 @@ def test_towers_are_mixed_where_it_is_said(kind):
     assert from_red == (kind in MIXES)
 
 
-def _apply(kind, copies, count=3):
-    """As it is used: without noise."""
-    return _module(kind, count).apply({"params": _run(kind, count, LENGTH)[0]}, copies)
+@pytest.mark.parametrize("kind", sorted(set(SHARINGS) - {"branching"}))
+def test_training_differs_by_noise_alone(kind):
+    _close(_plain(kind, 3), _result(kind, 3, LENGTH)[0], atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "count", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3]
-)
-@EVERY
-def test_compiled_is_as_written_and_training_differs_by_noise_alone(kind, count):
-    copies = _copies(count, LENGTH)
-    compiled = jax.jit(functools.partial(_apply, kind, count=count))(copies)
-    _close(compiled, _apply(kind, copies, count), atol=1e-5)
-    if kind != "branching":
-        _close(compiled, _result(kind, count, LENGTH)[0], atol=1e-5)
-
-
+@pytest.mark.slow
 @COUNTS
 @EVERY
-def test_bfloat16_stays_and_is_near(kind, count):
-    coarse = _apply(kind, _copies(count, LENGTH, dtype=jnp.bfloat16), count)
-    assert {tokens.values.dtype for tokens in coarse.values()} == {jnp.dtype(jnp.bfloat16)}
-    assert all(np.isfinite(t.values.astype(jnp.float32)).all() for t in coarse.values())
-    _close(coarse, _apply(kind, _copies(count, LENGTH), count), atol=0.1, rtol=0.05)
+def test_compiled_is_as_written(kind, count):
+    copies = _copies(count, LENGTH)
+    eager = _module(kind, count).apply({"params": _used(kind, count)[0]}, copies)
+    _close(_plain(kind, count), eager, atol=1e-5)
 
 
 @EVERY
-def test_works_for_the_tasks_that_are_there(kind):
-    copies = _copies(3, LENGTH)
-    some = {name: copies[name] for name in ("red", "blue")}
-    own = _apply(kind, some)
-    assert set(own) == set(some)
-    if kind not in MIXES:
-        full = _apply(kind, copies)
-        _close(own, {name: full[name] for name in some}, atol=1e-5)
-    for tokens in own.values():
-        assert np.isfinite(tokens.values).all()
-    # A task that never comes has no layer, and the others' have all the shapes that they need.
-    params = _paths(_params(_module(kind, 3), some))
-    every = _paths(_run(kind, 3, LENGTH)[0])
-    assert {path for path in every if "_green" not in path} == set(params)
-    assert all(every[path].shape == params[path].shape for path in params)
-
-
-@EVERY
-def test_fits_between_fusion_and_heads(kind):
-    model = toy.build(sharing={"kind": kind, **SMALL.get(kind, {})})
-    batch = toy.batch()
-    variables = jax.eval_shape(model.init, KEY, batch)
-    predictions, seen = jax.eval_shape(model, variables, batch["inputs"])
-    assert set(predictions) == set(toy.TASKS)
-    assert ("sharing" in variables["params"]) == (kind != "hard")
-    own_losses = {name.split("/")[0] for name in model.auxiliaries}
-    assert own_losses == ({"sharing"} if kind in ("sluice", "dselect") else set())
-    assert ("sharing" in seen) == (kind not in ("hard", "shared_middle", "separate", "adapter"))
+def test_bfloat16_stays_and_is_near(kind):
+    coarse = _used(kind, 3)[1](_copies(3, LENGTH, dtype=jnp.bfloat16))
+    assert {tokens.values.dtype for tokens in coarse.values()} == {np.dtype(jnp.bfloat16)}
+    assert all(np.isfinite(t.values.astype(np.float32)).all() for t in coarse.values())
+    _close(coarse, _plain(kind, 3), atol=0.1, rtol=0.05)
 
 
 def _gelu(x):
@@ -494,25 +467,58 @@ def test_every_sharing_has_its_formula():
     assert set(FORMULAS) == set(SHARINGS)
 
 
-def _expected(kind, count, **options):
+def _expected(kind, count, tokens=None, **options):
     params = jax.tree.map(lambda x: np.asarray(x, np.float64), _run(kind, count, LENGTH)[0])
-    tokens = _tokens(LENGTH)
-    values, mask = np.asarray(tokens.values, np.float64), np.asarray(tokens.mask)
-    found = FORMULAS[kind](params, values, mask, NAMES[:count], **options)
+    tokens = _tokens(LENGTH) if tokens is None else tokens
+    values = np.asarray(tokens.values, np.float64)
+    found = FORMULAS[kind](params, values, tokens.mask, NAMES[:count], **options)
     return dict(zip(NAMES, found, strict=False))
 
 
 def _is(own, expected):
     assert set(own) == set(expected)
     for name, values in expected.items():
-        kept = np.asarray(own[name].mask)
-        np.testing.assert_allclose(np.asarray(own[name].values)[kept], values[kept], atol=1e-4)
+        kept = own[name].mask
+        np.testing.assert_allclose(own[name].values[kept], values[kept], atol=1e-4)
 
 
-@COUNTS
-@pytest.mark.parametrize("kind", FORMULAS)
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    # Where towers are mixed or a tree is chosen, one task is another case than three.
+    [(kind, n) for kind in FORMULAS for n in (1, 3) if n == 3 or kind in {*MIXES, "branching"}],
+)
 def test_is_its_formula(kind, count):
-    _is(_apply(kind, _copies(count, LENGTH), count), _expected(kind, count))
+    _is(_plain(kind, count), _expected(kind, count))
+
+
+@EVERY
+def test_what_a_task_gets_is_made_of_its_own_tokens(kind):
+    """As many of them as there are. Those of a task that does not pass are left alone; they may be
+    of any width, and stand first."""
+    # Where towers are not mixed, a task's output is the same whoever else is there.
+    names = NAMES if kind in MIXES else ("red", "blue")
+    inputs = [_tokens(LENGTH, seed=2), _tokens(LENGTH), _tokens(1, seed=1)]
+    copies = dict(zip(names, inputs[-len(names) :], strict=True))
+    own = _used(kind, 3)[1]({"black": _wide(inputs[0]), **copies})
+    assert set(own) == set(names)
+    for name, tokens in copies.items():
+        _is({name: own[name]}, {name: _expected(kind, 3, tokens)[name]})
+        assert own[name].layout == (tokens.layout if SHARINGS[kind].keeps_layout else ())
+
+
+@EVERY
+def test_works_for_the_tasks_that_are_there(kind):
+    """A task that never comes has no layer, and the others' have all the shapes they need."""
+    copies = _copies(3, LENGTH)
+    some = {name: copies[name] for name in ("red", "blue")}
+    if kind in MIXES:
+        own = _used(kind, 3)[1](some)
+        assert set(own) == set(some)
+        assert all(np.isfinite(tokens.values).all() for tokens in own.values())
+    params = _paths(_params(_module(kind, 3), some))
+    every = _paths(_run(kind, 3, LENGTH)[0])
+    assert {path for path in every if "_green" not in path} == set(params)
+    assert all(every[path].shape == params[path].shape for path in params)
 
 
 def test_branching_follows_the_parents_that_it_draws():
@@ -532,10 +538,9 @@ def test_sluice_keeps_subspaces_apart():
             expected += np.square(kernel[:, : WIDTH // 2].T @ kernel[:, WIDTH // 2 :]).sum()
     ((total, count),) = seen["losses"]["orthogonality"]
     np.testing.assert_allclose(total / count, 1e-3 * expected, rtol=1e-4)
-    _, off = _module("sluice", 2, orthogonality=0.0).apply(
-        {"params": _run("sluice", 2, 1)[0]}, _copies(2, 1), mutable=["losses"]
-    )
-    assert not off
+    off = _module("sluice", 3, orthogonality=0.0)
+    given = {"params": params}, _copies(3, LENGTH)
+    assert not jax.eval_shape(lambda *given: off.apply(*given, mutable=["losses"])[1], *given)
 
 
 def test_dselect_adds_the_entropy_of_its_selectors():
@@ -553,12 +558,19 @@ def test_dselect_adds_the_entropy_of_its_selectors():
 
 
 def test_smooth_steps_end_and_choose_one_expert():
-    t = jnp.linspace(-1.0, 1.0, 41)
-    np.testing.assert_allclose(smooth_step(t, 1.0), _step(np.asarray(t), 1.0), atol=1e-6)
-    slope = jax.vmap(jax.grad(smooth_step), (0, None))(t, 1.0)
-    assert (np.asarray(slope)[(t < -0.5) | (t > 0.5)] == 0).all()
-    np.testing.assert_array_equal(select(jnp.array([9.0, -9.0, 9.0]), 1.0), np.eye(8)[5])
-    np.testing.assert_allclose(select(jnp.array([0.1, -0.3, 0.2]), 1.0).sum(), 1.0, atol=1e-6)
+    t = np.linspace(-1.0, 1.0, 41, dtype=np.float32)
+    codes = np.array([[9.0, -9.0, 9.0], [0.1, -0.3, 0.2]], np.float32)
+
+    @jax.jit
+    def run(t, codes):
+        value, slope = jax.vmap(jax.value_and_grad(smooth_step), (0, None))(t, 1.0)
+        return value, slope, jax.vmap(select, (0, None))(codes, 1.0)
+
+    value, slope, (hard, soft) = jax.device_get(run(t, codes))
+    np.testing.assert_allclose(value, _step(t, 1.0), atol=1e-6)
+    assert (slope[(t < -0.5) | (t > 0.5)] == 0).all()
+    np.testing.assert_array_equal(hard, np.eye(8)[5])
+    np.testing.assert_allclose(soft.sum(), 1.0, atol=1e-6)
 
 
 @pytest.mark.parametrize("k", [1, 2])
@@ -566,8 +578,8 @@ def test_dselect_may_choose_for_all_samples(k):
     module = _module("dselect", 2, by_sample=False, k=k)
     params = _params(module, _copies(2, 1))
     assert ("share_red" in params) == (k > 1)
-    _, seen = module.apply({"params": params}, _copies(2, 1), mutable=["intermediates"])
-    (gate,) = seen["intermediates"]["gate_red"]
+    run = jax.jit(functools.partial(module.apply, mutable=["intermediates"]))
+    (gate,) = jax.device_get(run({"params": params}, _copies(2, 1))[1]["intermediates"]["gate_red"])
     assert gate.shape == (ROWS, 4)
     np.testing.assert_allclose(gate, gate[:1].repeat(ROWS, 0))
     np.testing.assert_allclose(gate.sum(-1), 1.0, atol=1e-6)
@@ -576,26 +588,28 @@ def test_dselect_may_choose_for_all_samples(k):
 def test_branching_draws_one_tree_and_settles_for_the_likeliest():
     params = _run("branching", 3, LENGTH)[0]
 
-    def routes(train, key=0, **changes):
-        _, seen = _module("branching", 3, **changes).apply(
+    @functools.partial(jax.jit, static_argnames=("train", "temperature"))
+    def seen(key, train=True, temperature=1.0):
+        _, seen = _module("branching", 3, temperature=temperature).apply(
             {"params": params},
             _copies(3, 1),
             train=train,
             rngs={"dropout": jax.random.key(key)},
             mutable=["intermediates"],
         )
-        return {name: np.asarray(route) for name, (route,) in seen["intermediates"].items()}
+        return {name: route for name, (route,) in seen["intermediates"].items()}
 
-    assert set(routes(False)) == {f"routing_parent_{name}" for name in NAMES} | {"routing_parents2"}
-    for name, route in routes(False).items():
-        likeliest = np.asarray(params[name.removeprefix("routing_")]).argmax(-1)
+    likely, one, other = (jax.device_get(seen(*of)) for of in ((0, False), (0,), (1,)))
+    cold = jax.device_get(seen(0, temperature=1e-3))
+    assert set(likely) == {f"routing_parent_{name}" for name in NAMES} | {"routing_parents2"}
+    for name, route in likely.items():
+        likeliest = params[name.removeprefix("routing_")].argmax(-1)
         np.testing.assert_allclose(route, np.eye(2)[likeliest], atol=1e-6)
-    for name, route in routes(True).items():
+    for name, route in one.items():
         np.testing.assert_allclose(route.sum(-1), 1.0, atol=1e-6)
         assert route.shape[1] == 2  # no axis of rows: one tree for the batch
-        assert np.abs(route - routes(True, key=1)[name]).max() > 1e-3
-        cold = routes(True, temperature=1e-3)[name]
-        np.testing.assert_allclose(cold, route == route.max(-1, keepdims=True), atol=1e-3)
+        assert np.abs(route - other[name]).max() > 1e-3
+        np.testing.assert_allclose(cold[name], route == route.max(-1, keepdims=True), atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -618,42 +632,45 @@ def test_gates_are_shown_once_and_sum_to_one(kind, names):
 
 def test_stitches_start_near_identity_with_normalised_rows():
     module = _module("cross_stitch", 3)
-    params = module.init(KEY, _copies(3, 1))["params"]
+    params = jax.device_get(jax.jit(module.init)(KEY, _copies(3, 1))["params"])
     expected = np.where(np.eye(3) > 0, 0.9, 0.05)
     np.testing.assert_allclose(params["matrix1"], expected, atol=1e-6)
-    skewed = {**params, "matrix1": params["matrix1"] * jnp.array([[1.0], [2.0], [-3.0]])}
+    skew = np.array([[1.0], [2.0], [-3.0]], np.float32)
+    skewed = {**params, "matrix1": params["matrix1"] * skew}
+    run = jax.jit(functools.partial(module.apply, mutable=["intermediates"]))
     some = {name: t for name, t in _copies(3, 1).items() if name != "green"}
     for copies, wanted in (
         (_copies(3, 1), expected * [[1.0], [1.0], [-1.0]]),
         (some, np.array([[0.9, 0.05], [-0.05, -0.9]]) / 0.95),
     ):
-        _, seen = module.apply({"params": skewed}, copies, mutable=["intermediates"])
+        _, seen = run({"params": skewed}, copies)
         np.testing.assert_allclose(seen["intermediates"]["stitch1"][0], wanted, atol=1e-6)
 
 
 def test_adapters_start_as_hard_sharing_and_may_be_isolated():
     copies = _copies(3, LENGTH)
     module = _module("adapter", 3, isolated=["green"])
-    params = module.init(KEY, copies)["params"]
-    _close(module.apply({"params": params}, copies), copies, atol=0)
 
     def loss(values):
         given = {name: copies[name].replace_values(values[name]) for name in NAMES}
         own = module.apply({"params": _run("adapter", 3, LENGTH)[0]}, given)
         return sum(_wavy(tokens) for tokens in own.values())
 
-    reached = jax.grad(loss)({name: tokens.values for name, tokens in copies.items()})
+    @jax.jit
+    def run(copies):
+        values = {name: tokens.values for name, tokens in copies.items()}
+        return module.init_with_output(KEY, copies)[0], jax.grad(loss)(values)
+
+    start, reached = jax.device_get(run(copies))
+    _close(start, copies, atol=0)
     assert [bool(np.abs(reached[name]).max() > 0) for name in NAMES] == [True, False, True]
 
 
 def test_a_shared_middle_takes_inputs_of_different_widths():
     copies = _copies(2, LENGTH)
-    wide = jnp.concatenate([copies["green"].values] * 2, axis=-1)
-    copies["green"] = copies["green"].replace_values(wide)
-    module = _module("shared_middle", 2)
-    params = _params(module, copies)
-    assert params["middle1"]["kernel"].shape == (2 * WIDTH, 2 * WIDTH)
-    own = module.apply({"params": params}, copies)
+    copies["green"] = _wide(copies["green"])
+    own, params = jax.eval_shape(_module("shared_middle", 2).init_with_output, KEY, copies)
+    assert params["params"]["middle1"]["kernel"].shape == (2 * WIDTH, 2 * WIDTH)
     assert [own[name].values.shape[-1] for name in ("red", "green")] == [WIDTH, 2 * WIDTH]
 
 
