@@ -14,7 +14,6 @@ from mtmm_jax.benchmarks.tables.result_table import Board, arguments, names_of, 
 from mtmm_jax.benchmarks.tables.short_runs import without
 from mtmm_jax.registry import ConfigError
 
-
 WRITER = """
 import pathlib, sys, time
 from mtmm_jax.benchmarks.tables.result_table import Board
