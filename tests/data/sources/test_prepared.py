@@ -11,7 +11,7 @@ from mtmm_jax.data.sources import packed
 
 SCRIPT = """
 import sys
-from mtmm_jax.data.emoji import prepared
+from mtmm_jax.data.sources.emoji import prepared
 table = prepared.load(sys.argv[1])
 assert "tensorflow" not in sys.modules
 print(len(table.names), int(table.speech[::97].astype("int64").sum()))
