@@ -171,8 +171,8 @@ def _game(
 ) -> dict[frozenset[str], np.ndarray]:
     """`{subset: [K]}`: the values with only some of the modalities that were given."""
     asked = subsets(parts)[1:]
-    present = {name: jnp.asarray([name in subset for subset in asked]) for name in parts}
-    keep = {name: jnp.ones((len(asked), *own.there.shape), bool) for name, own in parts.items()}
+    present = {name: np.array([name in subset for subset in asked]) for name in parts}
+    keep = {name: np.ones((len(asked), *own.there.shape), bool) for name, own in parts.items()}
     values = told.values(run.variables, inputs, parts, answers, keep, present)
     return dict(zip(asked, np.asarray(values)[:, :, 0], strict=True))
 

@@ -19,8 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mtmm_jax.analysis.intermediates import Known, handed_over, layout_of
-from mtmm_jax.analysis.modality_affinity import encode
+from mtmm_jax.analysis.intermediates import Known, handed_over, layout_of, looked_at
 from mtmm_jax.batch import Tokens, clean
 from mtmm_jax.evaluation.attribution import Explainer
 from mtmm_jax.evaluation.units import Parts
@@ -41,15 +40,15 @@ class Attention:
         @jax.jit
         def look(variables: Any, inputs: Any) -> Any:
             inputs = clean(inputs)
-            maps = _maps(model(variables, inputs)[1])
+            found, shared, encoded = looked_at(model, variables, inputs)
+            maps = _maps(found)
             read, stems = model.read(variables), {}
             for name, encoder in model.encoders.items():
                 if _blocks(maps, name):
                     rooms = {k: tree.get("encoders", {}).get(name) for k, tree in read.items()}
                     own = {k: tree for k, tree in rooms.items() if tree is not None}
                     stems[name] = encoder.apply(own, inputs[name], method="stem")
-            shared, _ = model.trunk(variables, inputs)
-            return maps, stems, encode(model, variables, inputs), shared
+            return maps, stems, encoded, shared
 
         self._look = look
 

@@ -8,6 +8,7 @@ whether the last axis is one of these, or is the module's own.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -85,28 +86,34 @@ def collect(
     """`{path: Seen}` of what is worth drawing, and the spans that token axes may have: each
     encoder's, and the layouts that fusions gave."""
     inputs = jax.tree.map(np.asarray, dict(batch["inputs"]))
-    rows = len(next(iter(inputs.values()))["present"])
+    wider = jax.tree.map(lambda x: np.concatenate([x, x[:1]]), inputs)
+    look = functools.partial(looked_at, model)
+    more, _, _ = jax.eval_shape(look, variables, wider)
+    return arranged(*jax.device_get(jax.jit(look)(variables, inputs)), more)
 
-    def shapes(count: int) -> dict[str, Any]:
-        part = jax.tree.map(lambda x: np.concatenate([x[:1]] * count), inputs)
-        return jax.eval_shape(lambda v, i: handed_over(model(v, i)[1]), variables, part)
 
-    few, more = shapes(rows), shapes(rows + 1)
+def looked_at(model: Model, variables: Any, inputs: Any) -> tuple[Any, Any, Any]:
+    """All intermediates of one pass, what the tasks read in it, and the tokens of encoders. Pure"""
+    shared, first = model.trunk(variables, inputs)
+    _, second = model.readout(variables, dict.fromkeys(model.tasks, shared))
+    found = [updates.get("intermediates", {}) for updates in (first, second)]
+    return {**found[0], **found[1]}, shared, encode(model, variables, inputs)
 
-    @jax.jit
-    def look(variables: Any, inputs: Any) -> Any:
-        _, found = model(variables, inputs)
-        shared, _ = model.trunk(variables, inputs)
-        return handed_over(found), shared, encode(model, variables, inputs)
 
-    found, shared, encoded = jax.device_get(look(variables, inputs))
-    arrays = {}
-    for path in found:
-        change = np.flatnonzero(np.not_equal(few[path].shape, more[path].shape))
-        arrays[path] = _samples_first(np.asarray(found[path], np.float32), change, rows)
+def arranged(
+    found: Any, shared: Any, encoded: Any, more: Any
+) -> tuple[dict[str, Seen], dict[str, Span], tuple[tuple[Span, ...], ...]]:
+    """What `collect` returns, from the arrays of `looked_at`, and `more`: the shapes of the
+    intermediates when the batch has one row more."""
+    arrays, wider = handed_over(found), handed_over(more)
+    rows = len(next(iter(encoded.values())).present)
+    seen = {}
+    for path, values in arrays.items():
+        change = np.flatnonzero(np.not_equal(values.shape, wider[path].shape))
+        seen[path] = _samples_first(np.asarray(values, np.float32), change, rows)
     spans = {name: t.layout[0] for name, t in sorted(encoded.items()) if len(t.layout) == 1}
     layouts = [getattr(tokens, "layout", ()) for tokens in shared.values()]
-    return arrays, spans, tuple(dict.fromkeys(x for x in layouts if len(x) > 1))
+    return seen, spans, tuple(dict.fromkeys(x for x in layouts if len(x) > 1))
 
 
 def _samples_first(values: np.ndarray, change: Sequence[int], rows: int) -> Seen:

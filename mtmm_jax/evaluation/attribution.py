@@ -17,11 +17,13 @@ highest A_u the answer should suffer more than without as many others.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mtmm_jax.batch import Tokens, clean
 from mtmm_jax.evaluation.units import Parts, without
@@ -250,7 +252,7 @@ class Explainer:
             present: modality -> `[L]` bool, whether it is there at all; None: always.
         """
         count = len(next(iter(keep.values())))
-        always = {name: jnp.ones(count, bool) for name in keep}
+        always = {name: np.ones(count, bool) for name in keep}
         asked = {"keep": dict(keep), "present": {**always, **(present or {})}}
         return self._values(variables, dict(inputs), dict(parts), answers, asked)
 
@@ -265,30 +267,42 @@ class Explainer:
         key: jax.Array,
         orders: int = 5,
         only: str | None = None,
-    ) -> dict[str, dict[str, jax.Array]]:
+    ) -> dict[str, dict[str, np.ndarray]]:
         """`{modality: {"highest", "random"}}`, each `[S, K, B]`: the values when a share of one
         modality's units is gone: those of the highest attribution to the task, or as many at random
         (the mean over `orders`). Of all modalities, or of `only` one."""
         names = tuple(parts) if only is None else (only,)
-        kept: dict[str, list[jax.Array]] = {name: [] for name in parts}
-        everything = {name: jnp.ones(p.there.shape, bool) for name, p in parts.items()}
-        tasks, count = len(self.tasks), len(shares)
-        for i, name in enumerate(names):
-            own = parts[name]
-            there = jnp.asarray(own.there)
-            drawn = jax.random.uniform(jax.random.fold_in(key, i), (orders, *there.shape))
-            ranks = ranked(jnp.concatenate([attributions[name], drawn]), there)
-            keep = jax.vmap(lambda s, r=ranks, t=there: kept_after(r, t, s), out_axes=1)(shares)
-            keep = keep.reshape(-1, *there.shape)  # orders of the tasks, then of chance, by shares
-            for other, lists in kept.items():
-                whole = jnp.broadcast_to(everything[other], (len(keep), *everything[other].shape))
-                lists.append(keep if other == name else whole)
-        keep = {name: jnp.concatenate(lists) for name, lists in kept.items()}
-        told = self.values(variables, inputs, parts, answers, keep)
-        told = told.reshape(len(names), tasks + orders, count, *told.shape[1:])
-        own = jnp.arange(tasks)
+        there = {name: own.there for name, own in parts.items()}
+        keep = _without_shares(names, orders, there, dict(attributions), shares, key)
+        told = np.asarray(self.values(variables, inputs, parts, answers, keep))
+        tasks = len(self.tasks)
+        told = told.reshape(len(names), tasks + orders, len(shares), *told.shape[1:])
         return {
-            name: {"highest": jnp.stack([one[k, :, k] for k in own], 1),
+            name: {"highest": np.stack([one[k, :, k] for k in range(tasks)], 1),
                    "random": one[tasks:].mean(0)}
             for name, one in zip(names, told, strict=True)
         }  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _without_shares(
+    names: tuple[str, ...],
+    orders: int,
+    there: Mapping[str, jax.Array],
+    attributions: Mapping[str, jax.Array],
+    shares: jax.Array,
+    key: jax.Array,
+) -> dict[str, jax.Array]:
+    """`{modality: [L, B, units]}` bool, which units stay: for each of `names`, in the order of each
+    task's attributions and in `orders` of chance, without each of the shares."""
+    kept: dict[str, list[jax.Array]] = {name: [] for name in there}
+    for i, name in enumerate(names):
+        own = there[name]
+        drawn = jax.random.uniform(jax.random.fold_in(key, i), (orders, *own.shape))
+        ranks = ranked(jnp.concatenate([attributions[name], drawn]), own)
+        keep = jax.vmap(lambda s, r=ranks, t=own: kept_after(r, t, s), out_axes=1)(shares)
+        keep = keep.reshape(-1, *own.shape)  # orders of the tasks, then of chance, by shares
+        for other, lists in kept.items():
+            whole = jnp.ones((len(keep), *there[other].shape), bool)
+            lists.append(keep if other == name else whole)
+    return {name: jnp.concatenate(lists) for name, lists in kept.items()}

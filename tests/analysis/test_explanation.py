@@ -2,16 +2,14 @@
 
 import json
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mtmm_jax import predict
-from mtmm_jax.analysis import explanation
+from mtmm_jax.analysis import explanation, explanation_page
 from mtmm_jax.batch import Modality
 from mtmm_jax.evaluation.attribution import (
-    Explainer,
     integrated_gradients,
     kept_after,
     ranked,
@@ -138,30 +136,43 @@ def sample(run):
     return {n: {**e, "x": values(e["x"]).astype(e["x"].dtype)} for n, e in example.items()}
 
 
-def test_attributions_and_shares_add_up(run):
+@pytest.fixture(scope="module")
+def explained(run):
+    """Inputs of all modalities, and what is said of them."""
     inputs = sample(run)
     inputs = {name: inputs[name] for name in run.experiment.model.encoders}
-    parts, _ = explanation.taken_apart(run, inputs)
-    tasks = explanation.explainable(run, tuple(inputs))
-    told = Explainer(run.experiment.model, tasks, 64)
-    _, answers, found, gap = told.attribute(run.variables, inputs, parts)
-    whole = sum(np.abs(np.asarray(x)).sum() for x in found.values())
-    assert np.abs(np.asarray(gap)).max() < 0.05 * whole
-    for one in explanation.explain(run, inputs, steps=4):
+    return inputs, explanation.explain(run, inputs, steps=64)
+
+
+def test_attributions_and_shares_add_up(run, explained):
+    inputs, found = explained
+    assert [one.task for one in found] == explanation.explainable(run, tuple(inputs))
+    assert len(found) > 2
+    missed = [one.gap * sum(abs(x.sum()) for x in one.units.values()) for one in found]
+    assert max(missed) < 0.05 * sum(np.abs(x).sum() for one in found for x in one.units.values())
+    for one in found:
         assert one.nothing + sum(one.modalities.values()) == pytest.approx(one.value, abs=1e-4)
         for curve in one.curves.values():
             assert curve["highest"][0] == pytest.approx(one.value, abs=1e-4)
             assert curve["highest"][-1] == pytest.approx(curve["random"][-1], abs=1e-4)
-    assert answers.shape[0] == len(tasks)
 
 
-def test_an_absent_modality_has_no_share_and_is_told_missing(run):
-    inputs = sample(run)
-    given = {"text": inputs["text"]}
-    (told,) = explanation.explain(run, given, ["kind"], steps=2)
-    assert list(told.modalities) == ["text"]
-    assert set(told.missing) == set(run.experiment.model.encoders) - {"text"}
-    assert all(jax.tree.leaves(jax.tree.map(np.isfinite, told.units["text"])))
+def test_attention_is_told_where_there_is_some(run, explained):
+    inputs, (told, *_) = explained
+    assert told.task == "kind"
+    assert set(told.attention) == {"image"}  # the only encoder that attends; its fusion does not
+    assert told.attention["image"].shape == told.units["image"].shape
+    curves = told.curves["image"]
+    assert curves["attention"][0] == pytest.approx(told.value, abs=1e-4)
+    assert curves["attention"][-1] == pytest.approx(curves["random"][-1], abs=1e-4)
+    assert set(told.curves["table"]) == {"highest", "random"}
+    assert "attention" in explanation.as_json([told])[0]["curves"]["image"]
+    said = explanation_page.sentences(run, told)
+    assert [("looked" in line) for line in said if ": " in line][2:].count(True) == 1
+    figure = explanation_page.picture(told, inputs, run.experiment.model.spec.modalities)
+    lines = {axis.get_title(): len(axis.lines) for axis in figure.axes}
+    assert lines["image: taken away bit by bit"] == 3
+    assert lines["table: taken away bit by bit"] == 2
 
 
 def test_what_cannot_be_explained_is_refused(run):
@@ -169,8 +180,16 @@ def test_what_cannot_be_explained_is_refused(run):
         explanation.explain(run, {"text": sample(run)["text"]}, ["pairs"])
 
 
-def test_the_command_writes_a_page_and_pictures(run, tmp_path, capsys):
-    out = tmp_path / "why"
+def test_the_command_writes_a_page_pictures_and_json(run, tmp_path, capsys, monkeypatch):
+    """Both runs of the command are about the same explanation, which is made once."""
+    out, explained = tmp_path / "why", []
+
+    def explain(*arguments):
+        explained.extend([] if explained else explanations(*arguments))
+        return explained
+
+    explanations = explanation.explain
+    monkeypatch.setattr(explanation, "explain", explain)
     given = ["--text", "red apple", "--explain", str(out), "--task", "kind"]
     assert predict.main(["--workdir", str(run.workdir.path), *given]) == 0
     said = capsys.readouterr().out
@@ -183,6 +202,10 @@ def test_the_command_writes_a_page_and_pictures(run, tmp_path, capsys):
     assert predict.main(["--workdir", str(run.workdir.path), *given, "--json"]) == 0
     (told,) = json.loads(capsys.readouterr().out)
     assert told["task"] == "kind"
+    # What is absent has no share, and is told missing.
+    assert list(told["modalities"]) == list(told["units"]) == ["text"]
+    assert set(told["missing"]) == set(run.experiment.model.encoders) - {"text"}
+    assert np.isfinite(told["units"]["text"]).all()
 
 
 def test_explain_is_about_one_sample_of_one_run(capsys):

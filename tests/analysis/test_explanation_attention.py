@@ -6,16 +6,15 @@ import numpy as np
 import pytest
 
 from mtmm_jax import training
-from mtmm_jax.analysis import explanation, explanation_attention, explanation_page
+from mtmm_jax.analysis import explanation_attention
 from mtmm_jax.analysis.explanation_attention import Attention
 from mtmm_jax.batch import Modality, Span, Tokens
 from mtmm_jax.benchmarks.studies import explanations
 from mtmm_jax.evaluation.attribution import Explainer
 from mtmm_jax.evaluation.units import parts_of
-from mtmm_jax.inference.finished import Finished, open_run
+from mtmm_jax.inference.finished import Finished
 from mtmm_jax.store.workdir import Workdir
 from tests import toy
-from tests.kept_run import kept
 from tests.training import small_run
 
 ENCODERS = {
@@ -106,7 +105,7 @@ def test_fusion_and_encoder_are_read_for_the_tasks_that_read_them(fused):
 def test_what_is_looked_at_first_goes_first(fused):
     built, variables, inputs, parts = fused
     told = Explainer(built, ["kind", "spelling"], 2)
-    _, answers, _, _ = told.attribute(variables, inputs, parts)
+    answers = np.zeros((2, 6), np.int32)
     attended = Attention(built, told.tasks)(variables, inputs, parts)
     shares = jnp.asarray([0.0, 0.4, 1.0])
     curves = explanation_attention.deletion(
@@ -130,28 +129,6 @@ def test_what_is_looked_at_first_goes_first(fused):
         told, variables, inputs, parts, answers, attended, shares, "image"
     )
     assert set(only["kind"]) == {"image"}
-
-
-def test_an_explanation_tells_attention_where_there_is_some(tmp_path):
-    run = open_run(kept(tmp_path).path)
-    model = run.experiment.model
-    inputs = model.spec.example(1)["inputs"]
-    x = np.random.default_rng(0).normal(size=(1, 16, 16, 3)).astype(np.float32)
-    inputs = {**inputs, "image": {**inputs["image"], "x": x}}
-    (told,) = explanation.explain(run, inputs, ["kind"], steps=2)
-    assert set(told.attention) == {"image"}  # the only encoder that attends; its fusion does not
-    assert told.attention["image"].shape == told.units["image"].shape
-    curves = told.curves["image"]
-    assert curves["attention"][0] == pytest.approx(told.value, abs=1e-4)
-    assert curves["attention"][-1] == pytest.approx(curves["random"][-1], abs=1e-4)
-    assert set(told.curves["table"]) == {"highest", "random"}
-    assert "attention" in explanation.as_json([told])[0]["curves"]["image"]
-    said = explanation_page.sentences(run, told)
-    assert [("looked" in line) for line in said if ": " in line][2:].count(True) == 1
-    figure = explanation_page.picture(told, inputs, model.spec.modalities)
-    lines = {axis.get_title(): len(axis.lines) for axis in figure.axes}
-    assert lines["image: taken away bit by bit"] == 3
-    assert lines["table: taken away bit by bit"] == 2
 
 
 def test_the_table_sets_attention_beside_gradients():
@@ -179,7 +156,7 @@ def test_rows_are_means_over_the_samples_of_a_split(tmp_path, monkeypatch):
     variables = toy.variables(made.model, made.model.spec.example(2))
     run = Finished(Workdir(tmp_path), made, 1, variables)
     monkeypatch.setattr("mtmm_jax.inference.finished.open_run", lambda *_: run)
-    monkeypatch.setattr(Workdir, "read", lambda *_: {})
+    monkeypatch.setattr(Workdir, "config", lambda *_: {})
     options = ["--workdirs", str(tmp_path), "--task", "kind", "--samples", "8", "--steps", "1"]
     options = explanations.parser().parse_args(options)
     rows = explanations.measured(str(tmp_path), options)

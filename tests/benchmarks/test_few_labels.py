@@ -1,5 +1,7 @@
 """The few-labels table: rows come after what they need, and stand beside what they are to beat."""
 
+import functools
+
 import pytest
 
 from mtmm_jax.benchmarks.recipes.runs import config_of, own_config
@@ -21,6 +23,11 @@ def test_rows_are_named_with_their_commas():
         names_of("teachr", ROWS, "row")
 
 
+@functools.cache
+def _folder(run):
+    return run.folder(config_of(run).steps, 2)
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_rows_begin_from_and_learn_from_runs_of_their_seed(name, tmp_path):
     run = ROWS[name].run
@@ -28,7 +35,7 @@ def test_rows_begin_from_and_learn_from_runs_of_their_seed(name, tmp_path):
     assert config.seed == 2
 
     def place(of):
-        return str(tmp_path / of.folder(config_of(of).steps, 2))
+        return str(tmp_path / _folder(of))
 
     begins = place(run.after) if run.after else None
     assert (config.init_from or {}).get("workdir") == begins

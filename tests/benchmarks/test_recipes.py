@@ -21,6 +21,7 @@ from mtmm_jax.benchmarks.recipes.runs import Run, config_of, zero_shot
 from mtmm_jax.benchmarks.recipes.table import Recipe, cells, table
 from mtmm_jax.benchmarks.tables.result_table import Board
 from mtmm_jax.command import console
+from mtmm_jax.data.sources import packed
 from mtmm_jax.data.sources.scenarios import scenarios
 from mtmm_jax.data.sources.scenarios.parts import _LETTERS, Lot, write_on
 from mtmm_jax.data.sources.scenarios.worlds import SCENARIOS, SIGNS
@@ -31,7 +32,7 @@ from mtmm_jax.store.config import as_dict, differences, found
 from mtmm_jax.store.workdir import Workdir
 from mtmm_jax.tasks.multilabel import label_accuracy
 from mtmm_jax.tasks.task import Labels
-from tests.data.conftest import CACHE, _source
+from tests.data.conftest import CACHE
 
 STAGES = [
     name for name in RECIPES if name.startswith(("fusion_", "decision_")) and name != "fusion_late"
@@ -51,24 +52,36 @@ SMALL_DATA = {
     },
 }
 SMALL_ENCODERS = {"bert": "tiny", "resnet": "tiny"}
-_build = data.build
+# What sources are made with here, so that they are made fast: a tokenizer of all texts of the films
+# takes most of their time, and thousands of rows that of the scenarios.
+QUICK = {"films": {"text": ("title",)}, "scenarios": {"size": (64, 8, 8)}}
 
 
-@functools.cache
-def _built(section: str) -> data.Source:
-    config = json.loads(section)
-    for part in (config, *config.get("sources", {}).values()):
-        if part["kind"] == "films":
-            part["text"] = ["title"]  # a tokenizer of all texts takes most of the time
-    return _source(config["kind"]) if list(config) == ["kind"] else _build(config)
+def _once(name, build, made):
+    """Makes a source of the same options once, also where it is part of a mixture."""
+
+    @functools.wraps(build)
+    def source(**options):
+        options |= QUICK.get(name, {})
+        key = name, json.dumps(options, sort_keys=True)
+        if key not in made:
+            made[key] = build(**options)
+        return made[key]
+
+    return source
 
 
-@pytest.fixture(autouse=True)
-def prepared(monkeypatch):
-    """Sources in the tests' folder, each built once."""
-    monkeypatch.setenv("MTMM_JAX_DATA", str(CACHE))
-    monkeypatch.setitem(data.SOURCES, "scenarios", scenarios)
-    monkeypatch.setattr(data, "build", lambda section: _built(json.dumps(section, sort_keys=True)))
+@pytest.fixture(scope="module", autouse=True)
+def prepared():
+    """Data sets in the tests' folder; read once, and gone with this file."""
+    made = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MTMM_JAX_DATA", str(CACHE))
+        patch.setattr(packed, "load", functools.cache(packed.load))
+        for name, build in data.SOURCES.items():
+            if name not in ("mixture", "manifest", "video_folder", "tfds"):
+                patch.setitem(data.SOURCES, name, _once(name, build, made))
+        yield
 
 
 def _runs(name):
@@ -477,6 +490,8 @@ def test_figures_are_written_where_people_read_them(monkeypatch, tmp_path):
     run, beside = _toy(monkeypatch)
     fused = Run("generator", how="mean", members=("generator",))
     monkeypatch.setitem(RECIPES, "independent_mean", Recipe("fused", fused, {}))
+    for name in RECIPES.keys() - {"generator", "independent_mean", "emoji"}:  # one was not run
+        monkeypatch.delitem(RECIPES, name)
     path = tmp_path / "rows.json"
     board = Board(str(path))
     (tmp_path / "configs").mkdir()

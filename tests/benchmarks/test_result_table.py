@@ -1,8 +1,8 @@
 """The rows of long benchmarks: kept whole, shared by processes, chosen by name."""
 
 import json
-import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
 
@@ -14,28 +14,30 @@ from mtmm_jax.benchmarks.tables.result_table import Board, arguments, names_of, 
 from mtmm_jax.benchmarks.tables.short_runs import without
 from mtmm_jax.registry import ConfigError
 
+WRITER = """
+import pathlib, sys, time
+from mtmm_jax.benchmarks.tables.result_table import Board
 
-def _fill(path, who, together):
-    board = Board(path)
-    together.wait()
-    for seed in range(20):
-        board.add({"who": who, "seed": seed})
+path, who = sys.argv[1], int(sys.argv[2])
+board = Board(path)
+pathlib.Path(f"{path}.{who}").touch()
+while not pathlib.Path(f"{path}.{1 - who}").exists():  # all begin together
+    time.sleep(0.01)
+for seed in range(30):
+    board.add({"who": who, "seed": seed})
+"""
 
 
 def test_several_processes_fill_one_file(tmp_path):
-    path = str(tmp_path / "new" / "board.json")
-    context = multiprocessing.get_context("spawn")
-    together = context.Barrier(3)
-    workers = [context.Process(target=_fill, args=(path, who, together)) for who in range(3)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-        assert worker.exitcode == 0
+    path = str(tmp_path / "rows.json")
+    command = [sys.executable, "-c", WRITER, path]
+    writers = [subprocess.Popen([*command, str(who)]) for who in range(2)]
+    assert [writer.wait() for writer in writers] == [0, 0]
     board = Board(path)
     assert len(board.rows) == 60
-    assert board.left([19, 20], who=2) == [20]
-    assert [p.name for p in (tmp_path / "new").iterdir()] == ["board.json"]
+    assert {row["who"] for row in board.rows[:59]} == {0, 1}
+    assert board.left([29, 30], who=1) == [30]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["rows.json", "rows.json.0", "rows.json.1"]
 
 
 def test_what_another_wrote_is_not_left_to_run(tmp_path):
@@ -87,7 +89,8 @@ def test_a_board_is_filled_where_rows_are_missing():
 def test_missing_tells_what_each_absence_costs(tmp_path, capsys):
     path = str(tmp_path / "missing.json")
     options = ["--config", "generator", "--task", "synergy", "--seeds", "0", "--json", path]
-    options += ["--config.steps=2"]
+    small = ("steps=2", "batch_size=4", "model.width=8", "model.fusion=concat")
+    options += [f"--config.{change}" for change in (*small, "data.size=(16,8,8)")]
     assert missing.main([*options, "--ways", "zero", "--only", "dropout"]) == 0
     assert [row["dropout"] for row in Board(path).rows] == [0.3]
     assert missing.main([*options, "--ways", "zero"]) == 0
@@ -107,44 +110,52 @@ def test_missing_tells_what_each_absence_costs(tmp_path, capsys):
 
 FILLER = """
 import os, pathlib, sys, time
-from mtmm_jax.benchmarks.board import Board, arguments
+from mtmm_jax.benchmarks.tables.result_table import Board, arguments
 
-options = arguments("filler", "About.", jobs=True).parse_args()
-board = Board(options.json)
+def main(argv=None):
+    options = arguments("filler", "About.", jobs=True).parse_args(argv)
+    board = Board(options.json)
 
-def rows(seeds):
-    time.sleep(0.2)
-    if os.environ.get("FAIL") and options.jobs == 1:
-        sys.exit(3)
-    return [{"seed": seed, "process": os.getpid()} for seed in seeds]
-
-with board.helped("filler", None, options.jobs):
-    both = pathlib.Path(options.json + ".both")  # none is done before the other has begun
-    both.touch() if options.jobs == 1 else None
-    while not both.exists():
+    def rows(seeds):
         time.sleep(0.1)
-    for number in range(10):
-        board.fill("", {"number": number}, [0, 1], rows)
-print(len(board.rows), len({row["process"] for row in board.rows}))
+        if os.environ.get("FAIL") and options.jobs == 1:
+            sys.exit(3)
+        return [{"seed": seed, "process": os.getpid()} for seed in seeds]
+
+    with board.helped("filler", argv, options.jobs):
+        both = pathlib.Path(options.json + ".both")  # none is done before the other has begun
+        both.touch() if options.jobs == 1 else None
+        while not both.exists():
+            time.sleep(0.1)
+        for number in range(10):
+            board.fill("", {"number": number}, [0, 1], rows)
+    return board.rows
+
+if __name__ == "__main__":
+    main()
 """
 
 
-def _filler(folder, *options, **environ):
+def _filler(folder, monkeypatch):
+    """Runs the command in this process, which starts another one for `--jobs 2`."""
     (folder / "filler.py").write_text(FILLER)
-    paths = os.pathsep.join([str(folder), *sys.path])
-    command = [sys.executable, "-m", "filler", *options]
-    env = {**os.environ, "PYTHONPATH": paths, **environ}
-    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *sys.path]))
+    rows = runpy.run_path(str(folder / "filler.py"))["main"]
+    return rows(["--json", str(folder / "rows.json"), "--jobs", "2"])
 
 
-def test_jobs_share_the_rows_and_none_is_run_twice(tmp_path):
-    done = _filler(tmp_path, "--json", str(tmp_path / "rows.json"), "--jobs", "2")
-    assert done.stdout.split()[-2:] == ["20", "2"], done.stderr
+def test_jobs_share_the_rows_and_none_is_run_twice(tmp_path, monkeypatch):
+    rows = _filler(tmp_path, monkeypatch)
+    assert sorted((row["number"], row["seed"]) for row in rows) == [
+        (number, seed) for number in range(10) for seed in (0, 1)
+    ]
+    assert len({row["process"] for row in rows}) == 2
 
 
-def test_jobs_that_fail_or_cannot_share_say_so(tmp_path):
-    done = _filler(tmp_path, "--json", str(tmp_path / "rows.json"), "--jobs", "2", FAIL="1")
-    assert "one of --jobs 2 ended with code 3" in done.stderr
+def test_jobs_that_fail_or_cannot_share_say_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("FAIL", "1")
+    with pytest.raises(RuntimeError, match="one of --jobs 2 ended with code 3"):
+        _filler(tmp_path, monkeypatch)
     with (
         pytest.raises(ConfigError, match="--jobs 2: .* give --json"),
         Board(None).helped("x", [], 2),
