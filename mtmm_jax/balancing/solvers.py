@@ -316,6 +316,8 @@ def power_fixed_point(gramian: Array, alpha: float, mask: Array, max_iterations:
         chosen = jnp.where(full < 0.1, trials[0], chosen)
         residual = relative_residual(chosen)
         stuck = (residual >= carry.residual) & (carry.residual < 1e-2)
+        # Of opposed gradients the Hessian may be indefinite to rounding: no move, and no NaN.
+        stuck = stuck | ~jnp.all(jnp.isfinite(move))
         return _Newton(
             jnp.where(stuck, point, chosen),
             jnp.where(stuck, carry.residual, residual),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,21 +12,26 @@ from mtmm_jax.balancing.base import Evidence
 from mtmm_jax.registry import ConfigError
 from tests.balancing.cases import make, run
 
-ALL = jnp.ones(2, bool)
+ALL = np.ones(2, bool)
 
 
-def _weigh(balancer, losses_per_step, gramian=None):
-    """The weights of every step for given losses."""
-    state, weights = balancer.init({"x": jnp.zeros(3)}), []
-    for losses in losses_per_step:
-        update, state = balancer.update(
-            {"x": jnp.asarray(gramian if gramian is not None else np.eye(2, 3), jnp.float32)},
-            state,
-            losses=jnp.asarray(losses, jnp.float32),
-        )
-        weights.append(np.asarray(state.task_weights))
-        del update
-    return np.stack(weights), state
+def _weigh(balancer, losses_per_step, gradients=None):
+    """The weights of every step for given losses, and the last state; all steps in one program."""
+    rows = np.asarray(np.eye(2, 3) if gradients is None else gradients, np.float32)
+
+    def step(state, losses):
+        state = balancer.update({"x": rows}, state, losses=losses)[1]
+        return state, state.task_weights
+
+    losses = np.asarray(losses_per_step, np.float32)
+    run_all = jax.jit(lambda at: jax.lax.scan(step, balancer.init({"x": rows[0]}), at))
+    state, weights = run_all(losses)
+    return np.asarray(weights), state
+
+
+def _weights_now(balancer, state):
+    """What the rule makes of two losses of 1, in a given state."""
+    return jax.jit(balancer.rule.weigh)(state.rule, Evidence(np.ones(2, np.float32), ALL))[0]
 
 
 def test_uncertainty_finds_its_optimum():
@@ -49,10 +55,10 @@ def test_dwa_follows_its_formula():
         expected = 2 * np.exp(ratio / 2) / np.exp(ratio / 2).sum()
         np.testing.assert_allclose(weights[step], expected, rtol=1e-5)
     observed = balancing.dwa(2, epoch=0)
-    state = observed.init({"x": jnp.zeros(3)})
+    state, observe = observed.init({"x": np.zeros(3, np.float32)}), jax.jit(observed.observe)
     for means in losses[:2]:
-        state = observed.observe(state, jnp.asarray(means))
-    got = observed.rule.weigh(state.rule, Evidence(jnp.ones(2), ALL))[0]
+        state = observe(state, np.asarray(means, np.float32))
+    got = _weights_now(observed, state)
     np.testing.assert_allclose(got, weights[2], rtol=1e-5)
 
 
@@ -72,12 +78,14 @@ def test_famo_follows_its_code():
     weights, _ = _weigh(balancing.famo(2), losses)
     np.testing.assert_allclose(weights, expected, rtol=1e-4)
     same = balancing.famo(2, after="same")
-    state = same.init({"x": jnp.zeros(3)})
+    state = same.init({"x": np.zeros(3, np.float32)})
+    weigh, observe = jax.jit(same.rule.weigh), jax.jit(same.observe)
+    losses = losses.astype(np.float32)
     for t in range(3):
-        got, rule = same.rule.weigh(state.rule, Evidence(jnp.asarray(losses[t], jnp.float32), ALL))
+        got, rule = weigh(state.rule, Evidence(losses[t], ALL))
         np.testing.assert_allclose(got, expected[t], rtol=1e-4)
         if t < 2:
-            state = same.observe(state._replace(rule=rule), jnp.asarray(losses[t + 1], jnp.float32))
+            state = observe(state._replace(rule=rule), losses[t + 1])
 
 
 def test_stch_warms_up_then_leans_on_the_worse_task():
@@ -110,10 +118,10 @@ def test_scalarisations_are_gradients_of_their_scalars():
 )
 def test_performance_both_ways(favour, expected):
     balancer = balancing.performance(2, favour=favour)
-    state = balancer.init({"x": jnp.zeros(3)})
-    state = balancer.observe(state, jnp.asarray([0.8, jnp.nan]))
-    state = balancer.observe(state, jnp.asarray([jnp.nan, 0.2]))
-    got = balancer.rule.weigh(state.rule, Evidence(jnp.ones(2), ALL))[0]
+    state, observe = balancer.init({"x": np.zeros(3, np.float32)}), jax.jit(balancer.observe)
+    state = observe(state, np.array([0.8, np.nan], np.float32))
+    state = observe(state, np.array([np.nan, 0.2], np.float32))
+    got = _weights_now(balancer, state)
     if expected is None:
         raw = -(1 - np.array([0.8, 0.2])) * np.log([0.8, 0.2])
         expected = 2 * raw / raw.sum()
@@ -137,8 +145,8 @@ def test_learned_weights_follow_the_held_out_gradient():
 
 
 def test_affinity_weights_by_hand():
-    affinity = jnp.asarray([[1.0, 0.5, -1.0], [0.5, 1.0, 0.0], [-1.0, 0.0, 1.0]])
-    got = balancing.affinity_weights(jnp.asarray([1.0, 0.0, 0.0]), affinity)
+    affinity = np.array([[1.0, 0.5, -1.0], [0.5, 1.0, 0.0], [-1.0, 0.0, 1.0]], np.float32)
+    got = jax.jit(balancing.affinity_weights)(np.array([1.0, 0.0, 0.0], np.float32), affinity)
     np.testing.assert_allclose(got, [2 / 3, 1 / 3, 0], rtol=1e-6)
     rates = balancing.lookahead_affinity(jnp.asarray([2.0]), jnp.asarray([[1.5]]))
     np.testing.assert_allclose(rates, [[0.25]])
@@ -188,7 +196,7 @@ def test_smoothed_averages_weights():
 
 def test_every_keeps_weights_until_due_or_a_new_task():
     balancer = balancing.every(balancing.rlw(2), 3)
-    raw, _ = _weigh(balancing.rlw(2), [[1, 1]] * 3)
+    raw, _ = _weigh(balancing.rlw(2), [[1, 1]] * 7)
     got, _ = _weigh(balancer, [[1, 1]] * 7)
     np.testing.assert_allclose(got, raw[[0, 0, 0, 1, 1, 1, 2]], rtol=1e-6)
     losses = [[1, np.nan], [1, 1], [1, 1]]
@@ -205,11 +213,16 @@ def test_warm_up_is_equal_then_the_method(kind):
     np.testing.assert_allclose(run(kind, J, steps=3, wrap=wrapped)[0], run(kind, J)[0], atol=1e-7)
 
 
+def _one_step(balancer, params, rows):
+    losses = np.ones(4, np.float32)
+    return jax.jit(lambda: balancer.update(rows, balancer.init(params), losses=losses))()
+
+
 def test_groups_are_balanced_separately():
     balancer = balancing.grouped(balancing.upgrad(4), {"left": "^a/", "right": "."})
-    rows = {"a": {"w": jnp.asarray(J[:, :4], jnp.float32)}, "b": jnp.asarray(J[:, 4:], jnp.float32)}
-    params = {"a": {"w": jnp.zeros(4)}, "b": jnp.zeros(5)}
-    update, _ = balancer.update(rows, balancer.init(params), losses=jnp.ones(4))
+    rows = {"a": {"w": J[:, :4].astype(np.float32)}, "b": J[:, 4:].astype(np.float32)}
+    params = jax.tree.map(lambda x: np.zeros_like(x[0]), rows)
+    update, _ = _one_step(balancer, params, rows)
     np.testing.assert_allclose(update["a"]["w"], run("upgrad", J[:, :4])[0], atol=1e-5)
     np.testing.assert_allclose(update["b"], run("upgrad", J[:, 4:])[0], atol=1e-5)
     with pytest.raises(ConfigError, match="unused matches no parameter"):
@@ -221,9 +234,8 @@ def test_groups_are_balanced_separately():
 @pytest.mark.parametrize("groups", ["layer", "matrix"])
 def test_gradvac_in_groups(groups):
     balancer = make("gradvac", 4, groups=groups)
-    rows = {"a": {"w": jnp.asarray(J[:, :4], jnp.float32), "b": jnp.asarray(J[:, 4:], jnp.float32)}}
-    params = {"a": {"w": jnp.zeros(4), "b": jnp.zeros(5)}}
-    update, state = balancer.update(rows, balancer.init(params), losses=jnp.ones(4))
+    rows = {"a": {"w": J[:, :4].astype(np.float32), "b": J[:, 4:].astype(np.float32)}}
+    update, state = _one_step(balancer, jax.tree.map(lambda x: np.zeros_like(x[0]), rows), rows)
     assert set(state.rule.inner) == ({"a"} if groups == "layer" else {"a/w", "a/b"})
     whole = run("gradvac", J, dtype=np.float32)[0]
     joined = np.concatenate([update["a"]["w"], update["a"]["b"]])

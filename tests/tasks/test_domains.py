@@ -24,8 +24,8 @@ from mtmm_jax.tasks.terms.domains import WIDTHS, coral_loss, mmd_loss
 from mtmm_jax.training.step import init_state, make_step
 from tests import toy
 from tests.data.small import source
+from tests.tasks.measured import labels_of, state
 
-pytestmark = pytest.mark.usefixtures("uncached")
 FEW = {"image": "image_mlp", "text": "text_bag"}
 TERMS = [
     {"kind": "coral", "between": ["a", "b"], "on": "image", "target": "kind"},
@@ -115,60 +115,77 @@ def test_losses_are_their_formulas():
     s, t = x[one].astype(np.float64), x[other].astype(np.float64)
     apart = np.square(np.cov(s.T) - np.cov(t.T)).sum() / (4 * x.shape[1] ** 2)
     means = np.square(s.mean(0) - t.mean(0)).sum() / x.shape[1]
-    for weight in (0.0, 0.5):
-        found, enough = coral_loss(x, one, other, means=weight)
+    weights, choices = (0.0, 0.5), (WIDTHS, (0.7,))
+
+    @jax.jit
+    def found(x):
+        coral = [coral_loss(x, one, other, means=weight) for weight in weights]
+        return coral, [mmd_loss(x, one, other, widths=widths)[0] for widths in choices]
+
+    corals, mmds = found(x)
+    for weight, (value, enough) in zip(weights, corals, strict=True):
         assert enough
-        np.testing.assert_allclose(found, apart + weight * means, rtol=1e-5)
-    for widths in (WIDTHS, (0.7,)):
-        found, _ = mmd_loss(x, one, other, widths=widths)
-        np.testing.assert_allclose(found, _mmd(x, one, other, widths), rtol=1e-4)
+        np.testing.assert_allclose(value, apart + weight * means, rtol=1e-5)
+    for widths, value in zip(choices, mmds, strict=True):
+        np.testing.assert_allclose(value, _mmd(x, one, other, widths), rtol=1e-4)
 
 
 @pytest.mark.parametrize("loss", [coral_loss, mmd_loss])
 def test_losses_vanish_for_equal_sets_and_ignore_everyone_else(loss):
     x, one, other = _sets()
+    measure = jax.jit(jax.value_and_grad(loss, has_aux=True))
     twice, halves = np.concatenate([x, x]), np.arange(2 * len(x)) < len(x)
-    np.testing.assert_allclose(loss(twice, halves, ~halves)[0], 0.0, atol=1e-5)
-    before, slope = jax.value_and_grad(lambda x: loss(x, one, other)[0])(x)
+    np.testing.assert_allclose(measure(twice, halves, ~halves)[0][0], 0.0, atol=1e-5)
+    (before, _), slope = measure(x, one, other)
     assert before > 0.01
     nobody = ~(one | other)
-    loud = np.where(nobody[:, None], np.nan, x)
-    after, changed = jax.value_and_grad(lambda x: loss(x, one, other)[0])(loud)
+    loud = np.where(nobody[:, None], np.float32(np.nan), x)
+    (after, _), changed = measure(loud, one, other)
     np.testing.assert_allclose(after, before, rtol=1e-6)
     np.testing.assert_allclose(changed, slope, atol=1e-6)
     assert not np.asarray(slope)[nobody].any()
-    alone, enough = loss(x, one, np.arange(len(x)) == 0)
+    (alone, enough), _ = measure(x, one, np.arange(len(x)) == 0)
     assert (float(alone), bool(enough)) == (0.0, False)
-    assert np.isfinite(jax.grad(lambda x: loss(x, nobody & False, nobody & False)[0])(x)).all()
+    assert np.isfinite(measure(x, nobody & False, nobody & False)[1]).all()
 
 
 # The turned gradient
 
 
 def test_reversed_gradients_are_minus_scale_times_plain_ones():
-    x = jnp.linspace(-1.0, 2.0, 6).astype(jnp.bfloat16)
+    x = np.linspace(-1.0, 2.0, 6).astype(jnp.bfloat16)
 
     def wave(x, turn):
         return jnp.sin(turn(x).astype(jnp.float32)).sum()
 
-    plain = jax.grad(wave)(x, lambda x: x)
-    turned = jax.jit(jax.grad(lambda x: wave(x, lambda x: reverse(x, 0.25))))(x)
-    np.testing.assert_array_equal(turned, -0.25 * plain)
-    np.testing.assert_array_equal(reverse(x, 0.25), x)
+    @jax.jit
+    def slopes(x):
+        turned = jax.grad(lambda x: wave(x, lambda x: reverse(x, 0.25)))(x)
+        return jax.grad(wave)(x, lambda x: x), turned, reverse(x, 0.25)
+
+    plain, turned, same = map(np.asarray, slopes(x))
+    np.testing.assert_array_equal(turned, np.asarray(-0.25, plain.dtype) * plain)
+    np.testing.assert_array_equal(same, x)
 
 
 def test_the_ramp_counts_training_steps():
-    module, x = Reversal(2.0, 4), {"image": jnp.ones((2, 3))}
-    state = module.init(jax.random.key(0), x, train=True)
+    module, x = Reversal(2.0, 4), {"image": np.ones((2, 3), np.float32)}
+    state = jax.jit(lambda x: module.init(jax.random.key(0), x, train=True))(x)
     assert float(state["batch_stats"]["steps"]) == 0
-    for step in range(6):
-        slope = jax.grad(lambda x, s=state: module.apply(s, x)["image"].sum())(x)["image"]
-        share = min(step / 4, 1)
+
+    @jax.jit
+    def step(state, x):
+        slope = jax.grad(lambda x: module.apply(state, x)["image"].sum())(x)["image"]
+        _, new = module.apply(state, x, train=True, mutable=["batch_stats"])
+        _, same = module.apply(state, x, mutable=["batch_stats"])
+        return slope, new, same
+
+    for number in range(6):
+        slope, state, same = step(state, x)
+        share = min(number / 4, 1)
         np.testing.assert_allclose(slope, -2 * (2 / (1 + np.exp(-10 * share)) - 1), rtol=1e-6)
-        _, state = module.apply(state, x, train=True, mutable=["batch_stats"])
-    _, same = module.apply(state, x, mutable=["batch_stats"])
-    assert float(same["batch_stats"]["steps"]) == 6
-    assert "batch_stats" not in Reversal(2.0).init(jax.random.key(0), x)
+        assert float(same["batch_stats"]["steps"]) == number
+    assert "batch_stats" not in jax.eval_shape(Reversal(2.0).init, jax.random.key(0), x)
 
 
 def _gradient(built, batch, names):
@@ -198,10 +215,10 @@ def test_the_critic_learns_to_tell_what_the_rest_learns_to_hide():
     tasks, batch = {"drawn": TASKS["drawn"]}, toy.batch()
     plain = {"drawn": {k: v for k, v in TASKS["drawn"].items() if k != "adversarial"}}
     built = toy.build(tasks, encoders=FEW)
-    task = built.tasks["drawn"]
     params = toy.variables(built, toy.SPEC.example(2))["params"]
-    labels = task.labels(batch, built.present(batch))
-    known, real = labels.y["known"], jnp.where(labels.y["known"], labels.y["values"], 0.0)
+    labels = labels_of(built, batch)["drawn"]
+    known = labels.y["known"]
+    real = np.where(known, labels.y["values"], np.float32(0))
     rows = labels.weight
 
     def critic(params):
@@ -212,7 +229,7 @@ def test_the_critic_learns_to_tell_what_the_rest_learns_to_hide():
         each = -jax.nn.log_sigmoid(-told[0]) - jax.nn.log_sigmoid(told[1])
         return (jnp.where(rows > 0, each, 0.0)).sum() / rows.sum()
 
-    squares = _gradient(toy.build(plain, encoders=FEW), batch, "drawn")
+    squares = flatten(toy.variables(toy.build(plain, encoders=FEW), toy.SPEC.example(2))["params"])
     # The names below the wrapper differ, so the squares' part is asked of the model itself.
     asked = flatten(jax.jit(jax.grad(critic))(params))
     both = _gradient(built, batch, "drawn")
@@ -233,18 +250,22 @@ def test_the_critic_learns_to_tell_what_the_rest_learns_to_hide():
 def test_the_critic_is_scored():
     built = toy.build({"drawn": TASKS["drawn"]}, encoders=FEW)
     task, batch = built.tasks["drawn"], toy.batch(holes=False)
-    labels = task.labels(batch, built.present(batch))
+    labels = labels_of(built, batch)["drawn"]
+    metric = task.metrics["critic"]
+
+    @jax.jit
+    def update(bias):
+        said = {"values": jnp.zeros((8, 48)), "later": lambda method, x: bias + x.sum(-1)}
+        return metric.update(said, labels)
 
     def told(bias):
-        said = {"values": jnp.zeros((8, 48)), "later": lambda method, x: bias + x.sum(-1)}
-        return task.metrics["critic"].compute(task.metrics["critic"].update(said, labels))
+        return metric.compute(jax.device_get(update(np.float32(bias))))
 
     assert told(1e6) == {"critic": 0.5}  # all is real to it
     real = np.asarray(labels.y["values"].sum(-1))
     assert told(-1e-6)["critic"] == pytest.approx(0.5 + 0.5 * np.mean(real > 0), abs=1e-6)
     trivial = {key: np.broadcast_to(x, (8, 48)) for key, x in task.trivial.items()}
-    assert np.isnan(task.metrics["critic"].compute(
-        task.metrics["critic"].update(trivial, labels))["critic"])  # fmt: skip
+    assert np.isnan(metric.compute(state(metric, trivial, labels))["critic"])
 
 
 # All of it in a step
@@ -267,6 +288,7 @@ def _after(devices, batch, state=None):
     return built, jax.device_get(parallel.first(new, devices)), figures
 
 
+@pytest.mark.usefixtures("uncached")
 def test_two_devices_do_what_one_does():
     batch = toy.batch(12, seed=3)
     _, one, told = _after(1, batch)
@@ -287,7 +309,8 @@ def test_the_step_moves_the_ramp_and_only_two_origins_count():
     built, once, told = _after(1, batch)
     _, twice, _ = _after(1, batch, once)
     assert float(twice.batch_stats["heads"]["kind"]["reversal"]["steps"]) == 2
-    assert float(grown(jnp.float32(2), 3)) > float(grown(jnp.float32(1), 3)) > 0
+    shares = jax.jit(lambda steps: grown(steps, 3))(np.float32([2, 1]))
+    assert float(shares[0]) > float(shares[1]) > 0
     third = (kind["y"] == 2) | ~kind["present"]
     assert third.any()
     noisy = dict(batch["inputs"]["image"])

@@ -1,11 +1,10 @@
 """Labels of which any number hold: loss and figures equal outside ones, holes reach nothing."""
 
 import dataclasses
+import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from sklearn import metrics as oracle
 
@@ -17,10 +16,12 @@ from mtmm_jax.tasks.metrics import monoids as metrics
 from mtmm_jax.tasks.multilabel import multilabel
 from mtmm_jax.tasks.task import Labels
 from tests import toy
+from tests.tasks.measured import cost, labels_of, loss_and_gradient, measure, state
 
 CLASSES = ("comedy", "drama", "horror", "western")
 FREQUENCIES = (0.4, 0.5, 0.1, 0.05)
 RNG = np.random.default_rng(0)
+AVERAGE_PRECISION = metrics.average_precision()
 
 
 def make_head(config, *, where, **context):
@@ -52,9 +53,9 @@ def batch(size=8, seed=0):
     return {**toy.batch(size, seed), "targets": {"genres": {"y": y, "present": present}}}
 
 
+@functools.cache
 def labels(size=8, seed=0):
-    built, rows = model(), jax.tree.map(jnp.asarray, batch(size, seed))
-    return built.tasks["genres"].labels(rows, built.present(rows))
+    return labels_of(model(), batch(size, seed))["genres"]
 
 
 def logits(size=8, seed=0):
@@ -64,17 +65,23 @@ def logits(size=8, seed=0):
 def full(y, weight=None):
     """Labels of rows that all count, or weigh as given."""
     weight = np.ones(len(y)) if weight is None else weight
-    return Labels(jnp.asarray(y, jnp.float32), jnp.asarray(weight, jnp.float32))
+    return Labels(np.asarray(y, np.float32), np.asarray(weight, np.float32))
 
 
 def figures(metric, prediction, given):
-    return metric.compute(jax.device_get(metric.update(prediction, given)))
+    return metric.compute(state(metric, prediction, given))
 
 
-def test_the_loss_is_optaxs_mean_over_classes():
+@functools.cache
+def built():
+    return build()
+
+
+def test_the_loss_is_the_mean_over_classes():
     y = (RNG.random((8, 4)) < 0.5).astype(np.float32)
-    total, count = build().loss(logits(), full(y), None)
-    expected = optax.sigmoid_binary_cross_entropy(logits(), y).mean(1).sum()
+    total, count = cost(built(), logits(), full(y))
+    p = 1 / (1 + np.exp(-logits().astype(np.float64)))
+    expected = -(y * np.log(p) + (1 - y) * np.log(1 - p)).mean(1).sum()
     np.testing.assert_allclose(total, expected, rtol=1e-5)
     assert count == 8
 
@@ -86,51 +93,49 @@ def test_positives_weigh_as_asked(weight):
     w = (1 - f) / f if weight == "balanced" else weight
     p = 1 / (1 + np.exp(-logits().astype(np.float64)))
     expected = -(w * y * np.log(p) + (1 - y) * np.log(1 - p)).mean(1).sum()
-    total, _ = build(pos_weight=weight).loss(logits(), full(y), None)
+    total = loss_and_gradient(build(pos_weight=weight), logits(), full(y))[0][0]
     np.testing.assert_allclose(total, expected, rtol=1e-5)
 
 
 def test_rows_that_do_not_count_add_nothing_and_have_no_gradient():
-    task, given = build(), labels()
+    task, given = built(), labels()
     keep = np.asarray(given.weight) > 0
     assert 0 < keep.sum() < 8
     assert np.isnan(np.asarray(given.y)[~keep]).any()
-    total, count = task.loss(logits(), given, None)
-    alone = full(np.asarray(given.y)[keep])
-    expected, _ = task.loss(logits()[keep], alone, None)
+    (total, count), grads, states = measure(task, logits(), given)
+    (expected, _), _, alone = measure(task, logits()[keep], full(given.y[keep]))
     np.testing.assert_allclose(total, expected, rtol=1e-5)
     assert float(count) == keep.sum()
-    grads = jax.grad(lambda z: task.loss(z, given, None)[0])(logits())
     assert np.isfinite(grads).all()
     assert not grads[~keep].any()
     assert grads[keep].all()
-    for metric in task.metrics.values():
-        found = figures(metric, logits(), given)
-        assert found == pytest.approx(figures(metric, logits()[keep], alone), rel=1e-5)
+    for name, metric in task.metrics.items():
+        found = metric.compute(states[name])
+        assert found == pytest.approx(metric.compute(alone[name]), rel=1e-5)
 
 
-@pytest.mark.parametrize("y", [np.full((8, 4), np.nan, np.float32), None])
-def test_without_any_label_nothing_is_counted(y):
-    task = build()
-    nothing = Labels(None if y is None else jnp.asarray(y), jnp.zeros(8))
-    assert task.loss(logits(), nothing, None) == (0, 0)
-    for metric in task.metrics.values():
-        assert all(np.isnan(v) for v in figures(metric, logits(), nothing).values())
+def test_without_any_label_nothing_is_counted():
+    task = built()
+    nothing = np.zeros(8, np.float32)
+    for y in (np.full((8, 4), np.nan, np.float32), None):
+        total, _, states = measure(task, logits(), Labels(y, nothing))
+        assert total == (0, 0)
+        for name, metric in task.metrics.items():
+            assert all(np.isnan(v) for v in metric.compute(states[name]).values())
 
 
 def test_metrics_of_unequal_parts_merge_into_the_whole():
-    task, given = build(), labels(16)
-    rows = slice(0, 5), slice(5, 6), slice(6, 16)
-    for metric in task.metrics.values():
-        states = [
-            jax.device_get(metric.update(logits(16)[r], Labels(given.y[r], given.weight[r])))
-            for r in rows
-        ]
-        one_way = metric.merge(metric.merge(states[0], states[1]), states[2])
-        other = metric.merge(states[0], metric.merge(states[1], states[2]))
-        whole = figures(metric, logits(16), given)
-        assert metric.compute(one_way) == pytest.approx(whole, rel=1e-5)
-        assert metric.compute(other) == pytest.approx(whole, rel=1e-5)
+    task, given, z = built(), labels(), logits()
+    rows = slice(0, 2), slice(2, 3), slice(3, 8)
+    parts = [measure(task, z[r], Labels(given.y[r], given.weight[r]))[2] for r in rows]
+    whole = measure(task, z, given)[2]
+    for name, metric in task.metrics.items():
+        one, two, three = (part[name] for part in parts)
+        expected = metric.compute(whole[name])
+        left = metric.compute(metric.merge(metric.merge(one, two), three))
+        right = metric.compute(metric.merge(one, metric.merge(two, three)))
+        assert left == pytest.approx(expected, rel=1e-5)
+        assert right == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("levels", [1000, 4])
@@ -140,16 +145,16 @@ def test_average_precision_is_sklearns_ties_and_weights_included(levels, weighte
     y[0] = 1
     z = RNG.integers(0, levels, (60, 4)).astype(np.float32)
     weight = RNG.random(60) if weighted else np.ones(60)
-    found = figures(metrics.average_precision(), z, full(y, weight))["average_precision"]
+    found = figures(AVERAGE_PRECISION, z, full(y, weight))["average_precision"]
     expected = oracle.average_precision_score(y, z, average="macro", sample_weight=weight)
     assert found == pytest.approx(expected)
 
 
 def test_a_class_without_a_positive_is_left_out_of_average_precision():
-    y = (RNG.random((30, 4)) < 0.5).astype(np.float32)
+    y = (RNG.random((60, 4)) < 0.5).astype(np.float32)
     y[:, 2] = 0
-    z = RNG.standard_normal((30, 4)).astype(np.float32)
-    found = figures(metrics.average_precision(), z, full(y))["average_precision"]
+    z = RNG.standard_normal((60, 4)).astype(np.float32)
+    found = figures(AVERAGE_PRECISION, z, full(y))["average_precision"]
     others = [0, 1, 3]
     assert found == pytest.approx(oracle.average_precision_score(y[:, others], z[:, others]))
 
@@ -188,26 +193,25 @@ def test_the_trivial_prediction_says_the_frequencies():
 def test_a_prior_bias_starts_where_no_constant_is_better(weight):
     with_bias, without = (model(prior_bias=on, pos_weight=weight) for on in (True, False))
     rows = toy.batch(holes=False)
-    variables = without.init(jax.random.key(0), rows)
-    assert jax.tree.structure(with_bias.init(jax.random.key(0), rows)) == jax.tree.structure(
-        variables
-    )
+    variables = toy.variables(without, rows)
+    shapes = jax.eval_shape(with_bias.init, jax.random.key(0), rows)
+    assert jax.tree.structure(shapes) == jax.tree.structure(variables)
     assert {"norm", "out"} == set(variables["params"]["heads"]["genres"])
-    shifted, plain = (m(variables, rows["inputs"])[0]["genres"] for m in (with_bias, without))
+    said = jax.jit(lambda inputs: [m(variables, inputs)[0]["genres"] for m in (with_bias, without)])
+    shifted, plain = said(rows["inputs"])
     bias = np.asarray(shifted - plain)
     np.testing.assert_allclose(bias - bias[0], 0, atol=1e-5)
     y = (np.arange(200)[:, None] < 200 * np.array(FREQUENCIES)).astype(np.float32)
     task = without.tasks["genres"]
-    constant = jnp.broadcast_to(jnp.asarray(bias[0]), (200, 4))
-    slope = jax.grad(lambda z: task.loss(z, full(y), None)[0])(constant).sum(0)
+    slope = loss_and_gradient(task, np.tile(bias[0], (200, 1)), full(y))[1].sum(0)
     np.testing.assert_allclose(slope, 0, atol=1e-3)
 
 
 def test_it_is_evaluated_like_any_other_task():
-    built = model(prior_bias=True)
+    whole = model(prior_bias=True)
     batches = [batch(8, seed) for seed in range(3)]
-    variables = built.init(jax.random.key(0), batches[0])
-    results = Evaluator(built).results(variables, batches)
+    variables = toy.variables(whole, batches[0])
+    results = Evaluator(whole).results(variables, batches)
     assert set(results["genres"]) == {
         "average_precision",
         "micro_f1",
@@ -215,15 +219,13 @@ def test_it_is_evaluated_like_any_other_task():
         "exact_match",
         "label_accuracy",
     }
-    assert built.tasks["genres"].headline in results["genres"]
+    assert whole.tasks["genres"].headline in results["genres"]
     assert all(0 <= value <= 1 for value in results["genres"].values())
-    kept = [
-        np.asarray(built.tasks["genres"].labels(b, built.present(b)).weight) > 0 for b in batches
-    ]
+    kept = [b["targets"]["genres"]["present"] & b["inputs"]["text"]["present"] for b in batches]
     y = np.concatenate([b["targets"]["genres"]["y"][k] for b, k in zip(batches, kept, strict=True)])
-    trivial = trivial_results(built, batches)["genres"]
+    trivial = trivial_results(whole, batches)["genres"]
     assert trivial["average_precision"] == pytest.approx(y.mean(0).mean(), rel=1e-5)
-    predict = jax.jit(lambda inputs: built(variables, inputs)[0]["genres"])
+    predict = jax.jit(lambda inputs: whole(variables, inputs)[0]["genres"])
     z = np.concatenate([predict(b["inputs"])[k] for b, k in zip(batches, kept, strict=True)])
     expected = oracle.average_precision_score(y, z)
     assert results["genres"]["average_precision"] == pytest.approx(expected, rel=1e-5)

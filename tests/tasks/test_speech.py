@@ -12,6 +12,7 @@ from mtmm_jax.batch import Modality, Spec, Target
 from mtmm_jax.evaluation import speech
 from mtmm_jax.heads.bound import Bound
 from mtmm_jax.registry import ConfigError
+from tests import toy
 from tests.data.conftest import CACHE
 
 ALPHABET = ("[PAD]", "[UNK]", " ", "a", "b")
@@ -93,7 +94,7 @@ def _batch(size=8, seed=0):
 @functools.cache
 def _ready():
     built = model.build(CONFIG, TASKS, SPEC)
-    variables = jax.jit(built.init)(jax.random.key(0), SPEC.example(2))
+    variables = toy.variables(built, SPEC.example(2))
 
     @jax.jit
     def run(params, batch):
@@ -196,36 +197,62 @@ def test_without_labels_nothing_counts():
     built, variables, run = _ready()
     predictions = run(variables["params"], _batch())[2]
     batch = {**_batch(), "targets": {}}
-    for name, task in built.tasks.items():
-        labels = task.labels(batch, built.present(batch))
-        total, count = task.loss(predictions[name], labels, None)
-        assert total == count == 0
-        for metric in task.metrics.values():
-            figures = metric.compute(jax.device_get(metric.update(predictions[name], labels)))
-            assert np.isnan(list(figures.values())).all()
+
+    @jax.jit
+    def score(predictions, batch):
+        found = {}
+        for name, task in built.tasks.items():
+            labels = task.labels(batch, built.present(batch))
+            states = {k: m.update(predictions[name], labels) for k, m in task.metrics.items()}
+            found[name] = task.loss(predictions[name], labels, None), states
+        return found
+
+    found = jax.device_get(score(predictions, batch))
+    states = {name: states for name, (_, states) in found.items()}
+    for name, figures in _figures(built, states).items():
+        assert found[name][0] == (0, 0)
+        assert np.isnan(list(figures.values())).all()
 
 
 @pytest.mark.parametrize("name", ["mel", "decoder"])
 def test_more_padding_changes_nothing(name):
     built, variables, run = _ready()
-    batch = jax.tree.map(jnp.asarray, _batch())
-    labels = built.tasks[name].labels(batch, built.present(batch))
+    batch, task = _batch(), built.tasks[name]
     short = run(variables["params"], batch)[2][name]
-    wide = {"memory": ((0, 0), (0, 3), (0, 0)), "mask": ((0, 0), (0, 3))}
-    long = {**short, **{key: jnp.pad(short[key], pad) for key, pad in wide.items()}}
-    long["memory"] = jnp.where(long["mask"][..., None], long["memory"], 7.0)
-    loss = built.tasks[name].loss
-    np.testing.assert_allclose(loss(long, labels, None), loss(short, labels, None), rtol=1e-5)
-    if name == "mel":
-        who = jnp.zeros(8, jnp.int32)
-        for a, b in zip(*(built.tasks[name].say(p, who) for p in (short, long)), strict=True):
-            np.testing.assert_allclose(a, b, atol=1e-5)
+    memory, mask = np.asarray(short["memory"]), np.asarray(short["mask"])
+    mask = np.pad(mask, ((0, 0), (0, 3)))
+    memory = np.pad(memory, ((0, 0), (0, 3), (0, 0)), constant_values=7.0)
+    long = {**short, "memory": np.where(mask[..., None], memory, np.float32(7.0)), "mask": mask}
+
+    @jax.jit
+    def score(prediction):
+        loss = task.loss(prediction, task.labels(batch, built.present(batch)), None)
+        said = task.say(prediction, jnp.zeros(8, jnp.int32)) if name == "mel" else ()
+        return loss, said
+
+    (loss, said), (expected, wanted) = score(long), score(short)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    for a, b in zip(said, wanted, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_answers_for_a_person_and_trivial_predictions():
     built, variables, run = _ready()
     batch = _batch()
     predictions = jax.device_get(run(variables["params"], batch)[2])
+
+    @jax.jit
+    def trivial_states(batch):
+        found = {}
+        for name, task in built.tasks.items():
+            rows = jax.tree.map(lambda x: jnp.broadcast_to(x, (8, *np.shape(x))), task.trivial)
+            labels = task.labels(batch, built.present(batch))
+            found[name] = {k: m.update(rows, labels) for k, m in task.metrics.items()}
+        return found
+
+    for figures in _figures(built, jax.device_get(trivial_states(batch))).values():
+        assert np.isfinite(list(figures.values())).all()
+        assert figures.get("cer", 1.0) == 1.0
     for name, task in built.tasks.items():
         one = jax.tree.map(lambda x: x[0] if np.ndim(x) else x, predictions[name])
         answer = task.decode(one)
@@ -235,12 +262,6 @@ def test_answers_for_a_person_and_trivial_predictions():
         else:
             assert answer["prediction"] == next(iter(answer["best"]))
             assert all(0 <= p <= 1 for p in answer["best"].values())
-        rows = jax.tree.map(lambda x: jnp.broadcast_to(x, (8, *np.shape(x))), task.trivial)
-        labels = task.labels(jax.tree.map(jnp.asarray, batch), built.present(batch))
-        for metric in task.metrics.values():
-            figures = metric.compute(jax.device_get(metric.update(rows, labels)))
-            assert np.isfinite(list(figures.values())).all()
-            assert figures.get("cer", 1.0) == 1.0
 
 
 def test_whose_voice_it_is_changes_the_loss():
@@ -253,18 +274,24 @@ def test_whose_voice_it_is_changes_the_loss():
     assert abs(one[2] - two[2]) > 1e-4
 
 
+@jax.jit
+def _teach(prediction, ids):
+    return prediction["later"]("teach", prediction["memory"], prediction["mask"], ids)
+
+
 def test_kept_keys_write_what_teaching_finds_likeliest():
     _, variables, run = _ready()
     # Sharper logits, so that the untrained decoder says something, and not all the same.
-    params = jax.tree.map(lambda x: x, variables["params"])
+    params = jax.tree.map(np.copy, variables["params"])
     params["heads"]["decoder"]["out"]["kernel"] *= 20.0
     params["heads"]["decoder"]["read"]["kernel"] *= 20.0
+    params["heads"]["decoder"]["out"]["bias"][0] = -10.0  # the end comes late
     prediction = run(params, _batch())[2]["decoder"]
-    ids, later = prediction["ids"], prediction["later"]
-    assert isinstance(later, Bound)
+    ids = prediction["ids"]
+    assert isinstance(prediction["later"], Bound)
     assert len(np.unique(ids, axis=0)) > 1
-    logits = later("teach", prediction["memory"], prediction["mask"], ids)
-    log_p = jax.nn.log_softmax(logits)
+    logits = np.asarray(_teach(prediction, ids))
+    log_p = logits - np.log(np.exp(logits.astype(np.float64)).sum(-1, keepdims=True))
     ended = np.cumsum(np.asarray(ids) == 0, axis=1) > 0
     best = np.where(ended, 0, log_p.argmax(-1)[:, :-1])
     np.testing.assert_array_equal(ids[:, 0], log_p[:, 0].argmax(-1))
@@ -281,16 +308,13 @@ def test_a_token_is_not_told_what_comes_after_it():
     ids = np.full((8, 6), 3, np.int32)
     changed = ids.copy()
     changed[:, 3:] = 4
-    teach = functools.partial(
-        prediction["later"], "teach", prediction["memory"], prediction["mask"]
-    )
-    one, two = teach(ids), teach(changed)
+    one, two = (np.asarray(_teach(prediction, x)) for x in (ids, changed))
     np.testing.assert_allclose(one[:, :4], two[:, :4], atol=1e-6)
     assert np.abs(one[:, 4:] - two[:, 4:]).max() > 1e-3
 
 
 def test_what_is_spoken_is_written_down_again():
-    built, variables, _ = _ready()
+    built, variables, run = _ready()
     batch = _batch()
     figures, waves = speech.round_trip(built, variables, [batch])
     entries = {**batch["inputs"], **batch["targets"]}
@@ -300,10 +324,8 @@ def test_what_is_spoken_is_written_down_again():
     assert all(np.isfinite(wave).all() and wave.any() for _, wave in waves)
     # The recordings are heard as they are, where all that is needed is there.
     alone = {**batch, "weight": both.astype(np.float32)}
-    labels = built.tasks["ctc"].labels(alone, built.present(alone))
-    metric = built.tasks["ctc"].metrics["errors"]
-    prediction = jax.jit(built)(variables, alone["inputs"])[0]["ctc"]
-    expected = metric.compute(jax.device_get(metric.update(prediction, labels)))
+    state = jax.device_get(run(variables["params"], alone)[1]["ctc"]["errors"])
+    expected = built.tasks["ctc"].metrics["errors"].compute(state)
     assert figures["recorded"] == pytest.approx(expected)
     assert set(figures) == {"recorded", "resynthesised", "synthesised"}
 
@@ -320,7 +342,7 @@ def test_the_config_hears_and_reads_into_one_space():
     # What one modality says moves the other's encoder, and no head.
     terms = config.model.regularisers
     built = model.build({**CONFIG, "regularisers": terms}, TASKS, SPEC)
-    variables = jax.jit(built.init)(jax.random.key(0), SPEC.example(2))
+    variables = toy.variables(built, SPEC.example(2))
     batch, batch_stats = _batch(), variables.get("batch_stats", {})
 
     @jax.jit

@@ -1,9 +1,10 @@
 """Losses count only what is there; metrics are monoids and equal independent computations."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from sklearn import metrics as oracle
 
@@ -13,9 +14,18 @@ from mtmm_jax.registry import ConfigError
 from mtmm_jax.tasks.metrics import monoids as metrics
 from mtmm_jax.tasks.task import Labels, parse_reads
 from tests import toy
+from tests.tasks.measured import cost, figures, labels_of, measure, rows_of, state
 
 MODEL = toy.build()
 RNG = np.random.default_rng(0)
+ERRORS = metrics.regression_errors(2015.0, 4.0)
+RANKS = metrics.retrieval_ranks("a", "b", ks=(1, 3))
+
+
+def full(y, weight=None):
+    """Labels of rows that all count, or weigh as given."""
+    weight = np.ones(len(y)) if weight is None else weight
+    return Labels(y, np.asarray(weight, np.float32))
 
 
 def _prediction(name, size, seed=0):
@@ -27,74 +37,71 @@ def _prediction(name, size, seed=0):
     return rng.standard_normal((size, {"kind": 3, "size": 1}[name])).astype(np.float32)
 
 
-def _labels(name, size=8, seed=0):
-    batch = jax.tree.map(jnp.asarray, toy.batch(size, seed))
-    return MODEL.tasks[name].labels(batch, MODEL.present(batch))
+@functools.cache
+def _labels_of_all():
+    return labels_of(MODEL, toy.batch(8, 0))
+
+
+def _labels(name):
+    return _labels_of_all()[name]
+
+
+def _some(name, rows):
+    """Some rows of a task's prediction and labels."""
+    given = _labels(name)
+    parts = (None if x is None else x[rows] for x in (given.y, given.weight, given.id))
+    return rows_of(_prediction(name, 8), rows), Labels(*parts)
 
 
 @pytest.mark.parametrize("name", MODEL.tasks)
-def test_loss_equals_that_of_the_rows_that_count(name):
+def test_only_the_rows_that_count_do(name):
     task, labels = MODEL.tasks[name], _labels(name)
     keep = np.asarray(labels.weight) > 0
     assert 0 < keep.sum() < 8
-    prediction = _prediction(name, 8)
-    total, count = task.loss(prediction, labels, None)
-    few = jax.tree.map(lambda x: x[keep] if np.ndim(x) else x, prediction)
-    alone = Labels(
-        None if labels.y is None else labels.y[keep], labels.weight[keep], labels.id[keep]
-    )
-    expected, expected_count = task.loss(few, alone, None)
+    (total, count), grads, _ = measure(task, _prediction(name, 8), labels)
+    expected, expected_count = cost(task, *_some(name, keep))
     np.testing.assert_allclose(total, expected, rtol=1e-5)
     assert float(count) == float(expected_count) == keep.sum()
-
-
-@pytest.mark.parametrize("name", MODEL.tasks)
-def test_rows_that_do_not_count_have_no_gradient(name):
-    task, labels = MODEL.tasks[name], _labels(name)
-    grads = jax.grad(lambda p: task.loss(p, labels, None)[0])(_prediction(name, 8))
     for leaf in jax.tree.leaves(grads):
         assert np.isfinite(leaf).all()
         if leaf.ndim:
-            assert not leaf[np.asarray(labels.weight) == 0].any()
+            assert not leaf[~keep].any()
 
 
 @pytest.mark.parametrize("name", MODEL.tasks)
 def test_a_task_without_any_label_counts_nothing(name):
     task, labels = MODEL.tasks[name], _labels(name)
-    nothing = Labels(labels.y, jnp.zeros(8), labels.id)
-    total, count = task.loss(_prediction(name, 8), nothing, None)
+    nothing = Labels(labels.y, np.zeros(8, np.float32), labels.id)
+    (total, count), _, _ = measure(task, _prediction(name, 8), nothing)
     assert total == 0
     assert count == 0
-    for metric in task.metrics.values():
-        figures = metric.compute(jax.device_get(metric.update(_prediction(name, 8), nothing)))
-        assert all(np.isnan(value) for value in figures.values())
+    assert all(np.isnan(value) for value in figures(task, _prediction(name, 8), nothing).values())
 
 
 @pytest.mark.parametrize("name", MODEL.tasks)
 def test_metrics_of_two_halves_merge_into_the_whole(name):
     task = MODEL.tasks[name]
-    labels, prediction = _labels(name, 16), _prediction(name, 16)
-
-    def part(rows):
-        few = jax.tree.map(lambda x: x[rows] if np.ndim(x) else x, prediction)
-        y = None if labels.y is None else labels.y[rows]
-        return few, Labels(y, labels.weight[rows], labels.id[rows])
-
-    for metric in task.metrics.values():
-        whole = metric.compute(jax.device_get(metric.update(prediction, labels)))
-        states = [
-            jax.device_get(metric.update(*part(rows))) for rows in (slice(0, 8), slice(8, 16))
-        ]
-        merged = metric.compute(metric.merge(*states))
-        assert merged == pytest.approx(whole, rel=1e-5)
+    whole = measure(task, _prediction(name, 8), _labels(name))[2]
+    parts = [measure(task, *_some(name, rows))[2] for rows in (slice(0, 4), slice(4, 8))]
+    for key, metric in task.metrics.items():
+        merged = metric.compute(metric.merge(*(part[key] for part in parts)))
+        assert merged == pytest.approx(metric.compute(whole[key]), rel=1e-5)
 
 
-def test_cross_entropy_with_smoothing_is_optax():
+def _log_softmax(logits):
+    return logits - np.log(np.exp(logits.astype(np.float64)).sum(-1, keepdims=True))
+
+
+def _smoothed_cross_entropy(logits, targets, smoothing):
+    smooth = (1 - smoothing) * targets + smoothing / targets.shape[-1]
+    return -(smooth * _log_softmax(logits)).sum(-1)
+
+
+def test_cross_entropy_with_smoothing_is_its_formula():
     task = toy.build({"kind": {"kind": "classification", "label_smoothing": 0.1}}).tasks["kind"]
     logits, y = _prediction("kind", 8), RNG.integers(0, 3, 8)
-    total, _ = task.loss(logits, Labels(jnp.asarray(y), jnp.ones(8)), None)
-    targets = optax.smooth_labels(jax.nn.one_hot(y, 3), 0.1)
-    expected = optax.softmax_cross_entropy(logits, targets).sum()
+    total, _ = cost(task, logits, full(y))
+    expected = _smoothed_cross_entropy(logits, np.eye(3)[y], 0.1).sum()
     np.testing.assert_allclose(total, expected, rtol=1e-5)
 
 
@@ -103,47 +110,42 @@ def test_a_probability_per_class_is_a_label_too(smoothing):
     config = {"kind": "classification", "label_smoothing": smoothing}
     task, logits = toy.build({"kind": config}).tasks["kind"], _prediction("kind", 8)
     soft = np.random.default_rng(1).dirichlet(np.ones(3), 8).astype(np.float32)
-    weight = jnp.asarray([1.0, 0.0] * 4)
-    expected = optax.softmax_cross_entropy(logits, optax.smooth_labels(soft, smoothing))
+    weight = np.array([1.0, 0.0] * 4, np.float32)
+    expected = _smoothed_cross_entropy(logits, soft, smoothing)
     soft[1::2] = np.nan  # of rows that do not count
-    labels = Labels(jnp.asarray(soft), weight)
-    total, count = task.loss(logits, labels, None)
+    labels = Labels(soft, weight)
+    (total, count), gradient, states = measure(task, logits, labels)
     np.testing.assert_allclose(total, expected[::2].sum(), rtol=1e-5)
     assert count == 4
-    gradient = jax.grad(lambda z: task.loss(z, labels, None)[0])(logits)
     assert np.isfinite(gradient).all()
     assert not gradient[1::2].any()
     y = np.nan_to_num(soft).argmax(1).astype(np.int32)
-    hard = Labels(jnp.asarray(y), weight)
-    sharp = Labels(jax.nn.one_hot(y, 3), weight)
-    np.testing.assert_allclose(*(task.loss(logits, x, None)[0] for x in (hard, sharp)), rtol=1e-5)
-    for name, metric in task.metrics.items():
-        wanted = jax.device_get(metric.update(logits, hard))
+    hard = measure(task, logits, Labels(y, weight))
+    sharp = measure(task, logits, Labels(np.eye(3, dtype=np.float32)[y], weight))
+    np.testing.assert_allclose(hard[0], sharp[0], rtol=1e-5)
+    for name, wanted in hard[2].items():
         # Calibration scores against the probabilities themselves; the others see the likeliest.
-        for same in (sharp,) if name == "calibration" else (labels, sharp):
-            got = jax.device_get(metric.update(logits, same))
-            jax.tree.map(np.testing.assert_array_equal, got, wanted)
+        for got in (sharp[2],) if name == "calibration" else (states, sharp[2]):
+            jax.tree.map(np.testing.assert_array_equal, got[name], wanted)
 
 
 def test_classification_figures_are_sklearns():
     y, logits = RNG.integers(0, 5, 60), RNG.standard_normal((60, 5)).astype(np.float32)
-    labels = Labels(jnp.asarray(y), jnp.ones(60))
+    labels = full(y)
     metric = metrics.confusion(5)
-    figures = metric.compute(np.asarray(metric.update(logits, labels)))
+    figures = metric.compute(state(metric, logits, labels))
     assert figures["accuracy"] == pytest.approx(oracle.accuracy_score(y, logits.argmax(1)))
     expected = oracle.f1_score(y, logits.argmax(1), average="macro")
     assert figures["macro_f1"] == pytest.approx(expected)
     top = metrics.top(2)
-    share = top.compute(jax.device_get(top.update(logits, labels)))["top2"]
+    share = top.compute(state(top, logits, labels))["top2"]
     assert share == pytest.approx(oracle.top_k_accuracy_score(y, logits, k=2))
 
 
 def test_regression_figures_are_sklearns_in_the_labels_unit():
     y = RNG.normal(2015, 4, 50).astype(np.float32)
     z = RNG.standard_normal(50).astype(np.float32)
-    metric = metrics.regression_errors(2015.0, 4.0)
-    state = jax.device_get(metric.update(z, Labels(jnp.asarray(y), jnp.ones(50))))
-    figures = metric.compute(state)
+    figures = ERRORS.compute(state(ERRORS, z, full(y)))
     guess = z * 4.0 + 2015.0
     assert figures["r2"] == pytest.approx(oracle.r2_score(y, guess), rel=1e-4)
     assert figures["mae"] == pytest.approx(oracle.mean_absolute_error(y, guess), rel=1e-4)
@@ -152,17 +154,15 @@ def test_regression_figures_are_sklearns_in_the_labels_unit():
 
 @pytest.mark.parametrize("rows", [0, 1, 3])
 def test_r2_of_labels_that_do_not_vary_is_unknown(rows):
-    metric = metrics.regression_errors(2015.0, 4.0)
-    weight = (jnp.arange(3) < rows).astype(jnp.float32)
-    state = metric.update(jnp.array([0.3, 0.1, 0.2]), Labels(jnp.full(3, 1999.7), weight))
-    assert np.isnan(metric.compute(jax.device_get(state))["r2"])
+    labels = full(np.full(3, 1999.7, np.float32), np.arange(3) < rows)
+    said = np.array([0.3, 0.1, 0.2], np.float32)
+    assert np.isnan(ERRORS.compute(state(ERRORS, said, labels))["r2"])
 
 
 def _retrieve(queries, candidates, ids):
-    metric = metrics.retrieval_ranks("a", "b", ks=(1, 3))
     prediction = {"vectors": {"a": queries, "b": candidates}}
-    labels = Labels(None, jnp.ones(len(ids)), jnp.asarray(ids))
-    return metric.compute(jax.device_get(metric.update(prediction, labels)))
+    labels = Labels(None, np.ones(len(ids), np.float32), ids)
+    return RANKS.compute(state(RANKS, prediction, labels))
 
 
 def test_retrieval_is_a_plain_loop():
@@ -196,23 +196,23 @@ def test_locked_vectors_are_the_pooled_features_and_learn_nothing():
         for name, x in rows.items()
     }
     head = Embedding(4, locked=("b",))
-    told, variables = head.init_with_output(jax.random.key(0), tokens)
+    told, variables = jax.jit(head.init_with_output)(jax.random.key(0), tokens)
     assert set(variables["params"]) == {"log_scale", "norm_a", "out_a"}
     mean = rows["b"].mean(1)
     unit = mean / np.linalg.norm(mean, axis=-1, keepdims=True)
     np.testing.assert_allclose(told["vectors"]["b"], unit, rtol=1e-5, atol=1e-6)
     with pytest.raises(ConfigError, match="head.locked: unknown modality 'c'.*a, b"):
-        Embedding(4, locked=("c",)).init(jax.random.key(0), tokens)
+        jax.eval_shape(Embedding(4, locked=("c",)).init, jax.random.key(0), tokens)
     with pytest.raises(ConfigError, match="head.size: 8; locked 'b' is 4 wide"):
-        Embedding(8, locked=("b",)).init(jax.random.key(0), tokens)
+        jax.eval_shape(Embedding(8, locked=("b",)).init, jax.random.key(0), tokens)
 
 
 def test_contrastive_loss_is_clips_where_all_ids_differ():
     prediction = _prediction("pairs", 8)
-    labels = Labels(None, jnp.ones(8), jnp.arange(8))
-    total, count = MODEL.tasks["pairs"].loss(prediction, labels, None)
+    labels = Labels(None, np.ones(8, np.float32), np.arange(8, dtype=np.int32))
+    total, count = cost(MODEL.tasks["pairs"], prediction, labels)
     logits = 5.0 * prediction["vectors"]["image"] @ prediction["vectors"]["text"].T
-    log_p = jax.nn.log_softmax(logits), jax.nn.log_softmax(logits.T)
+    log_p = _log_softmax(logits), _log_softmax(logits.T)
     expected = -0.5 * (np.trace(log_p[0]) + np.trace(log_p[1]))
     np.testing.assert_allclose(total, expected, rtol=1e-5)
     assert count == 8
@@ -221,7 +221,8 @@ def test_contrastive_loss_is_clips_where_all_ids_differ():
 def test_equal_ids_are_no_negatives():
     prediction = _prediction("pairs", 4)
     task = MODEL.tasks["pairs"]
-    same, _ = task.loss(prediction, Labels(None, jnp.ones(4), jnp.zeros(4, jnp.int32)), None)
+    labels = Labels(None, np.ones(4, np.float32), np.zeros(4, np.int32))
+    same, _ = cost(task, prediction, labels)
     assert same == 0.0
 
 

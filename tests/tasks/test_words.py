@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,6 +14,7 @@ from mtmm_jax.tasks import hidden, words
 from mtmm_jax.tasks.task import Labels
 from mtmm_jax.text import read_tokenizer, train_words
 from tests import toy
+from tests.tasks.measured import labels_of, measure, state
 
 TEXT = toy.SPEC.modalities["text"]
 
@@ -30,8 +30,8 @@ def _labels(rows=4, length=5, seed=0):
     known[:, 0] = True
     ids = np.where(known, rng.integers(0, TEXT.vocabulary, (rows, length)), 0)
     weight = np.array([1.0, 0.0, *[1.0] * (rows - 2)], np.float32)
-    y = {"ids": jnp.asarray(ids, jnp.int32), "known": jnp.asarray(known)}
-    return Labels(y, jnp.asarray(weight)), rng.normal(size=(rows, TEXT.vocabulary))
+    y = {"ids": ids.astype(np.int32), "known": known}
+    return Labels(y, weight), rng.normal(size=(rows, TEXT.vocabulary))
 
 
 def test_loss_and_figures_are_those_of_a_loop():
@@ -46,17 +46,17 @@ def test_loss_and_figures_are_those_of_a_loop():
         best = set(np.argsort(-z[row])[:10].tolist())
         surprise.append(np.mean([-np.log(p[i]) for i in said]))
         share.append(np.mean([i in best for i in said]))
-    z = jnp.asarray(z, jnp.float32).at[1].set(jnp.nan)  # a row that does not count
-    total, count = jax.jit(lambda z: task.loss(z, labels, None))(z)
+    z[1] = np.nan  # a row that does not count
+    z = z.astype(np.float32)
+    (total, count), slope, states = measure(task, z, labels)
     assert count == 3
     np.testing.assert_allclose(total, sum(surprise), rtol=1e-5)
-    assert np.isfinite(jax.grad(lambda z: task.loss(z, labels, None)[0])(z)[0]).all()
+    assert np.isfinite(slope[labels.weight > 0]).all()
     metric = task.metrics["words"]
-    state = metric.merge(metric.update(z, labels), metric.update(z, labels))
-    told = metric.compute(state)
+    told = metric.compute(metric.merge(states["words"], states["words"]))
     np.testing.assert_allclose(told[task.headline], np.mean(share), rtol=1e-5)
     np.testing.assert_allclose(told["perplexity"], np.exp(np.mean(surprise)), rtol=1e-5)
-    nothing = metric.compute(metric.update(z, Labels(None, jnp.zeros(4))))
+    nothing = metric.compute(state(metric, z, Labels(None, np.zeros(4, np.float32))))
     assert all(np.isnan(value) for value in nothing.values())
 
 
@@ -71,8 +71,7 @@ def test_only_hidden_words_are_scored_and_they_reach_no_prediction():
     gone = np.asarray(seen["targets"]["hidden/text"]["gone"])
     before, after = rows["inputs"]["text"], seen["inputs"]["text"]
     np.testing.assert_array_equal(after["mask"], before["mask"] & ~gone)
-    task, present = built.tasks["text"], {"fused": before["present"]}
-    part, whole = (task.labels(batch, present) for batch in (seen, rows))
+    part, whole = (labels_of(built, batch)["text"] for batch in (seen, rows))
     here = before["present"][:, None] & before["mask"]
     np.testing.assert_array_equal(whole.y["known"], here)
     np.testing.assert_array_equal(part.y["known"], here & gone)
@@ -80,10 +79,11 @@ def test_only_hidden_words_are_scored_and_they_reach_no_prediction():
     variables = toy.variables(built, spec.example(2))
     other = {**before, "x": np.where(gone, (before["x"] + 1) % TEXT.vocabulary, before["x"])}
     changed = hide(jax.random.split(jax.random.key(0), 8), {**rows, "inputs": {"text": other}})
-    one, two = (built(variables, batch["inputs"])[0]["text"] for batch in (seen, changed))
+    said = jax.jit(lambda inputs: built(variables, inputs)[0]["text"])
+    one, two = (said(batch["inputs"]) for batch in (seen, changed))
     np.testing.assert_array_equal(one, two)
     np.testing.assert_array_equal(changed["inputs"]["text"]["x"], after["x"])
-    absent = task.labels({**rows, "inputs": {"audio": before}}, present)
+    absent = labels_of(built, {**rows, "inputs": {"audio": before}})["text"]
     assert absent.y is None
     assert not np.asarray(absent.weight).any()
 

@@ -78,11 +78,11 @@ def engines_of(method: str, trunk: str) -> list[str]:
 def solver_call(method: str, num_tasks: int) -> Callable[[], Any]:
     """The rule alone, inside jit, on conflicting random gradients."""
     rng = np.random.default_rng(num_tasks)
-    rows = {"x": jnp.asarray(rng.normal(size=(num_tasks, 2 * num_tasks)), jnp.float32)}
+    rows = {"x": rng.normal(size=(num_tasks, 2 * num_tasks)).astype(np.float32)}
     balancer = balancing.build(method, num_tasks)
     state = balancer.init({"x": rows["x"][0]})
-    losses = jnp.linspace(0.5, 1.5, num_tasks)
-    evidence = gather(losses, jnp.ones(num_tasks, bool), rows, rows)
+    losses = np.linspace(0.5, 1.5, num_tasks, dtype=np.float32)
+    evidence = jax.jit(gather)(losses, np.ones(num_tasks, bool), rows, rows)
     evidence = evidence._replace(grads=None)
     decided = jax.jit(lambda s, e: decide(balancer.rule, s, e))
     return lambda: jax.block_until_ready(decided(state.rule, evidence))
