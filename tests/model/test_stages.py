@@ -22,11 +22,16 @@ from tests import toy
 KINDS = {
     "early": {"kind": "join", "stage": "early", "tokens": 8, "trunk": {"layers": 1}},
     "early_raw": {"kind": "join", "stage": "early_raw", "trunk": {"layers": 1}},
-    "middle": {"kind": "bottleneck", "stage": "middle", "layers": 1, "tokens": 8},
+    "middle": {"kind": "join", "stage": "middle", "tokens": 8, "second": "concat"},
     "middle pooled": {"kind": "concat", "stage": "middle", "own": False},
-    "middle_shared": {"kind": "join", "stage": "middle_shared", "tokens": 8},
+    "middle_shared": {
+        "kind": "join",
+        "stage": "middle_shared",
+        "tokens": 8,
+        "trunk": {"layers": 1},
+    },
     "middle filled": {"kind": "mean", "stage": "middle", "missing": "placeholder"},
-    "late": {"kind": "bottleneck"},
+    "late": {"kind": "bottleneck", "layers": 1},
     "decision": {"kind": "learned", "stage": "decision"},
 }
 EVERY = pytest.mark.parametrize("stage", KINDS)
@@ -178,17 +183,24 @@ TABLES = Spec(
 )
 
 
+def _tables():
+    """Four rows of two tables; nothing is absent."""
+    batch = TABLES.example(4)
+    rng = np.random.default_rng(0)
+    for entry in batch["inputs"].values():
+        entry["x"] = rng.normal(size=entry["x"].shape).astype(np.float32)
+        entry["present"] = np.ones(4, bool)
+    batch["targets"]["kind"] = {"y": np.array([0, 1, 1, 0], np.int32), "present": np.ones(4, bool)}
+    return {**batch, "weight": np.ones(4, np.float32)}
+
+
 @pytest.mark.parametrize("cut", [0, 1, 2])
 def test_second_halves_are_each_modalitys_own_wherever_the_cut_is(cut):
     encoder = {"kind": "table_transformer", "preset": "tiny", "cut": cut}
     config = {"width": 8, "encoders": {"a": encoder, "b": encoder}}
     config["fusion"] = {"kind": "concat", "stage": "middle"}
     built = model.build(config, {"kind": {"kind": "classification"}}, TABLES)
-    inputs = TABLES.example(4)["inputs"]
-    rng = np.random.default_rng(0)
-    for entry in inputs.values():
-        entry["x"] = rng.normal(size=entry["x"].shape).astype(np.float32)
-        entry["present"] = np.ones(4, bool)
+    inputs = _tables()["inputs"]
     variables = toy.variables(built, TABLES.example(2))
 
     @jax.jit
@@ -364,15 +376,19 @@ def test_reconstruction_loss_is_the_scaled_squared_error():
 
 
 def test_auxiliary_losses_join_with_weight_one_whatever_the_balancing():
-    missing = {"kind": "reconstruct", "hidden": 4}
-    few = {"table": "table_mlp", "text": "text_bag"}
-    built = _build(missing=missing, encoders=few)
+    config = {
+        "width": 4,
+        "encoders": dict.fromkeys("ab", "table_mlp"),
+        "fusion": "concat",
+        "missing": {"kind": "reconstruct", "hidden": 4},
+    }
+    tasks = {name: {"kind": "classification", "target": "kind"} for name in ("kind", "again")}
+    built = model.build(config, tasks, TABLES)
     assert built.auxiliaries == ("fusion/fused/missing/reconstruction",)
-    assert built.loss_names == ("kind", "size", *built.auxiliaries)
-    batch, optimizer = _batch(holes=False), optax.sgd(0.1)
-    batch["inputs"].pop("image")
-    params = toy.variables(built, SPEC.example(2))["params"]
-    path = "fusion/fused/missing/to_text/kernel"
+    assert built.loss_names == ("kind", "again", *built.auxiliaries)
+    batch, optimizer = _tables(), optax.sgd(0.1)
+    params = toy.variables(built, TABLES.example(2))["params"]
+    path = "fusion/fused/missing/to_b/kernel"
     moved = {}
     for kind in ("equal", "mgda", "graddrop"):
         balancer = balancing.with_auxiliary_losses(balancing.build(kind, 2), 1)
