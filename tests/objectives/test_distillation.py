@@ -4,7 +4,6 @@ import json
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -92,8 +91,8 @@ def _term(task, label, z, y, here, seen, temperature=3.0, measure="kl", **more):
     form = form_of(task, label)
     term = imitation("t", form, "x", temperature=temperature, measure=measure).term
     entry = {"y": y, "present": here, **more}
-    total, count = term(_view(z, seen, entry))
-    gradient = jax.grad(lambda z: term(_view(z, seen, entry))[0])(z)
+    found = jax.value_and_grad(lambda z: term(_view(z, seen, entry)), has_aux=True)
+    (total, count), gradient = jax.device_get(jax.jit(found)(z))
     assert np.isfinite(gradient).all()
     return float(total), float(count), gradient
 
@@ -135,7 +134,7 @@ def test_terms_are_their_formulas_and_fillers_reach_nothing(kind, measure):
     else:
         y = rng.dirichlet(np.ones(3), ROWS).astype(np.float32)
         y[0], here[0], seen[0], rows[0] = (0, 1, 0), True, True, True
-        log_p = np.asarray(log_probabilities(z)) if kind == "ordinal" else z
+        log_p = np.asarray(jax.jit(log_probabilities)(z)) if kind == "ordinal" else z
         p = softmax(log_p / 3)
         with np.errstate(divide="ignore", invalid="ignore"):
             gap = 9 * (np.nan_to_num(y * np.log(y)) - y * np.log(p)).sum(1)
@@ -156,10 +155,10 @@ def test_likeness_is_one_minus_the_cosine():
     t, mask = rng.normal(size=(5, 3)).astype(np.float32), np.ones((5, 1), bool)
     mask[1], here = False, np.array([True, True, True, False, True])
     t[3] = np.nan
-    tokens = {"a": Tokens(jnp.asarray(x, jnp.float32), jnp.asarray(mask))}
-    params = {"w": {"k": jnp.asarray(kernel, jnp.float32)}}
+    tokens = {"a": Tokens(x.astype(np.float32), mask)}
+    params = {"w": {"k": kernel.astype(np.float32)}}
     view = View(params, tokens, {}, {}, None, {"x": {"y": t, "present": here}})
-    total, count = likeness("a", "x", "w/k").term(view)
+    total, count = jax.jit(lambda: likeness("a", "x", "w/k").term(view))()
     u = x[:, 0] @ kernel
     cosine = (u * t).sum(1) / np.linalg.norm(u, axis=1) / np.linalg.norm(t, axis=1)
     np.testing.assert_allclose(total, (1 - cosine)[[0, 2, 4]].sum(), rtol=1e-5)
@@ -168,11 +167,12 @@ def test_likeness_is_one_minus_the_cosine():
 
 def test_a_loss_of_no_weight_is_that_of_an_absent_task():
     task = toy.build().tasks["size"]
-    z, batch = jnp.ones((8, 1)), toy.batch(8)
+    z, batch = np.ones((8, 1), np.float32), toy.batch(8)
     labels = task.labels(batch, {"fused": np.ones(8, bool)})
-    total, count = task.loss(z, labels, None)
-    assert [float(v) for v in scaled_loss(task, 0)(z, labels, None)] == [0, 0]
-    assert scaled_loss(task, 0.5)(z, labels, None) == (0.5 * total, count)
+    losses = (task.loss, scaled_loss(task, 0), scaled_loss(task, 0.5))
+    (total, count), none, half = jax.jit(lambda: [loss(z, labels, None) for loss in losses])()
+    assert none == (0, 0)
+    assert half == (0.5 * np.asarray(total), count)
 
 
 # The teachers.
@@ -182,7 +182,7 @@ def _said(path, batch, temperature):
     """What one run says of a batch, told by NumPy: `{task: (y, rows)}`."""
     run = open_run(path)
     model = run.experiment.model
-    z, _ = model(run.variables, batch["inputs"])
+    z, _ = jax.jit(model)(run.variables, batch["inputs"])
     rows = np.stack([batch["inputs"][name]["present"] for name in model.encoders]).any(0)
     kind = softmax(np.asarray(z["kind"]) / temperature)
     return {"kind": (kind, rows), "size": (np.asarray(z["size"])[:, 0] * 2 + 10, rows)}

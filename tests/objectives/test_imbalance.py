@@ -28,7 +28,7 @@ from mtmm_jax.training.step import ImbalanceState, TrainState, make_step
 from tests import toy
 from tests.training import small_run
 
-NAMES = ("image", "text", "audio")
+NAMES = ("image", "text", "table")
 M, B, C, D, STEPS = 3, 7, 4, 5, 10
 ON = Setting(M, C, D, STEPS)
 SGD = optax.sgd(1.0)
@@ -82,8 +82,8 @@ def _run(rule):
 
     memory, told = rule.init(), []
     for step, scene in enumerate(_scenes()):
-        memory, figures, term = one(memory, scene, jnp.int32(step))
-        told.append((figures, term, jax.device_get(memory)))
+        memory, figures, term = one(memory, scene, np.int32(step))
+        told.append(jax.device_get((figures, term, memory)))
     return told
 
 
@@ -200,13 +200,20 @@ def test_pmr_moves_features_only_through_the_probabilities():
     """The gradient is that of the loops' term with its coefficients held."""
     rule = pmr(ON, mu=1.0, entropy=1.0, **WHERE)
     first, second, *_ = _scenes()
-    memory = rule.react(rule.init(), rule.measure(rule.init(), first, 0, None)[0], 0).memory
+
+    @jax.jit
+    def remembered():
+        start = rule.init()
+        return rule.react(start, rule.measure(start, first, 0, None)[0], 0).memory
+
+    memory = remembered()
     prototypes = [{} for _ in range(M)]
     _move(prototypes, first, 0.9)
     coefficients = _pmr_step(second, prototypes, True, 1.0)[1]
     found = jax.jit(
         jax.grad(lambda z: rule.measure(memory, second._replace(features=z), 1, None)[1][0])
     )(second.features)
+    found = np.asarray(found)
 
     def term(features):
         """-c mean log p[y] where c > 0, c mean H(p) where c < 0."""
@@ -235,17 +242,21 @@ def test_pmr_moves_features_only_through_the_probabilities():
 def test_noise_is_of_each_gradients_own_size_and_of_the_steps_own_key():
     grads = {
         "encoders": {
-            "image": {"a": jnp.linspace(-3, 3, 4000), "b": jnp.full(9, 2.0)},
-            "text": {"a": jnp.linspace(-1, 1, 4000)},
+            "image": {"a": np.linspace(-3, 3, 4000), "b": np.full(9, 2.0)},
+            "text": {"a": np.linspace(-1, 1, 4000)},
         },
-        "heads": {"kind": jnp.ones(3)},
+        "heads": {"kind": np.ones(3)},
     }
-    verdict = Verdict((), {}, jnp.array([0.5, 1.0]), jnp.array(True))
+    grads = jax.tree.map(np.float32, grads)
 
-    def run(number, verdict=verdict):
+    @jax.jit
+    def run(number, noisy=None):
+        verdict = Verdict((), {}, jnp.array([0.5, 1.0]), noisy)
         return modulated(grads, ("image", "text"), verdict, jax.random.key(number))
 
-    one, again, other, never = run(0), run(0), run(1), run(0, verdict._replace(noisy=None))
+    one, again, other, never = jax.device_get(
+        [*(run(number, np.True_) for number in (0, 0, 1)), run(0)]
+    )
     noise = {}
     for name, factor in (("image", 0.5), ("text", 1.0)):
         old, new = grads["encoders"][name]["a"], one["encoders"][name]["a"]
@@ -262,7 +273,7 @@ def test_noise_is_of_each_gradients_own_size_and_of_the_steps_own_key():
 def test_blending_follows_generalisation():
     rng = np.random.default_rng(2)
     balancer = blending(4, members=[0, 2, 3], least=0.1)
-    state = balancer.init({"w": jnp.zeros(2)})
+    state = jax.jit(balancer.init)({"w": np.zeros(2, np.float32)})
     weigh, observe = jax.jit(balancer.rule.weigh), jax.jit(balancer.observe)
     weights, last = np.array([1 / 3, 1, 1 / 3, 1 / 3]), {}
     changed = 0
@@ -271,7 +282,7 @@ def test_blending_follows_generalisation():
         for _ in range(3):
             losses, present = rng.random(4), rng.random(4) < 0.8
             present[0] = True
-            used, rule = weigh(state.rule, Evidence(jnp.float32(losses), jnp.asarray(present)))
+            used, rule = weigh(state.rule, Evidence(np.float32(losses), present))
             state = state._replace(rule=rule)
             np.testing.assert_allclose(used, weights, rtol=1e-4)
             for k in np.flatnonzero(present):
@@ -294,7 +305,7 @@ def test_blending_follows_generalisation():
                 spare = share - floor * len(raw)
                 weights[k] = floor + spare * value / sum(raw.values())
             changed += 1
-        state = observe(state, jnp.float32(values))
+        state = observe(state, np.float32(values))
         np.testing.assert_allclose(weights[[0, 2, 3]].sum(), 1)
     assert changed >= 2
 
@@ -305,7 +316,7 @@ PARTS = {
     "encoders": {
         "image": {"kind": "image_mlp", "dropout": 0.0},
         "text": {"kind": "text_bag", "dropout": 0.0},
-        "audio": {"kind": "audio_mlp", "dropout": 0.0},
+        "table": {"kind": "table_mlp", "dropout": 0.0},
     },
     "width": 8,
 }
@@ -331,17 +342,19 @@ def _ready(kind):
         "params": params,
         "batch_stats": {},
         "optimizer": jax.device_get(SGD.init(params)),
-        "balancing": jax.device_get(balancer.init(params, model.shared_parameters)),
+        "balancing": jax.device_get(
+            jax.jit(lambda: balancer.init(params, model.shared_parameters))()
+        ),
     }
     if against is None:
         return built, None, balancer, TrainState(**parts)
-    memory = jax.device_get(against.init())
+    memory = jax.device_get(jax.jit(against.init)())
     return built, against, balancer, ImbalanceState(**parts, imbalance=memory)
 
 
 @functools.cache
-def _step(kind, devices=1, accumulate=1):
-    """The step for some devicesand these."""
+def _step(kind, *, devices, accumulate):
+    """The step for some devices, and these."""
     built, against, balancer, state = _ready(kind)
     step = make_step(built, balancer, SGD, seed=1, accumulate=accumulate, imbalance=against)
     if devices == "mesh":
@@ -358,7 +371,7 @@ def _step(kind, devices=1, accumulate=1):
 @functools.cache
 def _two_steps(kind, devices=1, accumulate=1):
     """After each of two steps: the state; and the figures."""
-    step, devices = _step(kind, devices, accumulate)
+    step, devices = _step(kind, devices=devices, accumulate=accumulate)
     state, out = parallel.replicate(_ready(kind)[-1], devices), []
     for seed in (5, 6):
         state, figures = step(state, toy.batch(8, seed=seed))
@@ -476,8 +489,8 @@ def test_the_second_gradient_of_sam_is_changed_too():
 def test_a_modality_that_the_batch_lacks_keeps_its_factor_and_its_memory(kind):
     state, _ = _two_steps(kind)[-1]
     batch = toy.batch(8, seed=7)
-    batch["inputs"]["audio"]["present"][:] = False
-    new, figures = _step(kind)[0](state, batch)
+    batch["inputs"]["table"]["present"][:] = False
+    new, figures = jax.device_get(_step(kind, devices=1, accumulate=1)[0](state, batch))
     assert figures["imbalance/coefficient"][2] == (0 if kind == "pmr" else 1)
     assert np.isnan(figures["imbalance/ratio"]).tolist() == [False, False, True]
     for old, now in zip(
@@ -485,7 +498,7 @@ def test_a_modality_that_the_batch_lacks_keeps_its_factor_and_its_memory(kind):
     ):
         np.testing.assert_array_equal(old[2], now[2])
         assert kind == "ogm_ge" or old.dtype == bool or (np.asarray(old[0] != now[0])).any()
-    own = lambda state: jax.device_get(state.params["encoders"]["audio"])  # noqa: E731
+    own = lambda state: jax.device_get(state.params["encoders"]["table"])  # noqa: E731
     jax.tree.map(np.testing.assert_array_equal, own(state), own(new))
     assert not figures["skipped"]
 
@@ -500,27 +513,26 @@ def test_probes_learn_and_teach_nothing():
         sums, _ = built.losses(predictions, batch)
         return sums[list(built.tasks).index("kind_image")]
 
-    gradient = jax.jit(jax.grad(loss))(state.params)
-    assert optax.tree.norm(gradient["encoders"]) == 0
-    assert optax.tree.norm(gradient["fusion"]) == 0
-    assert optax.tree.norm(gradient["heads"]["kind_image"]) > 0.01
+    gradient = jax.device_get(jax.jit(jax.grad(loss))(state.params))
+    norm = lambda tree: sum(np.square(leaf).sum() for leaf in jax.tree.leaves(tree)) ** 0.5  # noqa: E731
+    assert norm(gradient["encoders"]) == 0
+    assert norm(gradient["fusion"]) == 0
+    assert norm(gradient["heads"]["kind_image"]) > 0.01
     assert not toy.build({**TASKS, "kind": {**TASKS["kind"], "unimodal": True}}, **PARTS).probes
 
 
 UNIMODAL = {"kind": {"kind": "classification", "unimodal": True}, "size": {"kind": "regression"}}
 
 
-@pytest.mark.parametrize("method", ["mgda", "pcgrad"])
-def test_unimodal_losses_are_balanced_as_tasks(method):
+def test_unimodal_losses_are_balanced_as_tasks():
     """The idea of MMPareto: the encoders' direction is that of K gradients, theirs among them."""
-    built = toy.build(UNIMODAL, **PARTS)
-    heads = [f"kind_{name}" for name in NAMES]
-    assert list(built.tasks) == ["kind", *heads, "size"]
-    balancer, trainer = _balancing(method, built)
-    assert balancer.num_tasks == 5
+    few = {name: PARTS["encoders"][name] for name in ("text", "table")}
+    built = toy.build(UNIMODAL, encoders=few, width=4)
+    assert list(built.tasks) == ["kind", "kind_text", "kind_table", "size"]
+    balancer, trainer = _balancing("mgda", built)
+    assert balancer.num_tasks == 4
     split = built.split()
     params = toy.variables(built, toy.SPEC.example(2))["params"]
-    state = balancer.init(params, model.shared_parameters)
     args = ({}, toy.batch(8, holes=False), jax.random.key(1))
     balanced = balancing.value_and_grad(split, balancer, shared=model.shared_parameters, **trainer)
 
@@ -530,7 +542,7 @@ def test_unimodal_losses_are_balanced_as_tasks(method):
             sums, counts, _ = split(params, *args)
             return sums / counts
 
-        found = balanced(params, state, *args)
+        found = balanced(params, balancer.init(params, model.shared_parameters), *args)
         return found.grads, found.diagnostics["weights"], jax.jacrev(losses)(params)
 
     def shared_of(tree, *lead):
@@ -538,12 +550,12 @@ def test_unimodal_losses_are_balanced_as_tasks(method):
         return np.concatenate([np.reshape(leaf, (*lead, -1)) for leaf in leaves], -1)
 
     grads, weights, rows = jax.device_get(both(params))
-    direction, jacobian = shared_of(grads), shared_of(rows, 5)
+    direction, jacobian = shared_of(grads), shared_of(rows, 4)
     np.testing.assert_allclose(direction, weights @ jacobian, atol=1e-5)
-    assert (weights[1:4] > 0.01).all(), weights
-    assert (np.abs(jacobian[1:4]).max(1) > 0.01).all()
-    if method == "mgda":  # the shortest direction: no task, unimodal ones included, loses by it
-        assert (jacobian @ direction > 0.98 * direction @ direction).all()
+    assert (weights[1:3] > 0.01).all(), weights
+    assert (np.abs(jacobian[1:3]).max(1) > 0.01).all()
+    # The shortest direction: no task, unimodal ones included, loses by it.
+    assert (jacobian @ direction > 0.98 * direction @ direction).all()
 
 
 @pytest.mark.parametrize(
@@ -635,7 +647,8 @@ def run(monkeypatch):
 
 
 def test_a_run_remembers_its_prototypes_and_goes_on_exactly(run, tmp_path, monkeypatch):
-    experiment = training.assemble(_config("pmr"))
+    config = _config("pmr")
+    experiment = training.assemble({**config, "tasks": {"kind": UNIMODAL["kind"]}})
     with monkeypatch.context() as patched:
         patched.setattr(processes.Stop, "agreed", 15)
         with pytest.raises(processes.Interrupted):

@@ -1,7 +1,6 @@
 """Learning without labels: what is made of which rows, by whom, and that nothing else happens."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -47,8 +46,15 @@ def _term(built, name, target, predictions, batch):
         view = View({}, {}, {**predictions, name: z}, here, None, {target[0]: target[1]})
         return built.regularisers[target[0]][1].term(view)
 
-    (total, count), gradient = term(predictions[name]), jax.grad(lambda z: term(z)[0])
-    return float(total), float(count), np.asarray(gradient(predictions[name]))
+    found = jax.jit(jax.value_and_grad(term, has_aux=True))(predictions[name])
+    (total, count), gradient = jax.device_get(found)
+    return float(total), float(count), gradient
+
+
+def _share(built, name, predictions, entry):
+    """`(sum, count)` of the term `name`/used, which is a figure."""
+    term = built.regularisers[f"{name}/used"][1].term
+    return jax.jit(lambda: term(View({}, {}, predictions, {}, None, {name: entry})))()
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +62,7 @@ def asked():
     """The model, its variables, a batch with holes and NaN, what it says."""
     built, rows = build(), batch(32)
     variables = draw(built.shapes)
-    predictions, _ = built(variables, rows["inputs"])
+    predictions, _ = jax.jit(built)(variables, rows["inputs"])
     return built, variables, rows, jax.device_get(predictions)
 
 
@@ -66,7 +72,8 @@ def test_unlabelled_rows_that_are_sure_get_a_label(asked):
     model, make = semi.prepare(
         {"kind": "pseudo", "thresholds": limits, "alpha": 3.0, "warmup": 4}, built, PLAIN
     )
-    told = make(model)(variables, rows, jnp.int32(4))
+    targets = jax.jit(make(model))
+    told = jax.device_get(targets(variables, rows, np.int32(4)))
     assert set(told) == {"semi/kind", "semi/tags"}
     seen = rows["inputs"]["text"]["present"]
     free = {name: seen & ~rows["targets"][name]["present"] for name in limits}
@@ -88,23 +95,19 @@ def test_unlabelled_rows_that_are_sure_get_a_label(asked):
     np.testing.assert_allclose(total, -np.log(p["kind"].max(1))[used].sum(), rtol=1e-4)
     assert count == free["kind"].sum()
     assert not gradient[~used].any()
-    share, whole = model.regularisers["semi/kind/used"][1].term(
-        View({}, {}, z, {}, None, {"semi/kind": told["semi/kind"]})
-    )
+    share, whole = _share(model, "semi/kind", z, told["semi/kind"])
     assert (float(share), float(whole)) == (used.sum(), count)
-    share, _ = model.regularisers["semi/tags/used"][1].term(
-        View({}, {}, z, {}, None, {"semi/tags": told["semi/tags"]})
-    )
+    share, _ = _share(model, "semi/tags", z, told["semi/tags"])
     np.testing.assert_allclose(share, sure["tags"].mean(1)[free["tags"]].sum(), rtol=1e-6)
 
-    early = make(model)(variables, rows, jnp.int32(3))["semi/kind"]
+    early = jax.device_get(targets(variables, rows, np.int32(3)))["semi/kind"]
     assert _term(model, "kind", ("semi/kind", early), z, rows)[0] == 0
 
 
 def test_the_average_is_followed_as_the_ramp_says(asked):
     built, variables, rows, z = asked
     model, make = semi.prepare({"kind": "mean_teacher", "alpha": 6.0}, built, PLAIN)
-    told = make(model)(variables, rows, jnp.int32(5))
+    told = jax.device_get(jax.jit(make(model))(variables, rows, np.int32(5)))
     seen = rows["inputs"]["text"]["present"]
     assert set(told) == {"semi/kind", "semi/tags", "semi/size"}
     moved = {name: value + 0.5 * np.cos(np.arange(value.size)).reshape(value.shape)
@@ -128,7 +131,7 @@ def test_the_average_is_followed_as_the_ramp_says(asked):
 
 @pytest.mark.parametrize(("step", "expected"), [(0, np.exp(-5)), (5, np.exp(-1.25)), (20, 1.0)])
 def test_the_ramp(step, expected):
-    np.testing.assert_allclose(semi.ramped(jnp.int32(step), 10), expected, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(semi.ramped)(np.int32(step), 10.0), expected, rtol=1e-6)
 
 
 def test_modalities_follow_what_all_say_and_do_not_move_it():
@@ -259,7 +262,8 @@ def test_a_share_is_hidden_and_only_that_is_scored(modality, patch, cells):
         np.testing.assert_array_equal(after["mask"], before["mask"] & ~gone)
     task = built.tasks["again"]
     present = {"fused": before["present"]}
-    y, whole = (task.labels(b, present).y for b in (seen, rows))
+    labels = jax.jit(lambda *batches: [task.labels(b, present).y for b in batches])
+    y, whole = labels(seen, rows)
     assert (np.asarray(y["known"]) <= np.asarray(whole["known"])).all()
     known = np.asarray(y["known"]).reshape(8, *task.form)[before["present"]]
     if modality == "image":  # of 8 x 8 values, from 16 x 16 pixels

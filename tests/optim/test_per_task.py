@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -23,18 +22,28 @@ ROWS = np.random.default_rng(0).normal(size=(K, 6)).astype(np.float32)
 LOSSES = np.array([1.0, 2.0, 0.5], np.float32)
 
 
+ZEROS = {"x": np.zeros((K, 6), np.float32)}
+_gather = jax.jit(gather)
+
+
 def evidence(scale=1.0, losses=LOSSES, present=(True, True, True)):
-    rows = {"x": jnp.asarray(ROWS * np.reshape(scale, (-1, 1)), jnp.float32)}
-    return gather(jnp.asarray(losses, jnp.float32), jnp.asarray(present), rows)
+    rows = {"x": (ROWS * np.reshape(scale, (-1, 1))).astype(np.float32)}
+    return _gather(np.asarray(losses, np.float32), np.asarray(present), rows)
 
 
 def ask(balancer, *seen):
     """Weights and rates after each piece of evidence."""
-    state = balancer.rule.init({"x": jnp.zeros((K, 6))}, K)
+
+    @jax.jit
+    def weigh(state, one):
+        weights, state = balancer.rule.weigh(state, one)
+        return (weights, balancing.current_rates(state)), state
+
+    state = jax.jit(lambda: balancer.rule.init(ZEROS, K))()
     told = []
     for one in seen:
-        weights, state = balancer.rule.weigh(state, one)
-        told.append((np.asarray(weights), np.asarray(balancing.current_rates(state))))
+        found, state = weigh(state, one)
+        told.append(jax.device_get(found))
     return told
 
 
@@ -42,7 +51,7 @@ def ask(balancer, *seen):
 def test_fixed_rates_multiply_the_weights(method):
     inner = balancing.build(method, K)
     ((weights, rates),) = ask(per_task.pace(inner, RATES, NAMES), evidence())
-    plain, _ = inner.rule.weigh(inner.rule.init({"x": jnp.zeros((K, 6))}, K), evidence())
+    plain, _ = jax.jit(lambda one: inner.rule.weigh(inner.rule.init(ZEROS, K), one))(evidence())
     np.testing.assert_allclose(rates, VECTOR)
     np.testing.assert_allclose(weights, VECTOR * plain, rtol=1e-6)
     assert per_task.pace(inner, None, NAMES) is inner
@@ -97,17 +106,24 @@ def test_an_absent_task_is_as_if_deleted_and_nothing_becomes_nan(rates):
     )
     gone = ROWS.copy()
     gone[2] = np.nan
-    step = functools.partial(three.update, losses=jnp.asarray(LOSSES))
-    rows = {"x": jnp.asarray(gone)}
-    update, state = step(rows, three.init({"x": jnp.zeros(6)}))
-    update, state = step(rows, state)
-    small = two.init({"x": jnp.zeros(6)})
-    for _ in range(2):
-        kept, small = two.update({"x": rows["x"][:2]}, small, losses=jnp.asarray(LOSSES[:2]))
+
+    def twice(balancer, losses):
+        """Rows -> what two steps on them give."""
+
+        @jax.jit
+        def steps(rows):
+            state = balancer.init({"x": np.zeros(6, np.float32)})
+            _, state = balancer.update({"x": rows}, state, losses=losses)
+            return balancer.update({"x": rows}, state, losses=losses)
+
+        return steps
+
+    of_three = twice(three, LOSSES)
+    update, state = of_three(gone)
+    kept, _ = twice(two, LOSSES[:2])(gone[:2])
     np.testing.assert_allclose(update["x"], kept["x"], rtol=1e-5)
     assert state.task_weights[2] == 0
-    zero = {"x": jnp.zeros((K, 6))}
-    update, state = step(zero, three.init({"x": jnp.zeros(6)}))
+    update, state = of_three(ZEROS["x"])
     assert np.isfinite(jax.tree.leaves((update, state.task_weights))[0]).all()
     assert np.isfinite(balancing.current_rates(state)).all()
 
@@ -118,7 +134,8 @@ def test_an_absent_task_is_as_if_deleted_and_nothing_becomes_nan(rates):
 )
 def test_a_head_moves_by_its_rate_under_any_optimiser(kind, method):
     """One step from the same state, with and without rates; the trunk by `r_k w_k`."""
-    params, batch, names = small.params(), small.batch(), ("0", "1", "2")
+    params, batch = jax.device_get((small.params(), small.batch()))
+    names = ("0", "1", "2")
     moved = {}
     for name, rates in {"plain": {"0": 1.0}, "paced": {"0": 0.25}}.items():
         balancer = per_task.pace(balancing.build(method, K), rates, names)
@@ -142,7 +159,8 @@ def test_a_head_moves_by_its_rate_under_any_optimiser(kind, method):
             return updates, optimizers.evaluation_params(kept, params)
 
         moved[name], average = jax.jit(step)(params)
-        expected = jax.tree.map(jnp.add, params, moved[name])
+        moved[name] = jax.device_get(moved[name])
+        expected = jax.tree.map(np.add, params, moved[name])
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), average, expected)
     plain, paced = moved["plain"], moved["paced"]
     for k, factor in enumerate((0.25, 1.0, 1.0)):
@@ -173,8 +191,8 @@ def test_rates_that_cannot_be_are_refused():
 def test_the_wrapped_method_still_observes():
     inner = balancing.performance(K)
     balancer = pacing.paced(inner, 1.0)
-    state = balancer.init({"x": jnp.zeros(6)})
-    seen = balancer.observe(state, jnp.asarray([0.1, 0.5, 0.9]))
+    state = jax.jit(balancer.init)({"x": np.zeros(6, np.float32)})
+    seen = jax.jit(balancer.observe)(state, np.float32([0.1, 0.5, 0.9]))
     assert balancer.rule.observes == inner.rule.observes == "metrics"
     changed = jax.tree.map(lambda a, b: np.any(a != b), seen.rule.inner, state.rule.inner)
     assert any(jax.tree.leaves(changed))

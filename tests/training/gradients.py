@@ -56,12 +56,12 @@ def start(built, balancer):
     return TrainState(np.zeros((), np.int32), params, stats, optimizer, balancing)
 
 
-def steps(method, devices, *, accumulate=1, tasks=None, **changes):
+def steps(method, devices, *, accumulate=1, engine="auto", tasks=None, **changes):
     """The state before the first step, the devices, and the step."""
     built = toy.build(tasks or TASKS, **{**MODEL, **changes})
     balancer = balancing.build(method, len(built.tasks))
     state = start(built, balancer)
-    step = make_step(built, balancer, SGD, seed=3, accumulate=accumulate)
+    step = make_step(built, balancer, SGD, seed=3, accumulate=accumulate, engine=engine)
     if not isinstance(devices, int):
         devices = devices.resolve(state.params)
     state = parallel.replicate(state, devices)

@@ -1,21 +1,25 @@
 """Every balancing method trains the assembled model: one step, finite, all weights told."""
 
+import functools
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from mtmm_jax import balancing, training
+from mtmm_jax.model import shared_parameters
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.store import config as configs
 from mtmm_jax.training.experiment import _balancing
-from mtmm_jax.training.step import init_state, make_step
+from mtmm_jax.training.step import TrainState, make_step
 from tests import toy
 
-# A small model without convolutions: the methods differ in balancing, not in the encoders.
+# A small model without recurrence: the methods differ in balancing, not in the encoders.
 MODEL = {
     "width": 8,
-    "encoders": {"text": {"kind": "text_gru", "bidirectional": False}},
+    "encoders": {"text": {"kind": "text_bag", "dropout": 0.0}},
     "fusion": "concat",
 }
 TASKS = {
@@ -29,6 +33,31 @@ TASKS = {
 FAST = ("equal", "uncertainty", "famo", "cagrad", "gradvac", "moco", "modo")
 
 
+@functools.cache
+def _model():
+    built = toy.model.build(MODEL, TASKS, toy.SPEC)
+    return built, toy.variables(built, toy.SPEC.example(2))["params"]
+
+
+@functools.cache
+def _one_step(method, microbatches=1):
+    """`(state, new state, figures)` of one program: the first step of SGD."""
+    built, params = _model()
+    balancer, options = _balancing(method, built)
+    optimizer = optax.sgd(0.1)
+    step = make_step(built, balancer, optimizer, seed=0, accumulate=microbatches, **options)
+
+    @jax.jit
+    def run(params, batch):
+        rest = optimizer.init(params), balancer.init(params, shared_parameters)
+        state = TrainState(jnp.zeros((), jnp.int32), params, {}, *rest)
+        return state, *step(state, batch)
+
+    batch = toy.batch(8)
+    batch["inputs"] = {"text": batch["inputs"]["text"]}
+    return jax.device_get(run(params, batch))
+
+
 @pytest.mark.parametrize(
     "method",
     [
@@ -37,12 +66,7 @@ FAST = ("equal", "uncertainty", "famo", "cagrad", "gradvac", "moco", "modo")
     ],
 )
 def test_one_step_with_every_method(method):
-    built = toy.model.build(MODEL, TASKS, toy.SPEC)
-    balancer, options = _balancing(method, built)
-    optimizer = optax.sgd(0.1)
-    state = init_state(built, balancer, optimizer, seed=0)
-    step = jax.jit(make_step(built, balancer, optimizer, seed=0, **options))
-    new, figures = step(state, toy.batch(8))
+    state, new, figures = _one_step(method)
     assert np.isfinite(figures["losses"]).all()
     assert figures["weights"].shape == (3,)
     assert not figures["skipped"]
@@ -66,23 +90,15 @@ def test_forms_that_training_cannot_feed_are_refused():
     "method",
     [
         pytest.param("uncertainty", marks=pytest.mark.slow),
-        "pcgrad",
+        "cagrad",
         pytest.param("graddrop", marks=pytest.mark.slow),
     ],
 )
 def test_accumulation_trains_as_the_whole_batch_does(method):
-    """Without dropout and batch statistics, one SGD step over four microbatches is the same."""
-    built = toy.model.build(MODEL, TASKS, toy.SPEC)
-    balancer, options = _balancing(method, built)
-    optimizer = optax.sgd(0.1)
-    state, batch = init_state(built, balancer, optimizer, seed=0), toy.batch(8)
-    steps = [
-        jax.jit(make_step(built, balancer, optimizer, seed=0, accumulate=n, **options))
-        for n in (1, 4)
-    ]
-    (one, told), (four, also_told) = (step(state, batch) for step in steps)
+    """Without dropout and batch statistics, one SGD step over two microbatches is the same."""
+    (_, one, told), (_, two, also_told) = (_one_step(method, n) for n in (1, 2))
     close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5)  # noqa: E731
-    jax.tree.map(close, one.params, four.params)
+    jax.tree.map(close, one.params, two.params)
     jax.tree.map(close, told, also_told)
 
 

@@ -35,11 +35,22 @@ def config(devices=1, encoders=None, **sections):
     return {**plain, **sections}
 
 
+SHAPES = {}  # of a config, but for what it begins with: tracing a model is what costs here
+
+
 def experiment(tokenizer=None, **changes):
     made = training.assemble(config(**changes))
     if tokenizer is not None:
         assets = {"tokenizer.json": tokenizer.encode()}
         made = dataclasses.replace(made, source=dataclasses.replace(made.source, assets=assets))
+    return _with_known_shapes(made)
+
+
+def _with_known_shapes(made):
+    section = made.config.get("init_from") or {}
+    own = {**made.config, "init_from": section.get("freeze")}
+    key = json.dumps(own, sort_keys=True)
+    vars(made)["shapes"] = SHAPES[key] = SHAPES.get(key) or made.shapes
     return made
 
 
@@ -85,7 +96,8 @@ def load(made):
     state = jax.device_put(drawn(made, 1))
     if not isinstance(made.devices, int):
         state = made.devices.put(state)
-    return init_from.load(made, state, training.assemble)
+    assemble = lambda *args: _with_known_shapes(training.assemble(*args))  # noqa: E731
+    return init_from.load(made, state, assemble)
 
 
 def begun(section, **changes):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.special
 
 from mtmm_jax import training
 from mtmm_jax.inference import export, exported
@@ -52,26 +53,34 @@ def pair():
     return thin, plain, drawn(thin.model.shapes)
 
 
+@pytest.fixture(scope="module")
+def predict(pair):
+    """The predictions of both models, each compiled once: `thin, plain`."""
+    thin, plain, _ = pair
+    return tuple(jax.jit(lambda v, x, m=m: m(v, x)[0]) for m in (thin.model, plain.model))
+
+
 def test_kernels_of_any_rank_are_matrices_and_sums_are_those_of_numpy():
     flat = {path: np.zeros(shape, np.float32) for path, shape in SHAPES.items()}
     assert [lora.sides(path, shape) for path, shape in SHAPES.items()] == SIDES
     params = drawn(jax.tree.map(np.asarray, _nested(flat)))
     settings = lora.read({**LORA, "on": [r"encoders/.*/kernel", "fusion/.*"]})
-    own = lora.init(settings, jax.random.key(0), params)
+    own = jax.device_get(jax.jit(lambda p: lora.init(settings, jax.random.key(0), p))(params))
     assert not np.any([np.any(x) for path, x in flatten(own).items() if path.endswith("/b")])
     spread = {
         p: float(x.std()) * x.shape[0] ** 0.5 for p, x in flatten(own).items() if p[-1] == "a"
     }
     assert all(0.4 < s < 1.6 for s in spread.values()), spread
     thin = drawn(own, 1)
-    merged = flatten(lora.merge({**params, "lora": thin}, settings))
+    merge = jax.jit(lambda: lora.merge({**params, "lora": thin}, settings))
+    merged = flatten(jax.device_get(merge()))
     assert merged.keys() == flat.keys()
     for (path, shape), (rows, columns) in zip(SHAPES.items(), SIDES, strict=True):
         a, b = (flatten(thin)[f"{path}/{side}"] for side in "ab")
         assert (a.shape, b.shape) == ((rows, 2), (2, columns))
         expected = flatten(params)[path].reshape(rows, columns) + 4.0 / 2 * a @ b
         np.testing.assert_allclose(merged[path], expected.reshape(shape), atol=1e-6)
-    back = flatten(lora.unmerge(_nested(merged), thin, settings))
+    back = flatten(jax.jit(lora.unmerge, static_argnums=2)(_nested(merged), thin, settings))
     assert {path for path in back if path.startswith("lora/")}
     for path, value in flatten(params).items():
         np.testing.assert_allclose(back[path], value, atol=1e-6)
@@ -88,48 +97,54 @@ def test_heads_of_query_key_and_value_are_their_own_outputs():
     settings = lora.read(LORA)
     path = "encoders/text/attention/query/kernel"
     params = drawn(_nested({path: np.zeros((6, 2, 3), np.float32)}))
-    thin = drawn(lora.init(settings, jax.random.key(0), params), 1)
+    thin = jax.eval_shape(lambda: lora.init(settings, jax.random.key(0), params))
+    thin = drawn(thin, 1)
     x = np.random.default_rng(2).standard_normal((4, 6)).astype(np.float32)
-    merged = flatten(lora.merge({**params, "lora": thin}, settings))[path]
+    merged = flatten(jax.jit(lambda: lora.merge({**params, "lora": thin}, settings))())[path]
     a, b = (flatten(thin)[f"{path}/{side}"] for side in "ab")
     expected = np.einsum("nd,dhk->nhk", x, flatten(params)[path])
     expected += 2.0 * (x @ a @ b).reshape(4, 2, 3)
     np.testing.assert_allclose(np.einsum("nd,dhk->nhk", x, merged), expected, atol=1e-5)
 
 
-def test_it_begins_as_the_plain_model(pair):
-    thin, plain, _ = pair
+def test_it_begins_as_the_plain_model(pair, predict):
+    thin, _, variables = pair
     inputs = batch(thin)["inputs"]
-    variables = jax.jit(thin.model.init)(jax.random.key(0), thin.model.spec.example(2))
+    drawn = {room: tree for room, tree in variables["params"].items() if room != "lora"}
+    init = jax.jit(lambda params: lora.init(lora.read(LORA), jax.random.key(0), params))
+    variables = {**variables, "params": {**drawn, "lora": init(drawn)}}
     params = {room: tree for room, tree in variables["params"].items() if room != "lora"}
     assert set(variables["params"]) - set(params) == {"lora"}
-    told = [jax.jit(m)(v, inputs)[0] for m, v in [
-        (thin.model, variables), (plain.model, {**variables, "params": params})]]  # fmt: skip
-    jax.tree.map(np.testing.assert_array_equal, *told)
+    both = zip(predict, (variables, {**variables, "params": params}), strict=True)
+    jax.tree.map(np.testing.assert_array_equal, *(model(v, inputs) for model, v in both))
 
 
-def test_merged_computes_the_same(pair):
+def test_merged_computes_the_same(pair, predict):
     thin, plain, variables = pair
     inputs = batch(thin)["inputs"]
-    merged = {**variables, "params": lora.merge(variables["params"], lora.read(LORA))}
-    assert jax.tree.map(jnp.shape, merged) == jax.tree.map(jnp.shape, plain.model.shapes)
-    told, expected = (
-        jax.jit(plain.model)(merged, inputs)[0],
-        jax.jit(thin.model)(variables, inputs)[0],
-    )
+    merge = jax.jit(lambda params: lora.merge(params, lora.read(LORA)))
+    merged = {**variables, "params": merge(variables["params"])}
+    assert jax.tree.map(np.shape, merged) == jax.tree.map(np.shape, plain.model.shapes)
+    told, expected = predict[1](merged, inputs), predict[0](variables, inputs)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), told, expected)
     bare = {**variables, "params": {**variables["params"], "lora": {}}}
-    assert np.abs(jax.jit(plain.model)(bare, inputs)[0]["kind"] - told["kind"]).max() > 1e-2
+    gap = np.asarray(predict[1](bare, inputs)["kind"]) - np.asarray(told["kind"])
+    assert np.abs(gap).max() > 1e-2
 
 
 def test_only_thin_matrices_and_heads_move(pair):
-    thin, _, _ = pair
-    state = thin.init()
+    thin, _, variables = pair
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), thin.shapes)
+    own = jax.tree_util.tree_map_with_path(
+        lambda path, x: 0 * x if path[-1].key == "b" else x, variables["params"]["lora"]
+    )
+    state = zeros.replace(params={**variables["params"], "lora": own})  # as at the start: B is zero
     after, _ = jax.jit(lambda s, b: thin.step()(s, b, axis_name=None))(state, batch(thin))
+    state, after = jax.device_get((state, after))
     moved = {p for p, x in flatten(after.params).items() if np.any(x != flatten(state.params)[p])}
     assert moved >= {"heads/kind/out/kernel", "lora/encoders/text/hidden/kernel/b"}
     assert {path.split("/")[0] for path in moved} == {"heads", "lora"}
-    assert not any(p.endswith("/a") for p in moved if "/encoders/" in p)  # B was zero
+    assert not any(p.endswith("/a") for p in moved if "/encoders/" in p)
     labels = flatten(shared_parameters(state.params))
     assert labels["lora/encoders/text/hidden/kernel/a"] is True
     assert labels["lora/heads/kind/out/kernel/a"] is False
@@ -159,7 +174,7 @@ def test_a_task_has_its_own_where_its_kernels_are_its_own():
 
     before = flatten(variables["params"])
     for weights, task in zip(np.eye(len(TASKS), dtype=np.float32), made.model.tasks, strict=True):
-        after = flatten(step(variables["params"], weights))
+        after = flatten(jax.device_get(step(variables["params"], weights)))
         moved = {path for path in before if np.any(after[path] != before[path])}
         assert moved == {path for path in own if task in path}
 
@@ -175,12 +190,13 @@ def test_norms_may_learn_beside_it_and_frozen_rules_say_what_stays():
     assert lora.read({**LORA, "freeze": False}).frozen == ()
 
 
-def test_a_run_with_it_is_exported_merged(pair, tmp_path):
+def test_a_run_with_it_is_exported_merged(pair, predict, tmp_path):
     thin, plain, variables = pair
     run = Finished(Workdir(tmp_path), thin, 1, variables)
     small = exported.load(export.export_run(run, tmp_path / "thin.zip", rows=8, tasks=["kind"]))
     inputs = {k: dict(v) for k, v in batch(thin)["inputs"].items() if k == "text"}
-    expected = jax.nn.softmax(jax.jit(thin.model)(variables, inputs)[0]["kind"])
+    expected = predict[0](variables, inputs)["kind"]
+    expected = scipy.special.softmax(expected, axis=-1)
     np.testing.assert_allclose(small.predict(inputs)["kind"]["probability"], expected, atol=1e-5)
     whole = export.plain(plain.model, variables)[1]
     assert len(flatten(whole["params"])) > len(flatten(plain.model.shapes["params"]))
@@ -218,10 +234,9 @@ def test_adapters_begin_as_nothing_and_are_labelled_shared():
     params = variables["params"]
     assert flatten(params)["adapters/text/down/kernel"].shape == (8, 3)
     assert set(jax.tree.leaves(shared_parameters(params)["adapters"])) == {True}
-    start = flatten(
-        jax.jit(made.model.init)(jax.random.key(0), made.model.spec.example(2))["params"]
-    )
-    assert not start["adapters/audio/up/kernel"].any()
+    example = made.model.spec.example(2)
+    start = jax.jit(lambda: made.model.init(jax.random.key(0), example)["params"]["adapters"])()
+    assert not np.any(start["audio"]["up"]["kernel"])
     inputs = batch(made)["inputs"]
     bare = {**variables, "params": {r: t for r, t in params.items() if r != "adapters"}}
     expected = jax.jit(plain.model)(bare, inputs)[0]
@@ -250,7 +265,9 @@ def test_adapters_that_cannot_be_are_refused():
 def test_a_task_moves_nothing_that_another_reads():
     """`isolated`: adapters of tasks over frozen encoders and fusion."""
     isolated = training.load("isolated")
-    built = toy.build(sharing=isolated.model.sharing.to_dict(), fusion={"kind": "concat"})
+    encoders = {"image": "image_mlp", "text": "text_bag"}
+    sharing = isolated.model.sharing.to_dict()
+    built = toy.build(sharing=sharing, fusion={"kind": "concat"}, encoders=encoders)
     frozen = {"kind": "sgd", "learning_rate": 0.5, "freeze": list(isolated.optimizer.freeze)}
     optimizer, _ = optimizers.build(frozen, 10)
     variables = toy.variables(built, toy.SPEC.example(2))
