@@ -157,9 +157,13 @@ def replicate(state: Any, devices: Devices) -> Any:
         return state
     mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:devices]), (AXIS,))
     stacked = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
-    return jax.tree.map(
-        lambda x: jax.device_put(jnp.broadcast_to(x, (devices, *jnp.shape(x))), stacked), state
-    )
+
+    def copies(x: Any) -> jax.Array:
+        on_host = isinstance(x, np.ndarray | np.generic)  # then nothing is to be compiled
+        broadcast_to = np.broadcast_to if on_host else jnp.broadcast_to
+        return jax.device_put(broadcast_to(x, (devices, *np.shape(x))), stacked)
+
+    return jax.tree.map(copies, state)
 
 
 def first(state: Any, devices: Devices) -> Any:
