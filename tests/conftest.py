@@ -67,7 +67,16 @@ def pytest_collection_finish():
     gc.set_threshold(100_000, 20, 50)
 
 
-LONGEST = ("test_commands.py", "test_model.py", "test_processes.py", "test_methods.py")
+LONGEST = (
+    "test_commands.py",
+    "test_blocks.py",
+    "test_engines.py",
+    "test_explanation.py",
+    "test_recipes.py",
+    "test_intermediates.py",
+    "test_fusions.py",
+    "test_sweep.py",
+)
 
 
 def pytest_collection_modifyitems(items):

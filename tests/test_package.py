@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import mtmm_jax
 from mtmm_jax import moved
 
 _ROOM = Path(mtmm_jax.__file__).parent
+_PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 COMMANDS = [
     ".".join(("mtmm_jax", *path.relative_to(_ROOM).with_suffix("").parts))
     for path in sorted(_ROOM.rglob("*.py"))
@@ -80,6 +82,14 @@ def test_every_folder_of_code_is_a_package():
     root = Path(mtmm_jax.__file__).parent
     for folder in {path.parent for path in root.rglob("*.py")}:
         assert (folder / "__init__.py").exists(), folder
+
+
+@pytest.mark.parametrize(
+    "entry", tomllib.loads(_PROJECT.read_text())["project"]["scripts"].values()
+)
+def test_every_script_of_the_package_is_there(entry):
+    module, _, name = entry.partition(":")
+    assert callable(getattr(importlib.import_module(module), name))
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -240,7 +240,9 @@ def _print_table(rows: Sequence[dict]) -> None:
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m mtmm_jax.benchmarks.balancing",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--tasks", type=int, nargs="+", help=f"default: {TASKS}; --quick: 4 16")
