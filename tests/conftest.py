@@ -68,6 +68,7 @@ def pytest_collection_finish():
 
 
 LONGEST = (
+    "test_colabs.py",
     "test_commands.py",
     "test_blocks.py",
     "test_engines.py",

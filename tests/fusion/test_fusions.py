@@ -399,7 +399,7 @@ def test_half_precision_in_is_half_precision_through(label, modalities):
 
 
 @pytest.mark.slow
-@_three()
+@_three(without=OPTIONS)
 def test_compiled_is_as_written(label, modalities):
     suite = _suite(label, modalities)
     inputs = _inputs(label, modalities)
