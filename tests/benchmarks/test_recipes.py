@@ -164,9 +164,34 @@ def _tiny(name):
     return config
 
 
+def _features(name):
+    """What a config uses that no suite of its own trains: not its fusion, sharing or method."""
+    config = training.load(name)
+    entries = {"encoder": config.model.encoders, "task": config.tasks}
+    features = {
+        (part, entry.kind) for part, table in entries.items() for entry in table.values() if entry
+    }
+    heads = [task.head for task in config.tasks.values() if task and task.get("head")]
+    features |= {("head", head.kind) for head in heads}
+    features |= {(name, "on") for name, section in config.items() if section}
+    for part in ("data", "optimizer"):
+        features |= {(part, key) for key, value in config[part].items() if value}
+    return features | {("source", config.data.kind, config.data.get("scenario"))}
+
+
+def _cover(names):
+    """Few configs, the richest first, that use together every feature that one of them uses."""
+    features = {name: _features(name) for name in names}
+    left, chosen = set().union(*features.values()), []
+    while left:
+        chosen.append(max(sorted(names), key=lambda name: len(features[name] & left)))
+        left -= features[chosen[-1]]
+    return sorted(chosen)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(found()))
-def test_every_config_trains_two_steps(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", _cover(found()))
+def test_configs_that_cover_every_feature_train_two_steps(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if name == "video_folders":
         _clips(tmp_path / "clips")

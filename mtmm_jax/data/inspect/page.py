@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from mtmm_jax.batch import Batch, Target
-from mtmm_jax.data.inspect.parts import RENDERERS, answer, say
+from mtmm_jax.data.inspect.parts import RENDERERS, answer
 from mtmm_jax.data.pipeline.source import Source
+from mtmm_jax.markup import escape
 
 _BARS = 12  # classes with a bar each; more are shown on demand
 
@@ -100,9 +101,9 @@ def page(source: Source, card: Card, counted: Mapping[str, Counted], batch: Batc
     # Clips and plots need more room than a picture.
     wide = {"video", "audio", "table", "series"} & {m.kind for m in source.spec.modalities.values()}
     lead, _, rest = card.about.partition("\n")
-    given = f"<p class=faint>with <code>{say(json.dumps(card.config))}</code></p>"
+    given = f"<p class=faint>with <code>{escape(json.dumps(card.config))}</code></p>"
     parts = [
-        f"<h1>{say(card.name)}</h1><p class=lead>{say(lead)}</p>",
+        f"<h1>{escape(card.name)}</h1><p class=lead>{escape(lead)}</p>",
         given if card.config else "",
         _folded("Description and settings", rest.strip()),
         _folded("Data card", card.card.strip()),
@@ -110,7 +111,7 @@ def page(source: Source, card: Card, counted: Mapping[str, Counted], batch: Batc
         "<h2>Targets</h2><div class=stats>"
         + "".join(_stat(n, t, counted) for n, t in source.spec.targets.items())
         + "</div>",
-        f"<h2>{say(card.shown)}</h2><div class=examples>"
+        f"<h2>{escape(card.shown)}</h2><div class=examples>"
         + "".join(_example(source, batch, i) for i in range(len(batch["id"])))
         + "</div>",
     ]
@@ -118,17 +119,19 @@ def page(source: Source, card: Card, counted: Mapping[str, Counted], batch: Batc
     return (
         "<!doctype html><html lang=en><meta charset=utf-8>"
         "<meta name=viewport content='width=device-width'>"
-        f"<title>{say(card.name)}</title><style>{style}</style>{''.join(parts)}</html>\n"
+        f"<title>{escape(card.name)}</title><style>{style}</style>{''.join(parts)}</html>\n"
     )
 
 
 def _folded(title: str, text: str) -> str:
-    return f"<details><summary>{title}</summary><pre>{say(text)}</pre></details>" if text else ""
+    return f"<details><summary>{title}</summary><pre>{escape(text)}</pre></details>" if text else ""
 
 
 def _inputs(source: Source, counted: Mapping[str, Counted]) -> str:
     """A line for each modality, a column for each split: the share of examples that have it."""
-    head = "".join(f"<th class=n>{say(split)}<br>{c.total:,}</th>" for split, c in counted.items())
+    head = "".join(
+        f"<th class=n>{escape(split)}<br>{c.total:,}</th>" for split, c in counted.items()
+    )
     lines = []
     for name, m in source.spec.modalities.items():
         facts = [f"{m.vocabulary:,} token ids"] if m.vocabulary else []
@@ -137,7 +140,7 @@ def _inputs(source: Source, counted: Mapping[str, Counted]) -> str:
         shape = " × ".join("any" if n is None else f"{n:,}" for n in m.shape)
         cells = (name, m.kind, f"{m.dtype} {shape}", ", ".join(facts))
         shares = "".join(f"<td class=n>{c.present[name]:.1%}</td>" for c in counted.values())
-        lines.append("<tr>" + "".join(f"<td>{say(cell)}</td>" for cell in cells) + shares)
+        lines.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + shares)
     sample = max(c.sample for c in counted.values())
     note = f"Shares and figures are counted on up to {sample:,} examples of each split."
     titles = "<tr><th>modality<th>kind<th>one example<th>" + head
@@ -148,12 +151,12 @@ def _stat(name: str, target: Target, counted: Mapping[str, Counted]) -> str:
     shares = ", ".join(f"{split} {c.present[name]:.0%}" for split, c in counted.items())
     shares = "all" if all(c.present[name] == 1 for c in counted.values()) else shares
     what = f"{target.kind}, {len(target.classes)} classes" if target.classes else target.kind
-    body = f"<h3>{say(name)}</h3><div class=faint>{what}; labelled: {say(shares)}</div>"
+    body = f"<h3>{escape(name)}</h3><div class=faint>{what}; labelled: {escape(shares)}</div>"
     if target.kind in ("wave", "mask", "path"):
         return f"<div class=stat>{body}</div>"
     if target.kind in ("number", "tokens"):
         lines = "".join(
-            f"<tr><td>{say(split)}<td class=n>{_figure(y.mean())}<td class=n>{_figure(y.std())}"
+            f"<tr><td>{escape(split)}<td class=n>{_figure(y.mean())}<td class=n>{_figure(y.std())}"
             f"<td class=n>{_figure(y.min())}<td class=n>{_figure(y.max())}"
             for split, c in counted.items()
             if len(y := np.asarray(c.figures[name], np.float64))
@@ -167,15 +170,16 @@ def _stat(name: str, target: Target, counted: Mapping[str, Counted]) -> str:
     share = each.sum(0) / (each.sum() or 1) if target.kind == "boxes" else each.mean(0)
     order = range(len(share)) if len(share) <= _BARS else np.argsort(-share, kind="stable")
     widest = max(float(share.max()), 1e-9)
+    names = [escape(name) for name in target.classes]
     bars = [
-        f"<div class=bar><span title='{say(target.classes[c])}'>{say(target.classes[c])}</span>"
+        f"<div class=bar><span title='{names[c]}'>{names[c]}</span>"
         f"<i style='width:{100 * share[c] / widest:.1f}%'></i><b>{share[c]:.1%}</b></div>"
         for c in order
     ]
     more = f"<details><summary>{len(bars) - _BARS} more</summary>{''.join(bars[_BARS:])}</details>"
     of = f"share of the boxes of {split}, {each.sum(1).mean():.2g} in an example"
     of = of if target.kind == "boxes" else f"share of {split}"
-    body += f"<div class=faint>{say(of)}</div>{''.join(bars[:_BARS])}"
+    body += f"<div class=faint>{escape(of)}</div>{''.join(bars[:_BARS])}"
     return f"<div class=stat>{body}{more if len(bars) > _BARS else ''}</div>"
 
 
@@ -194,7 +198,7 @@ def _example(source: Source, batch: Batch, i: int) -> str:
             mask = entry["mask"][i] if "mask" in entry else None
             shown = RENDERERS[modality.kind](source, batch, i, name, entry["x"][i], mask)
         kind = "" if name == modality.kind else modality.kind
-        label = f"<div class=label><span>{say(name)}</span><span>{kind}</span></div>"
+        label = f"<div class=label><span>{escape(name)}</span><span>{kind}</span></div>"
         parts.append(f"<div class=input>{label}{shown}</div>")
     answers = []
     for name, target in source.spec.targets.items():
@@ -203,8 +207,8 @@ def _example(source: Source, batch: Batch, i: int) -> str:
         if entry is not None and entry["present"][i]:
             said = answer(source, batch, i, name, target)
         wide = " class=wide" if target.kind in ("boxes", "labels", "tokens", "wave", "path") else ""
-        answers.append(f"<dt{wide}>{say(name)}</dt><dd{wide}>{said}</dd>")
+        answers.append(f"<dt{wide}>{escape(name)}</dt><dd{wide}>{said}</dd>")
     return (
-        f"<div class=example><h3>{say(described)}</h3>{''.join(parts)}"
+        f"<div class=example><h3>{escape(described)}</h3>{''.join(parts)}"
         f"<dl>{''.join(answers)}</dl></div>"
     )
