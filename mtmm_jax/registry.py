@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+from mtmm_jax.ranges import hints_of, is_section, located
 
 
 class ConfigError(ValueError):
@@ -27,6 +31,39 @@ def choose(value: Any, choices: Iterable[str], where: str, what: str = "value") 
     close = difflib.get_close_matches(str(value), choices, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     raise ConfigError(f"{where}: unknown {what} {value!r}{hint}; choices: {', '.join(choices)}")
+
+
+def check(value: Any, hint: Any, where: str) -> Any:
+    """Returns `value` if it is what a hint of `ranges` wants, else raises a `ConfigError`."""
+    if (found := located(value, hint)) is not None:
+        at, part, wanted = found
+        shown = repr(part) if len(repr(part)) <= 80 else f"{repr(part)[:77]}..."
+        close = difflib.get_close_matches(str(part), re.findall(r"'(.*?)'", wanted), n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise ConfigError(f"{where}{at}: {shown} is not {wanted}{hint}")
+    return value
+
+
+def check_fields(module: Any, where: str) -> None:
+    """Checks every field of a dataclass against its hint: a part that is built without a config."""
+    for name, hint in hints_of(type(module)).items():
+        if name not in ("name", "parent", "scope") and hasattr(module, name):
+            check(getattr(module, name), hint, f"{where}.{name}")
+
+
+def checked(constructor: Callable[..., Any], where: str) -> Callable[..., Any]:
+    """The constructor, whose arguments are checked by their hints however it is called."""
+    signature = inspect.signature(constructor)
+
+    @functools.wraps(constructor)
+    def build_checked(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs).arguments
+        hints = hints_of(constructor)
+        for name, value in given.items():
+            check(value, hints.get(name, Any), f"{where}.{name}")
+        return constructor(*args, **kwargs)
+
+    return build_checked
 
 
 def whole_number(value: Any, where: str, least: int = 1) -> int:
@@ -64,7 +101,7 @@ def section_of(section: Any, settings: type, where: str, like: str) -> dict[str,
     Raises:
         ConfigError: for what is no section, an unknown key, or one that is missing.
     """
-    if not isinstance(section, Mapping):
+    if not is_section(section):
         raise ConfigError(f"{where}: {section!r} is not a section such as {like}")
     fields = {field.name: field for field in dataclasses.fields(settings)}
     for key in section:
@@ -73,6 +110,9 @@ def section_of(section: Any, settings: type, where: str, like: str) -> dict[str,
     needed = [name for name, f in fields.items() if (f.default, f.default_factory) == free]
     if missing := [name for name in needed if name not in section]:
         raise ConfigError(f"{where}: needs {', '.join(missing)}")
+    hints = hints_of(settings)
+    for key, value in section.items():
+        check(value, hints.get(key, Any), f"{where}.{key}")
     return dict(section)
 
 
@@ -86,8 +126,10 @@ def parameters(constructor: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     }
 
 
-def entry_of(spec: str | Mapping[str, Any]) -> dict[str, Any]:
+def entry_of(spec: str | Mapping[str, Any], where: str = "config") -> dict[str, Any]:
     """A config's entry as a dict of its own: `"mean"` is short for `{"kind": "mean"}`."""
+    if not isinstance(spec, str) and not is_section(spec):
+        raise ConfigError(f"{where}: {spec!r} is neither a name nor a section with `kind`")
     return {"kind": spec} if isinstance(spec, str) else dict(spec)
 
 
@@ -113,7 +155,7 @@ def build(
         ConfigError: for an unknown kind or hyper-parameter, or a missing one.
     """
     context = {"where": where, **context}
-    hyper = entry_of(spec)
+    hyper = entry_of(spec, where)
     if "kind" not in hyper:
         raise ConfigError(f"{where}: needs a `kind`; choices: {', '.join(sorted(table))}")
     kind = choose(hyper.pop("kind"), table, f"{where}.kind", "kind")
@@ -124,6 +166,9 @@ def build(
     for key in hyper:
         if not open_ended:
             choose(key, offered, f"{where}.{key}", f"hyper-parameter of {kind}")
+    hints = hints_of(constructor)
+    for key, value in hyper.items():
+        check(value, hints.get(key, Any), f"{where}.{key}")
     given = {key: value for key, value in context.items() if key in accepted}
     missing = [
         key

@@ -88,7 +88,7 @@ from mtmm_jax.balancing.trainer import (
 )
 from mtmm_jax.balancing.wrappers import WRAPPERS, shared_by_path, with_auxiliary_losses
 from mtmm_jax.registry import build as build_entry
-from mtmm_jax.registry import entry_of
+from mtmm_jax.registry import checked, entry_of
 
 METHODS: dict[str, Callable[..., Balancer]] = {
     "equal": losses.equal,
@@ -127,6 +127,8 @@ METHODS: dict[str, Callable[..., Balancer]] = {
     "conflict_free": gramian.conflict_free,
     "trimmed_mean": jacobian.trimmed_mean,
 }
+
+METHODS = {name: checked(method, f"balancing.{name}") for name, method in METHODS.items()}
 
 
 def build(spec: str | Mapping[str, Any], num_tasks: int) -> Balancer:

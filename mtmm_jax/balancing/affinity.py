@@ -26,6 +26,7 @@ from mtmm_jax.balancing.base import (
 )
 from mtmm_jax.balancing.cut import EngineOptions, tally
 from mtmm_jax.balancing.engines import cheaper_gradients
+from mtmm_jax.ranges import Decay, NonNegative
 from mtmm_jax.registry import ConfigError
 
 
@@ -231,8 +232,8 @@ class AffinityState(NamedTuple):
 
 def affinity(
     num_tasks: int,
-    importance: float | Sequence[float] = 1.0,
-    decay: float = 0.9,
+    importance: NonNegative | Sequence[NonNegative] = 1.0,
+    decay: Decay = 0.9,
     matrix: Sequence[Sequence[float]] | None = None,
 ) -> Balancer:
     """Weights from importance and task affinity: `w = affinity_weights(importance, A)`, A the

@@ -8,6 +8,7 @@ gets by one backward pass).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +25,10 @@ from mtmm_jax.balancing.base import (
     stateless,
     task_vector,
 )
-from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.ranges import Count, Natural, NonNegative, Positive
+from mtmm_jax.registry import ConfigError
 
-Preference = float | Sequence[float] | None
+Preference = NonNegative | Sequence[NonNegative] | None
 
 
 def memoryless(num_tasks: int, weights_of: Callable[[Array, Array], Array]) -> Balancer:
@@ -65,7 +67,7 @@ def mgda(num_tasks: int) -> Balancer:
     return memoryless(num_tasks, solvers.min_norm_point)
 
 
-def pcgrad(num_tasks: int, seed: int = 0) -> Balancer:
+def pcgrad(num_tasks: int, seed: Natural = 0) -> Balancer:
     """PCGrad: each `g_i`, in random order over `j != i`, loses its component along a conflicting
     `g_j`: if `<g_j, c_i> < 0` then `c_i -= <g_j, c_i> / ||g_j||^2 g_j`; the update is `sum_i c_i`.
 
@@ -118,7 +120,9 @@ def pcgrad_weights(gramian: Array, present: Array, orders: Array) -> Array:
     return coefficients.sum(0)
 
 
-def cagrad(num_tasks: int, c: float = 0.5, rescale: str = "none") -> Balancer:
+def cagrad(
+    num_tasks: int, c: NonNegative = 0.5, rescale: Literal["none", "1+c", "1+c2"] = "none"
+) -> Balancer:
     """CAGrad: `max_d min_k <g_k, d>` within `||d - g_0|| <= c ||g_0||`, `g_0` the mean gradient:
     `w* = argmin over the simplex of w^T G 1/K + c ||g_0|| ||g_w||`,
     `v = g_0 + c ||g_0|| g_w / ||g_w||`.
@@ -133,9 +137,6 @@ def cagrad(num_tasks: int, c: float = 0.5, rescale: str = "none") -> Balancer:
         c: the radius; 0 is the mean, large values approach MGDA's direction.
         rescale: `"none"`, `"1+c"` or `"1+c2"`: divide by `1 + c` or `1 + c^2`.
     """
-    choose(rescale, ("none", "1+c", "1+c2"), "cagrad.rescale")
-    if c < 0:
-        raise ConfigError(f"cagrad.c: {c}; it is a radius and must be >= 0")
     divisor = {"none": 1.0, "1+c": 1 + c, "1+c2": 1 + c**2}[rescale]
 
     def weights_of(gramian: Array, mask: Array) -> Array:
@@ -152,7 +153,7 @@ def cagrad(num_tasks: int, c: float = 0.5, rescale: str = "none") -> Balancer:
     return memoryless(num_tasks, weights_of)
 
 
-def nash(num_tasks: int, max_norm: float = 1.0) -> Balancer:
+def nash(num_tasks: int, max_norm: NonNegative = 1.0) -> Balancer:
     """Nash-MTL: the Nash bargaining solution, `G a = 1/a` elementwise; `v = J^T a`.
 
     `||v||^2 = K` always; `max_norm` clips that. A task with zero gradient gets weight 0.
@@ -177,7 +178,7 @@ def nash(num_tasks: int, max_norm: float = 1.0) -> Balancer:
     return memoryless(num_tasks, weights_of)
 
 
-def fairgrad(num_tasks: int, alpha: float = 1.0) -> Balancer:
+def fairgrad(num_tasks: int, alpha: Positive = 1.0) -> Balancer:
     """FairGrad: alpha-fair utilities of the tasks' descent rates, `G w = w^(-1/alpha)`.
 
     alpha = 1 is Nash's proportional fairness; larger values approach max-min fairness.
@@ -191,18 +192,16 @@ def fairgrad(num_tasks: int, alpha: float = 1.0) -> Balancer:
         num_tasks: K.
         alpha: > 0.
     """
-    if alpha <= 0:
-        raise ConfigError(f"fairgrad.alpha: {alpha}; must be > 0")
     return memoryless(num_tasks, lambda g, m: solvers.power_fixed_point(g, float(alpha), m))
 
 
-def _regularised(gramian: Array, mask: Array, reg: float) -> Array:
+def _regularised(gramian: Array, mask: Array, reg: NonNegative) -> Array:
     """`G / trace(G) + reg I` over the tasks that count."""
     trace = jnp.trace(gramian)
     return gramian / jnp.where(trace > 0, trace, 1) + reg * jnp.diag(mask.astype(gramian.dtype))
 
 
-def upgrad(num_tasks: int, reg: float = 1e-4, preference: Preference = None) -> Balancer:
+def upgrad(num_tasks: int, reg: NonNegative = 1e-4, preference: Preference = None) -> Balancer:
     """UPGrad: every (preferred) gradient projected onto the dual cone of all, then summed:
     `w = sum_i argmin_{v >= u_i e_i} v^T G v`.
 
@@ -228,7 +227,7 @@ def upgrad(num_tasks: int, reg: float = 1e-4, preference: Preference = None) -> 
     return memoryless(num_tasks, weights_of)
 
 
-def dualproj(num_tasks: int, reg: float = 1e-4, preference: Preference = None) -> Balancer:
+def dualproj(num_tasks: int, reg: NonNegative = 1e-4, preference: Preference = None) -> Balancer:
     """DualProj: the mean gradient projected onto the dual cone: `argmin_{v >= u} v^T G v`.
 
     Paper: Lopez-Paz & Ranzato, NeurIPS 2017 (GEM).
@@ -280,7 +279,9 @@ def imtl_g(num_tasks: int) -> Balancer:
     return memoryless(num_tasks, weights_of)
 
 
-def aligned_mtl(num_tasks: int, scale: str = "min", preference: Preference = None) -> Balancer:
+def aligned_mtl(
+    num_tasks: int, scale: Literal["min", "median", "rmse"] = "min", preference: Preference = None
+) -> Balancer:
     """Aligned-MTL: principal components of the gradient matrix made equally long:
     `G = V L V^T`, `w = sqrt(lambda_s) V L^(-1/2) V^T u`.
 
@@ -294,7 +295,6 @@ def aligned_mtl(num_tasks: int, scale: str = "min", preference: Preference = Non
         scale: lambda_s: the `"min"`, (lower) `"median"` or mean (`"rmse"`) nonzero eigenvalue.
         preference: u, one number or K of them; `1/K` by default.
     """
-    choose(scale, ("min", "median", "rmse"), "aligned_mtl.scale")
     preferred = preference_of(preference, num_tasks, "aligned_mtl.preference")
 
     def weights_of(gramian: Array, mask: Array) -> Array:
@@ -342,7 +342,7 @@ def conflict_free(num_tasks: int) -> Balancer:
     return memoryless(num_tasks, weights_of)
 
 
-def krum(num_tasks: int, num_faulty: int = 0, num_selected: int = 1) -> Balancer:
+def krum(num_tasks: int, num_faulty: Natural = 0, num_selected: Count = 1) -> Balancer:
     """Krum: the mean of the gradients with the least sum of distances to their
     `n - num_faulty - 2` nearest neighbours (at least one neighbour).
 
@@ -356,7 +356,7 @@ def krum(num_tasks: int, num_faulty: int = 0, num_selected: int = 1) -> Balancer
         num_faulty: how many gradients may be arbitrary.
         num_selected: how many are averaged.
     """
-    if num_faulty < 0 or not 1 <= num_selected <= num_tasks:
+    if num_selected > num_tasks:
         raise ConfigError(
             f"krum: num_faulty={num_faulty}, num_selected={num_selected} of {num_tasks} tasks"
         )

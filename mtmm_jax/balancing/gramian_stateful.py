@@ -20,7 +20,7 @@ from mtmm_jax.balancing.base import (
     select_tasks,
 )
 from mtmm_jax.balancing.losses import Learned, learned_init, learned_step
-from mtmm_jax.registry import ConfigError
+from mtmm_jax.ranges import Count, Decay, NonNegative, Positive
 
 
 def restrict(weights: Array, present: Array) -> Array:
@@ -44,7 +44,7 @@ class GradNormState(NamedTuple):
     seen: Array
 
 
-def gradnorm(num_tasks: int, alpha: float = 1.5, learning_rate: float = 0.025) -> Balancer:
+def gradnorm(num_tasks: int, alpha: NonNegative = 1.5, learning_rate: Positive = 0.025) -> Balancer:
     """GradNorm: weights under gradient descent on `sum_k |w_k ||g_k|| - target_k|`,
     `target_k = mean_j(w_j ||g_j||) r_k^alpha` held constant, `r_k = (L_k / L_k0) / mean`;
     renormalised to sum K.
@@ -91,7 +91,7 @@ def _simplex_init(rows: Rows, num_tasks: int) -> Array:
     return jnp.full((num_tasks,), 1 / num_tasks, rule_dtype(rows))
 
 
-def modo(num_tasks: int, gamma: float = 0.1, rho: float = 0.1) -> Balancer:
+def modo(num_tasks: int, gamma: Positive = 0.1, rho: NonNegative = 0.1) -> Balancer:
     """MoDo: one projected step per iteration on two independent samples,
     `w <- simplex(w - gamma (J1 J2^T w + rho w))`; `v = J^T w`.
 
@@ -120,10 +120,10 @@ def modo(num_tasks: int, gamma: float = 0.1, rho: float = 0.1) -> Balancer:
 
 def sdmgrad(
     num_tasks: int,
-    lam: float = 0.3,
-    learning_rate: float = 10.0,
-    momentum: float = 0.5,
-    iterations: int = 20,
+    lam: NonNegative = 0.3,
+    learning_rate: Positive = 10.0,
+    momentum: Decay = 0.5,
+    iterations: Count = 20,
 ) -> Balancer:
     """SDMGrad: direction-oriented stochastic MGDA: SGD on `1/2 w^T J1 J2^T w + lam w^T J1 g_0`
     over the simplex, `v = J^T (w + lam 1/K) / (1 + lam)`.
@@ -164,7 +164,7 @@ def sdmgrad(
     return Balancer(Rule("gramian", _simplex_init, weigh, second_sample=True), num_tasks)
 
 
-def learned(num_tasks: int, learning_rate: float = 0.1, held_out: bool = True) -> Balancer:
+def learned(num_tasks: int, learning_rate: Positive = 0.1, held_out: bool = True) -> Balancer:
     """Weights learned by back-propagation through one look-ahead step: the held-out loss
     `sum_j L_j(theta - eta J1^T w)` falls along `d/dw = -eta J1 J2^T 1`, so
     `w <- simplex(w + learning_rate J1 J2^T 1 / scale)`.
@@ -202,7 +202,9 @@ class PcdState(NamedTuple):
     count: Array
 
 
-def pcd(num_tasks: int, tau: float = 0.02, decay: float = 0.999, reg: float = 0.0) -> Balancer:
+def pcd(
+    num_tasks: int, tau: Positive = 0.02, decay: Decay = 0.999, reg: NonNegative = 0.0
+) -> Balancer:
     """PCD: stay as close to the main task as the others allow: with unit gradients
     `u_k = g_k / n_k`, `min ||d - u_1||^2` such that `<u_k, d> >= tau ||u_k||^2`, then d is given
     the length of `g_1`. n_k are running means of the norms. The first present task is the main one.
@@ -218,8 +220,6 @@ def pcd(num_tasks: int, tau: float = 0.02, decay: float = 0.999, reg: float = 0.
         decay: of the running norms.
         reg: added to the diagonal of the unit gradients' Gramian.
     """
-    if not 0 <= decay < 1:
-        raise ConfigError(f"pcd.decay: {decay}; must be in [0, 1)")
 
     def init(rows: Rows, num_tasks: int) -> PcdState:
         return PcdState(

@@ -6,7 +6,7 @@ in memory, and as much again for those that average them.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,8 @@ from mtmm_jax.balancing.base import (
 from mtmm_jax.balancing.gramian import random_orders
 from mtmm_jax.balancing.gramian_stateful import restrict, write_back
 from mtmm_jax.balancing.wrappers import grouped
-from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.ranges import Cosine, Decay, Natural, NonNegative, Positive, Share
+from mtmm_jax.registry import ConfigError
 
 
 def _buffers(rows: Rows) -> Rows:
@@ -56,7 +57,7 @@ def _known(buffers: Rows, grads: Rows) -> Rows:
     return {path: buffers[path] for path in grads}
 
 
-def graddrop(num_tasks: int, leak: float = 0.0, seed: int = 0) -> Balancer:
+def graddrop(num_tasks: int, leak: Share = 0.0, seed: Natural = 0) -> Balancer:
     """GradDrop: at each coordinate keep one sign only, by chance: `P = 1/2 (1 + sum g / sum |g|)`,
     `U ~ U(0, 1)`; keep `g > 0` where `P > U` and `g < 0` where `P < U`.
 
@@ -70,8 +71,6 @@ def graddrop(num_tasks: int, leak: float = 0.0, seed: int = 0) -> Balancer:
         leak: the share of the dropped part that is kept, 0 to 1.
         seed: of the draws.
     """
-    if not 0 <= leak <= 1:
-        raise ConfigError(f"graddrop.leak: {leak}; must be in [0, 1]")
 
     def weigh(state: RandomState, evidence: Evidence) -> tuple[Rows, RandomState]:
         key, state = random_next(state)
@@ -94,7 +93,7 @@ def drop_signs(grads: Array, draws: Array, leak: float = 0.0) -> Array:
     return jnp.sum(jnp.where(keep, g, leak * g), axis=0).astype(grads.dtype)
 
 
-def trimmed_mean(num_tasks: int, trim: int = 1) -> Balancer:
+def trimmed_mean(num_tasks: int, trim: Natural = 1) -> Balancer:
     """Trimmed mean: at each coordinate drop the `trim` largest and smallest values, average the
     rest (with few tasks, as many as leave one).
 
@@ -107,8 +106,6 @@ def trimmed_mean(num_tasks: int, trim: int = 1) -> Balancer:
         num_tasks: K.
         trim: how many at each end.
     """
-    if trim < 0:
-        raise ConfigError(f"trimmed_mean.trim: {trim}; must be >= 0")
 
     def weigh(state: tuple[()], evidence: Evidence) -> tuple[Rows, tuple[()]]:
         count = evidence.present.sum()
@@ -139,11 +136,11 @@ class MocoState(NamedTuple):
 
 def moco(
     num_tasks: int,
-    beta: float = 0.5,
-    gamma: float = 0.1,
-    rho: float = 0.0,
-    sigma: float = 0.5,
-    projection: str = "softmax",
+    beta: Positive = 0.5,
+    gamma: Positive = 0.1,
+    rho: NonNegative = 0.0,
+    sigma: Share = 0.5,
+    projection: Literal["softmax", "simplex"] = "softmax",
 ) -> Balancer:
     """MoCo: tracked gradients `y <- y - b_t (y - L g / ||g||)`, weights by one step on
     `Y Y^T + rho I`, `v = Y^T lambda`; `b_t = beta / t^sigma`, step `gamma / t^sigma`.
@@ -160,7 +157,6 @@ def moco(
         sigma: how the rates fall; 0 keeps them.
         projection: back to the simplex by `"softmax"` (as in its code) or `"simplex"`.
     """
-    choose(projection, ("softmax", "simplex"), "moco.projection")
 
     def init(rows: Rows, num_tasks: int) -> MocoState:
         return MocoState(
@@ -212,7 +208,7 @@ class DbMtlState(NamedTuple):
     count: Array
 
 
-def db_mtl(num_tasks: int, beta: float = 0.9, sigma: float = 0.0) -> Balancer:
+def db_mtl(num_tasks: int, beta: Decay = 0.9, sigma: Share = 0.0) -> Balancer:
     """DB-MTL: gradients of `log L_k`, averaged over steps, brought to the largest norm:
     `v = sum_k (max_j ||m_j|| / ||m_k||) m_k`, `m <- b m + (1 - b) grad log L`, `b = beta/t^sigma`.
 
@@ -263,7 +259,7 @@ class ExcessState(NamedTuple):
     seen: Array
 
 
-def excess_mtl(num_tasks: int, step: float = 1.0) -> Balancer:
+def excess_mtl(num_tasks: int, step: Positive = 1.0) -> Balancer:
     """ExcessMTL: weights follow the estimated excess risk:
     `S += g^2`, `e = sum g^2 / sqrt(S + 1e-7)`, `w ~ w exp(step e / e_0)`.
 
@@ -325,10 +321,10 @@ class GradVacState(NamedTuple):
 
 def gradvac(
     num_tasks: int,
-    beta: float = 0.5,
-    target: float = 0.0,
-    groups: str = "whole",
-    seed: int = 0,
+    beta: Share = 0.5,
+    target: Cosine = 0.0,
+    groups: Literal["whole", "layer", "matrix"] = "whole",
+    seed: Natural = 0,
 ) -> Balancer:
     """GradVac: as PCGrad, but where `phi = cos(c_i, g_j)` falls below the target `rho_ij`:
     `c_i += ||c_i|| (rho sqrt(1 - phi^2) - phi sqrt(1 - rho^2)) / (||g_j|| sqrt(1 - rho^2)) g_j`,
@@ -346,9 +342,6 @@ def gradvac(
         groups: `"whole"` model, each `"layer"` (all leaves of one module) or each `"matrix"`.
         seed: of the random orders.
     """
-    choose(groups, ("whole", "layer", "matrix"), "gradvac.groups")
-    if not -1 < target < 1:
-        raise ConfigError(f"gradvac.target: {target}; must be in (-1, 1)")
 
     def init(rows: Rows, num_tasks: int) -> GradVacState:
         rho = jnp.full((num_tasks, num_tasks), target, rule_dtype(rows))

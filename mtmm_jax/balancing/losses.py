@@ -6,7 +6,7 @@ Costs of all of them: one weighted backward pass, whatever K is; and O(K) arithm
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from mtmm_jax.balancing.base import (
     stateless,
     task_vector,
 )
-from mtmm_jax.registry import ConfigError
+from mtmm_jax.ranges import Natural, NonNegative, Positive, Real
 
 _TINY = 1e-20
 
@@ -53,7 +53,7 @@ def learned_step(
     return select_tasks(present, moved, learned)
 
 
-def equal(num_tasks: int, reduction: str = "mean") -> Balancer:
+def equal(num_tasks: int, reduction: Literal["mean", "sum"] = "mean") -> Balancer:
     """Equal weights: `w_k = 1/K` (over the present tasks) or, with `reduction="sum"`, `w_k = 1`.
 
     Cost: one backward pass.
@@ -64,8 +64,6 @@ def equal(num_tasks: int, reduction: str = "mean") -> Balancer:
         num_tasks: K.
         reduction: `"mean"` or `"sum"`.
     """
-    if reduction not in ("mean", "sum"):
-        raise ConfigError(f"equal.reduction: {reduction!r}; choices: mean, sum")
 
     def weigh(state: tuple[()], evidence: Evidence) -> tuple[Array, tuple[()]]:
         present, dtype = evidence.present, evidence.losses.dtype
@@ -75,7 +73,7 @@ def equal(num_tasks: int, reduction: str = "mean") -> Balancer:
     return Balancer(Rule("losses", stateless, weigh), num_tasks)
 
 
-def static(num_tasks: int, weights: float | Sequence[float] = 1.0) -> Balancer:
+def static(num_tasks: int, weights: NonNegative | Sequence[NonNegative] = 1.0) -> Balancer:
     """Fixed weights: `w_k` as given.
 
     Cost: one backward pass.
@@ -116,7 +114,7 @@ def _with_learned_scales(
     return Balancer(Rule("losses", init, weigh), num_tasks)
 
 
-def uncertainty(num_tasks: int, learning_rate: float = 1e-2, init: float = 0.0) -> Balancer:
+def uncertainty(num_tasks: int, learning_rate: Positive = 1e-2, init: Real = 0.0) -> Balancer:
     """Homoscedastic uncertainty: minimise `sum_k 1/2 e^{-s_k} L_k + 1/2 s_k`, `s_k` learned.
 
     The weights are `1/2 e^{-s_k}`; `s` lives in this rule's state under its own Adam, so weight
@@ -141,7 +139,7 @@ def uncertainty(num_tasks: int, learning_rate: float = 1e-2, init: float = 0.0) 
     )
 
 
-def imtl_l(num_tasks: int, learning_rate: float = 1e-2, init: float = 0.0) -> Balancer:
+def imtl_l(num_tasks: int, learning_rate: Positive = 1e-2, init: Real = 0.0) -> Balancer:
     """IMTL-L: minimise `sum_k e^{s_k} L_k - s_k`, `s_k` learned: scaled losses of equal size.
 
     `s` lives in this rule's state under its own Adam; an absent task's `s_k` stands still.
@@ -200,7 +198,9 @@ def gls(num_tasks: int) -> Balancer:
 
 
 def cosmos(
-    num_tasks: int, preference: float | Sequence[float] | None = None, penalty: float = 1.0
+    num_tasks: int,
+    preference: NonNegative | Sequence[NonNegative] | None = None,
+    penalty: NonNegative = 1.0,
 ) -> Balancer:
     """COSMOS: `r . L - lambda cos(r, L)`, for a preference ray r.
 
@@ -227,9 +227,9 @@ def cosmos(
 
 def pbi(
     num_tasks: int,
-    preference: float | Sequence[float] | None = None,
-    theta: float = 5.0,
-    ideal: float | Sequence[float] = 0.0,
+    preference: NonNegative | Sequence[NonNegative] | None = None,
+    theta: NonNegative = 5.0,
+    ideal: Real | Sequence[Real] = 0.0,
 ) -> Balancer:
     """Penalty-based boundary intersection: `d1 + theta ||(L - z*) - d1 r||`, `d1 = (L - z*) . r`,
     r the unit preference, z* the ideal point.
@@ -268,10 +268,10 @@ class StchState(NamedTuple):
 
 def stch(
     num_tasks: int,
-    mu: float = 1.0,
-    warmup: int = 100,
-    preference: float | Sequence[float] = 1.0,
-    ideal: float | Sequence[float] = 0.0,
+    mu: Positive = 1.0,
+    warmup: Natural = 100,
+    preference: NonNegative | Sequence[NonNegative] = 1.0,
+    ideal: Real | Sequence[Real] = 0.0,
 ) -> Balancer:
     """Smooth Tchebycheff: `mu logsumexp(lambda (L / nadir - z*) / mu)`, nadir the mean loss over a
     warm-up with `sum log L`.
@@ -288,8 +288,6 @@ def stch(
         preference: lambda.
         ideal: z*, in units of the nadir.
     """
-    if mu <= 0 or warmup < 0:
-        raise ConfigError(f"stch: mu={mu} must be > 0 and warmup={warmup} >= 0")
     ray = task_vector(preference, num_tasks, "stch.preference")
     best = task_vector(ideal, num_tasks, "stch.ideal")
 

@@ -6,7 +6,7 @@ Costs of all of them: one weighted backward pass, whatever K is; and O(K) arithm
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,10 +26,11 @@ from mtmm_jax.balancing.base import (
     task_vector,
 )
 from mtmm_jax.balancing.losses import Learned, learned_init, learned_step
-from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.ranges import Decay, Natural, NonNegative, Positive, Real
+from mtmm_jax.registry import ConfigError
 
 
-def rlw(num_tasks: int, seed: int = 0) -> Balancer:
+def rlw(num_tasks: int, seed: Natural = 0) -> Balancer:
     """Random loss weighting: `w = softmax(N(0, 1))`, drawn anew at each step.
 
     Paper: Lin et al., TMLR 2022.
@@ -60,7 +61,7 @@ class DwaState(NamedTuple):
     step: Array
 
 
-def dwa(num_tasks: int, temperature: float = 2.0, epoch: int = 100) -> Balancer:
+def dwa(num_tasks: int, temperature: Positive = 2.0, epoch: Natural = 100) -> Balancer:
     """Dynamic weight averaging: `w = K softmax(r / T)`, `r_k = mean L_k(e-1) / mean L_k(e-2)`;
     ones for the first two epochs.
 
@@ -75,8 +76,6 @@ def dwa(num_tasks: int, temperature: float = 2.0, epoch: int = 100) -> Balancer:
         temperature: T; large is equal weights.
         epoch: steps in an epoch; 0: epochs end with `observe`.
     """
-    if temperature <= 0 or epoch < 0:
-        raise ConfigError(f"dwa: temperature={temperature} must be > 0 and epoch={epoch} >= 0")
 
     def init(rows: Rows, num_tasks: int) -> DwaState:
         zeros = jnp.zeros((num_tasks,), rule_dtype(rows))
@@ -129,10 +128,10 @@ class FamoState(NamedTuple):
 
 def famo(
     num_tasks: int,
-    learning_rate: float = 0.025,
-    weight_decay: float = 1e-3,
-    minimum: float | Sequence[float] = 0.0,
-    after: str = "next",
+    learning_rate: Positive = 0.025,
+    weight_decay: NonNegative = 1e-3,
+    minimum: Real | Sequence[Real] = 0.0,
+    after: Literal["next", "same"] = "next",
 ) -> Balancer:
     """FAMO: equal rates of decrease of the log losses. With `z = softmax(xi)`, `D = L - b`,
     `w_k = (z_k / D_k) / sum_j (z_j / D_j)`; after the step xi follows
@@ -153,7 +152,6 @@ def famo(
         minimum: b, a lower bound of each loss.
         after: `"next"` or `"same"`.
     """
-    choose(after, ("next", "same"), "famo.after")
     floor = task_vector(minimum, num_tasks, "famo.minimum")
     inner = optax.chain(optax.add_decayed_weights(weight_decay), optax.adam(learning_rate))
 
@@ -194,11 +192,11 @@ def famo(
 
 def performance(
     num_tasks: int,
-    reference: float | Sequence[float] = 1.0,
-    favour: str = "better",
+    reference: Real | Sequence[Real] = 1.0,
+    favour: Literal["better", "worse", "focal"] = "better",
     higher_is_better: bool | Sequence[bool] = True,
-    gamma: float = 1.0,
-    decay: float = 0.0,
+    gamma: NonNegative = 1.0,
+    decay: Decay = 0.0,
 ) -> Balancer:
     """Weights from validation metrics relative to their references, `r_k = metric / reference`
     (inverted where lower is better): `w_k = n r_k / sum r`, n the number of present tasks.
@@ -219,7 +217,6 @@ def performance(
         gamma: focusing exponent of `"focal"`.
         decay: r follows the metrics as an average with this decay; 0 takes the last one.
     """
-    choose(favour, ("better", "worse", "focal"), "performance.favour")
     references = task_vector(reference, num_tasks, "performance.reference")
     flags = (higher_is_better,) * num_tasks if isinstance(higher_is_better, bool) else None
     higher = tuple(higher_is_better) if flags is None else flags
@@ -274,7 +271,7 @@ class BlendingState(NamedTuple):
     known: Array
 
 
-def blending(num_tasks: int, members: Sequence[int], least: float = 0.05) -> Balancer:
+def blending(num_tasks: int, members: Sequence[Natural], least: Decay = 0.05) -> Balancer:
     """Gradient blending: `w_k ~ G_k / O_k^2` over some of the losses, of which they sum to 1.
 
     Between two validations G_k is the fall of the validation loss and O_k the growth of its gap to

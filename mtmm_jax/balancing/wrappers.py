@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,8 @@ from mtmm_jax.balancing.base import (
     scale_rows,
     weighted_gradient,
 )
-from mtmm_jax.registry import ConfigError, choose, whole_number
+from mtmm_jax.ranges import Count, Decay, Natural
+from mtmm_jax.registry import ConfigError, checked, choose, whole_number
 
 
 def shared_by_path(pattern: str) -> Callable[[PyTree], PyTree]:
@@ -70,7 +71,7 @@ class NormalisedState(NamedTuple):
     inner: PyTree
 
 
-def normalised(inner: Balancer, by: str = "l2") -> Balancer:
+def normalised(inner: Balancer, by: Literal["none", "l2", "loss", "loss+"] = "l2") -> Balancer:
     """Balances `g_k / s_k` in place of `g_k`: s = `"l2"` norm, `"loss"`, or `"loss+"`, their
     product. (`"none"` changes nothing.) The norms are those of the engine: at the cut, or of the
     shared parameters.
@@ -79,7 +80,6 @@ def normalised(inner: Balancer, by: str = "l2") -> Balancer:
         inner: the balancer that sees normalised gradients.
         by: the scale.
     """
-    choose(by, ("none", "l2", "loss", "loss+"), "normalised.by")
     rule = inner.rule
     if rule.needs == "losses" and by in ("l2", "loss+"):
         raise ConfigError(f"normalised.by: {by!r} needs gradients, the method losses only")
@@ -126,7 +126,7 @@ class SmoothedState(NamedTuple):
     seen: Array
 
 
-def smoothed(inner: Balancer, decay: float = 0.9) -> Balancer:
+def smoothed(inner: Balancer, decay: Decay = 0.9) -> Balancer:
     """CR-MOGM: averages the weights over steps, `w <- a w + (1 - a) w_new`, which is what makes
     stochastic weightings converge (Zhou et al., NeurIPS 2022). A task's first weight counts fully.
 
@@ -135,8 +135,6 @@ def smoothed(inner: Balancer, decay: float = 0.9) -> Balancer:
         decay: a.
     """
     rule = inner.rule
-    if not 0 <= decay < 1:
-        raise ConfigError(f"smoothed.decay: {decay}; must be in [0, 1)")
 
     def init(rows: Rows, num_tasks: int) -> SmoothedState:
         zeros = jnp.zeros((num_tasks,), rule_dtype(rows))
@@ -163,7 +161,7 @@ class EveryState(NamedTuple):
     step: Array
 
 
-def every(inner: Balancer, steps: int = 10) -> Balancer:
+def every(inner: Balancer, steps: Count = 10) -> Balancer:
     """Applies the method every `steps` steps and keeps its weights in between (sooner if a task
     appears that they were not made for). Saves the solver, not the gradients.
 
@@ -172,8 +170,8 @@ def every(inner: Balancer, steps: int = 10) -> Balancer:
         steps: the interval.
     """
     rule = inner.rule
-    if steps < 1 or rule.needs == "jacobian":
-        raise ConfigError(f"every: steps={steps} must be >= 1 and the method must return weights")
+    if rule.needs == "jacobian":
+        raise ConfigError("every: the method must return weights")
 
     def init(rows: Rows, num_tasks: int) -> EveryState:
         return EveryState(
@@ -206,7 +204,7 @@ class WarmupState(NamedTuple):
     step: Array
 
 
-def warmed_up(inner: Balancer, steps: int = 100) -> Balancer:
+def warmed_up(inner: Balancer, steps: Natural = 100) -> Balancer:
     """Equal weights for the first `steps` steps, during which the method's state stands still.
 
     Args:
@@ -214,8 +212,6 @@ def warmed_up(inner: Balancer, steps: int = 100) -> Balancer:
         steps: how long.
     """
     rule = inner.rule
-    if steps < 0:
-        raise ConfigError(f"warmed_up.steps: {steps}; must be >= 0")
 
     def init(rows: Rows, num_tasks: int) -> WarmupState:
         return WarmupState(rule.init(rows, num_tasks), jnp.zeros((), jnp.int32))
@@ -361,9 +357,6 @@ def _with_ones(weights: Array, present: Array) -> Array:
 
 
 WRAPPERS: dict[str, Callable[..., Balancer]] = {
-    "normalised": normalised,
-    "smoothed": smoothed,
-    "grouped": grouped,
-    "every": every,
-    "warmed_up": warmed_up,
+    rule.__name__: checked(rule, f"balancing.{rule.__name__}")
+    for rule in (normalised, smoothed, grouped, every, warmed_up)
 }

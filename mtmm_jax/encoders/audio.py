@@ -17,6 +17,7 @@ from mtmm_jax.encoders.encoder import Encoder, MLPEncoder
 from mtmm_jax.encoders.sequence import TransformerEncoder
 from mtmm_jax.layers import NORMS, cells, fill_up, patches, sinusoid
 from mtmm_jax.layers.spectrogram import log_mel
+from mtmm_jax.ranges import LayersOrZero, Positive, Size, SizeOrZero
 from mtmm_jax.registry import ConfigError, choose
 
 # preset -> channels of the stride-2 convolutions
@@ -82,12 +83,12 @@ class LogMelCNN(Encoder):
         cut: how many convolutions belong to the first half of the body.
     """
 
-    rate: float = 16_000.0
+    rate: Positive = 16_000.0
     modality: str = "audio"
     preset: str = "tiny"
-    mels: int = 40
+    mels: Size = 40
     norm: str = "batch"
-    cut: int = 2
+    cut: LayersOrZero = 2
 
     accepts = staticmethod(_accepts)
 
@@ -151,11 +152,11 @@ class TransformerAudio(TransformerEncoder):
         frames, bands: of a patch.
     """
 
-    rate: float = 16_000.0
+    rate: Positive = 16_000.0
     modality: str = "audio"
-    mels: int = 40
-    frames: int = 4
-    bands: int = 10
+    mels: Size = 40
+    frames: Size = 4
+    bands: Size = 10
 
     accepts = staticmethod(_accepts)
 
@@ -188,10 +189,10 @@ class MLPAudio(MLPEncoder):
         context: neighbours on each side that are read with a frame.
     """
 
-    rate: float = 16_000.0
+    rate: Positive = 16_000.0
     modality: str = "audio"
-    mels: int = 40
-    context: int = 5
+    mels: Size = 40
+    context: SizeOrZero = 5
 
     accepts = staticmethod(_accepts)
 

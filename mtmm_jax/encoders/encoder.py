@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens
 from mtmm_jax.layers import Dropout, gelu
-from mtmm_jax.registry import choose
+from mtmm_jax.ranges import Decay, Dtype, Size
+from mtmm_jax.registry import check, choose
 
 DTYPES = ("float32", "bfloat16")
 MLPS = {"tiny": 128, "small": 512}  # preset -> hidden width
@@ -27,8 +28,8 @@ class Encoder(nn.Module):
             always float32, so that fusion can stand between any two of them.
     """
 
-    width: int
-    dtype: str = "float32"
+    width: Size
+    dtype: Dtype = "float32"
 
     def __post_init__(self) -> None:
         if not getattr(self, "projected", True):
@@ -42,7 +43,7 @@ class Encoder(nn.Module):
 
     @property
     def precision(self) -> Any:
-        return jnp.dtype(choose(self.dtype, DTYPES, "encoder.dtype", "dtype"))
+        return jnp.dtype(check(self.dtype, Dtype, "encoder.dtype"))
 
     def projection(self) -> Callable[[jax.Array], jax.Array]:
         """The last layer, `features -> width`, in float32; none if the encoder is not `projected`:
@@ -82,7 +83,7 @@ class MLPEncoder(Encoder):
     """
 
     preset: str = "tiny"
-    dropout: float = 0.1
+    dropout: Decay = 0.1
 
     def setup(self) -> None:
         inner = MLPS[choose(self.preset, MLPS, "mlp.preset", "preset")]

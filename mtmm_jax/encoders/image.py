@@ -15,6 +15,7 @@ import numpy as np
 from mtmm_jax.batch import Modality, Tokens
 from mtmm_jax.encoders.encoder import Encoder, MLPEncoder
 from mtmm_jax.layers import NORMS, cells, convolve
+from mtmm_jax.ranges import LayersOrZero, Size
 from mtmm_jax.registry import ConfigError, choose
 
 # preset -> blocks a stage, channels a stage
@@ -62,7 +63,7 @@ class _Block(nn.Module):
     times the channels (He et al. 2016)."""
 
     channels: int
-    stride: int
+    stride: Size
     norm: str
     bottleneck: bool = False
     dtype: Any = jnp.float32
@@ -105,7 +106,7 @@ class ResNet(Encoder):
     preset: str = "tiny"
     stem_kind: str = "small"
     norm: str = "batch"
-    cut: int = 2
+    cut: LayersOrZero = 2
     pixels: str = "plain"
     projected: bool = True
 
@@ -181,7 +182,7 @@ class CNN(Encoder):
     modality: str = "image"
     preset: str = "tiny"
     norm: str = "none"
-    cut: int = 1
+    cut: LayersOrZero = 1
     pixels: str = "plain"
     projected: bool = True
 

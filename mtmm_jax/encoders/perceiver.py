@@ -14,6 +14,7 @@ from mtmm_jax.encoders.sequence import TransformerEncoder
 from mtmm_jax.encoders.vit import divided
 from mtmm_jax.layers import cells, fill_up, fourier, patches
 from mtmm_jax.layers.latents import CrossBlock, Latents
+from mtmm_jax.ranges import Positive, Size, SizeOrZero
 
 # the dimensions of a kind's `x`, with the batch; a waveform and a table are told by their rate
 _DIMENSIONS = {"image": 4, "text": 2, "audio": 2, "video": 5, "table": 2, "series": 3}
@@ -40,13 +41,13 @@ class Perceiver(TransformerEncoder):
         fourier_bands: sines and cosines of each coordinate.
     """
 
-    vocabulary: int | None = None
+    vocabulary: SizeOrZero | None = None
     modality: str = "any"
-    rate: float | None = None
-    latents: int = 16
-    patch: int = 4
-    samples: int = 64
-    fourier_bands: int = 16
+    rate: Positive | None = None
+    latents: Size = 16
+    patch: Size = 4
+    samples: Size = 64
+    fourier_bands: Size = 16
 
     @staticmethod
     def accepts(modality: Modality) -> bool:

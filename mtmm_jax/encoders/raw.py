@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from mtmm_jax.batch import Modality, Tokens
 from mtmm_jax.encoders.encoder import Encoder, mask_of
+from mtmm_jax.ranges import Size, SizeOrZero
 
 
 class Raw(Encoder):
@@ -26,8 +27,8 @@ class Raw(Encoder):
     """
 
     modality: str = "raw"
-    vocabulary: int = 0
-    embedding: int = 16
+    vocabulary: SizeOrZero = 0
+    embedding: Size = 16
 
     @staticmethod
     def accepts(modality: Modality) -> bool:

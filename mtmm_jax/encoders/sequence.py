@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from mtmm_jax.batch import Tokens
 from mtmm_jax.encoders.encoder import Encoder
 from mtmm_jax.layers import GRU, LayerNorm, TransformerBlock
+from mtmm_jax.ranges import Decay, LayersOrZero
 from mtmm_jax.registry import choose
 
 # preset -> layers, width, heads
@@ -41,8 +42,8 @@ class TransformerEncoder(Encoder):
     """
 
     preset: str = "tiny"
-    dropout: float = 0.1
-    cut: int = 1
+    dropout: Decay = 0.1
+    cut: LayersOrZero = 1
     remat: bool | str = False
     scan: bool = False
 

@@ -14,6 +14,7 @@ from mtmm_jax.batch import Modality, Tokens
 from mtmm_jax.encoders.encoder import Encoder, mask_of
 from mtmm_jax.encoders.sequence import GRUEncoder, TransformerEncoder
 from mtmm_jax.layers import NORMS, sinusoid
+from mtmm_jax.ranges import LayersOrZero, Positive, Size
 from mtmm_jax.registry import choose
 
 # preset -> channels of the convolutions
@@ -39,7 +40,7 @@ class GRUSeries(GRUEncoder):
     """
 
     modality: str = "series"
-    rate: float | None = None
+    rate: Positive | None = None
 
     accepts = staticmethod(_accepts)
 
@@ -64,7 +65,7 @@ class TransformerSeries(TransformerEncoder):
     """
 
     modality: str = "series"
-    rate: float | None = None
+    rate: Positive | None = None
 
     accepts = staticmethod(_accepts)
 
@@ -97,12 +98,12 @@ class Conv1D(Encoder):
     """
 
     modality: str = "series"
-    rate: float | None = None
+    rate: Positive | None = None
     preset: str = "tiny"
-    kernel: int | None = None
-    stride: int | None = None
+    kernel: Size | None = None
+    stride: Size | None = None
     norm: str = "batch"
-    cut: int = 1
+    cut: LayersOrZero = 1
     projected: bool = True
 
     @staticmethod

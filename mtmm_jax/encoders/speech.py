@@ -15,6 +15,7 @@ from mtmm_jax.encoders.encoder import Encoder
 from mtmm_jax.layers import GRU, NORMS, Dropout, LayerNorm
 from mtmm_jax.layers.spec_augment import SpecAugment
 from mtmm_jax.layers.spectrogram import log_mel, sizes
+from mtmm_jax.ranges import Decay, LayersOrZero, Positive, Size
 from mtmm_jax.registry import choose
 
 # preset -> layers, width of one direction
@@ -40,17 +41,17 @@ class LogMelGRU(Encoder):
         cut: how many layers belong to the first half of the body, besides the convolution.
     """
 
-    rate: float = 16_000.0
+    rate: Positive = 16_000.0
     modality: str = "audio"
     preset: str = "small"
-    mels: int = 40
-    window: float = 0.025
-    hop: float = 0.01
-    stride: int = 2
+    mels: Size = 40
+    window: Positive = 0.025
+    hop: Positive = 0.01
+    stride: Size = 2
     norm: str = "batch"
-    dropout: float = 0.2
+    dropout: Decay = 0.2
     spec_augment: bool = True
-    cut: int = 1
+    cut: LayersOrZero = 1
 
     @staticmethod
     def accepts(modality: Modality) -> bool:

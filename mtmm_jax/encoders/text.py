@@ -13,7 +13,8 @@ from mtmm_jax.batch import Modality, Tokens
 from mtmm_jax.encoders.encoder import Encoder, mask_of
 from mtmm_jax.encoders.sequence import GRUEncoder, TransformerEncoder
 from mtmm_jax.layers import Dropout, LayerNorm, TransformerBlock, sinusoid
-from mtmm_jax.registry import ConfigError, choose, whole_number
+from mtmm_jax.ranges import Decay, Size, SizeOrZero
+from mtmm_jax.registry import ConfigError, choose
 
 BAGS = {"tiny": 128, "small": 512}
 # preset -> layers, width, heads; the hidden layers are four times as wide
@@ -44,9 +45,9 @@ class TransformerText(TransformerEncoder):
         word_dropout: zeroes whole token embeddings in training.
     """
 
-    vocabulary: int = 0
+    vocabulary: SizeOrZero = 0
     modality: str = "text"
-    word_dropout: float = 0.0
+    word_dropout: Decay = 0.0
 
     accepts = staticmethod(_accepts)
 
@@ -82,12 +83,12 @@ class Bert(TransformerEncoder):
         projected: whether a linear map to `width` ends it; else the width is the preset's.
     """
 
-    vocabulary: int = 0
+    vocabulary: SizeOrZero = 0
     modality: str = "text"
-    length: int = 512
-    types: int = 2
-    separator: int | None = None
-    word_dropout: float = 0.0
+    length: Size = 512
+    types: Size = 2
+    separator: SizeOrZero | None = None
+    word_dropout: Decay = 0.0
     projected: bool = True
 
     presets: ClassVar[Mapping[str, tuple[int, ...]]] = BERTS
@@ -151,17 +152,15 @@ class GRUText(GRUEncoder):
         embedding_width: of the embeddings; None: as wide as the GRU.
     """
 
-    vocabulary: int = 0
+    vocabulary: SizeOrZero = 0
     modality: str = "text"
-    word_dropout: float = 0.0
-    embedding_width: int | None = None
+    word_dropout: Decay = 0.0
+    embedding_width: Size | None = None
 
     accepts = staticmethod(_accepts)
 
     def setup(self) -> None:
         super().setup()
-        if self.embedding_width is not None:
-            whole_number(self.embedding_width, "text_gru.embedding_width")
         self.embedding = nn.Embed(self.vocabulary, self.embedding_width or self.size)
         self.forget = Dropout(self.word_dropout)
 
@@ -182,11 +181,11 @@ class BagText(Encoder):
         dropout: rate on the mean.
     """
 
-    vocabulary: int = 0
+    vocabulary: SizeOrZero = 0
     modality: str = "text"
     preset: str = "tiny"
-    word_dropout: float = 0.0
-    dropout: float = 0.1
+    word_dropout: Decay = 0.0
+    dropout: Decay = 0.1
 
     accepts = staticmethod(_accepts)
 

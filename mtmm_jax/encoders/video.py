@@ -15,6 +15,7 @@ from mtmm_jax.encoders.image import CNN, MLPImage, ResNet
 from mtmm_jax.encoders.sequence import GRUEncoder, MeanEncoder, TransformerEncoder
 from mtmm_jax.encoders.vit import ViT
 from mtmm_jax.layers import sinusoid
+from mtmm_jax.ranges import Positive, Size
 from mtmm_jax.registry import ConfigError
 
 FRAMES = {"cnn": CNN, "resnet": ResNet, "vit": ViT, "image_mlp": MLPImage}
@@ -38,9 +39,9 @@ class VideoFrames(Encoder):
     """
 
     modality: str = "video"
-    rate: float | None = None
+    rate: Positive | None = None
     frame: str | Mapping[str, Any] = "cnn"
-    frame_width: int = 128
+    frame_width: Size = 128
     temporal: str | Mapping[str, Any] = "gru"
     projected: bool = True
 

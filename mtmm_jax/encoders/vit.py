@@ -14,6 +14,7 @@ from mtmm_jax.encoders.encoder import mask_of
 from mtmm_jax.encoders.image import accepts_images, image_tokens
 from mtmm_jax.encoders.sequence import TransformerEncoder
 from mtmm_jax.layers import cells, fill_up, patches, sinusoid
+from mtmm_jax.ranges import Positive, Size, SizeOrZero
 from mtmm_jax.registry import ConfigError, choose
 
 # preset -> layers, width, heads; small and base are ViT-S and ViT-B
@@ -44,9 +45,9 @@ class ViT(TransformerEncoder):
     """
 
     modality: str = "image"
-    patch: int = 8
+    patch: Size = 8
     position_kind: str = "sinusoid"
-    registers: int = 0
+    registers: SizeOrZero = 0
     summary: bool = False
 
     presets: ClassVar[Mapping[str, tuple[int, ...]]] = VITS
@@ -114,9 +115,9 @@ class TubeletVideo(TransformerEncoder):
     """
 
     modality: str = "video"
-    rate: float | None = None
-    patch: int = 8
-    frames: int = 2
+    rate: Positive | None = None
+    patch: Size = 8
+    frames: Size = 2
 
     presets: ClassVar[Mapping[str, tuple[int, ...]]] = VITS
 

@@ -22,6 +22,7 @@ from mtmm_jax.fusion.transformer import check_heads
 from mtmm_jax.layers import cells
 from mtmm_jax.layers.attention import masked_softmax
 from mtmm_jax.layers.latents import Latents
+from mtmm_jax.ranges import Layers, Positive
 from mtmm_jax.registry import ConfigError, choose
 
 WHERE = "model.align"
@@ -110,7 +111,7 @@ def _places(
     return Places(at, jnp.where(present, part.mask, here), span.grid, span.stride)
 
 
-def _squares(places: Places, at: jax.Array, part: Tokens, kernel: float | None) -> jax.Array:
+def _squares(places: Places, at: jax.Array, part: Tokens, kernel: Positive | None) -> jax.Array:
     """`[B, N, M]`: squared distances of the places from a modality's tokens, in kernel widths."""
     stride = (part.layout[0].stride if len(part.layout) == 1 else ())[: at.shape[-1]]
     stride = (*stride, *(1.0,) * (at.shape[-1] - len(stride)))
@@ -119,7 +120,7 @@ def _squares(places: Places, at: jax.Array, part: Tokens, kernel: float | None) 
     return jnp.square(difference).sum(-1)
 
 
-def _check_kernel(kernel: float | None) -> None:
+def _check_kernel(kernel: Positive | None) -> None:
     if kernel is not None and not kernel > 0:
         raise ConfigError(f"{WHERE}.kernel: {kernel!r} is neither None nor a width above 0")
 
@@ -141,7 +142,7 @@ class Resample(nn.Module):
     """
 
     reference: str | int
-    kernel: float | None = None
+    kernel: Positive | None = None
     offset: bool = False
 
     @nn.compact
@@ -190,8 +191,8 @@ class AlignAttention(nn.Module):
     """
 
     reference: str
-    heads: int = 4
-    kernel: float | None = None
+    heads: Layers = 4
+    kernel: Positive | None = None
     offset: bool = True
 
     @nn.compact

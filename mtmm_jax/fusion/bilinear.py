@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens
 from mtmm_jax.fusion.pooled import PooledFusion, linear, single
+from mtmm_jax.ranges import Size, SizeOrZero
 from mtmm_jax.registry import ConfigError
 
 
@@ -29,8 +30,8 @@ class MLB(PooledFusion):
         hidden: of the products.
     """
 
-    width: int
-    hidden: int = 256
+    width: Size
+    hidden: SizeOrZero = 256
 
     modalities: ClassVar[tuple[int, int | None]] = (1, None)
     keeps_layout: ClassVar[bool] = False
@@ -58,9 +59,9 @@ class MFB(PooledFusion):
         factor: the rank of each form.
     """
 
-    width: int
-    hidden: int = 128
-    factor: int = 5
+    width: Size
+    hidden: SizeOrZero = 128
+    factor: Size = 5
 
     modalities: ClassVar[tuple[int, int | None]] = (1, None)
     keeps_layout: ClassVar[bool] = False
@@ -89,9 +90,9 @@ class Tucker(PooledFusion):
         rank: of each slice of the core.
     """
 
-    width: int
-    hidden: int = 64
-    rank: int = 10
+    width: Size
+    hidden: SizeOrZero = 64
+    rank: Size = 10
 
     modalities: ClassVar[tuple[int, int | None]] = (1, None)
     keeps_layout: ClassVar[bool] = False
@@ -125,10 +126,10 @@ class Block(PooledFusion):
         rank: of each slice of a chunk's core.
     """
 
-    width: int
-    hidden: int = 320
-    chunks: int = 20
-    rank: int = 15
+    width: Size
+    hidden: SizeOrZero = 320
+    chunks: Size = 20
+    rank: Size = 15
 
     modalities: ClassVar[tuple[int, int | None]] = (1, None)
     keeps_layout: ClassVar[bool] = False
@@ -139,7 +140,7 @@ class Block(PooledFusion):
     ) -> Tokens:
         del train, axis_name
         x, present = self.features(tokens)
-        if self.chunks < 1 or self.hidden % self.chunks:
+        if self.hidden % self.chunks:
             raise ConfigError(
                 f"model.fusion.hidden: {self.hidden} does not divide over {self.chunks} chunks; "
                 f"choose a multiple of model.fusion.chunks"

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from mtmm_jax.batch import Tokens
 from mtmm_jax.fusion.transformer import float32
 from mtmm_jax.layers import TransformerBlock, sinusoid
+from mtmm_jax.ranges import Decay, Layers, Size
 
 
 class Bottleneck(nn.Module):
@@ -26,12 +27,12 @@ class Bottleneck(nn.Module):
         heads, dropout: of the Transformer blocks.
     """
 
-    width: int
-    bottlenecks: int = 4
-    layers: int = 2
-    heads: int = 4
-    expansion: int = 2
-    dropout: float = 0.0
+    width: Size
+    bottlenecks: Size = 4
+    layers: Layers = 2
+    heads: Layers = 4
+    expansion: Size = 2
+    dropout: Decay = 0.0
 
     modalities: ClassVar[tuple[int, int | None]] = (1, None)
     keeps_layout: ClassVar[bool] = True

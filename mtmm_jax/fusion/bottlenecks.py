@@ -19,7 +19,8 @@ from mtmm_jax.batch import Tokens
 from mtmm_jax.devices.parallel import total
 from mtmm_jax.layers import auxiliary
 from mtmm_jax.layers.positionwise import batch_normal, column_sums
-from mtmm_jax.registry import ConfigError, real_number
+from mtmm_jax.ranges import Between, Decay, NonNegative, Size
+from mtmm_jax.registry import ConfigError, check, check_fields
 
 # The hard-concrete distribution's temperature and the ends of its stretch, as published.
 TEMPERATURE, LOW, HIGH = 2 / 3, -0.1, 1.1
@@ -44,8 +45,8 @@ class Gates(nn.Module):
         where: given by the model.
     """
 
-    weight: float = 0.1
-    open: float = 0.9
+    weight: NonNegative = 0.1
+    open: Between = 0.9
     where: str = "bottleneck"
     has_auxiliary: ClassVar[bool] = True
 
@@ -54,9 +55,7 @@ class Gates(nn.Module):
         self, tokens: Tokens, *, train: bool = False, axis_name: str | None = None
     ) -> Tokens:
         del axis_name  # all devices draw from the same key
-        if not 0 < self.open < 1:
-            raise ConfigError(f"{self.where}.open: {self.open} is not between 0 and 1")
-        real_number(self.weight, f"{self.where}.weight")
+        check_fields(self, self.where)
         start = nn.initializers.constant(closed_at(self.open))
         features = self.param("features", start, (tokens.values.shape[-1],))
         modality = self.param("modality", start, ())
@@ -113,8 +112,8 @@ class PCA(nn.Module):
         where: given by the model.
     """
 
-    k: int
-    momentum: float = 0.99
+    k: Size
+    momentum: Decay = 0.99
     where: str = "bottleneck"
 
     @nn.compact
@@ -123,8 +122,7 @@ class PCA(nn.Module):
     ) -> Tokens:
         width = tokens.values.shape[-1]
         _check_size(self.k, width, self.where)
-        if not 0 <= self.momentum < 1:
-            raise ConfigError(f"{self.where}.momentum: {self.momentum} is not in [0, 1)")
+        check_fields(self, self.where)
         # Sums that begin at 0 and are divided by `seen`: no start value is ever averaged in.
         seen = self.variable("batch_stats", "seen", jnp.zeros, ())
         first = self.variable("batch_stats", "first", jnp.zeros, (width,))
@@ -164,8 +162,8 @@ class Information(nn.Module):
         where: given by the model.
     """
 
-    k: int
-    beta: float = 1e-3
+    k: Size
+    beta: NonNegative = 1e-3
     where: str = "bottleneck"
     has_auxiliary: ClassVar[bool] = True
 
@@ -175,7 +173,7 @@ class Information(nn.Module):
     ) -> Tokens:
         width, dtype = tokens.values.shape[-1], tokens.values.dtype
         _check_size(self.k, width, self.where)
-        real_number(self.beta, f"{self.where}.beta")
+        check_fields(self, self.where)
         belief = nn.Dense(2 * self.k, dtype=jnp.float32, name="belief")(tokens.values)
         mean, log_variance = jnp.split(belief, 2, axis=-1)
         log_variance = jnp.clip(log_variance, -_LOG_VARIANCE, _LOG_VARIANCE)
@@ -201,7 +199,7 @@ class Linear(nn.Module):
         where: given by the model.
     """
 
-    k: int
+    k: Size
     where: str = "bottleneck"
 
     @nn.compact
@@ -221,7 +219,8 @@ def _through(tokens: Tokens, values: jax.Array) -> Tokens:
 
 
 def _check_size(k: int, width: int, where: str) -> None:
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= width:
+    check(k, Size, f"{where}.k")
+    if k > width:
         raise ConfigError(f"{where}.k: {k!r}; choose from 1 to {width}, the tokens' width")
 
 

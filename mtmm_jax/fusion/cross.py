@@ -10,10 +10,12 @@ import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens
 from mtmm_jax.fusion.pooled import query_first, single
-from mtmm_jax.fusion.transformer import apart, check_counts, check_heads, read_in
+from mtmm_jax.fusion.transformer import apart, check_heads, read_in
 from mtmm_jax.layers import LayerNorm, TransformerBlock
 from mtmm_jax.layers.attention import masked_softmax
 from mtmm_jax.layers.latents import CrossBlock, Latents
+from mtmm_jax.ranges import Decay, Layers, Size
+from mtmm_jax.registry import check_fields
 
 
 class NonLocalGate(nn.Module):
@@ -30,7 +32,7 @@ class NonLocalGate(nn.Module):
         query: the modality that asks; alphabetically the first by default.
     """
 
-    width: int
+    width: Size
     query: str | None = None
 
     modalities: ClassVar[tuple[int, int | None]] = (1, None)
@@ -76,11 +78,11 @@ class CrossModal(nn.Module):
         heads, expansion, dropout: of their blocks.
     """
 
-    width: int
-    layers: int = 1
-    heads: int = 4
-    expansion: int = 2
-    dropout: float = 0.0
+    width: Size
+    layers: Layers = 1
+    heads: Layers = 4
+    expansion: Size = 2
+    dropout: Decay = 0.0
 
     modalities: ClassVar[tuple[int, int | None]] = (1, None)
     keeps_layout: ClassVar[bool] = False
@@ -90,7 +92,7 @@ class CrossModal(nn.Module):
         self, tokens: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> Tokens:
         check_heads(self.width, self.heads)
-        check_counts(self, "layers", "expansion")
+        check_fields(self, "model.fusion")
         mode = {"train": train, "axis_name": axis_name}
         block = (self.heads, self.expansion, self.dropout)
         read = apart(read_in(tokens, self.width), tokens)

@@ -22,6 +22,7 @@ import numpy as np
 
 from mtmm_jax.fusion.pooled import check_shares, present_shares
 from mtmm_jax.layers import gelu
+from mtmm_jax.ranges import SizeOrZero
 
 
 class MeanDecision(nn.Module):
@@ -119,7 +120,7 @@ class LearnedDecision(nn.Module):
     """
 
     modalities: tuple[str, ...]
-    hidden: int = 64
+    hidden: SizeOrZero = 64
     of_classes: ClassVar[bool] = False
 
     @nn.compact

@@ -14,7 +14,8 @@ from mtmm_jax.devices.parallel import total
 from mtmm_jax.fusion.pooled import PooledFusion, linear, single
 from mtmm_jax.layers import LayerNorm, auxiliary, gelu
 from mtmm_jax.layers.positionwise import batch_normal
-from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.ranges import Layers, NonNegative, Size
+from mtmm_jax.registry import ConfigError, check_fields, choose
 
 _LOG_VARIANCE = 15.0  # its largest size: precisions stay in float32's range, and so do gradients
 
@@ -35,9 +36,9 @@ class ProductOfExperts(PooledFusion):
             mean over the rows where anything is present. 0 for none.
     """
 
-    width: int
+    width: Size
     sample: bool = True
-    kl: float = 1e-3
+    kl: NonNegative = 1e-3
 
     modalities: ClassVar[tuple[int, int | None]] = (1, None)
     keeps_layout: ClassVar[bool] = False
@@ -47,8 +48,6 @@ class ProductOfExperts(PooledFusion):
     def __call__(
         self, tokens: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> Tokens:
-        if self.kl < 0:
-            raise ConfigError(f"model.fusion.kl: {self.kl} is below 0")
         x, present = self.features(tokens)
         means, precisions = [], []
         for name in x:
@@ -94,12 +93,12 @@ class MixtureOfExperts(PooledFusion):
         experts, k, expansion, balance: of `RoutedExperts`.
     """
 
-    width: int
+    width: Size
     route: str = "modality"
-    experts: int = 4
-    k: int = 2
-    expansion: int = 2
-    balance: float = 0.01
+    experts: Layers = 4
+    k: Size = 2
+    expansion: Size = 2
+    balance: NonNegative = 0.01
 
     modalities: ClassVar[tuple[int, int | None]] = (1, None)
     keeps_layout: ClassVar[bool] = False  # the default route's; routed by token, it is kept
@@ -143,10 +142,10 @@ class RoutedExperts(nn.Module):
         balance: weight of the auxiliary loss; 0 for none.
     """
 
-    experts: int = 4
-    k: int = 2
-    expansion: int = 2
-    balance: float = 0.01
+    experts: Layers = 4
+    k: Size = 2
+    expansion: Size = 2
+    balance: NonNegative = 0.01
 
     @nn.compact
     def __call__(
@@ -157,12 +156,11 @@ class RoutedExperts(nn.Module):
         train: bool = False,
         axis_name: str | None = None,
     ) -> jax.Array:
-        if not 1 <= self.k <= self.experts:
+        check_fields(self, "model.fusion")
+        if self.k > self.experts:
             raise ConfigError(
                 f"model.fusion.k: {self.k}: choose from 1 to {self.experts}, the number of experts"
             )
-        if self.balance < 0:
-            raise ConfigError(f"model.fusion.balance: {self.balance} is below 0")
         width, hidden = x.shape[-1], self.expansion * x.shape[-1]
         router = nn.Dense(self.experts, use_bias=False, dtype=jnp.float32, name="router")
         probabilities = nn.softmax(router(x.astype(jnp.float32)))

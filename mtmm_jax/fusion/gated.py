@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens
 from mtmm_jax.fusion.pooled import PooledFusion, linear, query_first, single
+from mtmm_jax.ranges import Size
 
 
 class Gated(PooledFusion):
@@ -27,7 +28,7 @@ class Gated(PooledFusion):
         query: the modality that gates; None: the first of the alphabet.
     """
 
-    width: int
+    width: Size
     query: str | None = None
 
     modalities: ClassVar[tuple[int, int | None]] = (1, None)
@@ -60,7 +61,7 @@ class GatedUnit(PooledFusion):
         width: of the token it gives.
     """
 
-    width: int
+    width: Size
 
     modalities: ClassVar[tuple[int, int | None]] = (1, None)
     keeps_layout: ClassVar[bool] = False
@@ -100,7 +101,7 @@ class FiLM(PooledFusion):
         query: the modality that modulates; None: the first of the alphabet.
     """
 
-    width: int
+    width: Size
     query: str | None = None
 
     modalities: ClassVar[tuple[int, int | None]] = (1, None)

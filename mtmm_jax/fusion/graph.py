@@ -16,14 +16,14 @@ from mtmm_jax.fusion.pooled import Concat
 from mtmm_jax.fusion.transformer import (
     WithOriginals,
     apart,
-    check_counts,
     check_heads,
     float32,
     read_in,
 )
 from mtmm_jax.layers import batch_rows
 from mtmm_jax.layers.attention import masked_softmax
-from mtmm_jax.registry import choose, positive_number
+from mtmm_jax.ranges import Layers, Positive, Size
+from mtmm_jax.registry import check_fields, choose
 
 NODES = ("modality", "token")
 Edges = Mapping[str, Iterable[str]] | None
@@ -93,8 +93,8 @@ class GraphConvolution(nn.Module):
         combine: concat or gated.
     """
 
-    width: int
-    layers: int = 2
+    width: Size
+    layers: Layers = 2
     nodes: str = "modality"
     edges: Edges = None
     combine: str = "concat"
@@ -107,7 +107,7 @@ class GraphConvolution(nn.Module):
         self, tokens: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> Tokens:
         del train, axis_name
-        check_counts(self, "layers")
+        check_fields(self, "model.fusion")
         graph, linked = _graph(tokens, self.width, self.nodes, self.edges)
         adjacency = normalised(linked.astype(jnp.float32), graph.mask)
         self.sow("intermediates", "adjacency", adjacency)
@@ -135,7 +135,7 @@ class AttentionLayer(nn.Module):
     """
 
     features: int
-    heads: int
+    heads: Layers
     average: bool = False
 
     @nn.compact
@@ -169,9 +169,9 @@ class GraphAttention(nn.Module):
         others: as in `GraphConvolution`.
     """
 
-    width: int
-    layers: int = 2
-    heads: int = 4
+    width: Size
+    layers: Layers = 2
+    heads: Layers = 4
     nodes: str = "modality"
     edges: Edges = None
     combine: str = "concat"
@@ -184,7 +184,7 @@ class GraphAttention(nn.Module):
         self, tokens: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> Tokens:
         del train, axis_name
-        check_counts(self, "layers")
+        check_fields(self, "model.fusion")
         check_heads(self.width, self.heads)
         graph, linked = _graph(tokens, self.width, self.nodes, self.edges)
         self.sow("intermediates", "adjacency", linked)
@@ -221,10 +221,10 @@ class PopulationGraph(nn.Module):
         layers, combine: as in `GraphConvolution`.
     """
 
-    width: int
-    neighbours: int = 4
-    temperature: float = 0.5
-    layers: int = 2
+    width: Size
+    neighbours: Size = 4
+    temperature: Positive = 0.5
+    layers: Layers = 2
     combine: str = "concat"
 
     modalities: ClassVar[tuple[int, int | None]] = (1, None)
@@ -235,8 +235,7 @@ class PopulationGraph(nn.Module):
     def __call__(
         self, tokens: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> Tokens:
-        check_counts(self, "layers", "neighbours")
-        positive_number(self.temperature, "model.fusion.temperature")
+        check_fields(self, "model.fusion")
         pooled = Concat(self.width, name="pool")(float32(tokens))
         h, adjacency = pooled.values[:, 0], None
         if train:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from mtmm_jax.batch import Tokens
 from mtmm_jax.fusion.groups import spread_out
 from mtmm_jax.layers import LayerNorm, TransformerBlock, sinusoid
+from mtmm_jax.ranges import Decay, Layers, Size
 
 
 class Join(nn.Module):
@@ -23,7 +24,7 @@ class Join(nn.Module):
         width: of the tokens.
     """
 
-    width: int
+    width: Size
 
     modalities: ClassVar[tuple[int, int | None]] = (1, None)
     keeps_layout: ClassVar[bool] = True
@@ -52,11 +53,11 @@ class Trunk(nn.Module):
         layers, heads, expansion, dropout: of the Transformer.
     """
 
-    width: int
-    layers: int = 2
-    heads: int = 4
-    expansion: int = 2
-    dropout: float = 0.0
+    width: Size
+    layers: Layers = 2
+    heads: Layers = 4
+    expansion: Size = 2
+    dropout: Decay = 0.0
 
     @nn.compact
     def __call__(

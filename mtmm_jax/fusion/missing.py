@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from mtmm_jax.batch import Tokens
 from mtmm_jax.devices.parallel import total
 from mtmm_jax.layers import auxiliary, gelu
+from mtmm_jax.ranges import NonNegative, SizeOrZero
 
 
 def _fill(tokens: Tokens, vector: jax.Array, anyone: jax.Array) -> Tokens:
@@ -91,8 +92,8 @@ class Reconstruct(nn.Module):
         weight: of the auxiliary loss, a mean over modalities and rows.
     """
 
-    hidden: int = 128
-    weight: float = 1.0
+    hidden: SizeOrZero = 128
+    weight: NonNegative = 1.0
     has_auxiliary: ClassVar[bool] = True
 
     @nn.compact

@@ -9,9 +9,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens
-from mtmm_jax.fusion.transformer import check_counts, check_heads, read_in
+from mtmm_jax.fusion.transformer import check_heads, read_in
 from mtmm_jax.layers import LayerNorm, TransformerBlock
 from mtmm_jax.layers.latents import CrossBlock, Latents
+from mtmm_jax.ranges import Decay, Layers, Size
+from mtmm_jax.registry import check_fields
 
 
 class PerceiverFusion(nn.Module):
@@ -30,13 +32,13 @@ class PerceiverFusion(nn.Module):
         heads, expansion, dropout: of the blocks.
     """
 
-    width: int
-    latents: int = 16
-    iterations: int = 2
-    layers: int = 1
-    heads: int = 4
-    expansion: int = 2
-    dropout: float = 0.0
+    width: Size
+    latents: Size = 16
+    iterations: Layers = 2
+    layers: Layers = 1
+    heads: Layers = 4
+    expansion: Size = 2
+    dropout: Decay = 0.0
 
     modalities: ClassVar[tuple[int, int | None]] = (1, None)
     keeps_layout: ClassVar[bool] = False
@@ -46,7 +48,7 @@ class PerceiverFusion(nn.Module):
         self, tokens: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> Tokens:
         check_heads(self.width, self.heads)
-        check_counts(self, "latents", "iterations", "layers", "expansion")
+        check_fields(self, "model.fusion")
         mode = {"train": train, "axis_name": axis_name}
         hyper = (self.heads, self.expansion, self.dropout)
         joined = read_in(tokens, self.width)
@@ -77,14 +79,14 @@ class PerceiverIO(nn.Module):
         others: as in `PerceiverFusion`.
     """
 
-    width: int
-    queries: int = 1
-    latents: int = 16
-    iterations: int = 1
-    layers: int = 2
-    heads: int = 4
-    expansion: int = 2
-    dropout: float = 0.0
+    width: Size
+    queries: Size = 1
+    latents: Size = 16
+    iterations: Layers = 1
+    layers: Layers = 2
+    heads: Layers = 4
+    expansion: Size = 2
+    dropout: Decay = 0.0
 
     modalities: ClassVar[tuple[int, int | None]] = (1, None)
     keeps_layout: ClassVar[bool] = False
@@ -95,7 +97,7 @@ class PerceiverIO(nn.Module):
     ) -> Tokens:
         mode = {"train": train, "axis_name": axis_name}
         hyper = (self.heads, self.expansion, self.dropout)
-        check_counts(self, "queries")
+        check_fields(self, "model.fusion")
         size = (self.width, self.latents, self.iterations, self.layers)
         z = PerceiverFusion(*size, *hyper, name="perceiver")(tokens, **mode)
         q = Latents(self.queries, self.width, name="queries")(z.mask.shape[0])

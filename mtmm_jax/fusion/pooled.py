@@ -15,7 +15,8 @@ import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens, choose_all
 from mtmm_jax.layers import LayerNorm, gelu
-from mtmm_jax.registry import ConfigError, choose, positive_number
+from mtmm_jax.ranges import Size, SizeOrZero
+from mtmm_jax.registry import ConfigError, check_fields, choose, positive_number
 
 
 def present_shares(logits: jax.Array, present: jax.Array) -> jax.Array:
@@ -46,6 +47,7 @@ class PooledFusion(nn.Module):
         [B, 1]}`, both in the order of the names. To be called inside a compact method, whose
         limits are checked first.
         """
+        check_fields(self, "model.fusion")
         fewest, most = self.modalities
         if not fewest <= len(tokens) <= (most or len(tokens)):
             limits = f"{fewest} or more" if most is None else f"{fewest} to {most}"
@@ -84,8 +86,8 @@ class Concat(PooledFusion):
         hidden: of an optional hidden layer before it; 0 for none.
     """
 
-    width: int
-    hidden: int = 0
+    width: Size
+    hidden: SizeOrZero = 0
 
     modalities: ClassVar[tuple[int, int | None]] = (1, None)
     keeps_layout: ClassVar[bool] = False
@@ -116,7 +118,7 @@ class Mean(PooledFusion):
         width: of the token it gives.
     """
 
-    width: int
+    width: Size
 
     modalities: ClassVar[tuple[int, int | None]] = (1, None)
     keeps_layout: ClassVar[bool] = False
@@ -144,7 +146,7 @@ class Weighted(PooledFusion):
             that are present. None: learned.
     """
 
-    width: int
+    width: Size
     by_sample: bool = False
     weights: Mapping[str, float] | None = None
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens
 from mtmm_jax.fusion.pooled import PooledFusion, linear, query_first, single
+from mtmm_jax.ranges import Size, SizeOrZero
 from mtmm_jax.registry import ConfigError, choose
 
 _init = nn.initializers
@@ -34,8 +35,8 @@ class TensorFusion(PooledFusion):
         reduced: the width that each modality is brought to first.
     """
 
-    width: int
-    reduced: int = 16
+    width: Size
+    reduced: Size = 16
 
     modalities: ClassVar[tuple[int, int | None]] = (1, 4)
     keeps_layout: ClassVar[bool] = False
@@ -66,8 +67,8 @@ class LowRankTensor(PooledFusion):
         rank: the number of outer products.
     """
 
-    width: int
-    rank: int = 4
+    width: Size
+    rank: Size = 4
 
     modalities: ClassVar[tuple[int, int | None]] = (1, None)
     keeps_layout: ClassVar[bool] = False
@@ -119,10 +120,10 @@ class Multiplicative(PooledFusion):
             then as large as that of three; 0 for fewer.
     """
 
-    width: int
+    width: Size
     form: str = "auto"
     query: str | None = None
-    reduced: int | None = None
+    reduced: SizeOrZero | None = None
 
     modalities: ClassVar[tuple[int, int | None]] = (1, 4)
     keeps_layout: ClassVar[bool] = False

@@ -14,24 +14,18 @@ from mtmm_jax.fusion.join import Join, Trunk
 from mtmm_jax.fusion.pooled import Concat
 from mtmm_jax.layers import LayerNorm, TransformerBlock
 from mtmm_jax.layers.latents import CrossBlock, Latents
-from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.ranges import Decay, Layers, Size
+from mtmm_jax.registry import ConfigError, check, check_fields, choose
 
 COMBINE = ("concat", "gated")
 
 
 def check_heads(width: int, heads: int, where: str = "model.fusion.heads") -> None:
     """Raises a `ConfigError` where a width does not split into so many heads."""
-    if not isinstance(heads, int) or heads < 1 or width % heads:
+    check(heads, Layers, where)
+    if width % heads:
         choices = ", ".join(str(h) for h in range(1, width + 1) if width % h == 0)
         raise ConfigError(f"{where}: {heads!r} does not divide width {width}; choices: {choices}")
-
-
-def check_counts(module: nn.Module, *fields: str) -> None:
-    """Raises a `ConfigError` where one of these hyper-parameters is no whole number above 0."""
-    for field in fields:
-        value = getattr(module, field)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"model.fusion.{field}: {value!r} is no whole number above 0")
 
 
 def float32(tokens: Mapping[str, Tokens]) -> dict[str, Tokens]:
@@ -72,7 +66,7 @@ class WithOriginals(nn.Module):
         combine: concat or gated.
     """
 
-    width: int
+    width: Size
     combine: str = "concat"
 
     @nn.compact
@@ -102,11 +96,11 @@ class FusionTransformer(nn.Module):
         layers, heads, expansion, dropout: of the Transformer blocks.
     """
 
-    width: int
-    layers: int = 3
-    heads: int = 8
-    expansion: int = 2
-    dropout: float = 0.0
+    width: Size
+    layers: Layers = 3
+    heads: Layers = 8
+    expansion: Size = 2
+    dropout: Decay = 0.0
 
     modalities: ClassVar[tuple[int, int | None]] = (1, None)
     keeps_layout: ClassVar[bool] = False
@@ -116,7 +110,7 @@ class FusionTransformer(nn.Module):
         self, tokens: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> Tokens:
         check_heads(self.width, self.heads)
-        check_counts(self, "layers", "expansion")
+        check_fields(self, "model.fusion")
         read = read_in(tokens, self.width)
         present = read.present[:, None]
         cls = Tokens.of(Latents(1, self.width, name="cls")(present.shape[0]), present, "cls")
@@ -147,13 +141,13 @@ class EncoderDecoder(nn.Module):
         combine: concat or gated.
     """
 
-    width: int
-    queries: int = 4
-    layers: int = 2
-    decoder_layers: int = 1
-    heads: int = 4
-    expansion: int = 2
-    dropout: float = 0.0
+    width: Size
+    queries: Size = 4
+    layers: Layers = 2
+    decoder_layers: Layers = 1
+    heads: Layers = 4
+    expansion: Size = 2
+    dropout: Decay = 0.0
     combine: str = "concat"
 
     modalities: ClassVar[tuple[int, int | None]] = (1, None)
@@ -164,7 +158,7 @@ class EncoderDecoder(nn.Module):
         self, tokens: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> Tokens:
         check_heads(self.width, self.heads)
-        check_counts(self, "queries", "layers", "decoder_layers", "expansion")
+        check_fields(self, "model.fusion")
         mode = {"train": train, "axis_name": axis_name}
         block = (self.heads, self.expansion, self.dropout)
         joined = read_in(tokens, self.width)

@@ -10,6 +10,7 @@ import jax
 from mtmm_jax.batch import Tokens
 from mtmm_jax.heads.spans import span_of
 from mtmm_jax.layers import Dropout
+from mtmm_jax.ranges import Decay, Size
 from mtmm_jax.registry import ConfigError
 
 
@@ -24,10 +25,10 @@ class CTC(nn.Module):
         where: the place in the config, for error messages.
     """
 
-    size: int
-    length: int
+    size: Size
+    length: Size
     span: str | None = None
-    dropout: float = 0.0
+    dropout: Decay = 0.0
     where: str = "head"
 
     @nn.compact

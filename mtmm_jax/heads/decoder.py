@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from mtmm_jax.batch import Tokens
 from mtmm_jax.heads.bound import Bound
 from mtmm_jax.layers import Dropout, FeedForward, masked_softmax, sinusoid
+from mtmm_jax.ranges import Decay, Layers, Size
 from mtmm_jax.registry import ConfigError
 
 END = 0  # the id that ends a text, and begins it
@@ -23,9 +24,9 @@ class DecoderBlock(nn.Module):
     Keys are given from outside: one block serves a whole text at once and one token at a time.
     """
 
-    width: int
-    heads: int
-    dropout: float
+    width: Size
+    heads: Layers
+    dropout: Decay
 
     def setup(self) -> None:
         self.norms = [nn.LayerNorm(name=f"norm_{name}") for name in ("self", "cross", "forward")]
@@ -95,12 +96,12 @@ class Decoder(nn.Module):
         where: the place in the config, for error messages.
     """
 
-    size: int
-    length: int
-    width: int = 128
-    layers: int = 2
-    heads: int = 4
-    dropout: float = 0.1
+    size: Size
+    length: Size
+    width: Size = 128
+    layers: Layers = 2
+    heads: Layers = 4
+    dropout: Decay = 0.1
     where: str = "head"
 
     def setup(self) -> None:

@@ -9,6 +9,7 @@ import jax
 
 from mtmm_jax.batch import Tokens
 from mtmm_jax.heads.grid import Widen, grid_of
+from mtmm_jax.ranges import LayersOrZero, Size, SizeOrZero
 
 
 class Pixels(nn.Module):
@@ -25,11 +26,11 @@ class Pixels(nn.Module):
         fusions, where: for the error where there is no grid; given by the task.
     """
 
-    size: int
+    size: Size
     shape: tuple[int, int]
     modality: str = "image"
-    upsample: int = 2
-    hidden: int = 32
+    upsample: LayersOrZero = 2
+    hidden: SizeOrZero = 32
     fusions: tuple[str, ...] = ()
     where: str = "head"
 

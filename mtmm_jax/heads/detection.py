@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from mtmm_jax.batch import Tokens
 from mtmm_jax.heads.grid import Widen, grid_of
 from mtmm_jax.layers import Attention, Dropout, FeedForward, TransformerBlock, sinusoid
+from mtmm_jax.ranges import Decay, Layers, LayersOrZero, Size, SizeOrZero
 
 # Of a cell to be a centre, before anything is learned: few are (Lin et al. 2017, section 3.3).
 _PRIOR_LOGIT = -3.5
@@ -31,10 +32,10 @@ class Centres(nn.Module):
         fusions, where: for the error where there is no grid; given by the task.
     """
 
-    size: int
+    size: Size
     modality: str = "image"
-    upsample: int = 0
-    hidden: int = 64
+    upsample: LayersOrZero = 0
+    hidden: SizeOrZero = 64
     fusions: tuple[str, ...] = ()
     where: str = "head"
 
@@ -65,12 +66,12 @@ class Queries(nn.Module):
         layers, heads, dropout: of the decoder.
     """
 
-    size: int
-    queries: int = 16
-    width: int = 128
-    layers: int = 2
-    heads: int = 4
-    dropout: float = 0.0
+    size: Size
+    queries: Size = 16
+    width: Size = 128
+    layers: Layers = 2
+    heads: Layers = 4
+    dropout: Decay = 0.0
 
     @nn.compact
     def __call__(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from mtmm_jax.batch import Tokens
 from mtmm_jax.heads.vector import Pool
 from mtmm_jax.layers import Dropout
+from mtmm_jax.ranges import Decay, Real, Size
 from mtmm_jax.registry import ConfigError, choose
 
 
@@ -28,10 +29,10 @@ class Embedding(nn.Module):
         locked: modalities, as wide as `size`.
     """
 
-    size: int = 64
+    size: Size = 64
     pool: str = "mean"
-    dropout: float = 0.0
-    log_scale: float = 2.6592600
+    dropout: Decay = 0.0
+    log_scale: Real = 2.6592600
     locked: tuple[str, ...] = ()
 
     @nn.compact

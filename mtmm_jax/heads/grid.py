@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens
 from mtmm_jax.layers import gelu
+from mtmm_jax.ranges import SizeOrZero
 from mtmm_jax.registry import ConfigError
 
 
@@ -56,7 +57,7 @@ class Widen(nn.Module):
     """
 
     times: int
-    hidden: int
+    hidden: SizeOrZero
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

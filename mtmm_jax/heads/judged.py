@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from mtmm_jax.batch import Tokens
 from mtmm_jax.heads.bound import Bound
 from mtmm_jax.layers import gelu
+from mtmm_jax.ranges import SizeOrZero
 
 
 class Judged(nn.Module):
@@ -26,7 +27,7 @@ class Judged(nn.Module):
     """
 
     head: nn.Module
-    hidden: int = 64
+    hidden: SizeOrZero = 64
 
     def setup(self) -> None:
         self.critic_hidden = nn.Dense(self.hidden)

@@ -14,6 +14,7 @@ from mtmm_jax.heads.bound import Bound
 from mtmm_jax.heads.spans import span_of
 from mtmm_jax.layers import Dropout, gelu
 from mtmm_jax.layers.alignment import expand
+from mtmm_jax.ranges import Decay, Layers, Real, Size, SizeOrZero
 from mtmm_jax.registry import ConfigError
 
 LONGEST = 4.0  # log of the most frames that a token is given
@@ -44,16 +45,16 @@ class Mel(nn.Module):
         where: the place in the config, for error messages.
     """
 
-    size: int
-    frames: int
-    speakers: int = 1
-    speaker: int = 0
-    silence: float = 0.0
+    size: Size
+    frames: Size
+    speakers: Size = 1
+    speaker: SizeOrZero = 0
+    silence: Real = 0.0
     span: str | None = None
-    width: int = 128
-    layers: int = 5
-    kernel: int = 5
-    dropout: float = 0.1
+    width: Size = 128
+    layers: Layers = 5
+    kernel: Size = 5
+    dropout: Decay = 0.1
     where: str = "head"
 
     def setup(self) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from mtmm_jax.batch import Tokens
 from mtmm_jax.heads.vector import Vector
+from mtmm_jax.ranges import Decay, Size, SizeOrZero
 
 _LEAST = 1e-2  # between two thresholds: each class keeps a chance
 
@@ -24,11 +25,11 @@ class Cumulative(nn.Module):
         hidden, pool, dropout: of the `Vector` that gives f.
     """
 
-    size: int
+    size: Size
     start: tuple[float, ...] = ()
-    hidden: int = 0
+    hidden: SizeOrZero = 0
     pool: str = "mean"
-    dropout: float = 0.0
+    dropout: Decay = 0.0
 
     @nn.compact
     def __call__(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from mtmm_jax.batch import Tokens
 from mtmm_jax.heads.vector import Vector
 from mtmm_jax.layers import GRU
+from mtmm_jax.ranges import Decay, Size
 
 
 class Path(nn.Module):
@@ -24,9 +25,9 @@ class Path(nn.Module):
     """
 
     shape: tuple[int, int]
-    width: int = 64
+    width: Size = 64
     pool: str = "mean"
-    dropout: float = 0.0
+    dropout: Decay = 0.0
 
     @nn.compact
     def __call__(

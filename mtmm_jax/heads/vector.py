@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens
 from mtmm_jax.layers import Dropout, gelu, masked_softmax
+from mtmm_jax.ranges import Decay, Size, SizeOrZero
 from mtmm_jax.registry import choose
 
 
@@ -39,10 +40,10 @@ class Vector(nn.Module):
         dropout: on the pooled features and the hidden layer.
     """
 
-    size: int
-    hidden: int = 0
+    size: Size
+    hidden: SizeOrZero = 0
     pool: str = "mean"
-    dropout: float = 0.0
+    dropout: Decay = 0.0
 
     @nn.compact
     def __call__(

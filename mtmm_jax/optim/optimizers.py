@@ -15,6 +15,7 @@ optimiser, and are read by `training.experiment`.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -28,7 +29,8 @@ from mtmm_jax.optim import per_path, pruning, schedules, unfreezing
 from mtmm_jax.optim.averages import averaged, masked_averages
 from mtmm_jax.optim.averages import evaluation_params as evaluation_params
 from mtmm_jax.optim.rules import RULES, Setting
-from mtmm_jax.registry import ConfigError, choose, positive_number
+from mtmm_jax.ranges import Between, Decay, Entry, NonNegative, Positive, PositiveShare
+from mtmm_jax.registry import ConfigError, check_fields, choose
 
 PyTree = Any
 Transformation = optax.GradientTransformationExtraArgs
@@ -50,11 +52,11 @@ def _complete(rule: Callable[..., Any]) -> Callable[..., Any]:
 def _schedule_free(
     on: Setting,
     *,
-    weight_decay: float = 0.0,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    weight_lr_power: float = 2.0,
+    weight_decay: NonNegative = 0.0,
+    b1: PositiveShare = 0.9,
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-8,
+    weight_lr_power: NonNegative = 2.0,
 ):
     """AdamW that needs no schedule, `y = (1 - b1) z + b1 x`: gradients are taken at y, z moves, and
     x, the average of all z, is evaluated, see `evaluation_params` (Defazio et al. 2024).
@@ -62,8 +64,6 @@ def _schedule_free(
     Use it: when the length of the run is not known before; with a warm-up, and rates above Adam's.
     Batch statistics are those of y, not of x: prefer models without BatchNorm.
     """
-    if not 0 < b1 <= 1:
-        raise ConfigError(f"optimizer.b1: {b1!r} is not above 0 and at most 1")
     base = optax.chain(
         optax.scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True),
         optax.add_decayed_weights(weight_decay, on.mask),
@@ -75,8 +75,8 @@ def _schedule_free(
 def _sam(
     on: Setting,
     *,
-    inner: str | Mapping[str, Any] = "adamw",
-    rho: float = 0.05,
+    inner: Entry = "adamw",
+    rho: Positive = 0.05,
     adaptive: bool = False,
     where: str,
 ):
@@ -95,7 +95,6 @@ def _sam(
         rho: how far away.
         adaptive: whether the neighbourhood is scaled by the parameters.
     """
-    positive_number(rho, f"{where}.rho")
     descent = registry.build(COMPLETE, inner, on, where=f"{where}.inner")
     return optax.contrib.sam(descent, _ascent(rho, adaptive, on.frozen), opaque_mode=True)
 
@@ -127,6 +126,25 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What every optimiser takes beside its own hyper-parameters and the rules by path.
+
+    Attributes:
+        learning_rate: the peak of the schedule.
+        clip: the largest norm of the whole gradient.
+        ema: the decay of an average of the parameters.
+        schedule: an entry of `schedules.SCHEDULES`.
+        warmup: the share of the steps in which the rate rises from 0.
+    """
+
+    learning_rate: Positive = 1e-3
+    clip: Positive | None = None
+    ema: Between | None = None
+    schedule: Entry = "constant"
+    warmup: Decay = 0.0
+
+
 def build(
     config: Mapping[str, Any],
     steps: int,
@@ -143,15 +161,11 @@ def build(
         heads: puts rates by task around a rule, see `per_task.pace_heads`.
     """
     config = dict(config)
-    rate = positive_number(config.pop("learning_rate", 1e-3), "optimizer.learning_rate")
-    clip = config.pop("clip", None)
-    if clip is not None and not (isinstance(clip, int | float) and clip > 0):
-        raise ConfigError(f"optimizer.clip: {clip!r} is neither None nor a norm above 0")
-    ema = config.pop("ema", None)
-    if ema is not None and not (isinstance(ema, float) and 0 < ema < 1):
-        raise ConfigError(f"optimizer.ema: {ema!r} is neither None nor between 0 and 1")
-    shape = config.pop("schedule", "constant")
-    schedule = schedules.build(shape, rate, config.pop("warmup", 0.0), steps)
+    own = {field.name: field.default for field in dataclasses.fields(Options)}
+    given = Options(**{key: config.pop(key, default) for key, default in own.items()})
+    check_fields(given, "optimizer")
+    clip, ema, shape = given.clip, given.ema, given.schedule
+    schedule = schedules.build(shape, float(given.learning_rate), given.warmup, steps)
     rules = per_path.read(config)
     waits = unfreezing.read(config.pop("unfreeze", None), steps)
     prune = pruning.read(config.pop("prune", None), steps)

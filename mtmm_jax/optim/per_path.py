@@ -8,7 +8,7 @@ matches.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +17,9 @@ import optax
 from mtmm_jax.model import Rewrite
 from mtmm_jax.paths import by_path as by_path
 from mtmm_jax.paths import matches, regexes, some
+from mtmm_jax.ranges import Between, Positive, mismatch
 from mtmm_jax.registry import ConfigError
+from mtmm_jax.registry import check as check_value
 
 PyTree = Any
 KEYS = ("rates", "freeze", "decay", "no_decay", "depth_decay", "unfreeze", "prune")
@@ -52,6 +54,7 @@ def read(config: dict[str, Any], where: str = "optimizer") -> PathRules:
     sorts them), pairs: `[["encoders/text/.*", 0.1], ["encoders/.*", 0.5]]`.
     """
     rates = config.pop("rates", None) or ()
+    check_value(rates, Mapping[str, Any] | Sequence[Any], f"{where}.rates")
     pairs = list(rates.items()) if isinstance(rates, Mapping) else list(rates)
     for i, pair in enumerate(pairs):
         at = f"{where}.rates[{i}]"
@@ -59,12 +62,11 @@ def read(config: dict[str, Any], where: str = "optimizer") -> PathRules:
             raise ConfigError(f"{at}: {pair!r} is not a pair of a regex and a factor")
         regexes([pair[0]], at)
         factor = pair[1]
-        if isinstance(factor, bool) or not isinstance(factor, int | float) or not factor > 0:
-            raise ConfigError(f"{at}: {factor!r} is not a factor above 0; to stop, use freeze")
+        if (wanted := mismatch(factor, Positive)) is not None:
+            raise ConfigError(f"{at}: {factor!r} is not {wanted}; to stop, use freeze")
     decay = config.pop("decay", None)
     depth = config.pop("depth_decay", None)
-    if depth is not None and not (isinstance(depth, int | float) and 0 < depth < 1):
-        raise ConfigError(f"{where}.depth_decay: {depth!r} is neither None nor between 0 and 1")
+    check_value(depth, Between | None, f"{where}.depth_decay")
     return PathRules(
         rates=tuple((pattern, float(factor)) for pattern, factor in pairs),
         freeze=regexes(config.pop("freeze", ()), f"{where}.freeze"),

@@ -23,7 +23,8 @@ from mtmm_jax.balancing.base import Balancer
 from mtmm_jax.balancing.base import current_rates as current_rates
 from mtmm_jax.balancing.pacing import paced
 from mtmm_jax.optim.per_path import by_path
-from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.ranges import Positive
+from mtmm_jax.registry import check, choose
 
 PyTree = Any
 
@@ -50,8 +51,7 @@ def pace(
         return paced(balancer, rates, where=where)
     for name, rate in rates.items():
         choose(name, tasks, f"{where}.{name}", "task")
-        if isinstance(rate, bool) or not isinstance(rate, int | float) or not rate > 0:
-            raise ConfigError(f"{where}.{name}: {rate!r} is not a rate above 0")
+        check(rate, Positive, f"{where}.{name}")
     return paced(balancer, [float(rates.get(name, 1.0)) for name in tasks], where=where)
 
 

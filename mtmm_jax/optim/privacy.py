@@ -25,7 +25,8 @@ from mtmm_jax.balancing import Balanced, Balancer, Evidence
 from mtmm_jax.balancing.base import advance, decide, not_finite
 from mtmm_jax.keys import fold_in_name
 from mtmm_jax.optim.per_path import by_path
-from mtmm_jax.registry import ConfigError, whole_number
+from mtmm_jax.ranges import Count, NonNegative, Positive
+from mtmm_jax.registry import ConfigError
 
 PyTree = Any
 
@@ -49,12 +50,9 @@ class Private(NamedTuple):
     chunk: int
 
 
-def _mechanism(*, clip: float = 1.0, noise: float = 1.0, chunk: int = 16, where: str) -> Private:
-    if isinstance(clip, bool) or not isinstance(clip, int | float) or not clip > 0:
-        raise ConfigError(f"{where}.clip: {clip!r} is not a norm above 0")
-    if isinstance(noise, bool) or not isinstance(noise, int | float) or not noise >= 0:
-        raise ConfigError(f"{where}.noise: {noise!r} is not a number of 0 or more")
-    whole_number(chunk, f"{where}.chunk")
+def _mechanism(
+    *, clip: Positive = 1.0, noise: NonNegative = 1.0, chunk: Count = 16, where: str
+) -> Private:
     return Private(float(clip), float(noise), chunk)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,8 @@ import numpy as np
 import optax
 
 from mtmm_jax.paths import by_path, leaves, matrices, some_regexes
-from mtmm_jax.registry import ConfigError, choose, section_of, whole_number
+from mtmm_jax.ranges import Between, Count, Natural, Regexes
+from mtmm_jax.registry import ConfigError, section_of
 
 PyTree = Any
 KINDS = ("magnitude", "structured")
@@ -39,13 +40,13 @@ class Settings:
         scope: whether weights are compared over all kernels, or within each.
     """
 
-    share: float
-    begin: int
-    end: int
-    kind: str = "magnitude"
-    every: int = 10
-    on: tuple[str, ...] = (r".*/kernel",)
-    scope: str = "global"
+    share: Between
+    begin: Natural
+    end: Count
+    kind: Literal[KINDS] = "magnitude"
+    every: Count = 10
+    on: Regexes = (r".*/kernel",)
+    scope: Literal[SCOPES] = "global"
 
 
 def read(section: Any, steps: int, where: str = "optimizer.prune") -> Settings | None:
@@ -56,14 +57,6 @@ def read(section: Any, steps: int, where: str = "optimizer.prune") -> Settings |
     if "on" in given:
         given["on"] = some_regexes(given["on"], f"{where}.on")
     settings = Settings(**given)
-    choose(settings.kind, KINDS, f"{where}.kind", "kind")
-    choose(settings.scope, SCOPES, f"{where}.scope", "scope")
-    share = settings.share
-    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
-        raise ConfigError(f"{where}.share: {share!r} is not between 0 and 1")
-    for key, least in (("begin", 0), ("end", 1), ("every", 1)):
-        value = getattr(settings, key)
-        whole_number(value, f"{where}.{key}", least=least)
     if not settings.begin < settings.end <= steps:
         raise ConfigError(
             f"{where}: begin {settings.begin}, end {settings.end}: needs begin < end <= steps, "

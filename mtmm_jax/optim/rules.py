@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import optax
 
+from mtmm_jax.ranges import Between, Count, Decay, Layers, NonNegative, Positive
+
 PyTree = Any
 
 
@@ -32,10 +34,10 @@ class Setting(NamedTuple):
 def _adamw(
     on: Setting,
     *,
-    weight_decay: float = 0.0,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
+    weight_decay: NonNegative = 0.0,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-8,
     nesterov: bool = False,
 ):
     """Adam with decoupled weight decay (Kingma, Ba 2015; Loshchilov, Hutter 2019)."""
@@ -47,22 +49,24 @@ def _adamw(
 def _adam(
     on: Setting,
     *,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-8,
     nesterov: bool = False,
 ):
     """Adam (Kingma, Ba 2015), with nesterov as of Dozat (2016)."""
     return optax.adam(on.rate, b1, b2, eps, nesterov=nesterov)
 
 
-def _sgd(on: Setting, *, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0):
+def _sgd(
+    on: Setting, *, momentum: Decay = 0.0, nesterov: bool = False, weight_decay: NonNegative = 0.0
+):
     """Stochastic gradient descent; weight decay is added to the gradient, before the momentum."""
     rule = optax.sgd(on.rate, momentum=momentum or None, nesterov=nesterov)
     return optax.chain(optax.add_decayed_weights(weight_decay, on.mask), rule)
 
 
-def _lion(on: Setting, *, b1: float = 0.9, b2: float = 0.99, weight_decay: float = 1e-3):
+def _lion(on: Setting, *, b1: Decay = 0.9, b2: Decay = 0.99, weight_decay: NonNegative = 1e-3):
     """The sign of a momentum (Chen et al. 2023). Rates of a third to a tenth of Adam's."""
     return optax.lion(on.rate, b1, b2, weight_decay=weight_decay, mask=on.mask)
 
@@ -70,10 +74,10 @@ def _lion(on: Setting, *, b1: float = 0.9, b2: float = 0.99, weight_decay: float
 def _lamb(
     on: Setting,
     *,
-    weight_decay: float = 0.0,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-6,
+    weight_decay: NonNegative = 0.0,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-6,
 ):
     """Adam, each tensor's step as long as a share of the tensor (You et al. 2020)."""
     return optax.lamb(on.rate, b1, b2, eps, weight_decay=weight_decay, mask=on.mask)
@@ -82,10 +86,10 @@ def _lamb(
 def _lars(
     on: Setting,
     *,
-    weight_decay: float = 0.0,
-    trust_coefficient: float = 1e-3,
-    eps: float = 0.0,
-    momentum: float = 0.9,
+    weight_decay: NonNegative = 0.0,
+    trust_coefficient: Positive = 1e-3,
+    eps: NonNegative = 0.0,
+    momentum: Decay = 0.9,
     nesterov: bool = False,
 ):
     """Momentum, each tensor's step as long as a share of the tensor (You et al. 2017). What is not
@@ -105,12 +109,12 @@ def _lars(
 def _adafactor(
     on: Setting,
     *,
-    weight_decay: float | None = None,
-    momentum: float | None = None,
-    decay_rate: float = 0.8,
-    min_dim_size_to_factor: int = 128,
+    weight_decay: NonNegative | None = None,
+    momentum: Decay | None = None,
+    decay_rate: Between = 0.8,
+    min_dim_size_to_factor: Count = 128,
     multiply_by_parameter_scale: bool = True,
-    clipping_threshold: float | None = 1.0,
+    clipping_threshold: Positive | None = 1.0,
 ):
     """Second moments by rows and columns, little memory (Shazeer, Stern 2018). Its weight decay is
     not multiplied by the learning rate."""
@@ -129,10 +133,10 @@ def _adafactor(
 def _rmsprop(
     on: Setting,
     *,
-    smoothing: float = 0.9,
-    eps: float = 1e-8,
+    smoothing: Decay = 0.9,
+    eps: NonNegative = 1e-8,
     centered: bool = False,
-    momentum: float = 0.0,
+    momentum: Decay = 0.0,
     nesterov: bool = False,
 ):
     """Divided by a running root mean square, whose decay is `smoothing` (Tieleman, Hinton 2012)."""
@@ -141,7 +145,7 @@ def _rmsprop(
     )
 
 
-def _adagrad(on: Setting, *, initial_accumulator_value: float = 0.1, eps: float = 1e-7):
+def _adagrad(on: Setting, *, initial_accumulator_value: NonNegative = 0.1, eps: NonNegative = 1e-7):
     """Divided by the root of all squares so far (Duchi et al. 2011): sparse features."""
     return optax.adagrad(on.rate, initial_accumulator_value, eps)
 
@@ -149,13 +153,13 @@ def _adagrad(on: Setting, *, initial_accumulator_value: float = 0.1, eps: float 
 def _muon(
     on: Setting,
     *,
-    weight_decay: float = 0.0,
-    beta: float = 0.95,
-    ns_steps: int = 5,
+    weight_decay: NonNegative = 0.0,
+    beta: Decay = 0.95,
+    ns_steps: Layers = 5,
     nesterov: bool = True,
-    consistent_rms: float | None = None,
-    b1: float = 0.9,
-    b2: float = 0.999,
+    consistent_rms: Positive | None = None,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
 ):
     """Orthogonalised momentum on matrices, Adam (b1, b2) on all else (Jordan 2024). With
     consistent_rms=0.2 its steps are as large as AdamW's (Liu et al. 2025)."""

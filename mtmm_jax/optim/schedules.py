@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from mtmm_jax import registry
-from mtmm_jax.registry import ConfigError, positive_number, whole_number
+from mtmm_jax.ranges import Between, Decay, Layers, Positive, PositiveShare, Share
+from mtmm_jax.registry import ConfigError, check
 
 
 class Span(NamedTuple):
@@ -24,43 +25,37 @@ class Span(NamedTuple):
         return self.steps - self.first
 
 
-def _share(value: Any, where: str, *, most: float = 1.0) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
-        raise ConfigError(f"{where}: {value!r} is no share, from 0 to {most:g}")
-    return float(value)
-
-
 def constant(peak: float, span: Span) -> optax.Schedule:
     """`peak` to the end. With schedule-free optimisers, or when runs are to be prolonged."""
     del span
     return optax.constant_schedule(peak)
 
 
-def cosine(peak: float, span: Span, *, final: float = 0.0, where: str) -> optax.Schedule:
+def cosine(peak: float, span: Span, *, final: Share = 0.0, where: str) -> optax.Schedule:
     """Half a cosine, `peak (final + (1 - final) (1 + cos(pi t)) / 2)` (Loshchilov, Hutter 2017).
 
     Args:
         final: the share of the peak that is left at the end.
     """
-    return optax.cosine_decay_schedule(peak, span.length, _share(final, f"{where}.final"))
+    return optax.cosine_decay_schedule(peak, span.length, final)
 
 
-def linear(peak: float, span: Span, *, final: float = 0.0, where: str) -> optax.Schedule:
+def linear(peak: float, span: Span, *, final: Share = 0.0, where: str) -> optax.Schedule:
     """A straight line down, `peak (1 - (1 - final) t)`.
 
     Args:
         final: the share of the peak that is left at the end.
     """
-    return optax.linear_schedule(peak, peak * _share(final, f"{where}.final"), span.length)
+    return optax.linear_schedule(peak, peak * final, span.length)
 
 
 def rsqrt(
     peak: float,
     span: Span,
     *,
-    timescale: float = 0.1,
-    cooldown: float = 0.0,
-    final: float = 0.0,
+    timescale: PositiveShare = 0.1,
+    cooldown: Share = 0.0,
+    final: Share = 0.0,
     where: str,
 ) -> optax.Schedule:
     """`peak sqrt(s / (s + t))`, t steps after the warm-up, then a straight line (Zhai et al. 2022).
@@ -73,15 +68,13 @@ def rsqrt(
         cooldown: the last share of all steps, in which the rate falls in a straight line.
         final: the share of the peak that is left at the end of a cool-down.
     """
-    scale = _share(timescale, f"{where}.timescale") * span.steps
-    if not scale > 0:
-        raise ConfigError(f"{where}.timescale: {timescale!r} is no share of the steps above 0")
-    last = round(_share(cooldown, f"{where}.cooldown") * span.steps)
+    scale = timescale * span.steps
+    last = round(cooldown * span.steps)
     if final and not last:
         raise ConfigError(f"{where}.final: is reached by a cool-down, and cooldown is 0")
     if last > span.length:
         raise ConfigError(f"{where}.cooldown: {cooldown!r} and the warm-up are more than the run")
-    end = _share(final, f"{where}.final") * peak
+    end = final * peak
 
     def falling(count: Any) -> Any:
         # Not beyond the cool-down's begin, where the line takes over.
@@ -98,8 +91,8 @@ def step(
     peak: float,
     span: Span,
     *,
-    boundaries: Sequence[float] = (0.5, 0.75),
-    factor: float = 0.1,
+    boundaries: Sequence[Share] = (0.5, 0.75),
+    factor: Between = 0.1,
     where: str,
 ) -> optax.Schedule:
     """Multiplied by `factor` at each boundary (the classical schedule of residual networks).
@@ -108,14 +101,12 @@ def step(
         boundaries: shares of all steps, rising, after the warm-up.
         factor: above 0 and below 1.
     """
-    at = [round(_share(b, f"{where}.boundaries") * span.steps) - span.first for b in boundaries]
+    at = [round(b * span.steps) - span.first for b in boundaries]
     if not at or sorted(set(at)) != at or at[0] <= 0 or at[-1] >= span.length:
         raise ConfigError(
             f"{where}.boundaries: {list(boundaries)} are no rising shares between the warm-up's end"
             f" ({span.first / span.steps:g}) and 1, at least one step apart"
         )
-    if not 0 < factor < 1:
-        raise ConfigError(f"{where}.factor: {factor!r} is not above 0 and below 1")
     return optax.piecewise_constant_schedule(peak, dict.fromkeys(at, factor))
 
 
@@ -123,9 +114,9 @@ def one_cycle(
     peak: float,
     span: Span,
     *,
-    rise: float = 0.3,
-    first: float = 0.04,
-    final: float = 4e-6,
+    rise: Between = 0.3,
+    first: PositiveShare = 0.04,
+    final: PositiveShare = 4e-6,
     where: str,
 ) -> optax.Schedule:
     """Up from `first` to the peak and down to `final`, by cosines (Smith, Topin 2017).
@@ -139,12 +130,9 @@ def one_cycle(
     """
     if span.first:
         raise ConfigError("optimizer.warmup: one_cycle rises by itself; set its rise, and warmup=0")
-    up = int(_share(rise, f"{where}.rise") * span.steps)
+    up = int(rise * span.steps)
     if not 0 < up < span.steps:
         raise ConfigError(f"{where}.rise: {rise!r} of {span.steps} steps leaves no step on a side")
-    for name, value in {"first": first, "final": final}.items():
-        if not 0 < value <= 1:
-            raise ConfigError(f"{where}.{name}: {value!r} is no share of the peak above 0")
     return optax.cosine_onecycle_schedule(span.steps, peak, rise, 1 / first, first / final)
 
 
@@ -152,9 +140,9 @@ def warm_restarts(
     peak: float,
     span: Span,
     *,
-    cycles: int = 3,
-    growth: float = 2.0,
-    final: float = 0.0,
+    cycles: Layers = 3,
+    growth: Positive = 2.0,
+    final: Share = 0.0,
     where: str,
 ) -> optax.Schedule:
     """Cosines one after the other, each `growth` times as long (Loshchilov, Hutter 2017: SGDR).
@@ -164,9 +152,7 @@ def warm_restarts(
         growth: 1 for cycles of equal length.
         final: the share of the peak at the end of each.
     """
-    whole_number(cycles, f"{where}.cycles")
-    positive_number(growth, f"{where}.growth")
-    low = _share(final, f"{where}.final")
+    low = final
     lengths = [growth**i for i in range(cycles)]
     ends = [round(span.length * sum(lengths[: i + 1]) / sum(lengths)) for i in range(cycles)]
     sizes = [b - a for a, b in zip([0, *ends], ends, strict=False)]
@@ -206,8 +192,7 @@ def build(
         steps: of the run.
         where: the place in the config.
     """
-    if isinstance(warmup, bool) or not isinstance(warmup, int | float) or not 0 <= warmup < 1:
-        raise ConfigError(f"optimizer.warmup: {warmup!r} is no share of the steps, in [0, 1)")
+    check(warmup, Decay, "optimizer.warmup")
     first = round(warmup * steps)
     if first >= steps:
         raise ConfigError(f"optimizer.warmup: {warmup!r} of {steps} steps leaves none after it")

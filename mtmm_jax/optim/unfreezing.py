@@ -17,7 +17,9 @@ import jax.numpy as jnp
 import optax
 
 from mtmm_jax.paths import by_path, leaves, regexes, some
+from mtmm_jax.ranges import Natural
 from mtmm_jax.registry import ConfigError
+from mtmm_jax.registry import check as check_value
 
 PyTree = Any
 Waits = tuple[tuple[str, int], ...]
@@ -34,8 +36,7 @@ def read(pairs: Any, steps: int, where: str = "optimizer.unfreeze") -> Waits:
             raise ConfigError(f"{at}: {pair!r} is not a pair of a regex and a step")
         (pattern,) = regexes([pair[0]], at)
         step = pair[1]
-        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
-            raise ConfigError(f"{at}: {step!r} is not a step from 0 upwards")
+        check_value(step, Natural, at)
         if step >= steps:
             raise ConfigError(
                 f"{at}: {pattern!r} would begin after step {step}, and the run has {steps}; to "

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens
 from mtmm_jax.layers import gelu
-from mtmm_jax.sharing.parts import check_counts, check_number, form, select_tasks
+from mtmm_jax.ranges import Layers, Positive, Several
+from mtmm_jax.registry import check_fields
+from mtmm_jax.sharing.parts import WHERE, form, select_tasks
 
 
 class Branching(nn.Module):
@@ -39,15 +41,14 @@ class Branching(nn.Module):
     """
 
     tasks: tuple[str, ...]
-    layers: int = 2
-    branches: int = 3
-    temperature: float = 1.0
+    layers: Layers = 2
+    branches: Several = 3
+    temperature: Positive = 1.0
 
     keeps_layout: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_counts(self, layers=1, branches=2)
-        check_number(self, "temperature", positive=True)
+        check_fields(self, WHERE)
         super().__post_init__()
 
     @nn.compact

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens, choose_all
 from mtmm_jax.layers import LayerNorm, gelu
-from mtmm_jax.sharing.parts import WHERE, check_counts, form, select_tasks
+from mtmm_jax.ranges import Layers, Size
+from mtmm_jax.registry import check_fields
+from mtmm_jax.sharing.parts import WHERE, form, select_tasks
 
 
 class FiLM(nn.Module):
@@ -30,13 +32,13 @@ class FiLM(nn.Module):
     """
 
     tasks: tuple[str, ...]
-    layers: int = 1
-    embedding: int = 16
+    layers: Layers = 1
+    embedding: Size = 16
 
     keeps_layout: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_counts(self, layers=1, embedding=1)
+        check_fields(self, WHERE)
         super().__post_init__()
 
     @nn.compact
@@ -85,13 +87,13 @@ class Adapter(nn.Module):
     """
 
     tasks: tuple[str, ...]
-    size: int = 64
+    size: Size = 64
     isolated: tuple[str, ...] = ()
 
     keeps_layout: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_counts(self, size=1)
+        check_fields(self, WHERE)
         choose_all(self.isolated, self.tasks, f"{WHERE}.isolated", "task")
         super().__post_init__()
 

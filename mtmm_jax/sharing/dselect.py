@@ -12,18 +12,19 @@ import numpy as np
 
 from mtmm_jax.batch import Tokens
 from mtmm_jax.layers import auxiliary
-from mtmm_jax.registry import ConfigError
-from mtmm_jax.sharing.parts import WHERE, check_counts, check_number, experts, mixture, select_tasks
+from mtmm_jax.ranges import NonNegative, Positive, Several, Size
+from mtmm_jax.registry import ConfigError, check_fields
+from mtmm_jax.sharing.parts import WHERE, experts, mixture, select_tasks
 
 
-def smooth_step(t: jax.Array, gamma: float) -> jax.Array:
+def smooth_step(t: jax.Array, gamma: Positive) -> jax.Array:
     """0 up to -gamma / 2, 1 from gamma / 2 on, and -2 t^3 / gamma^3 + 3 t / (2 gamma) + 1 / 2
     between: continuous with its slope, and exactly 0 and 1 outside."""
     t = jnp.clip(t, -gamma / 2, gamma / 2)
     return -2 / gamma**3 * t**3 + 3 / (2 * gamma) * t + 0.5
 
 
-def select(codes: jax.Array, gamma: float) -> jax.Array:
+def select(codes: jax.Array, gamma: Positive) -> jax.Array:
     """`[..., m] -> [..., 2^m]`: prod_j S(c_j) over the set bits j of an expert's number, and of
     1 - S(c_j) over the others. Sums to one."""
     steps = smooth_step(codes, gamma)[..., None, :]
@@ -56,20 +57,18 @@ class DSelect(nn.Module):
     """
 
     tasks: tuple[str, ...]
-    experts: int = 8
-    k: int = 2
-    gamma: float = 1.0
-    entropy: float = 1e-3
+    experts: Several = 8
+    k: Size = 2
+    gamma: Positive = 1.0
+    entropy: NonNegative = 1e-3
     by_sample: bool = True
-    expansion: int = 1
+    expansion: Size = 1
 
     keeps_layout: ClassVar[bool] = True
     has_auxiliary: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_counts(self, experts=2, k=1, expansion=1)
-        check_number(self, "gamma", positive=True)
-        check_number(self, "entropy")
+        check_fields(self, WHERE)
         if self.experts & (self.experts - 1):
             raise ConfigError(
                 f"{WHERE}.experts: {self.experts} is not a power of two; choices: 2, 4, 8, 16, ..."

@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens
-from mtmm_jax.sharing.parts import check_counts, experts, form, mixture, select_tasks
+from mtmm_jax.ranges import Layers, Several, Size
+from mtmm_jax.registry import check_fields
+from mtmm_jax.sharing.parts import WHERE, experts, form, mixture, select_tasks
 
 
 class MMoE(nn.Module):
@@ -29,13 +31,13 @@ class MMoE(nn.Module):
     """
 
     tasks: tuple[str, ...]
-    experts: int = 8
-    expansion: int = 1
+    experts: Several = 8
+    expansion: Size = 1
 
     keeps_layout: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_counts(self, experts=2, expansion=1)
+        check_fields(self, WHERE)
         super().__post_init__()
 
     @nn.compact
@@ -71,14 +73,14 @@ class CGC(nn.Module):
     """
 
     tasks: tuple[str, ...]
-    own: int = 2
-    shared: int = 2
-    expansion: int = 1
+    own: Layers = 2
+    shared: Layers = 2
+    expansion: Size = 1
 
     keeps_layout: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_counts(self, own=1, shared=1, expansion=1)
+        check_fields(self, WHERE)
         super().__post_init__()
 
     @nn.compact
@@ -110,15 +112,15 @@ class PLE(nn.Module):
     """
 
     tasks: tuple[str, ...]
-    levels: int = 2
-    own: int = 2
-    shared: int = 2
-    expansion: int = 1
+    levels: Several = 2
+    own: Layers = 2
+    shared: Layers = 2
+    expansion: Size = 1
 
     keeps_layout: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_counts(self, levels=2, own=1, shared=1, expansion=1)
+        check_fields(self, WHERE)
         super().__post_init__()
 
     @nn.compact
@@ -135,9 +137,9 @@ _SHARED = ""  # the path of no task
 class _Level(nn.Module):
     """One extraction: the experts of every path, and a gate on the path of each one `wanted`."""
 
-    own: int
-    shared: int
-    expansion: int
+    own: Layers
+    shared: Layers
+    expansion: Size
 
     @nn.compact
     def __call__(

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens
 from mtmm_jax.layers import FeedForward, gelu
-from mtmm_jax.sharing.parts import check_counts, form, select_tasks
+from mtmm_jax.ranges import Layers, Size
+from mtmm_jax.registry import check_fields
+from mtmm_jax.sharing.parts import WHERE, form, select_tasks
 
 
 class MTAN(nn.Module):
@@ -31,12 +33,12 @@ class MTAN(nn.Module):
     """
 
     tasks: tuple[str, ...]
-    layers: int = 2
+    layers: Layers = 2
 
     keeps_layout: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_counts(self, layers=1)
+        check_fields(self, WHERE)
         super().__post_init__()
 
     @nn.compact
@@ -87,12 +89,12 @@ class TaskGates(nn.Module):
     """
 
     tasks: tuple[str, ...]
-    reduction: int = 4
+    reduction: Size = 4
 
     keeps_layout: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_counts(self, reduction=1)
+        check_fields(self, WHERE)
         super().__post_init__()
 
     @nn.compact

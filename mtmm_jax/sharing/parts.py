@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -48,30 +46,3 @@ def experts(
 def mixture(weights: jax.Array, parts: list[jax.Array]) -> jax.Array:
     """sum_e w_e f_e: `weights[B, E]` and E times `[B, N, D]`."""
     return jnp.einsum("be,ebnd->bnd", weights.astype(parts[0].dtype), jnp.stack(parts))
-
-
-def check_counts(module: nn.Module, **least: int) -> None:
-    """Raises a `ConfigError` where a field is not a whole number from `least` up."""
-    for field, low in least.items():
-        value = getattr(module, field)
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
-            raise ConfigError(
-                f"{WHERE}.{field}: {value!r}: {type(module).__name__} takes whole numbers, "
-                f"{low} or more"
-            )
-
-
-def check_number(
-    module: nn.Module, field: str, *, positive: bool = False, most: float = math.inf
-) -> None:
-    """Raises a `ConfigError` where a field is not a finite number from 0 to `most`, or is 0 and
-    must be `positive`."""
-    value = getattr(module, field)
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    fits = number and math.isfinite(value) and 0 <= value <= most
-    if not fits or (positive and value == 0):
-        low = "above 0" if positive else "0 or more"
-        high = f", {most:g} at most" if math.isfinite(most) else ""
-        raise ConfigError(
-            f"{WHERE}.{field}: {value!r}: {type(module).__name__} takes numbers {low}{high}"
-        )

@@ -9,7 +9,9 @@ import flax.linen as nn
 
 from mtmm_jax.batch import Tokens
 from mtmm_jax.layers import gelu
-from mtmm_jax.sharing.parts import check_counts, select_tasks
+from mtmm_jax.ranges import Layers, Several, SizeOrZero
+from mtmm_jax.registry import check_fields
+from mtmm_jax.sharing.parts import WHERE, select_tasks
 
 
 class SharedMiddle(nn.Module):
@@ -29,13 +31,13 @@ class SharedMiddle(nn.Module):
     """
 
     tasks: tuple[str, ...]
-    hidden: int = 0
-    layers: int = 1
+    hidden: SizeOrZero = 0
+    layers: Layers = 1
 
     keeps_layout: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_counts(self, hidden=0, layers=1)
+        check_fields(self, WHERE)
         super().__post_init__()
 
     @nn.compact
@@ -73,13 +75,13 @@ class Separate(nn.Module):
     """
 
     tasks: tuple[str, ...]
-    layers: int = 2
-    hidden: int = 0
+    layers: Several = 2
+    hidden: SizeOrZero = 0
 
     keeps_layout: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_counts(self, layers=2, hidden=0)
+        check_fields(self, WHERE)
         super().__post_init__()
 
     @nn.compact

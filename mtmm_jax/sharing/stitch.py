@@ -13,11 +13,12 @@ import numpy as np
 
 from mtmm_jax.batch import Tokens
 from mtmm_jax.layers import auxiliary, gelu
-from mtmm_jax.registry import ConfigError
-from mtmm_jax.sharing.parts import WHERE, check_counts, check_number, form, select_tasks
+from mtmm_jax.ranges import Layers, NonNegative, PositiveShare, Several
+from mtmm_jax.registry import ConfigError, check_fields
+from mtmm_jax.sharing.parts import WHERE, form, select_tasks
 
 
-def _near_identity(own: float, tasks: int) -> np.ndarray:
+def _near_identity(own: PositiveShare, tasks: int) -> np.ndarray:
     """`own` on the diagonal, the rest of each row spread evenly: rows sum to one."""
     if tasks == 1:
         return np.ones((1, 1), np.float32)
@@ -55,14 +56,13 @@ class CrossStitch(nn.Module):
     """
 
     tasks: tuple[str, ...]
-    layers: int = 2
-    own: float = 0.9
+    layers: Layers = 2
+    own: PositiveShare = 0.9
 
     keeps_layout: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_counts(self, layers=1)
-        check_number(self, "own", positive=True, most=1.0)
+        check_fields(self, WHERE)
         super().__post_init__()
 
     @nn.compact
@@ -124,18 +124,16 @@ class Sluice(nn.Module):
     """
 
     tasks: tuple[str, ...]
-    layers: int = 2
-    subspaces: int = 2
-    own: float = 0.9
-    orthogonality: float = 1e-3
+    layers: Layers = 2
+    subspaces: Several = 2
+    own: PositiveShare = 0.9
+    orthogonality: NonNegative = 1e-3
 
     keeps_layout: ClassVar[bool] = True
     has_auxiliary: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_counts(self, layers=1, subspaces=2)
-        check_number(self, "own", positive=True, most=1.0)
-        check_number(self, "orthogonality")
+        check_fields(self, WHERE)
         super().__post_init__()
 
     @nn.compact

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens
 from mtmm_jax.layers import Attention, FeedForward, LayerNorm, gelu
-from mtmm_jax.registry import ConfigError
-from mtmm_jax.sharing.parts import WHERE, check_counts, form, mixture, select_tasks
+from mtmm_jax.ranges import Layers, Size
+from mtmm_jax.registry import ConfigError, check_fields
+from mtmm_jax.sharing.parts import WHERE, form, mixture, select_tasks
 
 
 class TaskAttention(nn.Module):
@@ -34,12 +35,12 @@ class TaskAttention(nn.Module):
     """
 
     tasks: tuple[str, ...]
-    hidden: int = 16
+    hidden: Size = 16
 
     keeps_layout: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_counts(self, hidden=1)
+        check_fields(self, WHERE)
         super().__post_init__()
 
     @nn.compact
@@ -89,14 +90,14 @@ class TaskQueries(nn.Module):
     """
 
     tasks: tuple[str, ...]
-    queries: int = 4
-    heads: int = 4
-    expansion: int = 2
+    queries: Size = 4
+    heads: Layers = 4
+    expansion: Size = 2
 
     keeps_layout: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_counts(self, queries=1, heads=1, expansion=1)
+        check_fields(self, WHERE)
         super().__post_init__()
 
     @nn.compact

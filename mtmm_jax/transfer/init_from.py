@@ -14,8 +14,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -25,6 +25,7 @@ from mtmm_jax.devices.mesh import Layout
 from mtmm_jax.devices.parallel import jit_once
 from mtmm_jax.model import flatten, shared_parameters
 from mtmm_jax.paths import mapped, regexes, renames, some
+from mtmm_jax.ranges import Natural, Regex, Regexes
 from mtmm_jax.registry import ConfigError, choose, section_of
 from mtmm_jax.transfer.origins import WHERE, Origin, check_meaning, of_run
 from mtmm_jax.transfer.weights import import_weights, weights_file
@@ -55,10 +56,10 @@ class Settings:
 
     workdir: str | None = None
     weights: str | None = None
-    step: str | int = "best"
+    step: Literal["best", "last"] | Natural = "best"
     at: str | None = None
-    map: tuple[tuple[str, str], ...] = ()
-    freeze: tuple[str, ...] = ()
+    map: Mapping[Regex, str] | Sequence[tuple[Regex, str]] | None = ()
+    freeze: Regexes | None = ()
     strict: bool = False
 
 
@@ -81,11 +82,6 @@ def read(section: Any, where: str = WHERE) -> Settings | None:
             raise ConfigError(f"{where}.{key}: belongs to {other}")
     if settings.weights is not None and not settings.at:
         raise ConfigError(f"{where}.at: is missing; the encoder that takes the weights")
-    step = settings.step
-    if isinstance(step, bool) or not (isinstance(step, int) or step in ("best", "last")):
-        raise ConfigError(f"{where}.step: {step!r}; choices: 'best', 'last' or a kept step")
-    if not isinstance(settings.strict, bool):
-        raise ConfigError(f"{where}.strict: {settings.strict!r}; choices: False, True")
     return settings
 
 

@@ -25,7 +25,8 @@ from flax import traverse_util
 from mtmm_jax.keys import fold_in_name
 from mtmm_jax.model import Rewrite, flatten
 from mtmm_jax.paths import matrices, some_regexes
-from mtmm_jax.registry import ConfigError, positive_number, section_of, whole_number
+from mtmm_jax.ranges import Positive, Regexes, Size
+from mtmm_jax.registry import section_of
 
 PyTree = Any
 ROOM = "lora"
@@ -48,9 +49,9 @@ class Settings:
         norms: with `freeze`: whether norms learn all the same.
     """
 
-    rank: int = 4
-    alpha: float = 8.0
-    on: tuple[str, ...] = (ATTENTION,)
+    rank: Size = 4
+    alpha: Positive = 8.0
+    on: Regexes = (ATTENTION,)
     freeze: bool = True
     norms: bool = False
 
@@ -70,11 +71,6 @@ def read(section: Any, where: str = "lora") -> Settings | None:
     if "on" in given:
         given["on"] = some_regexes(given["on"], f"{where}.on")
     settings = Settings(**given)
-    whole_number(settings.rank, f"{where}.rank")
-    positive_number(settings.alpha, f"{where}.alpha")
-    for key in ("freeze", "norms"):
-        if not isinstance(getattr(settings, key), bool):
-            raise ConfigError(f"{where}.{key}: {getattr(settings, key)!r}; choices: False, True")
     return settings
 
 

@@ -23,7 +23,8 @@ from flax import traverse_util
 
 from mtmm_jax.model import Rewrite, flatten
 from mtmm_jax.paths import matches, matrices, regexes, some_regexes
-from mtmm_jax.registry import ConfigError, section_of
+from mtmm_jax.ranges import Bits, Regexes
+from mtmm_jax.registry import section_of
 
 PyTree = Any
 MATRICES = (r".*/kernel", r".*/embedding", r".*/recurrent")
@@ -45,8 +46,8 @@ class Settings:
         on: regexes of the matrices.
     """
 
-    bits: int = 8
-    on: tuple[str, ...] = (r".*/kernel",)
+    bits: Bits = 8
+    on: Regexes = (r".*/kernel",)
 
 
 def read(section: Any, where: str = "quantise") -> Settings | None:
@@ -57,9 +58,6 @@ def read(section: Any, where: str = "quantise") -> Settings | None:
     if "on" in given:
         given["on"] = some_regexes(given["on"], f"{where}.on")
     settings = Settings(**given)
-    bits = settings.bits
-    if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 8:
-        raise ConfigError(f"{where}.bits: {bits!r} is not a number from 2 to 8")
     return settings
 
 

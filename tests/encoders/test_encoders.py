@@ -37,7 +37,7 @@ def test_unknown_presets_and_dtypes_are_refused(kind):
     name = _first_modality(kind)
     entry = toy.SPEC.example(1)["inputs"][name]
     for field, value in (("preset", "huge"), ("dtype", "float8")):
-        with pytest.raises(ConfigError, match=f"{field}: unknown {field} '{value}'.*; choices: "):
+        with pytest.raises(ConfigError, match=f"{field}: .*'{value}'.*(choices|one of)"):
             module = _build({"kind": kind, field: value}, name=name)
             jax.eval_shape(module.init, jax.random.key(0), entry)
 
@@ -52,7 +52,7 @@ def test_unknown_presets_and_dtypes_are_refused(kind):
         ("image", {"kind": "cnn", "norm": "layer"}, "cnn.norm: unknown norm 'layer'"),
         ("image", {"kind": "resnet", "pixels": "raw"}, "resnet.pixels: .*: imagenet, plain"),
         ("image", {"kind": "cnn", "pixels": "raw"}, "cnn.pixels: .*: imagenet, plain"),
-        ("text", {"kind": "text_gru", "embedding_width": 0}, "text_gru.embedding_width: 0 is not"),
+        ("text", {"kind": "text_gru", "embedding_width": 0}, "embedding_width: 0 is not"),
         (
             "video",
             {"kind": "video_frames", "frame": {"kind": "cnn", "projected": False}},

@@ -420,7 +420,10 @@ WRONG = {
     ),
     "one_cycle": ({"warmup": 0.1, "schedule": "one_cycle"}, "optimizer.warmup: one_cycle rises"),
     "cycles": ({"schedule": {"kind": "warm_restarts", "cycles": 20}}, "20 do not fit into 10"),
-    "factor": ({"rates": {"heads/.*": 0}}, "optimizer.rates\\[0\\]: 0 is not a factor .* freeze"),
+    "factor": (
+        {"rates": {"heads/.*": 0}},
+        "optimizer.rates\\[0\\]: 0 is not a number above 0.* freeze",
+    ),
     "pair": ({"rates": ["heads/.*"]}, "optimizer.rates\\[0\\]: 'heads/.\\*' is not a pair"),
     "regex": ({"freeze": ["heads/("]}, "optimizer.freeze: 'heads/\\(' is not a regex"),
     "no decay": (

@@ -170,12 +170,12 @@ def test_what_is_frozen_is_not_pruned():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"share": 1.0}, "prune.share: 1.0 is not between 0 and 1"),
+        ({"share": 1.0}, "prune.share: 1.0 is not a number above 0, below 1"),
         ({"end": 99}, "begin 1, end 99: needs begin < end <= steps, 9"),
         ({"begin": 6}, "begin 6, end 6: needs"),
-        ({"every": 0}, "prune.every: 0 is not a number from 1"),
+        ({"every": 0}, "prune.every: 0 is not a whole number from 1"),
         ({"kind": "magnitud"}, "did you mean 'magnitude'"),
-        ({"scope": "model"}, "prune.scope: unknown scope 'model'"),
+        ({"scope": "model"}, "prune.scope: 'model' is not one of 'global'"),
         ({"on": ["heads/.*/bias"]}, "prune.on: .* matches no parameter of two"),
         ({"until": 3}, "prune.until: unknown key 'until'"),
     ],

@@ -131,7 +131,7 @@ def test_without_it_states_are_those_that_they_were():
         ),
         ({"unfreeze": [[".*", 2]]}, "leaves nothing to begin with"),
         ({"unfreeze": [["heads/.*", STEPS]]}, "would begin after step 8, and the run has 8"),
-        ({"unfreeze": [["heads/.*", 1.5]]}, r"unfreeze\[0\]: 1.5 is not a step"),
+        ({"unfreeze": [["heads/.*", 1.5]]}, r"unfreeze\[0\]: 1.5 is not a whole number"),
         ({"unfreeze": [["(", 1]]}, r"unfreeze\[0\]: '\(' is not a regex"),
         ({"unfreeze": ["heads/.*"]}, r"unfreeze\[0\]: 'heads/.*' is not a pair"),
         ({"unfreeze": "heads/.*"}, "is not a list of pairs"),

@@ -260,9 +260,9 @@ def test_a_map_is_pairs_or_a_mapping():
         ({"weights": "a"}, "init_from.at: is missing"),
         ({"weights": "a", "at": "encoders/text", "map": ["x"]}, r"init_from.map\[0\]: 'x' is not"),
         ({"workdir": "a", "step": "first"}, "init_from.step: 'first'"),
-        ({"workdir": "a", "map": [["(", "x"]]}, r"init_from.map\[0\]: '\(' is not a regex"),
+        ({"workdir": "a", "map": [["(", "x"]]}, r"init_from.map\[0\]\[0\]: '\(' is not a regular"),
         ({"workdir": "a", "map": [["x", r"\2"]]}, r"init_from.map\[0\]: '\\\\2' is not a path"),
-        ({"workdir": "a", "map": ["x"]}, r"init_from.map\[0\]: 'x' is not a pair"),
+        ({"workdir": "a", "map": ["x"]}, r"init_from.map\[0\]: 'x' is not a list of 2"),
         ({"workdir": "a", "freeze": ["nothing/.*"]}, "optimizer.freeze: 'nothing/.*' matches none"),
     ],
 )

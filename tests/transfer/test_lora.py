@@ -207,12 +207,12 @@ def test_a_run_with_it_is_exported_merged(pair, predict, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rank": 0}, "lora.rank: 0 is not a number from 1"),
+        ({"rank": 0}, "lora.rank: 0 is not a whole number from 1"),
         ({"alpha": -1}, "lora.alpha: -1 is not a number above 0"),
         ({"on": []}, "lora.on: is empty"),
-        ({"on": ["["]}, "lora.on: '.' is not a regex"),
+        ({"on": ["["]}, "lora.on.0.: '.' is not a regular expression"),
         ({"on": ["encoders/.*/bias"]}, "'encoders/.*/bias' matches no parameter of two dimensions"),
-        ({"freeze": 1}, "lora.freeze: 1; choices"),
+        ({"freeze": 1}, "lora.freeze: 1 is not True or False"),
         ({"ranks": 1}, "did you mean 'rank'"),
     ],
 )

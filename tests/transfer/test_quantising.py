@@ -131,7 +131,7 @@ def test_a_model_trained_so_reads_rounded_weights_and_learns_others():
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"bits": 9}, "quantise.bits: 9 is not a number from 2 to 8"),
+        ({"bits": 9}, "quantise.bits: 9 is not a whole number from 2 to 8"),
         ({"bit": 8}, "did you mean 'bits'"),
         ({"on": []}, "quantise.on: is empty"),
         ({"on": ["encoders/.*/bias"]}, "quantise.on: .* matches no parameter of two"),
