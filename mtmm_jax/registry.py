@@ -45,7 +45,12 @@ def check(value: Any, hint: Any, where: str) -> Any:
 
 
 def check_fields(module: Any, where: str) -> None:
-    """Checks every field of a dataclass against its hint: a part that is built without a config."""
+    """Checks every field of a part against its hint, where it is built without a config.
+
+    Flax clones a module whenever it binds parameters to it; a clone was checked when it was made.
+    """
+    if type(getattr(module, "parent", None)).__name__ == "Scope":
+        return
     for name, hint in hints_of(type(module)).items():
         if name not in ("name", "parent", "scope") and hasattr(module, name):
             check(getattr(module, name), hint, f"{where}.{name}")

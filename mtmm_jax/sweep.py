@@ -98,10 +98,9 @@ def _base(arguments: argparse.Namespace, overrides: Sequence[str]) -> Any:
     """The config with what is fixed, and `--by` checked against its tasks."""
     from mtmm_jax import training
     from mtmm_jax.registry import choose
-    from mtmm_jax.store import config as configs
 
     config = training.apply_overrides(training.load(arguments.config), overrides)
-    configs.check(config)
+    training.check_config(config)
     tasks = [name for name, task in config.tasks.items() if task is not None]
     choose(arguments.by or "mean", ("mean", *tasks), "--by", "task")
     return config

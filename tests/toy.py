@@ -3,8 +3,10 @@
 import jax
 import numpy as np
 
-from mtmm_jax import model
+from mtmm_jax import balancing, model
+from mtmm_jax.assembly import Parts
 from mtmm_jax.batch import Modality, Spec, Target
+from mtmm_jax.training.extensions import build_balancer
 
 SPEC = Spec(
     modalities={
@@ -114,3 +116,10 @@ def variables(module, *args, seed=0):
 
     shapes = jax.eval_shape(module.init, jax.random.key(0), *args)
     return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def balancer_of(config, built, make=balancing.build):
+    """`(balancer, options of the trainer)` as `assemble` builds them."""
+    parts = Parts({}, None, built, 1, None, config, make_balancer=make)
+    parts = build_balancer(None, parts)
+    return parts.balancer, dict(parts.trainer)

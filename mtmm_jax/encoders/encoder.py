@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from mtmm_jax.batch import Tokens
 from mtmm_jax.layers import Dropout, gelu
 from mtmm_jax.ranges import Decay, Dtype, Size
-from mtmm_jax.registry import check, choose
+from mtmm_jax.registry import check_fields, choose
 
 DTYPES = ("float32", "bfloat16")
 MLPS = {"tiny": 128, "small": 512}  # preset -> hidden width
@@ -34,6 +34,7 @@ class Encoder(nn.Module):
     def __post_init__(self) -> None:
         if not getattr(self, "projected", True):
             object.__setattr__(self, "width", self.features)
+        check_fields(self, "encoder")
         super().__post_init__()
 
     @property
@@ -43,7 +44,7 @@ class Encoder(nn.Module):
 
     @property
     def precision(self) -> Any:
-        return jnp.dtype(check(self.dtype, Dtype, "encoder.dtype"))
+        return jnp.dtype(self.dtype)
 
     def projection(self) -> Callable[[jax.Array], jax.Array]:
         """The last layer, `features -> width`, in float32; none if the encoder is not `projected`:

@@ -50,12 +50,15 @@ class Gates(nn.Module):
     where: str = "bottleneck"
     has_auxiliary: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        check_fields(self, self.where)
+        super().__post_init__()
+
     @nn.compact
     def __call__(
         self, tokens: Tokens, *, train: bool = False, axis_name: str | None = None
     ) -> Tokens:
         del axis_name  # all devices draw from the same key
-        check_fields(self, self.where)
         start = nn.initializers.constant(closed_at(self.open))
         features = self.param("features", start, (tokens.values.shape[-1],))
         modality = self.param("modality", start, ())
@@ -116,13 +119,16 @@ class PCA(nn.Module):
     momentum: Decay = 0.99
     where: str = "bottleneck"
 
+    def __post_init__(self) -> None:
+        check_fields(self, self.where)
+        super().__post_init__()
+
     @nn.compact
     def __call__(
         self, tokens: Tokens, *, train: bool = False, axis_name: str | None = None
     ) -> Tokens:
         width = tokens.values.shape[-1]
         _check_size(self.k, width, self.where)
-        check_fields(self, self.where)
         # Sums that begin at 0 and are divided by `seen`: no start value is ever averaged in.
         seen = self.variable("batch_stats", "seen", jnp.zeros, ())
         first = self.variable("batch_stats", "first", jnp.zeros, (width,))
@@ -167,13 +173,16 @@ class Information(nn.Module):
     where: str = "bottleneck"
     has_auxiliary: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        check_fields(self, self.where)
+        super().__post_init__()
+
     @nn.compact
     def __call__(
         self, tokens: Tokens, *, train: bool = False, axis_name: str | None = None
     ) -> Tokens:
         width, dtype = tokens.values.shape[-1], tokens.values.dtype
         _check_size(self.k, width, self.where)
-        check_fields(self, self.where)
         belief = nn.Dense(2 * self.k, dtype=jnp.float32, name="belief")(tokens.values)
         mean, log_variance = jnp.split(belief, 2, axis=-1)
         log_variance = jnp.clip(log_variance, -_LOG_VARIANCE, _LOG_VARIANCE)

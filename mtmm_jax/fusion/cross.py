@@ -87,12 +87,15 @@ class CrossModal(nn.Module):
     modalities: ClassVar[tuple[int, int | None]] = (1, None)
     keeps_layout: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        check_fields(self, "model.fusion")
+        super().__post_init__()
+
     @nn.compact
     def __call__(
         self, tokens: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> Tokens:
         check_heads(self.width, self.heads)
-        check_fields(self, "model.fusion")
         mode = {"train": train, "axis_name": axis_name}
         block = (self.heads, self.expansion, self.dropout)
         read = apart(read_in(tokens, self.width), tokens)

@@ -147,6 +147,10 @@ class RoutedExperts(nn.Module):
     expansion: Size = 2
     balance: NonNegative = 0.01
 
+    def __post_init__(self) -> None:
+        check_fields(self, "model.fusion")
+        super().__post_init__()
+
     @nn.compact
     def __call__(
         self,
@@ -156,7 +160,6 @@ class RoutedExperts(nn.Module):
         train: bool = False,
         axis_name: str | None = None,
     ) -> jax.Array:
-        check_fields(self, "model.fusion")
         if self.k > self.experts:
             raise ConfigError(
                 f"model.fusion.k: {self.k}: choose from 1 to {self.experts}, the number of experts"

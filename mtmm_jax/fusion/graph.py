@@ -102,12 +102,15 @@ class GraphConvolution(nn.Module):
     modalities: ClassVar[tuple[int, int | None]] = (1, None)
     keeps_layout: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        check_fields(self, "model.fusion")
+        super().__post_init__()
+
     @nn.compact
     def __call__(
         self, tokens: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> Tokens:
         del train, axis_name
-        check_fields(self, "model.fusion")
         graph, linked = _graph(tokens, self.width, self.nodes, self.edges)
         adjacency = normalised(linked.astype(jnp.float32), graph.mask)
         self.sow("intermediates", "adjacency", adjacency)
@@ -179,12 +182,15 @@ class GraphAttention(nn.Module):
     modalities: ClassVar[tuple[int, int | None]] = (1, None)
     keeps_layout: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        check_fields(self, "model.fusion")
+        super().__post_init__()
+
     @nn.compact
     def __call__(
         self, tokens: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> Tokens:
         del train, axis_name
-        check_fields(self, "model.fusion")
         check_heads(self.width, self.heads)
         graph, linked = _graph(tokens, self.width, self.nodes, self.edges)
         self.sow("intermediates", "adjacency", linked)
@@ -231,11 +237,14 @@ class PopulationGraph(nn.Module):
     keeps_layout: ClassVar[bool] = False
     mixes_rows: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        check_fields(self, "model.fusion")
+        super().__post_init__()
+
     @nn.compact
     def __call__(
         self, tokens: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> Tokens:
-        check_fields(self, "model.fusion")
         pooled = Concat(self.width, name="pool")(float32(tokens))
         h, adjacency = pooled.values[:, 0], None
         if train:

@@ -43,12 +43,15 @@ class PerceiverFusion(nn.Module):
     modalities: ClassVar[tuple[int, int | None]] = (1, None)
     keeps_layout: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        check_fields(self, "model.fusion")
+        super().__post_init__()
+
     @nn.compact
     def __call__(
         self, tokens: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> Tokens:
         check_heads(self.width, self.heads)
-        check_fields(self, "model.fusion")
         mode = {"train": train, "axis_name": axis_name}
         hyper = (self.heads, self.expansion, self.dropout)
         joined = read_in(tokens, self.width)
@@ -91,13 +94,16 @@ class PerceiverIO(nn.Module):
     modalities: ClassVar[tuple[int, int | None]] = (1, None)
     keeps_layout: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        check_fields(self, "model.fusion")
+        super().__post_init__()
+
     @nn.compact
     def __call__(
         self, tokens: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> Tokens:
         mode = {"train": train, "axis_name": axis_name}
         hyper = (self.heads, self.expansion, self.dropout)
-        check_fields(self, "model.fusion")
         size = (self.width, self.latents, self.iterations, self.layers)
         z = PerceiverFusion(*size, *hyper, name="perceiver")(tokens, **mode)
         q = Latents(self.queries, self.width, name="queries")(z.mask.shape[0])

@@ -40,6 +40,10 @@ def check_shares(weights: Mapping[str, float], names: Sequence[str], where: str)
 class PooledFusion(nn.Module):
     """Base of the fusions of pooled features; `modalities` and `keeps_layout` are theirs."""
 
+    def __post_init__(self) -> None:
+        check_fields(self, "model.fusion")
+        super().__post_init__()
+
     def features(
         self, tokens: Mapping[str, Tokens]
     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
@@ -47,7 +51,6 @@ class PooledFusion(nn.Module):
         [B, 1]}`, both in the order of the names. To be called inside a compact method, whose
         limits are checked first.
         """
-        check_fields(self, "model.fusion")
         fewest, most = self.modalities
         if not fewest <= len(tokens) <= (most or len(tokens)):
             limits = f"{fewest} or more" if most is None else f"{fewest} to {most}"

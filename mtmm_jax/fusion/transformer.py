@@ -105,12 +105,15 @@ class FusionTransformer(nn.Module):
     modalities: ClassVar[tuple[int, int | None]] = (1, None)
     keeps_layout: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        check_fields(self, "model.fusion")
+        super().__post_init__()
+
     @nn.compact
     def __call__(
         self, tokens: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> Tokens:
         check_heads(self.width, self.heads)
-        check_fields(self, "model.fusion")
         read = read_in(tokens, self.width)
         present = read.present[:, None]
         cls = Tokens.of(Latents(1, self.width, name="cls")(present.shape[0]), present, "cls")
@@ -153,12 +156,15 @@ class EncoderDecoder(nn.Module):
     modalities: ClassVar[tuple[int, int | None]] = (1, None)
     keeps_layout: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        check_fields(self, "model.fusion")
+        super().__post_init__()
+
     @nn.compact
     def __call__(
         self, tokens: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> Tokens:
         check_heads(self.width, self.heads)
-        check_fields(self, "model.fusion")
         mode = {"train": train, "axis_name": axis_name}
         block = (self.heads, self.expansion, self.dropout)
         joined = read_in(tokens, self.width)

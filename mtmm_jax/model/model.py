@@ -156,7 +156,7 @@ class Model:
         Args:
             axis_name: the devices' axis, or None.
             measure: `(shared, predictions, batch) -> (sums, terms)`: sums of this device's rows,
-                returned as `aux["imbalance"]`, and the losses `added` to the model's, by name.
+                returned as `aux["measured"]`, and the losses `added` to the model's, by name.
         """
         count = len(self.tasks)  # the auxiliary losses share the copy after the tasks'
 
@@ -176,7 +176,7 @@ class Model:
             terms: dict[str, Losses] = {}
             if measure is not None:
                 own = copies[count] if self.added else None
-                aux["imbalance"], terms = measure(own, predictions, batch)
+                aux["measured"], terms = measure(own, predictions, batch)
             if self.auxiliaries:
                 again = ForwardPass(variables, key, train=True, axis_name=axis_name)
                 more = self._auxiliary_losses(again, copies[count], batch, terms)

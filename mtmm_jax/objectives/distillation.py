@@ -33,6 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtmm_jax import registry
+from mtmm_jax.assembly import Parts
 from mtmm_jax.batch import Batch, Spec, Target
 from mtmm_jax.data.pipeline.source import Source, Training
 from mtmm_jax.model import Model, Rewrite
@@ -138,18 +139,9 @@ class _Asked:
         return jax.device_get(program(variables, asked))
 
 
-def applied(
-    section: Any, built: Model, source: Source | None, assemble: Callable[..., Any]
-) -> tuple[Model, Any, Any]:
-    """`(model, source, section)`: with the terms, the lessons, and the section with what was found.
-
-    Args:
-        section: `config.teachers`, not None.
-        built: the student.
-        source: of its batches; None where a finished run is only asked.
-        assemble: `training.assemble`, which opens the teachers.
-    """
-    settings = read(section)
+def extend(section: Any, parts: Parts) -> Parts:
+    """The extension `teachers`: the terms, the lessons, and the section with what was found."""
+    settings, built, source, assemble = read(section), parts.model, parts.source, parts.assemble
     reads = tuple(settings.features or ())
     own = widths(built, reads, "the student")
     found, teachers = settings.found, None
@@ -185,7 +177,8 @@ def applied(
         if teachers is not None:
             opened = functools.partial(list, teachers)
         source = _taught(settings, built, source, found, opened)
-    return model, source, {**section, "found": found}
+    config = {**parts.config, "teachers": {**section, "found": found}}
+    return parts.replace(model=model, source=source, config=config)
 
 
 def _terms(

@@ -12,8 +12,8 @@ Averaging losses (`balancing="equal"`) counts the heads as tasks; `reduction="su
 
     built, against, make = prepare(config, built, steps)
     balancer = make(balancing_config, len(built.tasks))
-    init_state(built, balancer, optimizer, seed, imbalance=against)
-    make_step(built, balancer, optimizer, seed=seed, imbalance=against)
+    init_state(built, balancer, optimizer, seed, hooks=[against.hook])
+    make_step(built, balancer, optimizer, seed=seed, hooks=[against.hook])
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from mtmm_jax import balancing, registry
+from mtmm_jax.assembly import MakeBalancer, Parts, StepContext, StepHook
 from mtmm_jax.balancing.losses_adaptive import blending
 from mtmm_jax.batch import Batch, Tokens
 from mtmm_jax.model import Model
@@ -54,8 +55,6 @@ IMBALANCE: dict[str, Callable[..., Any]] = {
 TERM = "imbalance"
 LOSS = "loss"
 
-MakeBalancer = Callable[[Any, int], balancing.Balancer]
-
 
 @dataclasses.dataclass(frozen=True)
 class Imbalance:
@@ -73,15 +72,21 @@ class Imbalance:
     classes: int
     rule: Rule
 
-    def init(self) -> PyTree:
-        """The rule's memory before the first step."""
-        return self.rule.init()
+    @property
+    def hook(self) -> StepHook:
+        """The rule in the training step."""
+        return StepHook(
+            TERM,
+            init=self.rule.init,
+            measure=self.measure,
+            react=self.react,
+            names=self.modalities,
+        )
 
     def measure(
         self,
-        model: Model,
+        context: StepContext,
         memory: PyTree,
-        step: Array,
         shared: Mapping[str, Tokens] | None,
         predictions: Mapping[str, Any],
         batch: Batch,
@@ -90,16 +95,15 @@ class Imbalance:
         """Inside the loss: sums of this device's rows, and the terms that join the losses.
 
         Args:
-            model: whose tasks know their labels.
+            context: of the step; the model's tasks know their labels.
             memory: of the steps before.
-            step: the number of this one.
             shared: a copy of what crosses the cut, for rules with a term.
             predictions: by task.
             batch: of this device.
             axis_name: the devices' axis, or None.
         """
-        present = model.present(batch)
-        labels = [model.tasks[head].labels(batch, present) for head in self.heads]
+        present = context.model.present(batch)
+        labels = [context.model.tasks[head].labels(batch, present) for head in self.heads]
         logits = jnp.stack([predictions[head].astype(jnp.float32) for head in self.heads])
         features = None
         if self.rule.term:
@@ -110,15 +114,15 @@ class Imbalance:
             _distribution(labels[0], self.classes),
             features,
         )
-        sums, term = self.rule.measure(memory, scene, step, axis_name)
+        sums, term = self.rule.measure(memory, scene, context.step, axis_name)
         return sums, {} if term is None else {TERM: term}
 
     def react(
-        self, memory: PyTree, sums: PyTree, step: Array, key: Array
+        self, context: StepContext, memory: PyTree, sums: PyTree, key: Array
     ) -> tuple[Callable[[PyTree], PyTree], PyTree, dict[str, Array]]:
         """`(change, memory, figures)` from the sums of all microbatches and devices: `change` is
         for the gradients of this step, the second one of SAM included."""
-        verdict = self.rule.react(memory, sums, step)
+        verdict = self.rule.react(memory, sums, context.step)
         figures = {f"{TERM}/{name}": value for name, value in verdict.figures.items()}
         change = functools.partial(modulated, modalities=self.modalities, verdict=verdict, key=key)
         return change, verdict.memory, figures
@@ -170,6 +174,13 @@ def prepare(
     if rule.term:
         built = dataclasses.replace(built, added=(*built.added, TERM))
     return built, Imbalance(modalities, heads, classes, rule), balancing.build
+
+
+def extend(section: Any, parts: Parts) -> Parts:
+    """The extension `optimizer.imbalance`."""
+    model, against, make = prepare(section, parts.model, parts.config["steps"])
+    parts = parts.replace(model=model, make_balancer=make)
+    return parts if against is None else parts.add_hook(against.hook)
 
 
 def _task(name: Any, built: Model, where: str) -> tuple[Task, tuple[str, ...]]:

@@ -28,9 +28,9 @@ import jax
 import numpy as np
 
 from mtmm_jax import registry
+from mtmm_jax.assembly import Parts
 from mtmm_jax.balancing.affinity import best_groups, measured_affinity, relative, static_weights
 from mtmm_jax.devices import parallel, processes
-from mtmm_jax.keys import example_keys, fold_in_name
 from mtmm_jax.model import Model, shared_parameters
 from mtmm_jax.objectives.grouping import groupable, grouped
 from mtmm_jax.registry import ConfigError, choose, whole_number
@@ -97,8 +97,6 @@ def check(settings: Settings, built: Model, config: Mapping[str, Any]) -> None:
     """Raises a `ConfigError` where the rest of the config leaves nothing to be measured or set."""
     if len(built.tasks) < 2:
         raise ConfigError(f"{WHERE}: {', '.join(built.tasks)} is the only task; it needs two")
-    if config["optimizer"].get("private") is not None:
-        raise ConfigError(f"{WHERE}: not with optimizer.private: no noise covers what is measured")
     section = registry.entry_of(config["balancing"])
     if settings.weighs:
         kind, imbalance = section.get("kind"), config["optimizer"].get("imbalance")
@@ -133,14 +131,18 @@ def check(settings: Settings, built: Model, config: Mapping[str, Any]) -> None:
             )
 
 
-def applied(settings: Settings, built: Model, config: Mapping[str, Any]) -> tuple[Any, Model]:
-    """`config.balancing` and the model, with what was found, if it was."""
-    weighing, found = config["balancing"], settings.found or {}
+def extend(section: Any, parts: Parts) -> Parts:
+    """The extension `relatedness`: the balancing and the model, with what was found, if it was."""
+    settings = read(section)
+    check(settings, parts.model, parts.config)
+    found = settings.found or {}
     if found.get("groups"):
-        built = grouped(built, found["groups"], config["model"], settings.layers)
+        model = grouped(parts.model, found["groups"], parts.config["model"], settings.layers)
+        parts = parts.replace(model=model)
     if found.get("weights"):
-        weighing = weighted(weighing, found["weights"], tuple(built.tasks))
-    return weighing, built
+        tasks = tuple(parts.model.tasks)
+        parts = parts.replace(balancing=weighted(parts.balancing, found["weights"], tasks))
+    return parts
 
 
 def weighted(config: Any, weights: Mapping[str, float], tasks: Sequence[str]) -> dict[str, Any]:
@@ -173,9 +175,7 @@ def measure(experiment: Any, settings: Settings) -> dict[str, Any]:
         settings.learning_rate,
         shared=shared_parameters,
     )
-    augment = experiment.trainer.get("augment")
-    if augment is not None:
-        augment = jax.jit(augment)
+    prepare = jax.jit(experiment.prepared)
     step = parallel.program(experiment.step())
     alone = {**experiment.config, "relatedness": None}
     state = dataclasses.replace(experiment, config=alone, devices=1).init()
@@ -184,9 +184,7 @@ def measure(experiment: Any, settings: Settings) -> dict[str, Any]:
     for number in range(settings.steps):
         batch = next(batches)
         experiment.source.spec.check(batch)
-        shown = batch
-        if augment is not None:  # as the step will see it
-            shown = augment(example_keys(fold_in_name(root, "augment"), number, batch["id"]), batch)
+        shown = prepare(state, batch)  # as the step will see it
         key = jax.random.fold_in(root, number)
         found = told(state.params, state.batch_stats, shown, key)
         for kind, values in zip(MEASURES, jax.device_get(found), strict=True):

@@ -9,7 +9,6 @@ every row has its label, or none is to be had, the terms count nothing and nothi
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from mtmm_jax import registry
+from mtmm_jax.assembly import Parts, StepContext, StepHook
 from mtmm_jax.batch import Batch
 from mtmm_jax.model import Model
 from mtmm_jax.registry import ConfigError, choose, real_number
@@ -31,9 +31,9 @@ from mtmm_jax.tasks.terms.imitation import (
 )
 from mtmm_jax.tasks.terms.term import Regulariser
 
-# `(variables to evaluate, batch, step) -> {target: {"y", "present"}}`.
-Labeller = Callable[[Any, Batch, jax.Array], dict[str, Any]]
-Prepared = tuple[Model, Callable[[Model], Labeller] | None]
+# `(model, variables to evaluate, batch, step) -> {target: {"y", "present"}}`.
+Labeller = Callable[[Model, Any, Batch, jax.Array], dict[str, Any]]
+Prepared = tuple[Model, Labeller | None]
 WHERE = "semi"
 CERTAIN = ("class", "labels")  # forms of which a probability can be read
 
@@ -90,7 +90,7 @@ def pseudo(
         terms[target] = (alpha / len(chosen), imitation(name, form, target))
         if registry.entry_of(plain["balancing"]).get("auxiliaries") != "balanced":
             terms[f"{target}/used"] = (1.0, share_of(target))  # a figure: it has no gradient
-    return _with(built, terms), lambda model: functools.partial(teach, model)
+    return _with(built, terms), teach
 
 
 def mean_teacher(
@@ -146,7 +146,7 @@ def mean_teacher(
         )
         for name, form in chosen.items()
     }
-    return _with(built, terms), lambda model: functools.partial(teach, model)
+    return _with(built, terms), teach
 
 
 def consistency(
@@ -198,19 +198,30 @@ SEMI: dict[str, Callable[..., Prepared]] = {
 
 
 def prepare(config: Any, built: Model, plain: Mapping[str, Any], where: str = WHERE) -> Prepared:
-    """`(model with the terms, model -> what gives their targets, or None)`; of no config, as it is.
-
-    The targets are told by the model as it is in the end, with whatever else is added to it.
+    """`(model with the terms, what gives their targets in the step, or None)`.
 
     Args:
-        config: None, or an entry of `SEMI`.
+        config: an entry of `SEMI`.
         built: the model.
         plain: the whole config.
         where: the place in the config.
     """
-    if config is None:
-        return built, None
     return registry.build(SEMI, config, built, plain, where=where)
+
+
+def extend(section: Any, parts: Parts) -> Parts:
+    """The extension `semi`: the terms, and a hook that labels each batch as it came."""
+    model, labeller = prepare(section, parts.model, parts.config)
+    parts = parts.replace(model=model)
+    if labeller is None:
+        return parts
+
+    def prepare_batch(context: StepContext, batch: Batch) -> Batch:
+        found = labeller(context.model, context.variables, context.batch, context.step)
+        targets = jax.lax.stop_gradient(found)
+        return {**batch, "targets": {**batch["targets"], **targets}}
+
+    return parts.add_hook(StepHook(WHERE, prepare=prepare_batch))
 
 
 def ramped(step: jax.Array, length: int) -> jax.Array:

@@ -13,12 +13,14 @@ Were the head's gradient scaled instead, Adam and its like would divide the rate
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import optax
 
+from mtmm_jax.assembly import Parts, StepHook
 from mtmm_jax.balancing.base import Balancer
 from mtmm_jax.balancing.base import current_rates as current_rates
 from mtmm_jax.balancing.pacing import paced
@@ -53,6 +55,25 @@ def pace(
         choose(name, tasks, f"{where}.{name}", "task")
         check(rate, Positive, f"{where}.{name}")
     return paced(balancer, [float(rates.get(name, 1.0)) for name in tasks], where=where)
+
+
+def extend(section: Any, parts: Parts) -> Parts:
+    """The extension `optimizer.tasks`: of the balancer, the heads' updates and the step."""
+    make = parts.make_balancer
+
+    def make_paced(config: Any, num_tasks: int) -> Balancer:
+        return pace(make(config, num_tasks), section, parts.model.loss_names[:num_tasks])
+
+    def around(parts: Parts) -> Any:
+        return functools.partial(
+            pace_heads,
+            balancer=parts.balancer,
+            tasks=tuple(parts.model.tasks),
+            head_gradients=parts.trainer.get("head_gradients"),
+        )
+
+    hook = StepHook("optimizer.tasks", extra=lambda state: {"task_rates": current_rates(state)})
+    return parts.replace(make_balancer=make_paced, around_heads=around).add_hook(hook)
 
 
 def pace_heads(

@@ -21,6 +21,7 @@ import numpy as np
 import optax
 
 from mtmm_jax import registry
+from mtmm_jax.assembly import Parts, StepHook
 from mtmm_jax.balancing import Balanced, Balancer, Evidence
 from mtmm_jax.balancing.base import advance, decide, not_finite
 from mtmm_jax.keys import fold_in_name
@@ -107,6 +108,17 @@ def check(model: Any, batch_stats: PyTree, config: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"optimizer.tasks: {tasks!r} reads the samples; with {where} rates are fixed"
         )
+
+
+def extend(section: Any, parts: Parts) -> Parts:
+    """The extension `optimizer.private`: its gradient takes the place of the step's."""
+    private, model = read(section), parts.model
+    check(model, model.shapes.get("batch_stats", {}), parts.config)
+
+    def gradient(losses: Any, balancer: Balancer, axis_name: str | None) -> Any:
+        return value_and_grad(losses, balancer, private, axis_name=axis_name)
+
+    return parts.add_hook(StepHook("optimizer.private", gradient=gradient))
 
 
 def value_and_grad(

@@ -7,37 +7,38 @@ import re
 import runpy
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
 import mtmm_jax
-from mtmm_jax.registry import ConfigError, choose, whole_number
+from mtmm_jax.ranges import Count, Entry, Natural, Size
+from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.registry import check as check_value
 
-KEYS = (
-    "seed",
-    "steps",
-    "batch_size",
-    "data",
-    "model",
-    "tasks",
-    "balancing",
-    "optimizer",
-    "devices",
-    "checkpoint",
-    "evaluation",
-)
-SECTIONS = {
-    "checkpoint": ("every", "keep", "best"),
-    "evaluation": ("every", "batch_size", "log_every", "baselines"),
+KEYS: dict[str, Any] = {
+    "seed": Natural,
+    "steps": Count,
+    "batch_size": Size,
+    "data": Entry,
+    "model": Mapping[str, Any],
+    "tasks": Mapping[str, Any],
+    "balancing": Entry,
+    "optimizer": Entry,
+    "devices": Count | Literal["all"] | Mapping[str, Any],
+    "checkpoint": Mapping[str, Any],
+    "evaluation": Mapping[str, Any],
 }
+SECTIONS: dict[str, dict[str, Any]] = {
+    "checkpoint": {"every": Count, "keep": Count, "best": str},
+    "evaluation": {"every": Count, "batch_size": Size, "log_every": Count, "baselines": bool},
+}
+"""What every config has, and the types and ranges of its values."""
 
 OPTIONAL: dict[str, Any] = {"abort_after": 25, "dumps": 3}
 """Keys that a config may leave out, and what holds then: after how many steps in a row that taught
 nothing a run ends (None: never), and how many diverged batches are kept (`training.faults`)."""
-
-WANTED = ("relatedness", "init_from", "lora", "quantise", "teachers", "semi")
-"""Sections that a config may leave out, or have as None, and which change what is learned."""
+_OPTIONAL_HINTS: dict[str, Any] = {"abort_after": Count | None, "dumps": Natural}
 
 # Values of several forms, which are checked where they are read.
 FORMS: dict[str, tuple[type, ...]] = {
@@ -53,9 +54,14 @@ def found() -> dict[str, Path]:
     return {file.stem: file for file in sorted(folder.rglob("*.py")) if file.stem != "__init__"}
 
 
-def load(name_or_path: str) -> ConfigDict:
+def load(name_or_path: str, sections: Iterable[str] = ()) -> ConfigDict:
     """The config of a file, or of a name such as `emoji` that ships with the package, whatever
-    folder it lies in."""
+    folder it lies in.
+
+    Args:
+        name_or_path: as after `--config`.
+        sections: those that a config may leave out, and are None then.
+    """
     path, named = Path(name_or_path), found()
     if path.suffix != ".py":
         path = named[choose(name_or_path, sorted(named), "--config", "config")]
@@ -70,7 +76,7 @@ def load(name_or_path: str) -> ConfigDict:
         raise ConfigError(f"--config: {path} has no function get_config()")
     config = module["get_config"]()
     with config.unlocked():
-        for key, value in {**OPTIONAL, **dict.fromkeys(WANTED)}.items():
+        for key, value in {**OPTIONAL, **dict.fromkeys(sections)}.items():
             if key not in config:
                 config[key] = value
     return config
@@ -139,40 +145,28 @@ def _converted(old: Any, value: Any, path: str) -> Any:
     )
 
 
-def check(config: Mapping[str, Any] | ConfigDict) -> None:
-    """Raises a `ConfigError` for unknown, missing or impossible top-level values."""
-    config = ConfigDict(config)
+def check(config: Mapping[str, Any] | ConfigDict, sections: Iterable[str] = ()) -> None:
+    """Raises a `ConfigError` for unknown, missing or impossible top-level values.
+
+    Args:
+        config: as `load` gives it, or plain dicts.
+        sections: those that a config may have besides `KEYS` and `OPTIONAL`.
+    """
+    config = as_dict(config)
     for key in config:
-        choose(key, (*KEYS, *OPTIONAL, *WANTED), f"config.{key}", "key")
-    missing = [key for key in KEYS if key not in config]
-    if missing:
+        choose(key, (*KEYS, *OPTIONAL, *sections), f"config.{key}", "key")
+    if missing := [key for key in KEYS if key not in config]:
         raise ConfigError(f"config: misses {', '.join(missing)}; it has {', '.join(config)}")
+    hints = {**KEYS, **_OPTIONAL_HINTS}
+    for key, value in config.items():
+        check_value(value, hints.get(key, Any), f"config.{key}")
     for section, known in SECTIONS.items():
-        for key in config[section]:
+        for key, value in config[section].items():
             choose(key, known, f"config.{section}.{key}", "key")
+            check_value(value, known[key], f"config.{section}.{key}")
         for key in known:
             if key not in config[section]:
                 raise ConfigError(f"config.{section}: misses {key!r}")
-    counts = {
-        "steps": config.steps,
-        "batch_size": config.batch_size,
-        "checkpoint.every": config.checkpoint.every,
-        "checkpoint.keep": config.checkpoint.keep,
-        "evaluation.every": config.evaluation.every,
-        "evaluation.batch_size": config.evaluation.batch_size,
-        "evaluation.log_every": config.evaluation.log_every,
-    }
-    for where, value in counts.items():
-        whole_number(value, f"config.{where}")
-    _optional_counts(config)
-    whole_number(config.seed, "config.seed", least=0)
-
-
-def _optional_counts(config: ConfigDict) -> None:
-    for key, least, or_none in (("abort_after", 1, True), ("dumps", 0, False)):
-        value = config.get(key, OPTIONAL[key])
-        if value is not None or not or_none:
-            whole_number(value, f"config.{key}", least)
 
 
 def as_dict(config: ConfigDict) -> dict[str, Any]:

@@ -11,23 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
-from mtmm_jax import balancing, data, model, registry
+from mtmm_jax import data, registry
+from mtmm_jax.assembly import Parts, StepContext, StepHook, extended
 from mtmm_jax.batch import Spec
-from mtmm_jax.data.pipeline.augment_jit import augmenter
 from mtmm_jax.devices import parallel
 from mtmm_jax.devices.mesh import Layout
 from mtmm_jax.model import Model
-from mtmm_jax.objectives import distillation, imbalance, relatedness, semi
-from mtmm_jax.objectives.imbalance import Imbalance
-from mtmm_jax.optim import optimizers, per_path, per_task, privacy
-from mtmm_jax.registry import ConfigError, whole_number
+from mtmm_jax.model import build as build_model
+from mtmm_jax.registry import ConfigError
 from mtmm_jax.store import config as configs
-from mtmm_jax.tasks.hidden import hider, in_turn
-from mtmm_jax.training.step import TrainState, initialiser, key_data, make_step
-from mtmm_jax.transfer import init_from, lora, quantising
-
-TRAINER_KEYS = ("engine", "head_gradients", "chunk")
+from mtmm_jax.training.extensions import EXTENSIONS, optional_sections
+from mtmm_jax.training.step import TrainState, initialiser, key_data, make_step, prepared
+from mtmm_jax.transfer import init_from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +37,7 @@ class Experiment:
         model, balancer, optimizer, rates: what the step is made of.
         trainer: the options of `make_step`.
         devices: a number of local devices, or a mesh on which every parameter has its place.
-        imbalance: what helps slow modalities, if anything does.
+        hooks: what extensions add to the step.
     """
 
     config: dict[str, Any]
@@ -51,7 +48,7 @@ class Experiment:
     rates: optax.Schedule
     trainer: dict[str, Any]
     devices: parallel.Devices
-    imbalance: Imbalance | None = None
+    hooks: tuple[StepHook, ...] = ()
 
     def init(self, seed: int | None = None) -> TrainState:
         """On one device, or as it lies on the mesh; with what `config.init_from` gives.
@@ -78,7 +75,7 @@ class Experiment:
     @functools.cached_property
     def _initialise(self) -> Any:
         """Traced once, for the shapes and for the numbers."""
-        return jax.jit(initialiser(self.model, self.balancer, self.optimizer, self.imbalance))
+        return jax.jit(initialiser(self.model, self.balancer, self.optimizer, self.hooks))
 
     @functools.cached_property
     def shapes(self) -> TrainState:
@@ -104,13 +101,29 @@ class Experiment:
             self.balancer,
             self.optimizer,
             seed=self.config["seed"],
-            imbalance=self.imbalance,
+            hooks=self.hooks,
             **self.trainer,
         )
+
+    def prepared(self, state: TrainState, batch: Any) -> Any:
+        """A batch as the losses of the next step see it: augmented, masked, with added targets."""
+        root = jax.random.key(self.config["seed"])
+        context = StepContext(self.model, root, state, batch)
+        return prepared(self.hooks, context, batch)
 
     def changed(self, **sections: Any) -> Experiment:
         """The experiment of this config with other sections, on the same data."""
         return assemble({**self.config, **sections}, source=self.source)
+
+
+def load(name_or_path: str) -> ConfigDict:
+    """The config of a file or of a name, with None for the optional sections that it leaves out."""
+    return configs.load(name_or_path, optional_sections())
+
+
+def check_config(config: Any) -> None:
+    """Raises a `ConfigError` for unknown, missing or impossible top-level values."""
+    configs.check(config, optional_sections())
 
 
 def assemble(config: Any, spec: Spec | None = None, source: Any = None) -> Experiment:
@@ -119,83 +132,33 @@ def assemble(config: Any, spec: Spec | None = None, source: Any = None) -> Exper
     With a `spec` the data are left alone: all that a finished run needs to predict. With a `source`
     they are taken from it.
     """
-    configs.check(config)
+    check_config(config)
     plain = configs.as_dict(config)
-    related = relatedness.read(plain.get("relatedness"))
+    plain["optimizer"] = registry.entry_of(plain["optimizer"], "optimizer")
     devices = parallel.place(plain["devices"], plain["batch_size"])
     parallel.check_rows(plain["evaluation"]["batch_size"], devices, "evaluation.batch_size")
     if source is None and spec is None:
         source = data.build(plain["data"])
-    built = model.build(plain["model"], plain["tasks"], spec or source.spec)
-    options = dict(plain["optimizer"])
-    built, against, make = imbalance.prepare(options.pop("imbalance", None), built, plain["steps"])
-    paces, private = options.pop("tasks", None), options.pop("private", None)
-    weighing = plain["balancing"]
-    if related is not None:
-        relatedness.check(related, built, plain)
-        weighing, built = relatedness.applied(related, built, plain)
-    if plain.get("teachers") is not None:
-        section = plain["teachers"]
-        built, source, plain["teachers"] = distillation.applied(section, built, source, assemble)
-    built, labeller = semi.prepare(plain.get("semi"), built, plain)
-    balancer, trainer = _balancing(weighing, built, make, paces)
+    model = build_model(plain["model"], plain["tasks"], spec or source.spec)
+    parts = extended(Parts(plain, source, model, devices, assemble, plain["balancing"]), EXTENSIONS)
     if source is not None:
-        _check_mixing(source, built, balancer)
-        in_step = data.in_step(plain["data"])
-        steps = [augmenter(in_step, source.spec, "data.in_step")] if in_step else []
-        steps += [hider(built.tasks, source.spec.modalities)]
-        if (augment := in_turn(steps)) is not None:
-            trainer["augment"] = augment
-    trainer["accumulate"] = _microbatches(options.pop("accumulate", 1), plain, balancer, devices)
-    if trainer["accumulate"] > 1 and trainer.get("engine") == "gramian":
-        raise ConfigError(
-            "optimizer.accumulate: engine 'gramian' needs all samples at once; "
-            "balancing.engine choices: auto, representation, full"
-        )
-    heads, trainer["task_rates"] = None, bool(paces)
-    if paces:
-        heads = functools.partial(
-            per_task.pace_heads,
-            balancer=balancer,
-            tasks=tuple(built.tasks),
-            head_gradients=trainer.get("head_gradients"),
-        )
-    built, freeze = _rewritten(built, plain)
-    freeze = [*per_path.regexes(options.get("freeze"), "optimizer.freeze"), *freeze]
-    if freeze:
-        options["freeze"] = freeze
-        built = dataclasses.replace(built, rewrites=(per_path.held(freeze), *built.rewrites))
-    if labeller is not None:
-        trainer["teach"] = labeller(built)
-    optimizer, rates = optimizers.build(options, plain["steps"], heads)
-    if any(key in options for key in per_path.KEYS):  # rules by path are read where paths are
-        jax.eval_shape(optimizer.init, built.shapes["params"])
-    if private is not None:
-        if plain["optimizer"].get("imbalance") is not None:
-            raise ConfigError(
-                "optimizer.imbalance: not with optimizer.private: it follows the samples' scores, "
-                "which no noise covers"
-            )
-        trainer["private"] = privacy.read(private)
-        privacy.check(built, built.shapes.get("batch_stats", {}), plain)
+        _check_mixing(parts.source, parts.model, parts.balancer)
+    _check_batch_size(parts)
     best = plain["checkpoint"]["best"]
-    registry.choose(best, ("mean", *built.tasks), "checkpoint.best", "task")
+    registry.choose(best, ("mean", *parts.model.tasks), "checkpoint.best", "task")
     if isinstance(devices, Layout):
-        devices = devices.resolve(built.shapes["params"])
-    return Experiment(plain, source, built, balancer, optimizer, rates, trainer, devices, against)
-
-
-def _rewritten(built: Model, plain: dict[str, Any]) -> tuple[Model, list[str]]:
-    """The model with `config.lora` and `config.quantise`; what these and `init_from` freeze."""
-    origin = init_from.read(plain.get("init_from"))
-    thin, small = lora.read(plain.get("lora")), quantising.read(plain.get("quantise"))
-    rewrites = [lora.rewrite(thin)] if thin is not None else []
-    rewrites += [quantising.rewrite(small)] if small is not None else []
-    if rewrites:
-        built = dataclasses.replace(built, rewrites=(*built.rewrites, *rewrites))
-        jax.eval_shape(built.read, built.shapes)  # regexes are read where paths are
-    freeze = [*(origin.freeze if origin else ()), *(thin.frozen if thin else ())]
-    return built, freeze
+        devices = devices.resolve(parts.model.shapes["params"])
+    return Experiment(
+        parts.config,
+        parts.source,
+        parts.model,
+        parts.balancer,
+        parts.optimizer,
+        parts.rates,
+        dict(parts.trainer),
+        devices,
+        parts.hooks,
+    )
 
 
 def _check_mixing(source: Any, built: Model, balancer: Any) -> None:
@@ -212,60 +175,21 @@ def _check_mixing(source: Any, built: Model, balancer: Any) -> None:
         )
 
 
-def _microbatches(
-    count: Any, config: dict[str, Any], balancer: Any, devices: parallel.Devices
-) -> int:
-    """`optimizer.accumulate`, checked together with the batch size."""
-    whole_number(count, "optimizer.accumulate")
-    parts = {
-        "devices": parallel.row_parts(devices),
-        "samples that this balancing method compares": 2 if balancer.rule.second_sample else 1,
-        "microbatches (optimizer.accumulate)": count,
+def _check_batch_size(parts: Parts) -> None:
+    """The batch divides over devices, microbatches and what the balancing method compares."""
+    second = parts.balancer.rule.second_sample
+    divisors = {
+        "devices": parallel.row_parts(parts.devices),
+        "samples that this balancing method compares": 2 if second else 1,
+        "microbatches (optimizer.accumulate)": parts.trainer.get("accumulate", 1),
     }
-    least = math.prod(parts.values())
-    if config["batch_size"] % least:
-        said = " x ".join(f"{n} {what}" for what, n in parts.items() if n > 1)
+    least = math.prod(divisors.values())
+    if parts.config["batch_size"] % least:
+        product = " x ".join(f"{n} {what}" for what, n in divisors.items() if n > 1)
         raise ConfigError(
-            f"batch_size: {config['batch_size']} does not divide into {said}; "
+            f"batch_size: {parts.config['batch_size']} does not divide into {product}; "
             f"choose a multiple of {least}"
         )
-    return count
-
-
-def _balancing(
-    config: Any,
-    built: Model,
-    make: imbalance.MakeBalancer = balancing.build,
-    paces: Any = None,
-) -> tuple[Any, dict[str, Any]]:
-    config = registry.entry_of(config)
-    trainer = {key: config.pop(key) for key in TRAINER_KEYS if key in config}
-    auxiliaries = config.pop("auxiliaries", "beside")
-    registry.choose(auxiliaries, ("beside", "balanced"), "balancing.auxiliaries", "way")
-    names = built.loss_names if auxiliaries == "balanced" else tuple(built.tasks)
-    balancer = per_task.pace(make(config, len(names)), paces, names)
-    balancer = balancing.with_auxiliary_losses(balancer, len(built.loss_names) - len(names))
-    if balancer.rule.observes == "losses" and make is balancing.build:
-        raise ConfigError(
-            "balancing: this form waits for later losses, which training does not hand back; "
-            "famo: after='next', dwa: epoch of 1 or more steps"
-        )
-    if built.probes and balancer.rule.needs != "losses":
-        raise ConfigError(
-            f"balancing: {', '.join(built.probes)} only score (unimodal: 'probe'), so that their "
-            "gradient of shared parameters is zero and this method would weigh against nothing; "
-            "set unimodal to True, or choose a method that needs losses only"
-        )
-    cuts = {task.reads for task in built.tasks.values()}
-    if (
-        balancer.rule.needs != "losses"
-        and trainer.get("engine", "auto") == "auto"
-        and len(cuts) > 1
-    ):
-        # Tasks that read different tensors do not meet at the cut: their gradients there would be
-        # orthogonal by construction, and every conflict inside the encoders invisible.
-        trainer["engine"] = "full"
-    return balancer, trainer
 
 
 def check_batch(experiment: Experiment, batch: Any) -> None:

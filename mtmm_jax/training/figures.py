@@ -93,7 +93,7 @@ class Figures:
                 "absent": _named(names, (~present).sum(0)),
                 "diverged": _named(names, np.sum([diverged(f) for f in figures], axis=0)),
                 **_diagnostics(names, figures),
-                **_imbalance(self._experiment, figures),
+                **_of_hooks(self._experiment, figures),
             },
         )
         self._watch.update(number, mean_losses, weights)
@@ -125,13 +125,14 @@ def _diagnostics(names: tuple[str, ...], figures: list[dict[str, Any]]) -> dict[
     }
 
 
-def _imbalance(experiment: Experiment, figures: list[dict[str, Any]]) -> dict[str, Any]:
-    """What keeps the modalities in balance tells of each, averaged over the steps that have it."""
-    if experiment.imbalance is None:
-        return {}
-    names = experiment.imbalance.modalities
-    keys = [key for key in figures[0] if key.startswith("imbalance/")]
-    return {key: _named(names, _finite_mean(figures, key, np.True_)) for key in keys}
+def _of_hooks(experiment: Experiment, figures: list[dict[str, Any]]) -> dict[str, Any]:
+    """The metrics of hooks, averaged over the steps that have them."""
+    found = {}
+    for hook in experiment.hooks:
+        for key in (key for key in figures[0] if key.startswith(f"{hook.name}/")):
+            mean = _finite_mean(figures, key, np.True_)
+            found[key] = _named(hook.names, mean) if mean.ndim else mean.item()
+    return found
 
 
 def _finite_mean(figures: list[dict[str, Any]], key: str, counted: np.ndarray) -> np.ndarray:

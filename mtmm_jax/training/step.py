@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
@@ -11,13 +11,11 @@ import jax.numpy as jnp
 import optax
 
 from mtmm_jax import balancing
+from mtmm_jax.assembly import StepContext, StepHook
 from mtmm_jax.batch import Batch
 from mtmm_jax.devices import parallel
-from mtmm_jax.keys import example_keys, fold_in_name
 from mtmm_jax.model import Model, shared_parameters
-from mtmm_jax.optim import privacy
 from mtmm_jax.optim.averages import evaluation_params
-from mtmm_jax.optim.per_task import current_rates
 
 
 @flax.struct.dataclass
@@ -38,19 +36,20 @@ class TrainState:
 
 
 @flax.struct.dataclass
-class ImbalanceState(TrainState):
-    """A training state with the memory of a rule of `objectives.imbalance`."""
+class ExtendedState(TrainState):
+    """A training state with the memories of hooks, by their names."""
 
-    imbalance: Any
+    memory: Any
 
 
 def initialiser(
     model: Model,
     balancer: Any,
     optimizer: optax.GradientTransformation,
-    imbalance: Any = None,
+    hooks: Sequence[StepHook] = (),
 ) -> Callable[[jax.Array], TrainState]:
     """`key data -> state before the first step`, to be compiled as one program."""
+    with_memory = [hook for hook in hooks if hook.init is not None]
 
     def init(key_data: jax.Array) -> TrainState:
         key = jax.random.wrap_key_data(key_data)
@@ -63,9 +62,9 @@ def initialiser(
             "optimizer": optimizer.init(params),
             "balancing": balancer.init(params, shared_parameters),
         }
-        if imbalance is None:
+        if not with_memory:
             return TrainState(**parts)
-        return ImbalanceState(**parts, imbalance=imbalance.init())
+        return ExtendedState(**parts, memory={hook.name: hook.init() for hook in with_memory})
 
     return init
 
@@ -89,11 +88,7 @@ def make_step(
     *,
     seed: int,
     accumulate: int = 1,
-    augment: Callable[[jax.Array, Batch], Batch] | None = None,
-    imbalance: Any = None,
-    private: Any = None,
-    task_rates: bool = False,
-    teach: Callable[[Any, Batch, jax.Array], dict[str, Any]] | None = None,
+    hooks: Sequence[StepHook] = (),
     **trainer: Any,
 ) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
     """`step(state, batch, *, axis_name=None) -> (state, figures)`.
@@ -105,31 +100,22 @@ def make_step(
         seed: of dropout and the like.
         accumulate: how many microbatches each device's batch is taken in; batch statistics,
             and losses that compare the samples of a batch, are those of a microbatch.
-        augment: `(keys [B], batch) -> batch`, such as `data.pipeline.augment_jit.augmenter` makes.
-        imbalance: of `objectives.imbalance.prepare`; the state is made with the same.
-        private: of `optim.privacy.read`: every sample's gradient is clipped, and noise added.
-        task_rates: whether the optimizer takes the rates of a paced balancer (`optim.per_task`).
-        teach: `(variables to evaluate, batch, step) -> {target: {"y", "present"}}`: targets that
-            the batch lacks, from the batch before `augment`.
+        hooks: of extensions, in the order in which they act; the state is made with the same.
         **trainer: options of `balancing.value_and_grad`: engine, head_gradients, chunk.
     """
+    own_gradient = next((hook.gradient for hook in hooks if hook.gradient is not None), None)
 
     def microbatches(batch_stats: Any, batch: Batch, key: jax.Array) -> list[tuple[Any, ...]]:
         parts = enumerate(balancing.split_rows(batch, accumulate))
         return [(batch_stats, part, jax.random.fold_in(key, i)) for i, part in parts]
 
-    def gradient(state: TrainState, axis_name: str | None) -> Callable[..., balancing.Balanced]:
-        if private is not None:
-            return privacy.value_and_grad(model.split(), balancer, private, axis_name=axis_name)
-        measure = None
-        if imbalance is not None:
-
-            def measure(shared: Any, predictions: Any, batch: Batch) -> Any:
-                rest = (shared, predictions, batch, axis_name)
-                return imbalance.measure(model, state.imbalance, state.step, *rest)
-
+    def gradient(
+        state: TrainState, context: StepContext, axis_name: str | None
+    ) -> Callable[..., balancing.Balanced]:
+        if own_gradient is not None:
+            return own_gradient(model.split(), balancer, axis_name)
         return balancing.value_and_grad(
-            model.split(axis_name, measure),
+            model.split(axis_name, measured_by(hooks, state, context, axis_name)),
             balancer,
             axis_name=axis_name,
             shared=shared_parameters,
@@ -139,35 +125,26 @@ def make_step(
 
     def step(state: TrainState, batch: Batch, *, axis_name: str | None = None):
         root = jax.random.key(seed)
-        key, seen = jax.random.fold_in(root, state.step), batch
-        if augment is not None:
-            keys = example_keys(fold_in_name(root, "augment"), state.step, batch["id"])
-            batch = augment(keys, batch)
-        if teach is not None:
-            targets = jax.lax.stop_gradient(teach(state.variables, seen, state.step))
-            batch = {**batch, "targets": {**batch["targets"], **targets}}
+        key = jax.random.fold_in(root, state.step)
+        context = StepContext(model, root, state, batch)
+        batch = prepared(hooks, context, batch)
         other = None
         if balancer.rule.second_sample:  # two independent samples, every other row
             batch, second = balancing.split_rows(batch, 2)
             other = (state.batch_stats, second, key)
-        grad = gradient(state, axis_name)
+        grad = gradient(state, context, axis_name)
         args = (state.balancing, state.batch_stats, batch, key)
         out = grad(state.params, *args, other=other)
-        stats = out.aux["batch_stats"]
+        stats, sums = out.aux["batch_stats"], out.aux.get("measured", {})
         if accumulate > 1:
             stats = jax.tree.map(lambda x: x.mean(0), stats)
-        change, memory, more = lambda grads: grads, {}, {}
-        if imbalance is not None:
-            measured = out.aux["imbalance"]
-            if accumulate > 1:
-                measured = jax.tree.map(lambda x: x.sum(0), measured)
-            measured = parallel.total(measured, axis_name)
-            change, learned, more = imbalance.react(state.imbalance, measured, state.step, key)
-            memory = {"imbalance": learned}
+            sums = jax.tree.map(lambda x: x.sum(0), sums)
+        sums = parallel.total(sums, axis_name) if sums else {}
+        change, memory, metrics = reactions(hooks, state, context, sums, key)
         # SAM takes a second gradient in each step, and no argument that it does not know.
         extra = {"grad_fn": lambda params, _: change(grad(params, *args, other=other).grads)}
-        if task_rates:
-            extra["task_rates"] = current_rates(out.state)
+        for hook in hooks:
+            extra |= hook.extra(out.state) if hook.extra is not None else {}
         updates, optimizer_state = optimizer.update(
             change(out.grads), state.optimizer, state.params, **extra
         )
@@ -179,10 +156,61 @@ def make_step(
             balancing=out.state,
             **memory,
         )
-        figures = {"losses": out.losses, **out.diagnostics, **more, "skipped": skipped}
+        figures = {"losses": out.losses, **out.diagnostics, **metrics, "skipped": skipped}
         return new, figures
 
     return step
+
+
+def prepared(hooks: Sequence[StepHook], context: StepContext, batch: Batch) -> Batch:
+    """The batch after every hook that prepares it, in their order."""
+    for hook in hooks:
+        if hook.prepare is not None:
+            batch = hook.prepare(context, batch)
+    return batch
+
+
+def measured_by(
+    hooks: Sequence[StepHook], state: TrainState, context: StepContext, axis_name: str | None
+) -> Callable[..., tuple[Any, dict[str, Any]]] | None:
+    """`(shared, predictions, batch) -> ({hook: sums}, terms)` for `Model.split`, or None."""
+    measuring = [hook for hook in hooks if hook.measure is not None]
+    if not measuring:
+        return None
+
+    def measure(shared: Any, predictions: Any, batch: Batch) -> tuple[Any, dict[str, Any]]:
+        sums, terms = {}, {}
+        for hook in measuring:
+            memory = state.memory[hook.name] if hook.init is not None else None
+            rest = (shared, predictions, batch, axis_name)
+            sums[hook.name], own = hook.measure(context, memory, *rest)
+            terms |= own
+        return sums, terms
+
+    return measure
+
+
+def reactions(
+    hooks: Sequence[StepHook], state: TrainState, context: StepContext, sums: Any, key: jax.Array
+) -> tuple[Callable[[Any], Any], dict[str, Any], dict[str, jax.Array]]:
+    """`(change of the gradient, changes of the state, metrics)`, of all hooks in their order."""
+    changes, metrics = [], {}
+    memory = dict(state.memory) if isinstance(state, ExtendedState) else {}
+    for hook in hooks:
+        if hook.react is not None:
+            own = memory.get(hook.name)
+            change, learned, found = hook.react(context, own, sums.get(hook.name), key)
+            changes.append(change)
+            metrics |= found
+            if hook.name in memory:
+                memory[hook.name] = learned
+
+    def changed(grads: Any) -> Any:
+        for change in changes:
+            grads = change(grads)
+        return grads
+
+    return changed, {"memory": memory} if memory else {}, metrics
 
 
 def _updated(state: TrainState, updates: Any, **changes: Any) -> tuple[TrainState, jax.Array]:

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from mtmm_jax import transfer
+from mtmm_jax.assembly import Parts
 from mtmm_jax.devices.mesh import Layout
 from mtmm_jax.devices.parallel import jit_once
 from mtmm_jax.model import flatten, shared_parameters
@@ -207,6 +208,11 @@ def _required(settings: Settings, origin: Origin, path: str) -> bool:
     if room == "heads":
         return name in origin.variables["params"].get("heads", {})
     return room not in BEGIN_AS_NOTHING or room in origin.variables["params"]
+
+
+def extend(section: Any, parts: Parts) -> Parts:
+    """The extension `init_from`: what it freezes; `load` gives the parameters."""
+    return parts.replace(freeze=(*parts.freeze, *read(section).freeze))
 
 
 def load(experiment: Any, state: Any, assemble: Callable[..., Any]) -> tuple[Any, Report | None]:

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
+from mtmm_jax.assembly import Parts
 from mtmm_jax.keys import fold_in_name
 from mtmm_jax.model import Rewrite, flatten
 from mtmm_jax.paths import matrices, some_regexes
@@ -72,6 +73,13 @@ def read(section: Any, where: str = "lora") -> Settings | None:
         given["on"] = some_regexes(given["on"], f"{where}.on")
     settings = Settings(**given)
     return settings
+
+
+def extend(section: Any, parts: Parts) -> Parts:
+    """The extension `lora`."""
+    settings = read(section)
+    parts = parts.add_rewrite(rewrite(settings))
+    return parts.replace(freeze=(*parts.freeze, *settings.frozen))
 
 
 def sides(path: str, shape: tuple[int, ...]) -> tuple[int, int]:

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
+from mtmm_jax.assembly import Parts
 from mtmm_jax.model import Rewrite, flatten
 from mtmm_jax.paths import matches, matrices, regexes, some_regexes
 from mtmm_jax.ranges import Bits, Regexes
@@ -59,6 +60,11 @@ def read(section: Any, where: str = "quantise") -> Settings | None:
         given["on"] = some_regexes(given["on"], f"{where}.on")
     settings = Settings(**given)
     return settings
+
+
+def extend(section: Any, parts: Parts) -> Parts:
+    """The extension `quantise`."""
+    return parts.add_rewrite(rewrite(read(section)))
 
 
 def scales(path: str, weights: jax.Array, bits: int = 8) -> jax.Array:

@@ -11,6 +11,7 @@ from mtmm_jax import data, training
 from mtmm_jax.batch import Modality, Target
 from mtmm_jax.devices import parallel
 from mtmm_jax.inference.finished import open_run
+from mtmm_jax.model import build as build_model
 from mtmm_jax.objectives.teachers import open_teachers
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.store.checkpoints import Checkpoints
@@ -110,7 +111,7 @@ def test_terms_are_their_formulas_and_fillers_reach_nothing(kind, measure):
     several = Target("labels", classes=("u", "v", "w"), frequencies=(0.5, 0.1, 0.2))
     spec = toy.SPEC.__class__(toy.SPEC.modalities, {**toy.SPEC.targets, "tags": several})
     name = {"multilabel": "tags", "regression": "size"}.get(kind, "kind")
-    built = training.experiment.model.build(toy.MODEL, {"t": {"kind": kind, "target": name}}, spec)
+    built = build_model(toy.MODEL, {"t": {"kind": kind, "target": name}}, spec)
     task, label = built.tasks["t"], spec.targets[name]
     size = {"ordinal": 2, "regression": 1}.get(kind, 3)
     z = -np.sort(-rng.normal(0, 2, (ROWS, size)), axis=1).astype(np.float32)
@@ -332,7 +333,7 @@ def test_a_student_is_opened_where_its_teachers_are_not(runs, tmp_path):
     [
         ({}, "teachers: needs workdirs"),
         ("runs/a", "'runs/a' is not a section"),
-        ({"workdirs": "runs/a"}, "teachers.workdirs: 'runs/a' is no list"),
+        ({"workdirs": "runs/a"}, "teachers.workdirs: 'runs/a' is not a list"),
         ({"workdirs": ["/nowhere"]}, r"teachers.workdirs\[0\]: '/nowhere': .*no folder"),
         ({"workdirs": ["both"], "temperature": 0}, "teachers.temperature: 0 is not a number above"),
         ({"workdirs": ["both"], "alpha": -1}, "teachers.alpha: -1 is not a number from 0"),

@@ -22,9 +22,8 @@ from mtmm_jax.registry import ConfigError
 from mtmm_jax.store.checkpoints import Checkpoints
 from mtmm_jax.store.workdir import Workdir
 from mtmm_jax.training import loop
-from mtmm_jax.training.experiment import _balancing
 from mtmm_jax.training.logs import read_journal
-from mtmm_jax.training.step import ImbalanceState, TrainState, make_step
+from mtmm_jax.training.step import ExtendedState, TrainState, make_step
 from tests import toy
 from tests.training import small_run
 
@@ -327,6 +326,10 @@ KINDS = {
 }
 
 
+def hooks_of(against):
+    return () if against is None else (against.hook,)
+
+
 @functools.cache
 def _ready(kind):
     """`(model, rule, balancer, state)` of a config, its parameters drawn without compiling."""
@@ -348,15 +351,15 @@ def _ready(kind):
     }
     if against is None:
         return built, None, balancer, TrainState(**parts)
-    memory = jax.device_get(jax.jit(against.init)())
-    return built, against, balancer, ImbalanceState(**parts, imbalance=memory)
+    memory = {"imbalance": jax.device_get(jax.jit(against.rule.init)())}
+    return built, against, balancer, ExtendedState(**parts, memory=memory)
 
 
 @functools.cache
 def _step(kind, *, devices, accumulate):
     """The step for some devices, and these."""
     built, against, balancer, state = _ready(kind)
-    step = make_step(built, balancer, SGD, seed=1, accumulate=accumulate, imbalance=against)
+    step = make_step(built, balancer, SGD, seed=1, accumulate=accumulate, hooks=hooks_of(against))
     if devices == "mesh":
         devices = mesh.mesh(data=2, fsdp=2, devices=jax.devices()).resolve(state.params)
         batch = devices.take(toy.batch(8))
@@ -390,8 +393,8 @@ def test_the_step_multiplies_the_encoders_gradients_and_nothing_else():
     (first, _), (second, _) = _two_steps(None)
     assert figures["imbalance/coefficient"].tolist() == [1, 1, 1]
     assert later["imbalance/coefficient"].std() > 0.01
-    assert one.imbalance.count.tolist() == [1, 1, 1]
-    assert two.imbalance.count.tolist() == [2, 2, 2]
+    assert one.memory["imbalance"].count.tolist() == [1, 1, 1]
+    assert two.memory["imbalance"].count.tolist() == [2, 2, 2]
     expected = jax.tree.map(np.subtract, second.params, first.params)
     for name, factor in zip(NAMES, later["imbalance/coefficient"], strict=True):
         expected["encoders"][name] = jax.tree.map(
@@ -435,8 +438,8 @@ def test_pmr_is_a_row_beside_the_tasks_that_moves_encoders_only():
     for name, room in gap.items():
         largest = max(jax.tree.leaves(room))
         assert largest > 1e-4 if name == "encoders" else largest < 1e-6
-    assert one.imbalance.seen.any()
-    assert np.abs(two.imbalance.means - one.imbalance.means).max() > 0.01
+    assert one.memory["imbalance"].seen.any()
+    assert np.abs(two.memory["imbalance"].means - one.memory["imbalance"].means).max() > 0.01
 
 
 @pytest.mark.usefixtures("uncached")
@@ -457,8 +460,8 @@ def test_devices_do_together_what_one_does(kind, form):
         assert not told["skipped"]
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(b, a, atol=2e-5),
-            (state.params, state.imbalance),
-            (other.params, other.imbalance),
+            (state.params, state.memory["imbalance"]),
+            (other.params, other.memory["imbalance"]),
         )
 
 
@@ -479,7 +482,7 @@ def test_the_second_gradient_of_sam_is_changed_too():
     config = {"kind": "sam", "inner": "sgd", "rho": 1e-6, "learning_rate": 1.0}
     optimizer, _ = optimizers.build(config, STEPS)
     state = start.replace(optimizer=jax.device_get(optimizer.init(start.params)))
-    step = jax.jit(make_step(built, balancer, optimizer, seed=1, imbalance=against))
+    step = jax.jit(make_step(built, balancer, optimizer, seed=1, hooks=hooks_of(against)))
     new, _ = step(state, toy.batch(8, seed=6))
     close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4)  # noqa: E731
     jax.tree.map(close, jax.device_get(new.params), expected.params)
@@ -494,7 +497,9 @@ def test_a_modality_that_the_batch_lacks_keeps_its_factor_and_its_memory(kind):
     assert figures["imbalance/coefficient"][2] == (0 if kind == "pmr" else 1)
     assert np.isnan(figures["imbalance/ratio"]).tolist() == [False, False, True]
     for old, now in zip(
-        jax.tree.leaves(state.imbalance), jax.tree.leaves(new.imbalance), strict=True
+        jax.tree.leaves(state.memory["imbalance"]),
+        jax.tree.leaves(new.memory["imbalance"]),
+        strict=True,
     ):
         np.testing.assert_array_equal(old[2], now[2])
         assert kind == "ogm_ge" or old.dtype == bool or (np.asarray(old[0] != now[0])).any()
@@ -529,7 +534,7 @@ def test_unimodal_losses_are_balanced_as_tasks():
     few = {name: PARTS["encoders"][name] for name in ("text", "table")}
     built = toy.build(UNIMODAL, encoders=few, width=4)
     assert list(built.tasks) == ["kind", "kind_text", "kind_table", "size"]
-    balancer, trainer = _balancing("mgda", built)
+    balancer, trainer = toy.balancer_of("mgda", built)
     assert balancer.num_tasks == 4
     split = built.split()
     params = toy.variables(built, toy.SPEC.example(2))["params"]
@@ -580,7 +585,11 @@ def test_unimodal_losses_are_balanced_as_tasks():
             None,
             "imbalance.end: 0.5 is not after begin, 0.5",
         ),
-        ({"kind": "ogm_ge", "task": "kind", "noise": 1}, None, "imbalance.noise: 1 is neither"),
+        (
+            {"kind": "ogm_ge", "task": "kind", "noise": 1},
+            None,
+            "imbalance.noise: 1 is not True or False",
+        ),
         ({"kind": "pmr", "task": "kind", "momentum": 1.0}, None, "imbalance.momentum: 1.0"),
         ({"kind": "blending", "task": "kind", "least": 0.25}, None, "blending.least: 0.25"),
         ({"kind": "blending", "task": "kind"}, TASKS, "kind_image, .* only score; set tasks.kind"),
@@ -597,12 +606,12 @@ def test_what_does_not_go_together_is_refused():
     probed = toy.build(TASKS, **PARTS)
     for method in ("mgda", "graddrop"):
         with pytest.raises(ConfigError, match="kind_image, .* only score .*set unimodal to True"):
-            _balancing(method, probed)
-    _balancing("uncertainty", probed)
+            toy.balancer_of(method, probed)
+    toy.balancer_of("uncertainty", probed)
     built, _, make = prepare({"kind": "blending", "task": "kind"}, toy.build(UNIMODAL), STEPS)
     with pytest.raises(ConfigError, match="blending sets the weights itself; choices: equal"):
-        _balancing("dwa", built, make)
-    balancer, _ = _balancing("equal", built, make)
+        toy.balancer_of("dwa", built, make)
+    balancer, _ = toy.balancer_of("equal", built, make)
     assert balancer.rule.observes == "losses"
     config = _config("agm")
     config["optimizer"]["private"] = {"noise": 1.0}
@@ -655,7 +664,7 @@ def test_a_run_remembers_its_prototypes_and_goes_on_exactly(run, tmp_path, monke
             run(experiment, tmp_path / "stopped")
     whole, stopped = (run(experiment, tmp_path / name) for name in ("whole", "stopped"))
     jax.tree.map(np.testing.assert_array_equal, whole, stopped)
-    assert whole.imbalance.seen.all()
+    assert whole.memory["imbalance"].seen.all()
     told = [r for r in read_journal(tmp_path / "whole/metrics.jsonl") if r["split"] == "train"]
     assert set(told[-1]["imbalance/coefficient"]) == {"text", "audio"}
     assert "imbalance" in told[-1]["loss"]

@@ -1,11 +1,14 @@
 """Learning without labels: what is made of which rows, by whom, and that nothing else happens."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 
 from mtmm_jax import training
 from mtmm_jax.batch import Spec, Target
+from mtmm_jax.model import build as build_model
 from mtmm_jax.objectives import semi
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.tasks import hidden
@@ -25,7 +28,7 @@ def build(tasks=None, encoders=("text",)):
     model = {**toy.MODEL, **PARTS, "encoders": {name: made[name] for name in encoders}}
     kinds = {"kind": "classification", "tags": "multilabel", "size": "regression"}
     tasks = tasks or {name: {"kind": kind} for name, kind in kinds.items()}
-    return training.experiment.model.build(model, tasks, SPEC)
+    return build_model(model, tasks, SPEC)
 
 
 def batch(size=8, labelled=0.5):
@@ -69,10 +72,10 @@ def asked():
 def test_unlabelled_rows_that_are_sure_get_a_label(asked):
     built, variables, rows, z = asked
     limits = {"kind": 0.6, "tags": 0.75}
-    model, make = semi.prepare(
+    model, teach = semi.prepare(
         {"kind": "pseudo", "thresholds": limits, "alpha": 3.0, "warmup": 4}, built, PLAIN
     )
-    targets = jax.jit(make(model))
+    targets = jax.jit(functools.partial(teach, model))
     told = jax.device_get(targets(variables, rows, np.int32(4)))
     assert set(told) == {"semi/kind", "semi/tags"}
     seen = rows["inputs"]["text"]["present"]
@@ -106,8 +109,8 @@ def test_unlabelled_rows_that_are_sure_get_a_label(asked):
 
 def test_the_average_is_followed_as_the_ramp_says(asked):
     built, variables, rows, z = asked
-    model, make = semi.prepare({"kind": "mean_teacher", "alpha": 6.0}, built, PLAIN)
-    told = jax.device_get(jax.jit(make(model))(variables, rows, np.int32(5)))
+    model, teach = semi.prepare({"kind": "mean_teacher", "alpha": 6.0}, built, PLAIN)
+    told = jax.device_get(jax.jit(functools.partial(teach, model))(variables, rows, np.int32(5)))
     seen = rows["inputs"]["text"]["present"]
     assert set(told) == {"semi/kind", "semi/tags", "semi/size"}
     moved = {name: value + 0.5 * np.cos(np.arange(value.size)).reshape(value.shape)
@@ -136,8 +139,8 @@ def test_the_ramp(step, expected):
 
 def test_modalities_follow_what_all_say_and_do_not_move_it():
     built, rows = build(UNIMODAL, ("text", "audio")), batch()
-    model, make = semi.prepare({"kind": "consistency", "alpha": 2.0}, built, PLAIN)
-    assert make is None
+    model, teach = semi.prepare({"kind": "consistency", "alpha": 2.0}, built, PLAIN)
+    assert teach is None
     rng = np.random.default_rng(0)
     names = ("kind", "kind_text", "kind_audio")
     z = {name: rng.normal(0, 2, (8, 3)).astype(np.float32) for name in names}
@@ -235,7 +238,7 @@ def _masked(modality, **options):
     encoders = {"image": "image_mlp", "table": "table_mlp", "series": "series_gru"}
     model = {**toy.MODEL, "encoders": {modality: encoders[modality]}}
     task = {"kind": "reconstruction", "modality": modality, **options}
-    return training.experiment.model.build(model, {"again": task}, toy.SPEC)
+    return build_model(model, {"again": task}, toy.SPEC)
 
 
 @pytest.mark.parametrize(

@@ -4,18 +4,19 @@ from itertools import pairwise
 
 import pytest
 
+from mtmm_jax import training
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.store import config as configs
 
 
 def _emoji(*overrides):
-    return configs.apply_overrides(configs.load("emoji"), overrides)
+    return configs.apply_overrides(training.load("emoji"), overrides)
 
 
 def test_configs_are_found_by_name_and_by_path():
     assert {"emoji", "fusion_late"} <= set(configs.found())
     path = configs.found()["emoji"]
-    assert configs.load(str(path)).to_dict() == configs.load("emoji").to_dict()
+    assert training.load(str(path)).to_dict() == training.load("emoji").to_dict()
 
 
 def test_no_two_configs_have_one_name():
@@ -25,13 +26,13 @@ def test_no_two_configs_have_one_name():
 
 def test_the_old_place_of_a_config_says_the_new_one():
     with pytest.raises(ConfigError, match="no file .*; fusion_late is in .*fusion/fusion_late.py"):
-        configs.load("configs/fusion_late.py")
+        training.load("configs/fusion_late.py")
 
 
 @pytest.mark.parametrize("name", sorted(configs.found()))
 def test_every_config_is_whole_and_says_its_command(name):
-    config = configs.load(name)
-    configs.check(config)
+    config = training.load(name)
+    training.check_config(config)
     words = configs.found()[name].read_text().split()
     assert {name, f"configs/{name}.py"} & {b for a, b in pairwise(words) if a == "--config"}
 
@@ -71,14 +72,14 @@ def test_wrong_overrides_are_named(override, message):
 
 
 def test_impossible_values_are_named():
-    with pytest.raises(ConfigError, match=r"config.steps: 0 is not a number from 1 upwards"):
-        configs.check(_emoji("--config.steps=0"))
+    with pytest.raises(ConfigError, match=r"config.steps: 0 is not a whole number from 1 upwards"):
+        training.check_config(_emoji("--config.steps=0"))
     config = _emoji().to_dict()
     del config["balancing"]
     with pytest.raises(ConfigError, match="config: misses balancing"):
-        configs.check(config)
+        training.check_config(config)
     with pytest.raises(ConfigError, match="config.extra: unknown key"):
-        configs.check({**_emoji().to_dict(), "extra": 1})
+        training.check_config({**_emoji().to_dict(), "extra": 1})
 
 
 def test_differences_are_named_with_their_place():

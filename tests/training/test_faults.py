@@ -320,10 +320,10 @@ def test_a_file_that_is_not_written_leaves_nothing_behind(tmp_path, monkeypatch)
 
 def test_the_limits_are_checked_and_may_change_while_a_run_goes_on(tmp_path):
     for key, value in (("abort_after", 0), ("abort_after", "x"), ("dumps", -1), ("dumps", None)):
-        with pytest.raises(ConfigError, match=f"config.{key}: {value!r} is not a number from"):
-            configs.check({**CONFIG, key: value})
-    config = configs.apply_overrides(configs.load("emoji"), ["--config.abort_after=None"])
-    configs.check(config)
+        with pytest.raises(ConfigError, match=f"config.{key}: {value!r} is not a whole number"):
+            training.check_config({**CONFIG, key: value})
+    config = configs.apply_overrides(training.load("emoji"), ["--config.abort_after=None"])
+    training.check_config(config)
     folder, spec = Workdir(tmp_path / "run"), small.source("right").spec
     assert not folder.claim(CONFIG, spec, {})
     assert folder.claim({**CONFIG, "abort_after": None, "dumps": 9}, spec, {})

@@ -11,8 +11,6 @@ import pytest
 from mtmm_jax import balancing, training
 from mtmm_jax.model import shared_parameters
 from mtmm_jax.registry import ConfigError
-from mtmm_jax.store import config as configs
-from mtmm_jax.training.experiment import _balancing
 from mtmm_jax.training.step import TrainState, make_step
 from tests import toy
 
@@ -43,7 +41,7 @@ def _model():
 def _one_step(method, microbatches=1):
     """`(state, new state, figures)` of one program: the first step of SGD."""
     built, params = _model()
-    balancer, options = _balancing(method, built)
+    balancer, options = toy.balancer_of(method, built)
     optimizer = optax.sgd(0.1)
     step = make_step(built, balancer, optimizer, seed=0, accumulate=microbatches, **options)
 
@@ -78,8 +76,8 @@ def test_one_step_with_every_method(method):
 def test_forms_that_training_cannot_feed_are_refused():
     built = toy.model.build(MODEL, TASKS, toy.SPEC)
     with pytest.raises(ConfigError, match="famo: after='next'"):
-        _balancing({"kind": "famo", "after": "same"}, built)
-    config = configs.load("emoji").to_dict()
+        toy.balancer_of({"kind": "famo", "after": "same"}, built)
+    config = training.load("emoji").to_dict()
     config |= {"balancing": "modo", "batch_size": 63, "model": MODEL, "tasks": TASKS}
     config["checkpoint"]["best"] = "mean"
     with pytest.raises(ConfigError, match="batch_size: 63 .* choose a multiple of 2"):
@@ -103,12 +101,12 @@ def test_accumulation_trains_as_the_whole_batch_does(method):
 
 
 def test_microbatches_must_divide_the_batch():
-    config = configs.load("emoji").to_dict()
+    config = training.load("emoji").to_dict()
     config |= {"balancing": "pcgrad", "batch_size": 8, "model": MODEL, "tasks": TASKS}
     config["checkpoint"]["best"] = "mean"
     config["optimizer"]["accumulate"] = 3
     with pytest.raises(ConfigError, match="3 microbatches .* choose a multiple of 3"):
         training.assemble(config, toy.SPEC)
     config["optimizer"]["accumulate"] = 0
-    with pytest.raises(ConfigError, match="optimizer.accumulate: 0 is not a number"):
+    with pytest.raises(ConfigError, match="optimizer.accumulate: 0 is not a whole number"):
         training.assemble(config, toy.SPEC)
