@@ -70,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         peak(given=arguments.peak)
     window = Window.of(arguments.profile, config.steps) if arguments.profile else None
     experiment = training.assemble(config)
+    experiment.check_memory()
     if arguments.dry_run:
         from mtmm_jax.training.tables import lowered_step, memory_table
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from mtmm_jax import data, registry
+from mtmm_jax import data, memory, registry
 from mtmm_jax.assembly import Parts, StepContext, StepHook, extended
 from mtmm_jax.batch import Spec
 from mtmm_jax.devices import parallel
@@ -82,6 +83,37 @@ class Experiment:
         """The state's tree with shapes and dtypes, and no numbers."""
         return jax.eval_shape(self._initialise, key_data(self.config["seed"]))
 
+    def check_memory(self) -> None:
+        """Refuses a state, or one tensor of the forward pass, that no device could hold.
+
+        Tensors are those of the traced initialisation, whose batch of two is scaled to the
+        config's; what XLA adds or saves is not known before it compiles.
+        """
+        several = isinstance(self.devices, int)
+        devices = self.devices if several else self.devices.mesh.size
+        device = jax.local_devices()[0]
+        there = memory.device_bytes(device) // (devices if device.platform == "cpu" else 1)
+        state = sum(_bytes(leaf) for leaf in jax.tree.leaves(self.shapes))
+        fix = "choose a smaller model (model.width, presets, fusion)"
+        split = 1 if several else devices
+        memory.refuse_larger(
+            (state + sum(_bytes(leaf) for leaf in jax.tree.leaves(self.shapes.params))) / split,
+            there,
+            "model",
+            f"the training state and a gradient of {self.parameters:,} parameters",
+            fix,
+        )
+        traced = self._initialise.trace(key_data(self.config["seed"]))
+        rows = self.config["batch_size"] / devices / EXAMPLE_ROWS
+        largest = max((_bytes(aval) for aval in _batched(traced.jaxpr.jaxpr)), default=0)
+        memory.refuse_larger(
+            largest * rows / self.trainer.get("accumulate", 1),
+            there,
+            "batch_size",
+            f"one tensor of the forward pass over {self.config['batch_size']} rows",
+            "choose a smaller batch, shorter inputs, or optimizer.accumulate",
+        )
+
     @property
     def parameters(self) -> int:
         """How many numbers the model has, trained or frozen."""
@@ -114,6 +146,26 @@ class Experiment:
     def changed(self, **sections: Any) -> Experiment:
         """The experiment of this config with other sections, on the same data."""
         return assemble({**self.config, **sections}, source=self.source)
+
+
+EXAMPLE_ROWS = 2  # of the batch by which a model is initialised
+
+
+def _bytes(leaf: Any) -> int:
+    itemsize = getattr(leaf.dtype, "itemsize", 4)
+    return math.prod(leaf.shape) * itemsize
+
+
+def _batched(jaxpr: Any) -> Iterator[Any]:
+    """The tensors of a program whose first axis is the example's rows, in every sub-program."""
+    for equation in jaxpr.eqns:
+        for variable in equation.outvars:
+            if getattr(variable.aval, "shape", ())[:1] == (EXAMPLE_ROWS,):
+                yield variable.aval
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from _batched(inner)
 
 
 def load(name_or_path: str) -> ConfigDict:
