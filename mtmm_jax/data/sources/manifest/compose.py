@@ -17,7 +17,7 @@ from mtmm_jax.readers.limits import Unreadable
 from mtmm_jax.targets.column import Label
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # an identity: `labels.look` remembers by it
 class Compose:
     """Rows of the manifest -> a batch. What `Source.compose` is.
 
