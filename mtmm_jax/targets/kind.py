@@ -62,7 +62,8 @@ class TargetKind:
         count: what `show` counts of labels; None: nothing.
         describe: `(target, y) -> target` with the statistics of these labels; None: it has none.
         small: whether labels are small enough to keep those of all rows, so that `data.hide`,
-            `data.held_out` and folds describe the target by the rows that are left.
+            `data.held_out` and folds describe the target by the rows that are left; classes are
+            kept in any case.
         value: `y -> [B]`, the one number or class index that a label comes down to, if it does.
         discrete: whether `value` is a class: classes can be held out, and `data.hide` keeps the
             same share of each.
@@ -98,7 +99,9 @@ class TargetKind:
     @property
     def kept(self) -> bool:
         """Whether the labels of all training rows are remembered once they have been seen."""
-        return self.small and (self.describe is not None or self.value is not None)
+        return self.discrete or (
+            self.small and (self.describe is not None or self.value is not None)
+        )
 
 
 def blank(dtype: Any, shape: Callable[[Target], tuple[int, ...]]) -> Callable[[Target, int], Any]:

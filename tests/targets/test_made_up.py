@@ -10,7 +10,7 @@ from mtmm_jax.batch import Spec
 from mtmm_jax.data import build
 from mtmm_jax.data.inspect import check, show
 from mtmm_jax.data.pipeline.folds import folds
-from mtmm_jax.data.pipeline.labels import hide
+from mtmm_jax.data.pipeline.labels import held_out, hide
 from mtmm_jax.data.pipeline.mixup import mixup
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.targets import TARGETS, Count, TargetKind
@@ -161,3 +161,15 @@ def test_what_it_counts_is_drawn(monkeypatch):
     found = show.count(source, "train", len(train)).figures["y"]
     mine = every[train[train % 3 != 1]]
     np.testing.assert_allclose(found, np.sqrt((mine**2).sum(1)), rtol=1e-6)
+
+
+def test_classes_of_a_kind_that_says_no_more_are_held_out(monkeypatch):
+    one = TargetKind(blank=blank(np.int32, lambda target: ()), value=np.asarray, discrete=True)
+    monkeypatch.setitem(TARGETS, "letter", dataclasses.replace(one, small=False))
+    source, every = examples.source("letter")
+    left = held_out(source, {"y": [examples.HOSTILE[1]]})
+    train = source.rows["train"]
+    gone = train[(train % 3 != 1) & (every[train] == 1)]
+    assert len(gone)
+    np.testing.assert_array_equal(left.rows["train"], np.setdiff1d(train, gone))
+    assert left.spec.targets["y"] == source.spec.targets["y"]
