@@ -25,11 +25,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.targets import Target
 
 Batch = dict[str, Any]
 
 MODALITY_KINDS = ("image", "text", "audio", "video", "table", "series")
-TARGET_KINDS = ("class", "number", "labels", "tokens", "boxes", "wave", "mask", "path")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,60 +54,6 @@ class Modality:
     vocabulary: int | None = None
     rate: float | None = None
     names: tuple[str, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """What a source knows of one label.
-
-    Attributes:
-        kind: one of `TARGET_KINDS`: "class" (an index, or a probability per class), "number" (a
-            float), "labels" (0 or 1 per class, any number of them 1), "tokens" (`length` ids, 0
-            after the end), "boxes" (`length` slots, a dict of "boxes" `[N, 4]` as y0, x0, y1, x1
-            in 0..1, "classes" `[N]` and "valid" `[N]` bool), "wave" (`length` samples in -1..1,
-            silence after the end), "mask" (an index for each pixel of `shape`, below 0 where it is
-            not known) or "path" (a dict of "points" of `shape` and "valid" `[N]` bool).
-        classes: the names of the classes, in the order of their indices.
-        frequencies: of the classes in the train split.
-        mean, std: of a number, or of all coordinates of a path, on the train split; losses see it
-            standardised, metrics do not.
-        made_from: the modalities that the label can be read off; a task with this label may not
-            read them.
-        length: of tokens or a wave, or the number of boxes that there is room for.
-        rate: of a wave, in samples per second.
-        shape: of a mask `[height, width]` or a path `[points, coordinates]`.
-    """
-
-    kind: str
-    classes: tuple[str, ...] = ()
-    frequencies: tuple[float, ...] = ()
-    mean: float = 0.0
-    std: float = 1.0
-    made_from: tuple[str, ...] = ()
-    length: int = 0
-    rate: float | None = None
-    shape: tuple[int, ...] = ()
-
-    def blank(self, batch_size: int) -> Any:
-        """`y` of a batch without labels: zeros of the right shape and dtype."""
-        choose(self.kind, TARGET_KINDS, "target.kind")
-        if self.kind == "boxes":
-            slots = (batch_size, self.length)
-            return {
-                "boxes": np.zeros((*slots, 4), np.float32),
-                "classes": np.zeros(slots, np.int32),
-                "valid": np.zeros(slots, bool),
-            }
-        if self.kind == "path":
-            return {
-                "points": np.zeros((batch_size, *self.shape), np.float32),
-                "valid": np.zeros((batch_size, *self.shape[:1]), bool),
-            }
-        shapes = {"labels": (len(self.classes),), "mask": self.shape}
-        shapes |= {"tokens": (self.length,), "wave": (self.length,)}
-        floating = self.kind in ("number", "labels", "wave")
-        shape = (batch_size, *shapes.get(self.kind, ()))
-        return np.zeros(shape, np.float32 if floating else np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,17 +121,9 @@ class Spec:
             for key in ("y", "present"):
                 if key not in entry:
                     raise ConfigError(f"{where}.targets.{name}: has no {key!r}")
-                sizes[f"{where}.targets.{name}.{key}"] = len(jax.tree.leaves(entry[key])[0])
-            blank = self.targets[name].blank(1)
-            for found, wanted in zip(
-                jax.tree.leaves(entry["y"]), jax.tree.leaves(blank), strict=True
-            ):
-                soft = self.targets[name].kind == "class" and np.ndim(found) == 2
-                if np.shape(found)[1:] != wanted.shape[1:] and not soft:
-                    raise ConfigError(
-                        f"{where}.targets.{name}.y: is {found.dtype}{list(np.shape(found))}; the "
-                        f"spec says {wanted.dtype}{['B', *wanted.shape[1:]]}"
-                    )
+            self.targets[name].check(entry["y"], f"{where}.targets.{name}.y")
+            sizes[f"{where}.targets.{name}.y"] = len(jax.tree.leaves(entry["y"])[0])
+            sizes[f"{where}.targets.{name}.present"] = len(entry["present"])
         if len(set(sizes.values())) > 1:
             raise ConfigError(f"{where}: batch sizes differ: {sizes}")
 

@@ -184,17 +184,17 @@ def _leading(x: np.ndarray) -> np.ndarray:
 
 
 def labels_of(batches: Iterable[Batch], spec: Spec) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Label -> `[N]` values and `[N]` who has one, of the classes and numbers in the batches."""
+    """Label -> `[N]` values and `[N]` who has one, of the labels in the batches that
+    come down to one class or number each."""
     found: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {}
     for batch in batches:
         keep = np.asarray(batch["weight"]) > 0
         for name, target in spec.targets.items():
-            if target.kind not in ("class", "number"):
+            if target.traits.value is None:
                 continue
             entry = batch["targets"].get(name)
-            y = np.zeros(len(keep)) if entry is None else np.asarray(entry["y"])
+            y = np.zeros(len(keep)) if entry is None else target.traits.value(entry["y"])
             here = np.zeros(len(keep), bool) if entry is None else np.asarray(entry["present"])
-            y = y.argmax(-1) if y.ndim == 2 else y
             values, there = found.setdefault(name, ([], []))
             values.append(np.where(here, y, 0)[keep])
             there.append(here[keep])
@@ -221,5 +221,5 @@ def selection(
             continue
         target = spec.targets[name]
         kept = {m: x for m, x in features.items() if m not in target.made_from}
-        told[name] = rank(kept, present, y, here, target.kind == "class")
+        told[name] = rank(kept, present, y, here, target.traits.discrete)
     return told

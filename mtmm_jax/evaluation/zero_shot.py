@@ -164,8 +164,8 @@ def measure(
     """
     choose(label, source.spec.targets, WHERE, "label")
     target = source.spec.targets[label]
-    if target.kind != "class":
-        fitting = [name for name, t in source.spec.targets.items() if t.kind == "class"]
+    if not target.traits.discrete:
+        fitting = [name for name, t in source.spec.targets.items() if t.traits.discrete]
         raise ConfigError(
             f"{WHERE}: {label!r} is a {target.kind!r} label; choices: {', '.join(fitting)}"
         )

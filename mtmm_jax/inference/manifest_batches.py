@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from mtmm_jax.batch import Modality
-from mtmm_jax.data.readers.limits import Limits, Unreadable
 from mtmm_jax.data.sources.manifest import INPUTS, BadRows
 from mtmm_jax.data.sources.manifest.compose import Compose
 from mtmm_jax.data.sources.manifest.files import Folder
 from mtmm_jax.data.sources.manifest.rows import Rows, read_rows
 from mtmm_jax.data.sources.manifest.setting import Input, Setting
 from mtmm_jax.inference.measured import series, steps_of, table
+from mtmm_jax.readers.limits import Limits, Unreadable
 from mtmm_jax.registry import ConfigError, build
 from mtmm_jax.store.workdir import Workdir
 

@@ -15,9 +15,10 @@ import numpy as np
 
 from mtmm_jax.batch import Modality
 from mtmm_jax.data.pipeline.pipes import Pipe
-from mtmm_jax.data.readers.limits import Unreadable
 from mtmm_jax.data.sources.manifest.files import check_path
-from mtmm_jax.data.sources.manifest.setting import Attempt, Input, Setting, class_name, number
+from mtmm_jax.data.sources.manifest.setting import Input, Setting
+from mtmm_jax.readers.cells import Attempt, class_name, number
+from mtmm_jax.readers.limits import Unreadable
 from mtmm_jax.store.workdir import Workdir
 
 

@@ -117,13 +117,13 @@ def find_target(name: str, target: str | None, kind: str, spec: Spec, where: str
     """The label's name (the task's own by default) and its `Target`, of the right kind."""
     target = target or name
     if target not in spec.targets:
-        fitting = [key for key, value in spec.targets.items() if value.kind == kind]
+        fitting = [key for key, value in spec.targets.items() if value.is_a(kind)]
         raise ConfigError(
             f"{where}.target: the data has no label {target!r}; labels of kind {kind!r}: "
             f"{', '.join(fitting) or 'none'}"
         )
     found: Target = spec.targets[target]
-    if found.kind != kind:
+    if not found.is_a(kind):
         raise ConfigError(
             f"{where}.target: {target!r} is a {found.kind!r} label; the task needs {kind!r}"
         )

@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 
 from mtmm_jax.data.pipeline.source import Source
-from mtmm_jax.data.readers.limits import Unreadable
 from mtmm_jax.data.sources.manifest.bad import BadRows, Problem
 from mtmm_jax.data.sources.manifest.described import KEYS, describe
 from mtmm_jax.data.sources.manifest.files import Folder
 from mtmm_jax.data.sources.manifest.inputs import INPUTS
 from mtmm_jax.data.sources.manifest.rows import Rows, read_rows
 from mtmm_jax.data.sources.manifest.source import check_limits, from_rows
-from mtmm_jax.data.sources.manifest.targets import TARGETS
+from mtmm_jax.readers.limits import Unreadable
 from mtmm_jax.registry import ConfigError
+from mtmm_jax.targets import columns
 
 _MEDIA = ("image", "audio", "video")
 _SHOWN = 50
@@ -172,7 +172,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--config", help="a .json, or a .py with `get_config()`, which is run")
     kinds = f"kinds: {', '.join(sorted(INPUTS))}"
     p.add_argument("--modality", action="append", metavar="NAME=KIND[:COLUMN]", help=kinds)
-    kinds = f"kinds: {', '.join(sorted(TARGETS))}"
+    kinds = f"kinds: {', '.join(sorted(columns()))}"
     p.add_argument("--target", action="append", metavar="NAME=KIND[:COLUMN]", help=kinds)
     p.add_argument("--split", help="a column, or shares such as train=0.8,test=0.2")
     p.add_argument("--id", help="the column that names an example")

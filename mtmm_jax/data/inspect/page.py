@@ -152,9 +152,10 @@ def _stat(name: str, target: Target, counted: Mapping[str, Counted]) -> str:
     shares = "all" if all(c.present[name] == 1 for c in counted.values()) else shares
     what = f"{target.kind}, {len(target.classes)} classes" if target.classes else target.kind
     body = f"<h3>{escape(name)}</h3><div class=faint>{what}; labelled: {escape(shares)}</div>"
-    if target.kind in ("wave", "mask", "path"):
+    count = target.traits.count
+    if count is None:
         return f"<div class=stat>{body}</div>"
-    if target.kind in ("number", "tokens"):
+    if not count.classes:
         lines = "".join(
             f"<tr><td>{escape(split)}<td class=n>{_figure(y.mean())}<td class=n>{_figure(y.std())}"
             f"<td class=n>{_figure(y.min())}<td class=n>{_figure(y.max())}"
@@ -167,7 +168,7 @@ def _stat(name: str, target: Target, counted: Mapping[str, Counted]) -> str:
     if split is None:
         return f"<div class=stat>{body}<p class=absent>no labels</p></div>"
     each = counted[split].figures[name]
-    share = each.sum(0) / (each.sum() or 1) if target.kind == "boxes" else each.mean(0)
+    share = each.sum(0) / (each.sum() or 1) if count.parts else each.mean(0)
     order = range(len(share)) if len(share) <= _BARS else np.argsort(-share, kind="stable")
     widest = max(float(share.max()), 1e-9)
     names = [escape(name) for name in target.classes]
@@ -177,8 +178,8 @@ def _stat(name: str, target: Target, counted: Mapping[str, Counted]) -> str:
         for c in order
     ]
     more = f"<details><summary>{len(bars) - _BARS} more</summary>{''.join(bars[_BARS:])}</details>"
-    of = f"share of the boxes of {split}, {each.sum(1).mean():.2g} in an example"
-    of = of if target.kind == "boxes" else f"share of {split}"
+    of = f"share of the {count.parts} of {split}, {each.sum(1).mean():.2g} in an example"
+    of = of if count.parts else f"share of {split}"
     body += f"<div class=faint>{escape(of)}</div>{''.join(bars[:_BARS])}"
     return f"<div class=stat>{body}{more if len(bars) > _BARS else ''}</div>"
 
@@ -206,7 +207,7 @@ def _example(source: Source, batch: Batch, i: int) -> str:
         said = "<span class=absent>absent</span>"
         if entry is not None and entry["present"][i]:
             said = answer(source, batch, i, name, target)
-        wide = " class=wide" if target.kind in ("boxes", "labels", "tokens", "wave", "path") else ""
+        wide = " class=wide" if target.traits.wide else ""
         answers.append(f"<dt{wide}>{escape(name)}</dt><dd{wide}>{said}</dd>")
     return (
         f"<div class=example><h3>{escape(described)}</h3>{''.join(parts)}"

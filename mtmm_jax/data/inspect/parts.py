@@ -6,11 +6,11 @@ import io
 
 import jax
 import numpy as np
-from PIL import Image, ImageColor, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 from mtmm_jax.batch import Batch, Modality, Target
 from mtmm_jax.data.pipeline.source import Source
-from mtmm_jax.markup import CELLS, COLOURS, data_uri, escape, mark, plot, png, sound, to_pixels
+from mtmm_jax.markup import CELLS, COLOURS, data_uri, escape, plot, png, sound, to_pixels
 from mtmm_jax.text import decode, read_tokenizer
 
 _TILE, _ACROSS = 144, 6  # of the PNG sheet
@@ -61,42 +61,8 @@ def sheet(source: Source, batch: Batch) -> Image.Image | None:
 
 
 def answer(source: Source, batch: Batch, i: int, name: str, target: Target) -> str:
-    if target.kind == "boxes":
-        marks = [mark(kind, j) for j, (kind, _) in enumerate(_boxes(source, batch, i, name))]
-        return " ".join(marks) or "none"
     y = jax.tree.map(lambda leaf: leaf[i], batch["targets"][name]["y"])
-    if target.kind == "number":
-        return f"{float(y):.5g}"
-    if target.kind == "tokens":
-        return escape(_spelt(target, y) if target.classes else _words(source, name, y[y != 0]))
-    if target.kind == "wave":
-        return sound(y, target.rate)
-    if target.kind == "mask":
-        return _mask(target, y)
-    if target.kind == "path":
-        points = np.asarray(y["points"])[y["valid"]]
-        return plot(points) if points.size else "empty"
-    if target.kind == "labels":
-        chips = [f"<span class=chip>{escape(target.classes[c])}</span>" for c in np.flatnonzero(y)]
-        return "".join(chips) or "none of them"
-    if np.ndim(y):  # a probability per class
-        best = [c for c in np.argsort(-y)[:3] if y[c] > 0]
-        return escape(", ".join(f"{target.classes[c]} {y[c]:.0%}" for c in best))
-    return escape(target.classes[int(y)])
-
-
-def _spelt(target: Target, ids: np.ndarray) -> str:
-    """Characters or pieces of words joined, 0 left out; a low block begins a word."""
-    text = "".join(target.classes[i] for i in ids if i)
-    return text.replace("\N{LOWER ONE EIGHTH BLOCK}", " ").strip()
-
-
-def _mask(target: Target, y: np.ndarray) -> str:
-    """A colour for each class, white where it is not known, and what the colours mean."""
-    palette = np.array([ImageColor.getrgb(colour) for colour in COLOURS], np.uint8)
-    shown = np.where((y < 0)[..., None], np.uint8(255), palette[y % len(palette)])
-    marks = " ".join(mark(target.classes[c], c) for c in np.unique(y[y >= 0]))
-    return f"<div class=seen><img alt=mask src='{png(shown)}'></div>{marks}"
+    return target.traits.html(target, y, lambda ids: _words(source, name, ids))
 
 
 def _words(source: Source, name: str, ids: np.ndarray) -> str:
@@ -107,19 +73,13 @@ def _words(source: Source, name: str, ids: np.ndarray) -> str:
     return "ids " + " ".join(map(str, np.asarray(ids).tolist()))
 
 
-def _boxes(
-    source: Source, batch: Batch, i: int, only: str | None = None
-) -> list[tuple[str, np.ndarray]]:
-    """Class and place (y0, x0, y1, x1 in 0..1) of an example's boxes."""
+def _boxes(source: Source, batch: Batch, i: int) -> list[tuple[str, np.ndarray]]:
+    """Class and place (y0, x0, y1, x1 in 0..1) of what is marked in an example's picture."""
     found = []
     for name, target in source.spec.targets.items():
-        entry = batch["targets"].get(name)
-        if target.kind != "boxes" or entry is None or only not in (None, name):
-            continue
-        y = entry["y"]
-        valid = y["valid"][i] & entry["present"][i]
-        for kind, at in zip(y["classes"][i][valid], y["boxes"][i][valid], strict=True):
-            found.append((target.classes[kind], at))
+        entry, places = batch["targets"].get(name), target.traits.places
+        if places is not None and entry is not None and entry["present"][i]:
+            found += places(target, jax.tree.map(lambda leaf, i=i: leaf[i], entry["y"]))
     return found
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from mtmm_jax.batch import Batch, Target
@@ -190,19 +191,11 @@ def count(source: Source, split: str, sample: int) -> Counted:
 
 
 def _summary(target: Target, y: Any, here: np.ndarray) -> np.ndarray:
-    """What is counted of labels: `[n, C]` per class, or `[n]` numbers (lengths, of tokens)."""
-    if target.kind == "number":
-        return np.asarray(y)[here]
-    if target.kind in ("wave", "mask", "path"):
+    """What is counted of labels: `[n, C]` per class, or `[n]` numbers; `[n, 0]` for nothing."""
+    count = target.traits.count
+    if count is None:
         return np.zeros((int(here.sum()), 0))
-    if target.kind == "tokens":
-        return (np.asarray(y)[here] != 0).sum(1)
-    every = np.eye(len(target.classes), dtype=np.float32)
-    if target.kind == "boxes":
-        each = every[y["classes"][here]] * y["valid"][here][..., None]
-        return each.sum(1)
-    y = np.asarray(y)[here]
-    return every[y] if y.ndim == 1 else y
+    return count.of(target, jax.tree.map(lambda leaf: np.asarray(leaf)[here], y))
 
 
 if __name__ == "__main__":

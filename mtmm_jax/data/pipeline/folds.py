@@ -8,7 +8,7 @@ import numpy as np
 
 from mtmm_jax.batch import Spec
 from mtmm_jax.data.pipeline.chance import bits
-from mtmm_jax.data.pipeline.labels import _described, look
+from mtmm_jax.data.pipeline.labels import look
 from mtmm_jax.data.pipeline.source import Source
 from mtmm_jax.registry import ConfigError
 
@@ -66,12 +66,8 @@ def folds(source: Source, k: int, i: int, *, seed: int = 0, where: str = "folds"
     held = fold == i
     out = held[np.searchsorted(seen.rows, pool)]
     left = seen.without(dict.fromkeys(seen.present, held))
-    targets = {
-        name: _described(target, left.y[name]) if name in left.y else target
-        for name, target in source.spec.targets.items()
-    }
     return dataclasses.replace(
         source,
-        spec=Spec(source.spec.modalities, targets),
+        spec=Spec(source.spec.modalities, left.describe(source.spec.targets)),
         rows={**source.rows, "train": pool[~out], "validation": pool[out]},
     )

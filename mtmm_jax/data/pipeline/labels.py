@@ -24,7 +24,6 @@ from mtmm_jax.data.pipeline.source import Source
 from mtmm_jax.registry import ConfigError, choose
 
 _CHUNK = 256  # rows composed at a time
-_VALUES = ("class", "number", "labels")  # kinds of target with statistics
 
 Compose = Callable[[np.ndarray, np.ndarray | None], Batch]
 
@@ -37,19 +36,30 @@ class Seen:
         rows: `[N]`, distinct and in order.
         id: `[N]` whom each row shows.
         present: target -> `[N]` bool.
-        y: target -> the labels of the rows that have one; of those with statistics in the spec.
+        y: target -> the labels of the rows that have one, of kinds that are `kept`.
     """
 
     rows: np.ndarray
     id: np.ndarray
     present: Mapping[str, np.ndarray]
-    y: Mapping[str, np.ndarray]
+    y: Mapping[str, Any]
 
     def without(self, gone: Mapping[str, np.ndarray]) -> Seen:
         """With some labels taken away, `[N]` bool for each target concerned."""
         present = {t: here & ~gone[t] if t in gone else here for t, here in self.present.items()}
-        y = {t: y[present[t][self.present[t]]] for t, y in self.y.items()}
+        y = {t: _take(y, present[t][self.present[t]]) for t, y in self.y.items()}
         return Seen(self.rows, self.id, present, y)
+
+    def describe(self, targets: Mapping[str, Target]) -> dict[str, Target]:
+        """The targets with the statistics of these labels, where labels are kept."""
+        return {
+            name: target.described_by(self.y[name]) if name in self.y else target
+            for name, target in targets.items()
+        }
+
+
+def _take(y: Any, keep: np.ndarray) -> Any:
+    return jax.tree.map(lambda leaf: leaf[keep], y)
 
 
 _SEEN: WeakKeyDictionary[Compose, Seen] = WeakKeyDictionary()
@@ -70,7 +80,7 @@ def look(source: Source) -> Seen:
 
 def _look(source: Source, rows: np.ndarray) -> Seen:
     ids, present = [], {target: [] for target in source.spec.targets}
-    y = {name: [] for name, target in source.spec.targets.items() if target.kind in _VALUES}
+    y = {name: [] for name, target in source.spec.targets.items() if target.traits.kept}
     for start in range(0, len(rows), _CHUNK):
         batch = source.compose(rows[start : start + _CHUNK], None)
         ids.append(batch["id"])
@@ -79,13 +89,17 @@ def _look(source: Source, rows: np.ndarray) -> Seen:
             here = np.zeros(len(batch["id"]), bool) if entry is None else entry["present"]
             present[name].append(here)
             if name in y and here.any():
-                y[name].append(np.asarray(entry["y"])[here])
-    empty = np.zeros(0, np.float32)
+                y[name].append(_take(jax.tree.map(np.asarray, entry["y"]), here))
     return Seen(
         rows,
         np.concatenate(ids),
         {name: np.concatenate(parts) for name, parts in present.items()},
-        {name: np.concatenate(parts) if parts else empty for name, parts in y.items()},
+        {
+            name: jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+            if parts
+            else source.spec.targets[name].blank(0)
+            for name, parts in y.items()
+        },
     )
 
 
@@ -123,11 +137,8 @@ def hide(
             raise ConfigError(f"{where}.{target}: {share} of {count} labelled ids is none of them")
     compose = _Hiding(source.compose, {t: seen.rows[rows] for t, rows in gone.items()})
     left = _SEEN[compose] = seen.without(gone)
-    targets = {
-        name: _described(target, left.y[name]) if name in shares and name in left.y else target
-        for name, target in source.spec.targets.items()
-    }
-    spec = Spec(source.spec.modalities, targets)
+    hidden = {name: source.spec.targets[name] for name in shares}
+    spec = Spec(source.spec.modalities, {**source.spec.targets, **left.describe(hidden)})
     return dataclasses.replace(source, spec=spec, compose=compose)
 
 
@@ -160,15 +171,16 @@ def held_out(
         raise ConfigError(f"{where}: {source.name} mixes {len(source.parts)} parts already")
     for target in classes:
         choose(target, source.spec.targets, where, "target")
-        if source.spec.targets[target].kind != "class":
-            kind = source.spec.targets[target].kind
-            raise ConfigError(f"{where}.{target}: is a {kind!r} label; only classes are held out")
+        about = source.spec.targets[target]
+        if not about.traits.discrete:
+            raise ConfigError(
+                f"{where}.{target}: is a {about.kind!r} label; only classes are held out"
+            )
     seen = look(source)
     gone = np.zeros(len(seen.rows), bool)
     for target, given in classes.items():
         own = seen.present[target]
-        y = seen.y[target]
-        y = y.argmax(-1) if y.ndim == 2 else y
+        y = source.spec.targets[target].traits.value(seen.y[target])
         names = source.spec.targets[target].classes
         chosen = _held_classes(names, np.unique(y), given, seed, f"{where}.{target}")
         gone[own] |= np.isin(y, [names.index(name) for name in chosen])
@@ -178,19 +190,15 @@ def held_out(
         seen.rows[~gone],
         seen.id[~gone],
         {name: here[~gone] for name, here in seen.present.items()},
-        {name: y[~gone[seen.present[name]]] for name, y in seen.y.items()},
+        {name: _take(y, ~gone[seen.present[name]]) for name, y in seen.y.items()},
     )
     train = source.rows["train"]
     out = _among(train, seen.rows[gone])
-    targets = {
-        name: _described(target, left.y[name]) if name in left.y else target
-        for name, target in source.spec.targets.items()
-    }
     compose = _Hiding(source.compose, {})  # of its own, by which what was seen is remembered
     _SEEN[compose] = left
     return dataclasses.replace(
         source,
-        spec=Spec(source.spec.modalities, targets),
+        spec=Spec(source.spec.modalities, left.describe(source.spec.targets)),
         rows={**source.rows, "train": train[~out], HELD_OUT: train[out]},
         compose=compose,
     )
@@ -217,7 +225,7 @@ def _kept(seen: Seen, name: str, target: Target, share: float, seed: int) -> np.
     labelled = seen.present[name]
     ids, first = np.unique(seen.id[labelled], return_index=True)
     stratum = np.zeros(len(ids), np.int64)
-    if target.kind == "class" and seen.y[name].ndim == 1:
+    if target.traits.discrete and np.ndim(seen.y[name]) == 1:  # not a probability per class
         _, stratum = np.unique(seen.y[name][first], return_inverse=True)
     key = bits(seed, zlib.crc32(name.encode()), ids)
     order = np.lexsort((key, stratum))
@@ -254,18 +262,6 @@ def _among(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:
 
 def _blank(leaf: np.ndarray, gone: np.ndarray) -> np.ndarray:
     return np.where(gone.reshape(-1, *[1] * (leaf.ndim - 1)), np.zeros((), leaf.dtype), leaf)
-
-
-def _described(target: Target, y: np.ndarray) -> Target:
-    """The target with its statistics from `y`; as it was where that says nothing."""
-    if not len(y):
-        return target
-    if target.kind == "number":
-        std = float(y.std())
-        return dataclasses.replace(target, mean=float(y.mean()), std=std or target.std)
-    if y.ndim == 1:
-        y = np.eye(len(target.classes), dtype=np.float32)[y]
-    return dataclasses.replace(target, frequencies=tuple(y.mean(0, dtype=np.float64).tolist()))
 
 
 def semi(source: Source, target: str, labelled: float = 0.5, where: str = "data.semi") -> Source:

@@ -46,8 +46,9 @@ def weights(u: Any, alpha: float) -> Any:
 def blend(batch: Batch, w: Any, targets: Mapping[str, Target]) -> Batch:
     """A batch with each row blended into its neighbour.
 
-    Mixed are inputs of floats and labels of the kinds "class" (which become a probability per
-    class), "number" and "labels", each where both rows have it. A mask becomes that of either row.
+    Mixed are inputs of floats and labels whose kind is `mixable` (classes, which become a
+    probability each, numbers, sets of classes), each where both rows have it. A mask becomes that
+    of either row.
     All else stays: tokens, boxes, ids, weights, the last row of an odd batch, and the labels of
     rows none of whose inputs could be mixed.
 
@@ -85,13 +86,11 @@ def blend(batch: Batch, w: Any, targets: Mapping[str, Target]) -> Batch:
             inputs[name] = {**entry, "x": blended, "mask": either}
     labels = {}
     for name, entry in batch["targets"].items():
-        kind = targets[name].kind
-        if kind not in ("class", "number", "labels"):
+        mixable = targets[name].traits.mixable
+        if mixable is None:
             labels[name] = entry
             continue
-        y = xp.asarray(entry["y"])
-        if kind == "class" and y.ndim == 1:
-            y = (y[:, None] == xp.arange(len(targets[name].classes))).astype(xp.float32)
+        y = mixable(targets[name], xp.asarray(entry["y"]))
         both = entry["present"] & entry["present"][other] & moved
         labels[name] = {**entry, "y": mixed(y, both)}
     return {**batch, "inputs": inputs, "targets": labels}

@@ -17,9 +17,9 @@ import numpy as np
 from mtmm_jax.batch import Modality
 from mtmm_jax.data.readers import audio
 from mtmm_jax.data.readers.clips import CLIPS, View, decode_animation, decode_folder, stack_clips
-from mtmm_jax.data.readers.limits import LIMITS, Limits, Unreadable
 from mtmm_jax.data.readers.pictures import IMAGES, decode_image, stack_images
 from mtmm_jax.data.readers.sounds import SOUNDS, decode_audio
+from mtmm_jax.readers.limits import LIMITS, Limits, Unreadable
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.text import encode_with_mask, read_tokenizer
 

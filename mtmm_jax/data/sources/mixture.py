@@ -222,7 +222,7 @@ def _same_modality(a: Modality, b: Modality) -> Modality | None:
 
 def _joined_target(a: Target, b: Target) -> Target | None:
     """Statistics may differ between sources; those of the first one hold."""
-    what = ("kind", "classes", "made_from", "length")
+    what = ("kind", "classes", "made_from", "length", "rate", "shape")
     return a if all(getattr(a, key) == getattr(b, key) for key in what) else None
 
 

@@ -28,7 +28,7 @@ class Form(NamedTuple):
     """How the predictions of a kind of task are told and compared.
 
     Attributes:
-        kind: of the target that `say` makes, as in `batch.TARGET_KINDS`.
+        kind: of the target that `say` makes, an entry of `targets.TARGETS`.
         say: `(prediction, temperature) -> y`, `[B]` or `[B, C]`.
         gap: `(prediction, y, temperature, measure) -> [B]`.
     """

@@ -15,13 +15,14 @@ from PIL import Image
 
 from mtmm_jax.batch import Spec
 from mtmm_jax.data.readers import LIMITS, READERS, images, video
-from mtmm_jax.data.readers.limits import Unreadable
 from mtmm_jax.data.readers.pictures import decode_image
 from mtmm_jax.data.readers.sounds import decode_audio
-from mtmm_jax.data.sources.manifest import INPUTS, TARGETS, manifest, video_folder
+from mtmm_jax.data.sources.manifest import INPUTS, manifest, video_folder
 from mtmm_jax.data.sources.manifest.files import check_path
 from mtmm_jax.data.sources.manifest.rows import read_rows
+from mtmm_jax.readers.limits import Unreadable
 from mtmm_jax.registry import ConfigError
+from mtmm_jax.targets import columns
 from mtmm_jax.text import decode, read_tokenizer
 
 MODALITIES = {
@@ -119,7 +120,7 @@ def test_every_kind_is_read_by_its_spec(folder):
     source.spec.check(next(iter(source.train(4))))
     assert Spec.from_dict(json.loads(json.dumps(source.spec.to_dict()))) == source.spec
     assert {m["kind"] for m in MODALITIES.values()} == set(INPUTS)
-    assert {t.kind for t in source.spec.targets.values()} == set(TARGETS)
+    assert {t.kind for t in source.spec.targets.values()} == set(columns())
     inputs = batch["inputs"]
     want = np.asarray(picture(3)).astype(np.float32) / 127.5 - 1
     np.testing.assert_allclose(inputs["photo"]["x"][3], want, atol=1e-6)

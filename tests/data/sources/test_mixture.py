@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from mtmm_jax import balancing, data
+from mtmm_jax.batch import Spec
 from mtmm_jax.data.pipeline.mixing import mixing
 from mtmm_jax.data.sources.mixture import keep, mix, rename
 from mtmm_jax.registry import ConfigError
@@ -197,3 +198,15 @@ def test_what_does_not_agree_is_refused():
         rename(right, {"text": "audio"})
     with pytest.raises(ConfigError, match="the checkpoint mixes 1 parts, the config 2"):
         pair().train(4).set_state({"step": 1, "plan": {"shares": [1.0], "per": "batch"}})
+
+
+def test_labels_of_other_shapes_or_rates_are_refused():
+    plain = source("left", 10)
+    for mine, other in (({"shape": (4, 2)}, {"shape": (5, 2)}), ({"rate": 8e3}, {"rate": 16e3})):
+        both = {}
+        for name, about in (("left", mine), ("other", other)):
+            label = dataclasses.replace(plain.spec.targets["kind"], **about)
+            spec = Spec(plain.spec.modalities, {**plain.spec.targets, "kind": label})
+            both[name] = dataclasses.replace(plain, spec=spec)
+        with pytest.raises(ConfigError, match="data.sources.other: its 'kind' is .*rename"):
+            mix(both, mixing("accumulate"))

@@ -14,11 +14,13 @@ import soundfile
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from mtmm_jax import targets
 from mtmm_jax.batch import Spec
 from mtmm_jax.data.pipeline.pipes import Pipe
 from mtmm_jax.data.sources.tfds.records import TFRecords
 from mtmm_jax.data.sources.tfds.source import tfds as source_of
 from mtmm_jax.registry import ConfigError, build
+from mtmm_jax.targets.kind import TargetKind, blank
 from mtmm_jax.text import PADDING
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -391,3 +393,20 @@ def test_it_can_be_built_from_a_config(folder):
     built = build({"tfds": source_of}, {**config, "data_dir": folder}, where="data")
     assert dataclasses.asdict(built.spec.modalities["image"])["shape"] == (8, 8, 3)
     assert built.draws == 0
+
+
+def test_a_label_of_a_new_kind_is_read_as_an_array(folder, monkeypatch):
+    kind = TargetKind(blank=blank(np.float32, lambda target: target.shape))
+    monkeypatch.setitem(targets.TARGETS, "numbers", kind)
+    labels = {"pose": {"feature": "vector", "kind": "numbers"}, "weight": {"feature": "weight"}}
+    built = source_of("mtmm_tiny", modalities=IMAGE, targets=labels, data_dir=folder)
+    assert built.spec.targets["pose"] == targets.Target("numbers", shape=(4,))
+    batch = built.compose(built.rows["train"], None)
+    built.spec.check(batch)
+    pose, weight = (batch["targets"][name] for name in ("pose", "weight"))
+    assert pose["present"].all()
+    for y, i in zip(pose["y"][weight["present"]], weight["y"][weight["present"]], strict=True):
+        np.testing.assert_array_equal(y, example("train", int(i))["vector"])
+    labels["pose"]["feature"] = "series"
+    with pytest.raises(ConfigError, match="is no label of kind numbers; it needs numbers of a"):
+        source_of("mtmm_tiny", modalities=IMAGE, targets=labels, data_dir=folder)

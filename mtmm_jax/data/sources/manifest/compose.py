@@ -7,16 +7,17 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from mtmm_jax.batch import Batch
-from mtmm_jax.data.readers.limits import Unreadable
 from mtmm_jax.data.sources.manifest.bad import BadRows
-from mtmm_jax.data.sources.manifest.labels import Label
 from mtmm_jax.data.sources.manifest.setting import Input
+from mtmm_jax.readers.limits import Unreadable
+from mtmm_jax.targets.column import Label
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # an identity: `labels.look` remembers by it
 class Compose:
     """Rows of the manifest -> a batch. What `Source.compose` is.
 
@@ -50,9 +51,9 @@ class Compose:
     ) -> dict[str, Any]:
         label = self.labels[name]
         known = label.known[rows]
-        if not isinstance(label.y, dict):
-            return {"y": label.y[rows], "present": known}
-        y = {key: value[rows] for key, value in label.y.items()}
+        y = jax.tree.map(lambda leaf: leaf[rows], label.y)
+        if label.place is None:
+            return {"y": y, "present": known}
         y, reasons = label.place(y, pictures[label.of])
         known &= np.array([one is not None for one in pictures[label.of]], bool)
         for i, reason in enumerate(reasons):

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from mtmm_jax.batch import choose_all
-from mtmm_jax.data.readers.limits import Limits
 from mtmm_jax.data.sources.manifest.files import Folder
 from mtmm_jax.data.sources.manifest.guess import guess
 from mtmm_jax.data.sources.manifest.inputs import INPUTS
 from mtmm_jax.data.sources.manifest.rows import read_rows
-from mtmm_jax.data.sources.manifest.targets import TARGETS
+from mtmm_jax.readers.limits import Limits
 from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.targets import columns
 
 KEYS = ("modalities", "targets", "split", "id", "limits")
 _IGNORED = ("kind", "path", "on_bad", "augment", "seed", "workers")  # of a config's `data`
@@ -29,7 +29,7 @@ def describe(path: Path, arguments: argparse.Namespace) -> tuple[dict[str, Any],
         "modalities": dict(
             _option(text, INPUTS, "--modality") for text in arguments.modality or ()
         ),
-        "targets": dict(_option(text, TARGETS, "--target") for text in arguments.target or ()),
+        "targets": dict(_option(text, columns(), "--target") for text in arguments.target or ()),
     }
     if arguments.config:
         found, said = _load(Path(arguments.config)), [f"described by {arguments.config}"]

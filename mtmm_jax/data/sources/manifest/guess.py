@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mtmm_jax.data.readers.limits import Unreadable
 from mtmm_jax.data.sources.manifest.files import Folder
 from mtmm_jax.data.sources.manifest.rows import Rows
-from mtmm_jax.data.sources.manifest.setting import number
+from mtmm_jax.readers.limits import Unreadable
+from mtmm_jax.targets import TARGETS
+from mtmm_jax.targets.column import most
 
 _ENDINGS = {
     "image": (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"),
@@ -18,7 +19,6 @@ _ENDINGS = {
 }
 _ONE = {"modalities": "modality", "targets": "target"}
 _LOOKED_AT = 200
-_FEW = 50  # classes at most, each of which two rows have on average
 
 
 def guess(rows: Rows, folder: Folder) -> tuple[dict[str, Any], list[str]]:
@@ -33,35 +33,24 @@ def guess(rows: Rows, folder: Folder) -> tuple[dict[str, Any], list[str]]:
         if not values:
             said.append(f"{column!r}: empty, left out")
             continue
-        where, spec = _column(values[:_LOOKED_AT], len(values), folder)
+        where, spec = _column(values[:_LOOKED_AT], folder)
         found[where][column] = spec
         options = "".join(f", {key} {spec[key]}" for key in spec if key != "kind")
         said.append(f"{column!r}: {spec['kind']}{options}, as a {_ONE[where]}")
     return found, said
 
 
-def _column(values: Sequence[Any], count: int, folder: Folder) -> tuple[str, dict[str, Any]]:
+def _column(values: Sequence[Any], folder: Folder) -> tuple[str, dict[str, Any]]:
     for kind, endings in _ENDINGS.items():
-        if _most(values, lambda v, ends=endings: isinstance(v, str) and v.lower().endswith(ends)):
+        if most(values, lambda v, ends=endings: isinstance(v, str) and v.lower().endswith(ends)):
             return "modalities", {"kind": kind, **({"from": "file"} if kind == "text" else {})}
-    if _most(values, lambda v: isinstance(v, str) and _is_folder(v, folder)):
+    if most(values, lambda v: isinstance(v, str) and _is_folder(v, folder)):
         return "modalities", {"kind": "video"}
-    if _most(values, _is_boxes):
-        units = "fractions" if all(_small(v) for v in values) else "pixels"
-        return "targets", {"kind": "boxes", "units": units}
-    if _most(values, lambda v: isinstance(v, list) or (isinstance(v, str) and "|" in v)):
-        return "targets", {"kind": "labels"}
-    different = len({str(value) for value in values})
-    few = different <= min(_FEW, max(len(values) // 2, 1))
-    if _most(values, _is_number):
-        words = not any(isinstance(value, float) for value in values)
-        whole = words and all("." not in str(value) for value in values)
-        return "targets", {"kind": "class" if whole and few else "number"}
-    return ("targets", {"kind": "class"}) if few else ("modalities", {"kind": "text"})
-
-
-def _most(values: Sequence[Any], test: Any) -> bool:
-    return sum(1 for value in values if test(value)) > len(values) / 2
+    for kind, row in reversed(TARGETS.items()):
+        options = None if row.guess is None or row.column is None else row.guess(values)
+        if options is not None:
+            return "targets", {"kind": kind, **options}
+    return "modalities", {"kind": "text"}
 
 
 def _is_folder(value: str, folder: Folder) -> bool:
@@ -69,21 +58,3 @@ def _is_folder(value: str, folder: Folder) -> bool:
         return folder.is_folder(value)
     except (Unreadable, ValueError):
         return False
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        number(value)
-    except Unreadable:
-        return False
-    return True
-
-
-def _is_boxes(value: Any) -> bool:
-    return isinstance(value, list) and any(isinstance(v, dict) and "box" in v for v in value)
-
-
-def _small(value: Any) -> bool:
-    boxes = [v["box"] for v in value if isinstance(v, dict) and "box" in v] if value else []
-    sides = [side for box in boxes if isinstance(box, list) for side in box]
-    return all(isinstance(side, int | float) and 0 <= side <= 1 for side in sides)

@@ -12,12 +12,13 @@ import numpy as np
 from mtmm_jax.batch import Modality
 from mtmm_jax.data.readers import audio, decode_text, video
 from mtmm_jax.data.readers.clips import View, decode_animation, decode_folder, stack_clips
-from mtmm_jax.data.readers.limits import Limits, Unreadable
 from mtmm_jax.data.readers.pictures import decode_image, stack_images
 from mtmm_jax.data.readers.sounds import RATES, decode_audio
 from mtmm_jax.data.sources.manifest.files import Folder, check_path
-from mtmm_jax.data.sources.manifest.setting import Attempt, Input, Setting, positive, whole, words
+from mtmm_jax.data.sources.manifest.setting import Input, Setting
 from mtmm_jax.data.sources.manifest.table import TableInput
+from mtmm_jax.readers.cells import Attempt, positive, whole, words
+from mtmm_jax.readers.limits import Limits, Unreadable
 from mtmm_jax.registry import ConfigError, choose
 from mtmm_jax.text import UNITS, encode_with_mask, read_tokenizer
 

@@ -14,16 +14,15 @@ import numpy as np
 
 from mtmm_jax.batch import Spec, choose_all
 from mtmm_jax.data.pipeline.source import SPLITS, Source
-from mtmm_jax.data.readers.limits import Limits
 from mtmm_jax.data.sources.manifest.bad import ON_BAD, BadRows
-from mtmm_jax.data.sources.manifest.boxes import check_pictures
 from mtmm_jax.data.sources.manifest.compose import Compose, picture_of
 from mtmm_jax.data.sources.manifest.files import Folder
 from mtmm_jax.data.sources.manifest.inputs import INPUTS, ImageInput, TextInput
 from mtmm_jax.data.sources.manifest.rows import Rows, read_rows
 from mtmm_jax.data.sources.manifest.setting import Setting
-from mtmm_jax.data.sources.manifest.targets import TARGETS
+from mtmm_jax.readers.limits import Limits
 from mtmm_jax.registry import ConfigError, build, choose
+from mtmm_jax.targets import columns
 from mtmm_jax.text import UNITS
 
 _WHERE = "data.manifest"
@@ -54,7 +53,7 @@ def manifest(
         modalities: name -> a kind of `INPUTS` with its options, such as
             `{"kind": "image", "column": "photo", "size": 64}`. The column is called as the
             modality by default.
-        targets: name -> a kind of `TARGETS` with its options.
+        targets: name -> a kind of label (`targets.columns`) with its options.
         split: the column that says train, validation or test, or the share of each, such as
             `{"train": 0.8, "validation": 0.1, "test": 0.1}`: then the hash of the id decides.
         id: the column that names an example, for shares and reports; the line without one.
@@ -157,14 +156,13 @@ def _kinds(
         for name, spec in modalities.items()
     }
     labels = {
-        name: build(TARGETS, spec, where=f"{_WHERE}.targets.{name}", own=name)
+        name: build(columns(), spec, where=f"{_WHERE}.targets.{name}", own=name)
         for name, spec in targets.items()
     }
     pictures = [name for name, kind in inputs.items() if isinstance(kind, ImageInput)]
     for name, kind in labels.items():
         choose_all(kind.made_from, inputs, f"{kind.where}.made_from", "modality")
-        if hasattr(kind, "units"):
-            labels[name] = check_pictures(kind, pictures)
+        labels[name] = kind.with_pictures(pictures)
     texts = [kind for kind in inputs.values() if isinstance(kind, TextInput)]
     for key in ("vocabulary", "units"):
         found = {getattr(kind, key) for kind in texts}

@@ -10,16 +10,9 @@ from typing import Any
 import numpy as np
 
 from mtmm_jax.batch import Modality
-from mtmm_jax.data.readers.limits import Unreadable
-from mtmm_jax.data.sources.manifest.setting import (
-    SMALLEST_STD,
-    Attempt,
-    Input,
-    Setting,
-    by_size,
-    class_name,
-    number,
-)
+from mtmm_jax.data.sources.manifest.setting import Input, Setting
+from mtmm_jax.readers.cells import SMALLEST_STD, Attempt, by_size, class_name, number
+from mtmm_jax.readers.limits import Unreadable
 from mtmm_jax.registry import ConfigError, choose
 
 _KINDS = ("number", "category")

@@ -7,14 +7,12 @@ and which need several of them at once.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
-from mtmm_jax.batch import Batch, Spec, Target
+from mtmm_jax.batch import Batch, Spec
 from mtmm_jax.data.pipeline.source import SPLITS, Source, split_sizes
 from mtmm_jax.data.sources.scenarios.parts import Lot
 from mtmm_jax.data.sources.scenarios.worlds import SCENARIOS, World
@@ -48,7 +46,7 @@ def scenarios(
         raise ConfigError(f"{where}.size: {size}; at most {_SPLIT} rows in a split")
     make = functools.partial(_make, SCENARIOS[scenario], float(noise), seed)
     known = make(np.arange(min(_SURVEYED, size[0])))
-    targets = {name: _surveyed(target, y) for name, (target, y) in known.targets.items()}
+    targets = {name: target.described_by(y) for name, (target, y) in known.targets.items()}
     return Source(
         name="scenarios",
         spec=Spec({name: modality for name, (modality, _) in known.inputs.items()}, targets),
@@ -64,20 +62,6 @@ def scenarios(
 
 def _make(build: Callable[[Lot], World], noise: float, seed: int, rows: np.ndarray) -> World:
     return build(Lot(seed, rows, noise))
-
-
-def _surveyed(target: Target, y: Any) -> Target:
-    """With what the training rows say of classes and numbers."""
-    if target.kind == "number":
-        return dataclasses.replace(target, mean=float(y.mean()), std=float(y.std()) or 1.0)
-    if target.kind == "path":
-        points = y["points"]
-        return dataclasses.replace(target, mean=float(points.mean()), std=float(points.std()))
-    if target.kind not in ("class", "boxes"):
-        return target
-    seen = y["classes"][y["valid"]] if target.kind == "boxes" else y
-    counts = np.bincount(seen, minlength=len(target.classes))
-    return dataclasses.replace(target, frequencies=tuple((counts / counts.sum()).tolist()))
 
 
 def _compose(

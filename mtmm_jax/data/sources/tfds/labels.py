@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ from mtmm_jax.data.sources.tfds.fields import (
 )
 from mtmm_jax.data.transforms import Form
 from mtmm_jax.registry import ConfigError
+from mtmm_jax.targets import TARGETS
+from mtmm_jax.targets.column import PlainColumn
 from mtmm_jax.text import read_tokenizer
 
 
@@ -45,8 +48,13 @@ class Label:
 
 def labels(section: Any, features: Any, where: str) -> dict[str, Label]:
     """`{name: {"feature": ...}}` -> targets."""
+    arrays = {
+        kind: functools.partial(_array, kind)
+        for kind, row in TARGETS.items()
+        if row.column is PlainColumn
+    }
     return {
-        name: field(LABELS, _kind, config, features, f"{where}.{name}")
+        name: field({**arrays, **LABELS}, _kind, config, features, f"{where}.{name}")
         for name, config in sections(section, where, "target")
     }
 
@@ -184,6 +192,22 @@ def _tokens(paths, features, where, *, pipe: str, made_from=()) -> Label:
         return lambda text: fitted.run([text], None)[0][0]
 
     return Label(paths, lambda example: string_of(example, path), learn, coder)
+
+
+def _array(kind: str, paths, features, where, *, made_from=()) -> Label:
+    """Of an array of numbers, one of which is not finite: absent. For kinds that a manifest would
+    hold as lists of numbers."""
+    (path,), (feature,) = paths, features
+    if not is_array(feature) or is_bytes(feature) or None in feature.shape:
+        raise refuse(f"label of kind {kind}", feature, "numbers of a known shape", where)
+    target = Target(kind, shape=tuple(feature.shape), made_from=tuple(made_from))
+    target.check(np.zeros((1, *feature.shape), feature.np_dtype), f"{where}.feature")
+
+    def value(example: Mapping[str, Any]) -> np.ndarray | None:
+        found = np.asarray(get(example, path))
+        return found if np.isfinite(found).all() else None
+
+    return Label(paths, value, lambda values: (target, ""), lambda target, kept: lambda row: row)
 
 
 def _boxes(

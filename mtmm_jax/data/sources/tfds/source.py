@@ -194,7 +194,7 @@ class Mapped:
         said = []
         for name, label in self.labels.items():
             value, target = label.value(example), self.targets[name]
-            if target.kind == "class" and value is not None:
+            if target.traits.discrete and value is not None:
                 index = self._coders[name](value)
                 value = value if index is None else target.classes[index]
             if value is None or isinstance(value, int | float | str):

@@ -9,18 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from mtmm_jax.batch import Target
-from mtmm_jax.data.readers.limits import Unreadable
-from mtmm_jax.data.sources.manifest.labels import Label, check_classes, frequencies, index
-from mtmm_jax.data.sources.manifest.setting import Setting, by_size, class_name, number, whole
+from mtmm_jax.markup import mark
+from mtmm_jax.readers.cells import Setting, by_size, class_name, number, whole
+from mtmm_jax.readers.limits import Unreadable
 from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.targets.column import Column, Label, check_classes, frequencies, index, most
+from mtmm_jax.targets.kind import Count, TargetKind, Words
+from mtmm_jax.targets.target import Target
 
 UNITS = ("pixels", "fractions")
 _OVER = 1.0  # pixels by which a box may stick out of its picture: it is cut
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BoxesTarget:
+class BoxesColumn(Column):
     """A list of `{"box": [y0, x0, y1, x1], "class": name}`; an empty one says that there is none.
 
     Args:
@@ -30,12 +32,8 @@ class BoxesTarget:
         length: how many boxes there is room for; the most that a row has by default.
     """
 
-    own: str
-    where: str
     units: str
     of: str | None = None
-    column: str | None = None
-    made_from: Sequence[str] = ()
     classes: Sequence[str] | int | None = None
     length: int | None = None
 
@@ -44,15 +42,13 @@ class BoxesTarget:
         if self.length is not None:
             whole(self.where, length=self.length)
 
-    @property
-    def at(self) -> str:
-        return self.column or self.own
-
-    def picture(self, pictures: Sequence[str]) -> str:
-        """The modality whose pictures the boxes are in."""
+    def with_pictures(self, pictures: Sequence[str]) -> BoxesColumn:
+        """With `of` filled in: the modality whose pictures the boxes are in."""
+        if not pictures:
+            raise ConfigError(f"{self.where}: boxes need a modality of kind image")
         if self.of is not None or len(pictures) != 1:
             choose(self.of, pictures, f"{self.where}.of", "picture")
-        return self.of or pictures[0]
+        return dataclasses.replace(self, of=self.of or pictures[0])
 
     def parse(self, setting: Setting) -> list[list[tuple[list[float], str]] | None]:
         return setting.cells(self.at, self.where, self._boxes)
@@ -85,7 +81,7 @@ class BoxesTarget:
             )
         length = self.length or max([len(boxes) for boxes in cells if boxes], default=1)
         share = frequencies(collections.Counter(found), classes, len(found))
-        target = Target("boxes", classes, share, made_from=tuple(self.made_from), length=length)
+        target = Target(self.kind, classes, share, made_from=tuple(self.made_from), length=length)
         at = {name: i for i, name in enumerate(classes)}
         y = target.blank(len(cells))
         for row, boxes in enumerate(cells):
@@ -115,8 +111,65 @@ class BoxesTarget:
         return {**y, "boxes": np.where(y["valid"][..., None], placed, 0)}, reasons
 
 
-def check_pictures(target: BoxesTarget, pictures: Sequence[str]) -> BoxesTarget:
-    """With `of` filled in."""
-    if not pictures:
-        raise ConfigError(f"{target.where}: boxes need a modality of kind image")
-    return dataclasses.replace(target, of=target.picture(pictures))
+def blank(target: Target, batch_size: int) -> dict[str, np.ndarray]:
+    slots = (batch_size, target.length)
+    return {
+        "boxes": np.zeros((*slots, 4), np.float32),
+        "classes": np.zeros(slots, np.int32),
+        "valid": np.zeros(slots, bool),
+    }
+
+
+def per_class(target: Target, y: dict[str, np.ndarray]) -> np.ndarray:
+    """`[n, C]`: how many boxes of each class an example has."""
+    every = np.eye(len(target.classes), dtype=np.float32)
+    return (every[np.where(y["valid"], y["classes"], 0)] * y["valid"][..., None]).sum(1)
+
+
+def describe(target: Target, y: dict[str, np.ndarray]) -> Target:
+    """With the frequencies of the classes among the boxes."""
+    counts = np.bincount(y["classes"][y["valid"]], minlength=len(target.classes))
+    if not counts.sum():
+        return target
+    return dataclasses.replace(target, frequencies=tuple((counts / counts.sum()).tolist()))
+
+
+def places(target: Target, y: dict[str, np.ndarray]) -> list[tuple[str, np.ndarray]]:
+    valid = y["valid"]
+    found = zip(y["classes"][valid], y["boxes"][valid], strict=True)
+    return [(target.classes[kind], at) for kind, at in found]
+
+
+def html(target: Target, y: dict[str, np.ndarray], words: Words) -> str:
+    """The classes, in the colours of the boxes."""
+    return " ".join(mark(name, j) for j, (name, _) in enumerate(places(target, y))) or "none"
+
+
+def guess(values: Sequence[Any]) -> dict[str, Any] | None:
+    """Lists of objects with a box; fractions where no side is over 1."""
+    if not most(values, _is_boxes):
+        return None
+    return {"units": "fractions" if all(_small(value) for value in values) else "pixels"}
+
+
+def _is_boxes(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(v, dict) and "box" in v for v in value)
+
+
+def _small(value: Any) -> bool:
+    boxes = [v["box"] for v in value if isinstance(v, dict) and "box" in v] if value else []
+    sides = [side for box in boxes if isinstance(box, list) for side in box]
+    return all(isinstance(side, int | float) and 0 <= side <= 1 for side in sides)
+
+
+BOXES = TargetKind(
+    blank=blank,
+    count=Count(per_class, classes=True, parts="boxes"),
+    describe=describe,
+    small=False,
+    column=BoxesColumn,
+    guess=guess,
+    html=html,
+    wide=True,
+    places=places,
+)

@@ -1,0 +1,193 @@
+"""A manifest's column as a label: the options that all kinds have, and a column of numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mtmm_jax.readers.cells import Setting, number, whole
+from mtmm_jax.readers.limits import Unreadable
+from mtmm_jax.registry import ConfigError
+from mtmm_jax.targets.target import Target
+
+_SHOWN = 20
+_FEW = 50  # classes at most, each of which two rows have on average
+
+
+@dataclasses.dataclass(frozen=True)
+class Label:
+    """A target of every row of a manifest.
+
+    Attributes:
+        target: for the spec.
+        y: a pytree of `[N, ...]`.
+        known: `[N]` bool.
+        of: the picture that `place` needs, for boxes.
+        place: `(y, pictures)` of a batch -> y, and for each example why it is bad, or None.
+        assets: files that prediction needs.
+    """
+
+    target: Target
+    y: Any
+    known: np.ndarray
+    of: str | None = None
+    place: Callable[[Any, Sequence[Any]], tuple[Any, list[str | None]]] | None = None
+    assets: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Column:
+    """Options that all have; `made_from` names modalities that the label can be read off.
+
+    An entry also has `parse(setting) -> cells`, None where a row has no label, and
+    `fit(cells, setting, train) -> Label`.
+    """
+
+    kind: str = dataclasses.field(kw_only=False)
+    own: str
+    where: str
+    column: str | None = None
+    made_from: Sequence[str] = ()
+
+    @property
+    def at(self) -> str:
+        return self.column or self.own
+
+    def with_pictures(self, pictures: Sequence[str]) -> Column:
+        """The column once the modalities that are pictures are known."""
+        return self
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlainColumn(Column):
+    """A number, or a JSON list of the shape that a label of the kind has.
+
+    Args:
+        shape: of one label; that of the first in the train split by default.
+        length: `Target.length`, of kinds that have one.
+        classes: `Target.classes`, of kinds that have them: names, or how many.
+    """
+
+    shape: Sequence[int] | None = None
+    length: int | None = None
+    classes: Sequence[str] | int | None = None
+
+    def __post_init__(self) -> None:
+        sizes = {} if self.length is None else {"length": self.length}
+        whole(self.where, **sizes, **{f"shape[{i}]": n for i, n in enumerate(self.shape or ())})
+
+    def parse(self, setting: Setting) -> list[np.ndarray | None]:
+        return setting.cells(self.at, self.where, _numbers)
+
+    def fit(self, cells: list[np.ndarray | None], setting: Setting, train: np.ndarray) -> Label:
+        found = setting.some(self.at, cells, train)
+        shape = self.shape if self.shape is not None else np.shape(found[0]) if found else ()
+        target = Target(
+            self.kind,
+            classes=check_classes(self.classes, self.where),
+            made_from=tuple(self.made_from),
+            length=self.length or 0,
+            shape=tuple(shape),
+        )
+        y = target.blank(len(cells))
+        if not isinstance(y, np.ndarray):
+            raise ConfigError(
+                f"{self.where}.kind: a {self.kind} label is several arrays, which no column holds; "
+                "give its entry of TARGETS a `column`"
+            )
+        known = np.array([cell is not None for cell in cells], bool)
+        for row in np.flatnonzero(known).tolist():
+            if reason := _misfit(cells[row], y):
+                setting.bad.row(row, self.at, cells[row].tolist(), reason)
+                known[row] = False
+            else:
+                y[row] = cells[row]
+        return Label(target, y, known)
+
+
+def _misfit(cell: np.ndarray, y: np.ndarray) -> str | None:
+    """Why a cell is no row of `y`."""
+    if cell.shape != y.shape[1:]:
+        return f"has numbers of shape {list(cell.shape)}, not {list(y.shape[1:])}"
+    if not np.issubdtype(y.dtype, np.floating) and (cell != cell.astype(y.dtype)).any():
+        return "has a number that is not whole"
+    return None
+
+
+def _numbers(value: Any) -> np.ndarray:
+    """Nested lists of numbers of one length each, from JSON or from a text that is JSON."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise Unreadable("is no list of numbers") from error
+
+    def read(part: Any, depth: int) -> Any:
+        if not isinstance(part, list):
+            return number(part)
+        if depth > 8:
+            raise Unreadable("is a list in too many lists")
+        return [read(one, depth + 1) for one in part]
+
+    try:
+        return np.array(read(value, 0), np.float64)
+    except Unreadable:
+        raise
+    except ValueError as error:  # lists of different lengths
+        raise Unreadable("has lists of different lengths") from error
+
+
+def check_classes(classes: Sequence[str] | int | None, where: str) -> tuple[str, ...]:
+    """The classes that the options name; `n` are called 0 to n - 1; none if none are named."""
+    if classes is None:
+        return ()
+    if isinstance(classes, int) and not isinstance(classes, bool):
+        classes = range(classes)
+    names = () if isinstance(classes, str | bool) else tuple(str(name) for name in classes)
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(f"{where}.classes: {classes!r} are no different names, nor their number")
+    return names
+
+
+def index(at: Mapping[str, int], name: str, setting: Setting, row: int, column: str) -> int:
+    """Of a class; one that is not there is an error, whatever `on_bad` says."""
+    if name in at:
+        return at[name]
+    close = difflib.get_close_matches(name, at, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    more = f" and {len(at) - _SHOWN} more" if len(at) > _SHOWN else ""
+    shown = ", ".join(list(at)[:_SHOWN]) or "none"
+    setting.bad.structure(
+        row, column, name, f"is an unknown class{hint}; choices: {shown}{more}", "unknown class"
+    )
+    return 0
+
+
+def frequencies(counts: Mapping[str, int], classes: Sequence[str], total: int) -> tuple[float, ...]:
+    return tuple(counts.get(name, 0) / max(total, 1) for name in classes)
+
+
+# What a column's cells look like.
+
+
+def most(values: Sequence[Any], test: Callable[[Any], bool]) -> bool:
+    """Whether more than half of the values pass."""
+    return sum(1 for value in values if test(value)) > len(values) / 2
+
+
+def few(values: Sequence[Any]) -> bool:
+    """Whether there are few different values for their number, as of classes."""
+    return len({str(value) for value in values}) <= min(_FEW, max(len(values) // 2, 1))
+
+
+def is_number(value: Any) -> bool:
+    try:
+        number(value)
+    except Unreadable:
+        return False
+    return True
