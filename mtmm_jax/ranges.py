@@ -78,8 +78,14 @@ Share = Annotated[float, Range(0, 1)]
 PositiveShare = Annotated[float, Range(0, 1, above=True)]
 Decay = Annotated[float, Range(0, 1, below=True)]
 """Dropout rates and decays of averages: 1 would leave nothing, or never change."""
+Correlation = Annotated[float, Range(-1, 1)]
 Cosine = Annotated[float, Range(-1, 1, above=True, below=True)]
 Between = Annotated[float, Range(0, 1, above=True, below=True)]
+
+Seconds = Annotated[float, Range(0, 86_400, above=True)]
+Threads = Annotated[int, Range(0, 1024)]
+SplitSizes = tuple[Count, Count, Count]
+"""Rows of train, validation and test."""
 
 Dtype = Literal["float32", "bfloat16"]
 Regex = Annotated[str, Pattern()]
@@ -219,7 +225,9 @@ def _words(hint: Any) -> Iterator[str]:
     elif origin is Literal:
         yield f"one of {', '.join(map(repr, arguments))}"
     elif origin is tuple and not (len(arguments) == 2 and arguments[1] is ...):
-        yield f"a list of {len(arguments)}: {', '.join(map(describe, arguments))}"
+        each = list(dict.fromkeys(map(describe, arguments)))
+        words = f", each {each[0]}" if len(each) == 1 else f": {', '.join(each)}"
+        yield f"a list of {len(arguments)}{words}"
     elif origin in _SEQUENCES:
         yield f"a list, each {describe(arguments[0])}"
     elif origin in _MAPPINGS:

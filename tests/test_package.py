@@ -43,7 +43,7 @@ def test_balancing_brings_only_its_own():
         "sys.modules if m.startswith('mtmm_jax.')} | {m for m in sys.modules if m in ('flax', "
         "'orbax', 'grain', 'tensorflow', 'torch', 'ml_collections', 'matplotlib')}))"
     )
-    assert loaded == ["balancing", "moved", "registry"]
+    assert loaded == ["balancing", "moved", "ranges", "registry"]
 
 
 def test_rooms_are_found_when_asked_for():

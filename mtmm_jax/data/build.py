@@ -23,7 +23,8 @@ from mtmm_jax.data.sources.mixture import keep, mix, rename
 from mtmm_jax.data.sources.scenarios import scenarios
 from mtmm_jax.data.sources.tfds.source import tfds
 from mtmm_jax.data.sources.vowels import vowels
-from mtmm_jax.registry import ConfigError
+from mtmm_jax.ranges import Natural, Threads
+from mtmm_jax.registry import ConfigError, check
 
 OF_THE_WHOLE = ("bucket", "workers", "in_step")
 
@@ -35,7 +36,7 @@ def mixture(
     origin: bool = False,
     trained: Sequence[str] | None = None,
     held: Sequence[str] | None = None,
-    seed: int = 0,
+    seed: Natural = 0,
     where: str = "data",
 ) -> Source:
     """Several sources as one.
@@ -60,8 +61,6 @@ def mixture(
                     f"give it to the mixture, {where}.{key}"
                 )
     built = {name: build(config, f"{where}.sources.{name}") for name, config in sources.items()}
-    if not isinstance(origin, bool):
-        raise ConfigError(f"{where}.origin: {origin!r}; choices: False, True")
     how = build_mixing(mixing, f"{where}.mixing")
     whole = mix(built, how, where, origin=origin, trained=trained, held=held)
     return dataclasses.replace(whole, seed=seed)
@@ -84,8 +83,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
 
 
 def _workers(source: Source, count: Any, where: str) -> Source:
-    if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-        raise ConfigError(f"{where}: {count!r} is not a number of threads from 0 upwards")
+    check(count, Threads, where)
     return dataclasses.replace(source, workers=count)
 
 
@@ -123,7 +121,7 @@ def in_step(config: Any) -> Mapping[str, str]:
 
 def build(config: Any, where: str = "data") -> Source:
     """A source by name or section; `config` may hold any of `OPTIONS` besides."""
-    section = registry.entry_of(config)
+    section = registry.entry_of(config, where)
     section.pop("in_step", None)
     options = {key: section.pop(key) for key in OPTIONS if key in section}
     source = registry.build(SOURCES, section, where=where)

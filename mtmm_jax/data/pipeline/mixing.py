@@ -10,10 +10,15 @@ from __future__ import annotations
 import dataclasses
 import heapq
 from collections.abc import Callable, Sequence
+from typing import Annotated, Literal
 
 import numpy as np
 
-from mtmm_jax.registry import ConfigError, build, choose
+from mtmm_jax.ranges import NonNegative, Positive, PositiveShare, Range
+from mtmm_jax.registry import ConfigError, build, check
+
+Per = Literal["batch", "step"]
+"""Whether a batch mixes the sources, or each step holds one of them."""
 
 
 def webster(weights: Sequence[float], total: int) -> np.ndarray:
@@ -42,7 +47,7 @@ class Mixing:
     """
 
     weights: Callable[[np.ndarray], np.ndarray]
-    per: str = "batch"
+    per: Per = "batch"
     observe: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
 
     def shares(self, sizes: Sequence[int]) -> np.ndarray:
@@ -89,36 +94,31 @@ class Plan:
         return Plan(tuple(float(x) for x in shares), self.per, step, taken)
 
 
-def _per(per: str, where: str) -> str:
-    return choose(per, ("batch", "step"), f"{where}.per")
-
-
-def fixed(weights: Sequence[float], *, per: str = "batch", where: str = "data.mixing") -> Mixing:
+def fixed(weights: Sequence[Positive], *, per: Per = "batch", where: str = "data.mixing") -> Mixing:
     """The given weights, in the order of the parts."""
-    given = np.asarray(weights, np.float64)
-    if given.ndim != 1 or not (given > 0).all() or not np.isfinite(given).all():
-        raise ConfigError(f"{where}.weights: {weights}; one positive number for each source")
+    given = np.asarray(check(weights, Sequence[Positive], f"{where}.weights"), np.float64)
 
     def of(sizes: np.ndarray) -> np.ndarray:
         if len(sizes) != len(given):
             raise ConfigError(f"{where}.weights: {len(given)} of them for {len(sizes)} sources")
         return given
 
-    return Mixing(of, _per(per, where))
+    return Mixing(of, per)
 
 
-def proportional(*, per: str = "batch", where: str = "data.mixing") -> Mixing:
+def proportional(*, per: Per = "batch", where: str = "data.mixing") -> Mixing:
     """By size: every example is as likely as every other."""
-    return Mixing(lambda sizes: sizes, _per(per, where))
+    return Mixing(lambda sizes: sizes, per)
 
 
 def temperature(
-    temperature: float = 2.0, *, per: str = "batch", where: str = "data.mixing"
+    temperature: Annotated[float, Range(1, 1e6)] = 2.0,
+    *,
+    per: Per = "batch",
+    where: str = "data.mixing",
 ) -> Mixing:
     """By `size^(1/temperature)`: 1 is proportional, large values are equal shares."""
-    if temperature < 1:
-        raise ConfigError(f"{where}.temperature: {temperature} must be 1 or more")
-    return Mixing(lambda sizes: (sizes / sizes.max()) ** (1 / temperature), _per(per, where))
+    return Mixing(lambda sizes: (sizes / sizes.max()) ** (1 / temperature), per)
 
 
 def round_robin() -> Mixing:
@@ -132,7 +132,11 @@ def accumulate() -> Mixing:
 
 
 def performance(
-    gamma: float = 1.0, floor: float = 0.05, *, per: str = "batch", where: str = "data.mixing"
+    gamma: NonNegative = 1.0,
+    floor: PositiveShare = 0.05,
+    *,
+    per: Per = "batch",
+    where: str = "data.mixing",
 ) -> Mixing:
     """More of what goes badly: shares `~ -(1 - k)^gamma log k`, k the headline at validation.
 
@@ -141,8 +145,6 @@ def performance(
 
     Paper: the focal priority of Guo et al., ECCV 2018 (Dynamic Task Prioritization).
     """
-    if gamma < 0 or not 0 < floor <= 1:
-        raise ConfigError(f"{where}: gamma {gamma} must be >= 0 and floor {floor} in (0, 1]")
 
     def observe(shares: np.ndarray, scores: np.ndarray) -> np.ndarray:
         known = np.isfinite(scores)
@@ -153,7 +155,7 @@ def performance(
         wanted = wanted / wanted.sum()
         return floor / len(k) + (1 - floor) * wanted
 
-    return Mixing(np.ones_like, _per(per, where), observe)
+    return Mixing(np.ones_like, per, observe)
 
 
 MIXINGS = {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -117,14 +117,6 @@ class Source:
             ids = np.where(real, batch["id"], -1).astype(np.int32)
             whole = {**batch, "id": ids, "weight": real * batch["weight"]}
             yield self.finish(whole, chosen)
-
-
-def split_sizes(size: Sequence[int], where: str) -> tuple[int, ...]:
-    """The rows of train, validation and test, checked."""
-    found = tuple(size) if isinstance(size, Sequence) and not isinstance(size, str) else (size,)
-    if len(found) != len(SPLITS) or not all(isinstance(n, int) and n > 0 for n in found):
-        raise ConfigError(f"{where}.size: {size!r}; three positive numbers: {', '.join(SPLITS)}")
-    return found
 
 
 def weighted(batch: Batch) -> Batch:

@@ -9,41 +9,42 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
 from mtmm_jax.batch import Batch, Modality, Spec, Target
 from mtmm_jax.data.pipeline.chance import uniform
-from mtmm_jax.data.pipeline.source import SPLITS, Source, split_sizes
-from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.data.pipeline.source import SPLITS, Source
+from mtmm_jax.memory import host_bytes, refuse_larger
+from mtmm_jax.ranges import Correlation, Decay, Layers, Natural, NonNegative, Size, SplitSizes
+from mtmm_jax.registry import ConfigError, checked
 
-FORMS = ("table", "series")
-TASK_KINDS = ("number", "class")
 _FACTORS = 3  # redundant, unique, synergistic: each one coordinate of a modality's state
 _OPPOSED = 1  # the direction that tasks with `conflict` pull both ways
 # What a number is drawn for: first coordinate after the seed.
 _BITS, _STATE, _NOISE, _MISSING, _UNLABELLED, _ROTATION, _WAVES = range(7)
 
 
+@functools.partial(checked, where="data.generator")
 def generator(
     *,
-    modalities: int = 2,
-    redundancy: float = 1.0,
-    uniqueness: float = 1.0,
-    synergy: float = 1.0,
-    tasks: int = 2,
-    relatedness: float = 0.5,
-    conflict: float = 0.0,
-    noise: float = 0.5,
-    width: int = 16,
-    size: Sequence[int] = (4096, 512, 512),
-    form: str = "table",
-    steps: int = 16,
-    task_kind: str = "number",
-    missing: float = 0.0,
-    label_missing: float = 0.0,
-    seed: int = 0,
+    modalities: Layers = 2,
+    redundancy: NonNegative = 1.0,
+    uniqueness: NonNegative = 1.0,
+    synergy: NonNegative = 1.0,
+    tasks: Layers = 2,
+    relatedness: Correlation = 0.5,
+    conflict: NonNegative = 0.0,
+    noise: NonNegative = 0.5,
+    width: Size = 16,
+    size: SplitSizes = (4096, 512, 512),
+    form: Literal["table", "series"] = "table",
+    steps: Size = 16,
+    task_kind: Literal["number", "class"] = "number",
+    missing: Decay = 0.0,
+    label_missing: Decay = 0.0,
+    seed: Natural = 0,
 ) -> Source:
     r"""Modalities `m1..mM` and targets with redundancy, uniqueness, synergy and conflict by knob.
 
@@ -96,13 +97,7 @@ def generator(
         seed: of everything, the rows included.
     """
     where = "data.generator"
-    choose(form, FORMS, f"{where}.form")
-    choose(task_kind, TASK_KINDS, f"{where}.task_kind")
-    for name, value in {"modalities": modalities, "tasks": tasks, "steps": steps}.items():
-        if value < 1:
-            raise ConfigError(f"{where}.{name}: {value} is less than 1")
     amplitudes = (redundancy, uniqueness, synergy)
-    _check(where, amplitudes, conflict, noise, missing, label_missing)
     lowest = -1 / (tasks - 1) if tasks > 1 else -1
     if not lowest - 1e-9 <= relatedness <= 1:
         raise ConfigError(
@@ -111,7 +106,9 @@ def generator(
         )
     if width < _FACTORS + tasks + _OPPOSED:
         raise ConfigError(f"{where}.width: {width}; {tasks} tasks need {tasks + 4} or more")
-    size = split_sizes(size, where)
+    per_row = modalities * width * (steps if form == "series" else 1)
+    total = 16.0 * sum(size) * per_row  # the noise is drawn in float64, next to the numbers
+    refuse_larger(total, host_bytes(), f"{where}.size", f"{sum(size):,} rows", "choose fewer")
     frame = _frame(modalities, width, tasks, steps if form == "series" else None, seed)
     aims = directions(tasks, relatedness, conflict)
     parts = [
@@ -158,11 +155,11 @@ def directions(tasks: int, relatedness: float, conflict: float) -> np.ndarray:
 
 def ceilings(
     *,
-    modalities: int = 2,
-    redundancy: float = 1.0,
-    uniqueness: float = 1.0,
-    synergy: float = 1.0,
-    noise: float = 0.5,
+    modalities: Layers = 2,
+    redundancy: NonNegative = 1.0,
+    uniqueness: NonNegative = 1.0,
+    synergy: NonNegative = 1.0,
+    noise: NonNegative = 0.5,
     seen: int | None = None,
 ) -> dict[str, float]:
     """The best reachable figures from `seen` of the modalities (all of them by default).
@@ -185,23 +182,6 @@ def ceilings(
         "task_number": explained,
         "task_class": 0.5 + math.asin(math.sqrt(explained)) / math.pi,
     }
-
-
-def _check(
-    where: str,
-    amplitudes: tuple[float, float, float],
-    conflict: float,
-    noise: float,
-    missing: float,
-    label_missing: float,
-) -> None:
-    named = dict(zip(("redundancy", "uniqueness", "synergy"), amplitudes, strict=True))
-    for name, value in {**named, "conflict": conflict, "noise": noise}.items():
-        if not 0 <= value < math.inf:
-            raise ConfigError(f"{where}.{name}: {value} is not a number of 0 or more")
-    for name, value in {"missing": missing, "label_missing": label_missing}.items():
-        if not 0 <= value < 1:
-            raise ConfigError(f"{where}.{name}: {value} is not a probability below 1")
 
 
 def _normal(draws: int, *coordinates: int | np.ndarray) -> np.ndarray:
@@ -233,7 +213,7 @@ def _make(
     frame: np.ndarray,
     aims: np.ndarray,
     amplitudes: tuple[float, float, float],
-    noise: float,
+    noise: NonNegative,
     missing: float,
     label_missing: float,
     seed: int,

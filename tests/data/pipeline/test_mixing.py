@@ -78,9 +78,12 @@ def test_performance_gives_more_to_what_goes_badly():
     ("spec", "said"),
     [
         ("alphabetical", "unknown kind 'alphabetical'"),
-        ({"kind": "fixed", "weights": [1, 0]}, "data.mixing.weights: [1, 0]"),
+        ({"kind": "fixed", "weights": [1, 0]}, "data.mixing.weights[1]: 0 is not a number above 0"),
         ({"kind": "temperature", "temperature": 0.5}, "data.mixing.temperature: 0.5"),
-        ({"kind": "proportional", "per": "epoch"}, "data.mixing.per: unknown value 'epoch'"),
+        (
+            {"kind": "proportional", "per": "epoch"},
+            "data.mixing.per: 'epoch' is not one of 'batch', 'step'",
+        ),
         ({"kind": "performance", "floor": 0.0}, "data.mixing"),
     ],
 )

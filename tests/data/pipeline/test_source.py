@@ -188,7 +188,7 @@ def test_reports_can_name_and_show_a_concept(source):
         ({"text": "label"}, r"data.emoji.text: unknown value 'label'.*name\+keywords"),
         ({"styles": ("apple",)}, "unknown style 'apple'.*noto, twemoji"),
         ({"styles": ()}, "one or more"),
-        ({"seconds": 0}, "data.emoji.seconds: 0 is not positive"),
+        ({"seconds": 0}, "data.seconds: 0 is not a number above 0"),
         ({"imagesize": 32}, "did you mean 'image_size'"),
     ],
 )

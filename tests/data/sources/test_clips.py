@@ -264,12 +264,12 @@ def test_the_two_styles_are_two_domains_with_the_same_concepts(cache):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"frames": 3}, "data.emoji_clips.frames: 3; fewer than 4"),
-        ({"image_size": 8}, "data.emoji_clips.image_size: 8; needs 16 or more"),
+        ({"frames": 3}, "data.frames: 3 is not a whole number from 4"),
+        ({"image_size": 8}, "data.image_size: 8 is not a whole number from 16"),
         ({"units": "letters"}, "data.emoji_clips.units: unknown value 'letters'; .*words"),
         ({"text": "label"}, "data.emoji_clips.text: unknown value 'label'"),
         ({"styles": ()}, "data.emoji_clips.styles: .* one or more"),
-        ({"seconds": 0}, "data.emoji_clips.seconds: 0 is not positive"),
+        ({"seconds": 0}, "data.seconds: 0 is not a number above 0"),
     ],
 )
 def test_wrong_settings_are_named(wrong, message):

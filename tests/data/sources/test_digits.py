@@ -130,8 +130,8 @@ def test_noise_is_for_training_and_small(make):
         ({"views": ("pixels",)}, "data.digits.views: unknown view 'pixels'.*fac, fou"),
         ({"views": ()}, "one or more different views"),
         ({"missing_in": ("dev",)}, "data.digits.missing_in: unknown split 'dev'"),
-        ({"noise": -1}, "data.digits.noise: -1 is negative"),
-        ({"missing": 1.0}, "data.digits.missing: 1.0 is not in 0 <= missing < 1"),
+        ({"noise": -1}, "data.noise: -1 is not a number from 0"),
+        ({"missing": 1.0}, "data.missing: 1.0 is not a number from 0, below 1"),
     ],
 )
 def test_wrong_settings_are_named_before_any_work(wrong, message, monkeypatch):

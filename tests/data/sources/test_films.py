@@ -205,8 +205,8 @@ def test_columns_known_later_are_there_for_the_asking(few):
         ({"text": ("plot",)}, "data.films.text: unknown field 'plot'.*cast, director"),
         ({"columns": ("votes",)}, "data.films.columns: unknown column 'votes'.*year"),
         ({"columns": ()}, "one or more different columns"),
-        ({"text_length": 0}, "data.films.text_length: 0 is not positive"),
-        ({"vocabulary": -1}, "data.films.vocabulary: -1 is not positive"),
+        ({"text_length": 0}, "data.text_length: 0 is not a whole number from 1"),
+        ({"vocabulary": -1}, "data.vocabulary: -1 is not a whole number from 1"),
     ],
 )
 def test_wrong_settings_are_named_before_any_work(wrong, message, monkeypatch):

@@ -178,13 +178,13 @@ def test_batches_pass_the_spec(form):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"form": "image"}, "data.generator.form: unknown value 'image'.*series, table"),
-        ({"modalities": 0}, "data.generator.modalities: 0 is less than 1"),
-        ({"synergy": -1.0}, "data.generator.synergy: -1.0"),
-        ({"missing": 1.0}, "data.generator.missing: 1.0 is not a probability"),
+        ({"form": "image"}, "data.form: 'image' is not one of 'table', 'series'"),
+        ({"modalities": 0}, "data.modalities: 0 is not a whole number from 1"),
+        ({"synergy": -1.0}, "data.synergy: -1.0"),
+        ({"missing": 1.0}, "data.missing: 1.0 is not a number from 0, below 1"),
         ({"tasks": 3, "relatedness": -0.6}, "pairwise cosine of -0.5 to 1"),
         ({"tasks": 13}, "13 tasks need 17 or more"),
-        ({"size": (100, 10)}, r"data.generator.size: \(100, 10\); three positive numbers"),
+        ({"size": (100, 10)}, r"data.size: \(100, 10\) is not a list of 3, each a whole number"),
         ({"redundant": 1}, "did you mean 'redundancy'"),
     ],
 )

@@ -189,9 +189,9 @@ def test_other_classes_sizes_and_styles(cache, classes, number):
     [
         ({"classes": "name"}, "data.emoji_scenes.classes: unknown value 'name'.*subcategory"),
         ({"styles": ("apple",)}, "data.emoji_scenes.styles: unknown style 'apple'"),
-        ({"most": 0}, r"data.emoji_scenes.most: 0 is not in 1..64"),
-        ({"image_size": 8}, "needs 16 or more"),
-        ({"size": (1, 2, 0)}, "three positive numbers"),
+        ({"most": 0}, r"data.most: 0 is not a whole number from 1 to 64"),
+        ({"image_size": 8}, "is not a whole number from 16"),
+        ({"size": (1, 2, 0)}, "is not a whole number from 1"),
     ],
 )
 def test_wrong_settings_are_named(wrong, message):

@@ -92,8 +92,8 @@ def test_noise_stays_inside_the_mask(cache):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"length": 0}, "data.vowels.length: 0 is not positive"),
-        ({"noise": -0.1}, "data.vowels.noise: -0.1 is negative"),
+        ({"length": 0}, "data.length: 0 is not a whole number from 1"),
+        ({"noise": -0.1}, "data.noise: -0.1 is not a number from 0"),
     ],
 )
 def test_wrong_settings_are_named_before_any_work(wrong, message, monkeypatch):

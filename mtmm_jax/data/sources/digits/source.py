@@ -13,18 +13,20 @@ from mtmm_jax.data.pipeline.chance import uniform
 from mtmm_jax.data.pipeline.source import SPLITS, Source
 from mtmm_jax.data.sources import packed
 from mtmm_jax.data.sources.digits.asset import DIGITS, VIEWS
-from mtmm_jax.registry import ConfigError
+from mtmm_jax.ranges import Decay, Natural, NonNegative
+from mtmm_jax.registry import checked
 
 _MISSING = 6  # a coordinate of chance: which views are missing depends on nothing else drawn
 
 
+@functools.partial(checked, where="data.digits")
 def digits(
     *,
-    views: Sequence[str] | None = None,
-    noise: float = 0.0,
-    missing: float = 0.0,
-    missing_in: Sequence[str] = SPLITS,
-    seed: int = 0,
+    views: str | Sequence[str] | None = None,
+    noise: NonNegative = 0.0,
+    missing: Decay = 0.0,
+    missing_in: str | Sequence[str] = SPLITS,
+    seed: Natural = 0,
     data_dir: str | None = None,
 ) -> Source:
     """2,000 handwritten digits in six aligned views, each a table standardised on the train split.
@@ -44,10 +46,6 @@ def digits(
     where = "data.digits"
     chosen = packed.checked(VIEWS if views is None else views, VIEWS, f"{where}.views", "view")
     missing_in = packed.checked(missing_in, SPLITS, f"{where}.missing_in", "split")
-    if noise < 0:
-        raise ConfigError(f"{where}.noise: {noise} is negative")
-    if not 0 <= missing < 1:
-        raise ConfigError(f"{where}.missing: {missing} is not in 0 <= missing < 1")
     examples = packed.load("digits", data_dir)
     train = examples.split == "train"
     y = np.array([row["digit"] for row in examples.rows], np.int32)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 
@@ -23,14 +24,14 @@ from mtmm_jax.data.sources.emoji.source import (
     TEXTS,
     VOCABULARY,
     Telling,
-    check_positive,
     check_styles,
     concept_rows,
     draw,
     picture,
 )
 from mtmm_jax.data.transforms.augment import background, between
-from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.ranges import Natural, Range, Seconds, Size
+from mtmm_jax.registry import checked, choose
 from mtmm_jax.text import UNITS, train_words
 
 # Event -> the direction of the ring that changes, and its sign (0: either).
@@ -58,17 +59,18 @@ _LABELS = "category", "subcategory", "topic"
 _SALT = 0xC11B5  # of the motion that a row has when chance does not decide
 
 
+@functools.partial(checked, where="data.emoji_clips")
 def emoji_clips(
     *,
-    frames: int = 8,
-    image_size: int = 32,
-    seconds: float = 2.0,
+    frames: Annotated[int, Range(4, 2048)] = 8,
+    image_size: Annotated[int, Range(16, 2**14)] = 32,
+    seconds: Seconds = 2.0,
     text: str = "name",
     units: str = "pieces",
-    text_length: int = 16,
-    styles: Sequence[str] = STYLES,
+    text_length: Size = 16,
+    styles: str | Sequence[str] = STYLES,
     augment: bool = True,
-    seed: int = 0,
+    seed: Natural = 0,
     data_dir: str | None = None,
 ) -> Source:
     """Short clips of one emoji in motion, with its name and its name spoken.
@@ -106,11 +108,6 @@ def emoji_clips(
     choose(text, TEXTS, f"{where}.text")
     choose(units, UNITS, f"{where}.units")
     styles = check_styles(styles, where)
-    check_positive({"seconds": seconds, "text_length": text_length}, where)
-    if frames < 4:
-        raise ConfigError(f"{where}.frames: {frames}; fewer than 4 do not show what happens")
-    if image_size < 16:
-        raise ConfigError(f"{where}.image_size: {image_size}; needs 16 or more to show anything")
     table = _with_topics(load(data_dir))
     # What is drawn with fewer pixels than the half-size copy has is drawn from that copy.
     half = image_size * _LARGE <= TILE / 2

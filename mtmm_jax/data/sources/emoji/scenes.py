@@ -10,18 +10,20 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 
 from mtmm_jax.batch import Batch, Modality, Spec, Target
 from mtmm_jax.data.pipeline.chance import uniform
-from mtmm_jax.data.pipeline.source import SPLITS, Source, split_sizes
+from mtmm_jax.data.pipeline.source import SPLITS, Source
 from mtmm_jax.data.readers import images
 from mtmm_jax.data.sources.emoji.asset import STYLES, TILE
 from mtmm_jax.data.sources.emoji.prepared import Emoji, load
 from mtmm_jax.data.sources.emoji.source import check_styles
 from mtmm_jax.data.transforms.augment import background, between
-from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.ranges import Natural, Range, SplitSizes
+from mtmm_jax.registry import ConfigError, checked, choose
 
 CLASSES = ("category", "subcategory", "emoji")
 VISIBLE = 0.1  # a pixel belongs to an emoji, and to its box, from this share of cover on
@@ -35,15 +37,16 @@ _SURVEYED = 4096  # training scenes that frequencies, mean and deviation are cou
 _SALT = 0x5CE7E5  # of the scenes that a row has when chance does not decide
 
 
+@functools.partial(checked, where="data.emoji_scenes")
 def emoji_scenes(
     *,
-    image_size: int = 64,
-    most: int = 6,
+    image_size: Annotated[int, Range(16, 2**14)] = 64,
+    most: Annotated[int, Range(1, 64)] = 6,
     classes: str = "category",
-    styles: Sequence[str] = STYLES,
-    size: Sequence[int] = (4096, 512, 512),
+    styles: str | Sequence[str] = STYLES,
+    size: SplitSizes = (4096, 512, 512),
     augment: bool = True,
-    seed: int = 0,
+    seed: Natural = 0,
     data_dir: str | None = None,
 ) -> Source:
     """Pictures of one to `most` emoji on a plain or graded background: find, name and count them.
@@ -71,11 +74,6 @@ def emoji_scenes(
     where = "data.emoji_scenes"
     choose(classes, CLASSES, f"{where}.classes")
     styles = check_styles(styles, where)
-    if image_size < 16:
-        raise ConfigError(f"{where}.image_size: {image_size}; needs 16 or more to show anything")
-    if not 1 <= most <= 64:
-        raise ConfigError(f"{where}.most: {most} is not in 1..64")
-    size = split_sizes(size, where)
     if max(size) > _SPLIT:
         raise ConfigError(f"{where}.size: {size}; at most {_SPLIT} scenes in a split")
     table = load(data_dir)

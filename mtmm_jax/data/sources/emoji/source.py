@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,8 @@ from mtmm_jax.data.sources.emoji.asset import RATE, STYLES
 from mtmm_jax.data.sources.emoji.prepared import Emoji, load
 from mtmm_jax.data.sources.emoji.spelling import given, speller, transcripts
 from mtmm_jax.data.transforms import augment as augmentation
-from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.ranges import Natural, Seconds, Size
+from mtmm_jax.registry import ConfigError, checked, choose
 from mtmm_jax.text import (
     PADDING,
     UNKNOWN,
@@ -38,18 +39,19 @@ _SHORT = 1 / 3  # share of the training texts that are the name alone
 _HANDED = {"arrow", "time", "alphanum", "keycap", "country-flag", "subdivision-flag", "punctuation"}
 
 
+@functools.partial(checked, where="data.emoji")
 def emoji(
     *,
     text: str = "name",
     units: str = "pieces",
-    image_size: int = 32,
-    styles: Sequence[str] = STYLES,
-    seconds: float = 2.0,
-    text_length: int = 16,
+    image_size: Size = 32,
+    styles: str | Sequence[str] = STYLES,
+    seconds: Seconds = 2.0,
+    text_length: Size = 16,
     tokenizer: str | None = None,
     speech: bool = False,
     augment: bool = True,
-    seed: int = 0,
+    seed: Natural = 0,
     data_dir: str | None = None,
 ) -> Source:
     """About 1,900 emoji as pictures, names and spoken names.
@@ -78,8 +80,6 @@ def emoji(
     choose(text, TEXTS, f"{where}.text")
     choose(units, UNITS, f"{where}.units")
     styles = check_styles(styles, where)
-    sizes = {"image_size": image_size, "seconds": seconds, "text_length": text_length}
-    check_positive(sizes, where)
     table = load(data_dir)
     if tokenizer is not None and units != "pieces":
         raise ConfigError(f"{where}.units: {units!r} has a tokenizer of its own; choices: pieces")
@@ -116,12 +116,6 @@ def check_styles(styles: str | Sequence[str], where: str) -> tuple[str, ...]:
     if not styles or len(set(styles)) < len(styles):
         raise ConfigError(f"{where}.styles: {styles} must name one or more different styles")
     return styles
-
-
-def check_positive(sizes: Mapping[str, float], where: str) -> None:
-    for name, value in sizes.items():
-        if value <= 0:
-            raise ConfigError(f"{where}.{name}: {value} is not positive")
 
 
 def concept_rows(table: Emoji, styles: Sequence[str]) -> dict[str, np.ndarray]:

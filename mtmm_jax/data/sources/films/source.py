@@ -15,20 +15,22 @@ from mtmm_jax.data.sources import packed
 from mtmm_jax.data.sources.films.columns import COLUMNS, KNOWN_AT_RELEASE, Films, table
 from mtmm_jax.data.sources.films.labels import Label, labels
 from mtmm_jax.data.transforms import augment as augmentation
-from mtmm_jax.registry import ConfigError
+from mtmm_jax.ranges import Natural, Size
+from mtmm_jax.registry import checked
 from mtmm_jax.text import PADDING, encode, read_tokenizer, train_tokenizer
 
 TEXTS = ("title", "director", "writer", "production", "cast")
 
 
+@functools.partial(checked, where="data.films")
 def films(
     *,
-    text: Sequence[str] = TEXTS,
-    text_length: int = 128,
-    vocabulary: int = 8000,
-    columns: Sequence[str] = KNOWN_AT_RELEASE,
+    text: str | Sequence[str] = TEXTS,
+    text_length: Size = 128,
+    vocabulary: Size = 8000,
+    columns: str | Sequence[str] = KNOWN_AT_RELEASE,
     augment: bool = True,
-    seed: int = 0,
+    seed: Natural = 0,
     data_dir: str | None = None,
 ) -> Source:
     """17,472 films as text and table; genres, critics' marks, film board rating, box office.
@@ -53,9 +55,6 @@ def films(
     where = "data.films"
     text = packed.checked(text, TEXTS, f"{where}.text", "field")
     columns = packed.checked(columns, COLUMNS, f"{where}.columns", "column")
-    for name, value in {"text_length": text_length, "vocabulary": vocabulary}.items():
-        if value <= 0:
-            raise ConfigError(f"{where}.{name}: {value} is not positive")
     examples = packed.load("films", data_dir)
     known = _fields(examples.rows)
     train = examples.split == "train"

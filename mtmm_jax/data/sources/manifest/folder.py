@@ -14,6 +14,7 @@ from mtmm_jax.data.sources.manifest.bad import ON_BAD, BadRows
 from mtmm_jax.data.sources.manifest.files import Folder
 from mtmm_jax.data.sources.manifest.rows import Rows
 from mtmm_jax.data.sources.manifest.source import check_limits, from_rows
+from mtmm_jax.ranges import Natural, Threads
 from mtmm_jax.readers.limits import Limits, Unreadable
 from mtmm_jax.registry import ConfigError, choose
 
@@ -33,8 +34,8 @@ def video_folder(
     on_bad: str = "skip",
     limits: Mapping[str, float] | Limits | None = None,
     augment: bool = True,
-    seed: int = 0,
-    workers: int = 1,
+    seed: Natural = 0,
+    workers: Threads = 1,
 ) -> Source:
     """`video_frames/<id>/<i>.jpg`, `text_data/<id>.txt` and `audio_data/<id>.wav` under `root`.
 

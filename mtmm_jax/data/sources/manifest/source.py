@@ -20,6 +20,7 @@ from mtmm_jax.data.sources.manifest.files import Folder
 from mtmm_jax.data.sources.manifest.inputs import INPUTS, ImageInput, TextInput
 from mtmm_jax.data.sources.manifest.rows import Rows, read_rows
 from mtmm_jax.data.sources.manifest.setting import Setting
+from mtmm_jax.ranges import Natural, Threads
 from mtmm_jax.readers.limits import Limits
 from mtmm_jax.registry import ConfigError, build, choose
 from mtmm_jax.targets import columns
@@ -38,8 +39,8 @@ def manifest(
     on_bad: str = "skip",
     limits: Mapping[str, float] | Limits | None = None,
     augment: bool = True,
-    seed: int = 0,
-    workers: int = 1,
+    seed: Natural = 0,
+    workers: Threads = 1,
 ) -> Source:
     """Examples from the rows of `path`; the files that it names lie in its folder or below.
 
@@ -101,8 +102,8 @@ def from_rows(
     split: str | Mapping[str, float] = "split",
     id: str = "id",
     augment: bool = True,
-    seed: int = 0,
-    workers: int = 1,
+    seed: Natural = 0,
+    workers: Threads = 1,
     name: str = "manifest",
 ) -> Source:
     """What `manifest` does once its file is read."""

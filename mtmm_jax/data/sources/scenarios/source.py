@@ -8,26 +8,29 @@ and which need several of them at once.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Annotated
 
 import numpy as np
 
 from mtmm_jax.batch import Batch, Spec
-from mtmm_jax.data.pipeline.source import SPLITS, Source, split_sizes
+from mtmm_jax.data.pipeline.source import SPLITS, Source
 from mtmm_jax.data.sources.scenarios.parts import Lot
 from mtmm_jax.data.sources.scenarios.worlds import SCENARIOS, World
-from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.ranges import Natural, Range, SplitSizes
+from mtmm_jax.registry import ConfigError, checked, choose
 
 _SPLIT = 2**24  # a row's number is that of its split times this, plus its place in the split
 _SURVEYED = 512  # training rows that frequencies, means and deviations are counted on
 
 
+@functools.partial(checked, where="data.scenarios")
 def scenarios(
     *,
     scenario: str = "driving",
-    noise: float = 0.5,
-    size: Sequence[int] = (4096, 512, 512),
-    seed: int = 0,
+    noise: Annotated[float, Range(0, 10)] = 0.5,
+    size: SplitSizes = (4096, 512, 512),
+    seed: Natural = 0,
 ) -> Source:
     """One of `SCENARIOS`: made-up rows whose numbers depend on (seed, split, row) only.
 
@@ -39,9 +42,6 @@ def scenarios(
     """
     where = "data.scenarios"
     choose(scenario, SCENARIOS, f"{where}.scenario", "scenario")
-    if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 <= noise < 10:
-        raise ConfigError(f"{where}.noise: {noise!r} is not a number from 0 to 10")
-    size = split_sizes(size, where)
     if max(size) > _SPLIT:
         raise ConfigError(f"{where}.size: {size}; at most {_SPLIT} rows in a split")
     make = functools.partial(_make, SCENARIOS[scenario], float(noise), seed)

@@ -31,6 +31,7 @@ from mtmm_jax.data.sources.tfds.fields import Input, inputs
 from mtmm_jax.data.sources.tfds.labels import Label, entry, labels
 from mtmm_jax.data.sources.tfds.records import Records, open_builder, open_split
 from mtmm_jax.data.transforms.image import picture as decoded
+from mtmm_jax.ranges import Natural
 from mtmm_jax.registry import ConfigError, choose
 
 _HELD_OUT = 0.1  # of the training examples, for a split that the data set does not have
@@ -46,7 +47,7 @@ def tfds(
     data_dir: str | None = None,
     prepare: bool = True,
     augment: bool = True,
-    seed: int = 0,
+    seed: Natural = 0,
     where: str = "data.tfds",
 ) -> Source:
     """A TFDS data set.

@@ -11,14 +11,16 @@ from mtmm_jax.batch import Batch, Modality, Spec, Target
 from mtmm_jax.data.pipeline.source import Source
 from mtmm_jax.data.sources import packed
 from mtmm_jax.data.sources.vowels.asset import CHANNELS, RATE, SPEAKERS
-from mtmm_jax.registry import ConfigError
+from mtmm_jax.ranges import Natural, NonNegative, Size
+from mtmm_jax.registry import checked
 
 
+@functools.partial(checked, where="data.vowels")
 def vowels(
     *,
-    length: int | None = None,
-    noise: float = 0.0,
-    seed: int = 0,
+    length: Size | None = None,
+    noise: NonNegative = 0.0,
+    seed: Natural = 0,
     data_dir: str | None = None,
 ) -> Source:
     """640 utterances of the vowels /ae/ by nine men: who speaks?
@@ -34,11 +36,6 @@ def vowels(
         seed: of shuffling and noise.
         data_dir: where the prepared data are kept; `$MTMM_JAX_DATA` or `~/.cache/mtmm_jax`.
     """
-    where = "data.vowels"
-    if length is not None and length < 1:
-        raise ConfigError(f"{where}.length: {length} is not positive")
-    if noise < 0:
-        raise ConfigError(f"{where}.noise: {noise} is negative")
     examples = packed.load("vowels", data_dir)
     series = [row["series"] for row in examples.rows]
     train = examples.split == "train"
@@ -74,7 +71,7 @@ def _compose(
     x: np.ndarray,
     mask: np.ndarray,
     y: np.ndarray,
-    noise: float,
+    noise: NonNegative,
     rows: np.ndarray,
     chance: np.ndarray | None,
 ) -> Batch:
