@@ -38,7 +38,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
 OPTIONAL: dict[str, Any] = {"abort_after": 25, "dumps": 3}
 """Keys that a config may leave out, and what holds then: after how many steps in a row that taught
 nothing a run ends (None: never), and how many diverged batches are kept (`training.faults`)."""
-_OPTIONAL_HINTS: dict[str, Any] = {"abort_after": Count | None, "dumps": Natural}
+OPTIONAL_HINTS: dict[str, Any] = {"abort_after": Count | None, "dumps": Natural}
 
 # Values of several forms, which are checked where they are read.
 FORMS: dict[str, tuple[type, ...]] = {
@@ -157,7 +157,7 @@ def check(config: Mapping[str, Any] | ConfigDict, sections: Iterable[str] = ()) 
         choose(key, (*KEYS, *OPTIONAL, *sections), f"config.{key}", "key")
     if missing := [key for key in KEYS if key not in config]:
         raise ConfigError(f"config: misses {', '.join(missing)}; it has {', '.join(config)}")
-    hints = {**KEYS, **_OPTIONAL_HINTS}
+    hints = {**KEYS, **OPTIONAL_HINTS}
     for key, value in config.items():
         check_value(value, hints.get(key, Any), f"config.{key}")
     for section, known in SECTIONS.items():
