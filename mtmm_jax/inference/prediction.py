@@ -91,7 +91,7 @@ def opened(path: str | Path) -> Iterator[tuple[Exported, Workdir]]:
 def _plain(task: Mapping[str, Any], told: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """One sample's outputs as JSON; of classes, those that are likeliest by name."""
     classes, p = task["classes"], told.get("probability")
-    if not told["present"] and task["kind"] != "retrieval":
+    if not told["present"] and not set(task["reads"]) <= set(told):  # no read has its own output
         return {"needs": task["reads"]}
     values = {name: x.tolist() for name, x in told.items() if name != "present"}
     if p is None or p.shape != (len(classes),):
@@ -127,12 +127,12 @@ def kept_tokenizer(workdir: Workdir, modality: str) -> Any:
 
 
 def _tokenizers(run: Finished) -> dict[str, Any]:
-    """Task of kind words -> the tokenizer of its text."""
+    """Task whose decoded keys are ids of tokens -> their tokenizer."""
     tasks = run.experiment.model.tasks.items()
     return {
-        name: kept_tokenizer(run.workdir, task.modality)
+        name: kept_tokenizer(run.workdir, task.traits.vocabulary_of)
         for name, task in tasks
-        if task.kind == "words"
+        if task.traits.vocabulary_of is not None
     }
 
 
@@ -166,9 +166,10 @@ def _answers(
             file = heard(name)
             write_wave(file, answers[name].pop("wave"), answers[name].pop("rate"))
             answers[name]["file"] = str(file)
-        if task.kind == "retrieval" and gallery:
+        if task.space is not None and gallery:
+            vectors = task.space.vectors(one)
             answers[name]["nearest"] = {
-                f"{read} -> {other}": galleries.nearest(one["vectors"][read], gallery, name, other)
+                f"{read} -> {other}": galleries.nearest(vectors[read], gallery, name, other)
                 for read in here
                 for other in task.reads
                 if other != read and f"{name}/{other}" in gallery
