@@ -15,6 +15,7 @@ from mtmm_jax.analysis.explanation_attention import Attention, deletion
 from mtmm_jax.evaluation.attribution import Explainer
 from mtmm_jax.evaluation.subsets import MOST, shapley, subsets
 from mtmm_jax.evaluation.units import Parts, parts_of, unit_names
+from mtmm_jax.heads.bound import row_of
 from mtmm_jax.inference.finished import Finished
 from mtmm_jax.inference.prediction import absent
 from mtmm_jax.registry import ConfigError, choose
@@ -204,7 +205,7 @@ def _answer(task: Task, prediction: Any, answer: Any) -> str:
     """What the task predicts, in words: as it explains it, or as it decodes it."""
     if task.explained.text is not None:
         return task.explained.text(prediction, answer)
-    decoded = task.decode(jax.tree.map(lambda x: x[0] if np.ndim(x) else x, prediction))
+    decoded = task.decode(row_of(prediction, 0))
     shown = decoded.get("prediction", decoded)
     return textwrap.shorten(str(shown), 80, placeholder=" ..")
 

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from mtmm_jax.evaluation import gallery as galleries
+from mtmm_jax.heads.bound import row_of
 from mtmm_jax.inference.exported import Exported, load
 from mtmm_jax.inference.finished import Finished
 from mtmm_jax.inference.manifest_batches import Requests
@@ -26,7 +27,7 @@ from mtmm_jax.text import piece_of, read_tokenizer
 def ask(run: Finished, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """`{task: what a person reads}`; a task that cannot be done says what it needs."""
     told = jax.device_get(_predictor(run)(run.variables, {**absent(run, 1), **inputs}))
-    one = jax.tree.map(lambda x: x[0] if np.ndim(x) else x, told)
+    one = row_of(told, 0)
     # Waves go to the run's folder, not beside the user's own recordings.
     heard = lambda task: run.workdir.path / f"{task}.wav"  # noqa: E731
     return _answers(run, one, set(inputs), _gallery(run), _tokenizers(run), heard)
@@ -51,7 +52,7 @@ def ask_rows(
                 continue
             present = {name for name, entry in inputs.items() if entry["present"][i]}
             line = asked.rows.lines[row]
-            one = jax.tree.map(lambda x, i=i: x[i] if np.ndim(x) else x, told)
+            one = row_of(told, i)
             heard = lambda task, line=line: out.with_name(f"{out.stem}_{line}_{task}.wav")  # noqa: E731
             yield row, _answers(run, one, present, gallery, tokenizers, heard)
 

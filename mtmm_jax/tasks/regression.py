@@ -133,7 +133,7 @@ def regression(
         headline="r2",
         decode=decode,
         trivial=np.zeros(error.size, np.float32),
-        smaller=("mae", "rmse", "nll", "interval_error"),
+        smaller=("mae", "rmse", *(("nll", "interval_error") if error.size == 2 else ())),
         outputs=outputs,
         restore=restore,
         explained=explained_number(label.mean, label.std),
