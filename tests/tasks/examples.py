@@ -59,24 +59,30 @@ def build(kind, head=None):
 
     A task's name is that of its label or its modality by default, so names are tried.
     """
-    kinds = tasks.TASKS if kind is None else (kind,)
-    refused = []
-    for each in kinds:
-        for name in (*SPEC.targets, *SPEC.modalities):
-            for reads in READS:
-                config = {"kind": each, "reads": reads, **({"head": head} if head else {})}
-                try:
-                    found = model.build(MODEL, {name: config}, SPEC)
-                    jax.eval_shape(functools.partial(loss_of, found, name), found.shapes, batch())
-                except ConfigError as error:
-                    refused.append(str(error))
-                    continue
-                except (TypeError, AttributeError):
-                    if kind is not None:  # a head that nobody refused, and that does not suit
-                        raise
-                    continue
-                return found, name
+    refused: list[str] = []
+    for each in tasks.TASKS if kind is None else (kind,):
+        try:
+            if found := _first(each, head, refused):
+                return found
+        except (TypeError, AttributeError):
+            if kind is not None:
+                raise
+            # A head that this kind does not refuse, and that does not suit it.
     raise AssertionError(f"{kind or head}: nothing here suits it: {sorted(set(refused))}")
+
+
+def _first(kind, head, refused):
+    for name in (*SPEC.targets, *SPEC.modalities):
+        for reads in READS:
+            config = {"kind": kind, "reads": reads, **({"head": head} if head else {})}
+            try:
+                found = model.build(MODEL, {name: config}, SPEC)
+                jax.eval_shape(functools.partial(loss_of, found, name), found.shapes, batch())
+            except ConfigError as error:
+                refused.append(str(error))
+                continue
+            return found, name
+    return None
 
 
 def loss_of(built, name, values, batch):

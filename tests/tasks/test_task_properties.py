@@ -276,12 +276,38 @@ def test_outputs_restore_a_prediction_of_the_same_metrics(case):
     assert computed(case, states) == pytest.approx(expected, rel=1e-3, nan_ok=True)
 
 
+@EVERY
+def test_what_the_report_draws_and_what_is_looked_up_are_rows_of_the_split(case):
+    task, states = task_of(case), base(case)["states"]
+    drawn = {key: np.asarray(x) for key, x in task.drawing(states, 3).items()}
+    for key, array in drawn.items():
+        sort, _, name = key.partition("/")
+        if sort == "confusion":
+            assert array.shape[0] == array.shape[1]
+            assert array.sum() > 0
+        else:
+            assert sort in ("query", "answer")
+            assert len(array) == len(drawn[f"query/{name}"]) == 3
+            assert set(array.flat) <= set(range(examples.ROWS)) - set(ABSENT)
+    if "confusion" in task.metrics:
+        assert "confusion" in drawn
+    if task.space is None:
+        return
+    vectors = task.space.vectors(base(case)["prediction"])
+    for read, (candidates, ids) in task.space.gallery([states, states]).items():
+        assert ids.tolist() == [i for i in range(examples.ROWS) if i not in ABSENT]
+        np.testing.assert_allclose(candidates, vectors[read][ids], rtol=1e-5)
+
+
 @pytest.mark.slow
 @EVERY
 def test_eager_is_jitted(case):
-    model, name = built(case)
+    """The loss and the outputs; not the model, which takes a minute op by op."""
+    model, _ = built(case)
+    task, found, batch = task_of(case), base(case), examples.batch(absent=ABSENT)
     with jax.disable_jit():
-        total, count = examples.loss_of(
-            model, name, _variables(case), examples.batch(absent=ABSENT)
-        )
-    _close((total, count), base(case)["loss"], rtol=1e-4)
+        labels = task.labels(batch, model.present(batch))
+        total = task.loss(found["prediction"], labels, None)
+        outputs = task.outputs(found["prediction"])
+    _close(total, found["loss"])
+    _close(outputs, found["outputs"])
