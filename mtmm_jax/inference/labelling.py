@@ -37,12 +37,14 @@ class Labelled:
         asked: the rows most worth a person's look, the most uncertain first.
         counts: column -> how many rows got a label.
         left_out: lines of the manifest that are no rows.
+        without: tasks that have a label of the data and cannot give one (`Task.labelling`).
     """
 
     rows: list[dict[str, Any]]
     asked: list[dict[str, Any]]
     counts: dict[str, int]
     left_out: int
+    without: tuple[str, ...] = ()
 
 
 def label_manifest(
@@ -117,6 +119,17 @@ def _tasks(run: Finished) -> dict[str, Task]:
     return found
 
 
+def _without(run: Finished) -> tuple[str, ...]:
+    """The tasks of the config that have a label, which neither they nor others give."""
+    given = {task.target for task in _tasks(run).values()}
+    model, configs = run.experiment.model, run.experiment.config["tasks"]
+    return tuple(
+        name
+        for name, task in model.tasks.items()
+        if name in configs and task.target is not None and task.target not in given
+    )
+
+
 def _told(run: Finished, requests: Requests, size: int) -> dict[str, dict[str, np.ndarray]]:
     """Column -> output -> `[rows, ...]`; `present` is False where the run says nothing."""
     tasks, count = _tasks(run), len(requests.rows)
@@ -163,7 +176,7 @@ def _labelled(
                 row[column] = label
                 counts[column] += 1
         rows.append(row)
-    return Labelled(rows, [], counts, len(requests.rows.broken))
+    return Labelled(rows, [], counts, len(requests.rows.broken), _without(run))
 
 
 def uncertainty(p: np.ndarray, by: str) -> np.ndarray:

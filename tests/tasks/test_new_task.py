@@ -19,7 +19,7 @@ def get_config():
 """
 TASKS = {
     "price": {"kind": "quantile"},
-    "bare": {"kind": "bare_quantile", "target": "price"},
+    "bare": {"kind": "bare_quantile", "target": "cost"},
 }
 
 
@@ -36,11 +36,14 @@ def _rows(folder, count=96):
     path = folder / "rows.csv"
     with path.open("w", newline="") as file:
         out = csv.writer(file)
-        out.writerow(("id", "size", "age", "price", "split"))
+        out.writerow(("id", "size", "age", "price", "cost", "split"))
         for i in range(count):
             size, age = rng.normal(0, 1, 2).round(4)
             price = "" if i % 16 == 5 else round(100 + 20 * size - 5 * age + rng.normal(), 3)
-            out.writerow((i, size, age, price, ("train", "train", "validation", "test")[i % 4]))
+            cost = round(7 - 2 * size + rng.normal() / 10, 3)
+            out.writerow(
+                (i, size, age, price, cost, ("train", "train", "validation", "test")[i % 4])
+            )
     return path
 
 
@@ -57,7 +60,7 @@ def folder(tmp_path_factory):
             "kind": "manifest",
             "path": str(_rows(folder)),
             "modalities": {"table": {"kind": "table", "columns": ["size", "age"]}},
-            "targets": {"price": {"kind": "number"}},
+            "targets": {name: {"kind": "number"} for name in ("price", "cost")},
         },
         "model": {"width": 8, "encoders": {"table": "table_mlp"}, "fusion": "concat"},
         "tasks": TASKS,
@@ -126,7 +129,9 @@ def test_it_predicts_and_labels_a_manifest(folder, capsys):
     assert len(rows) == 96
     out = folder / "labels.jsonl"
     given = ["--workdir", _run(folder), "--label", str(manifest), "--out", str(out)]
+    capsys.readouterr()
     assert predict.main([*given, "--least", "0"]) == 0
+    assert "not labelled, as their kind has no labels: bare" in capsys.readouterr().out
     labelled = [json.loads(line) for line in out.read_text().splitlines()]
     for i, (row, label) in enumerate(zip(rows, labelled, strict=True)):
         if i % 16 == 5:
