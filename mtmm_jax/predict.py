@@ -177,8 +177,10 @@ def show(answers: Mapping[str, Any]) -> None:
                 out.print(f"  {probability:6.1%}  {name}  [blue]{bar}[/blue]", highlight=False)
         elif "file" in answer:
             out.print(f"  {answer['seconds']:.1f} s in {answer['file']}", highlight=False)
-        elif "prediction" in answer:
+        elif isinstance(answer.get("prediction"), float):
             out.print(f"  {answer['prediction']:.1f}", highlight=False)
+        elif "prediction" in answer:
+            out.print(f"  {answer['prediction']}", highlight=False)
         for pair, value in answer.get("similarity", {}).items():
             out.print(f"  {pair} similarity {value:.2f}", highlight=False)
         for pair, found in answer.get("nearest", {}).items():
@@ -243,6 +245,8 @@ def label_rows(arguments: argparse.Namespace) -> int:
     found = label_manifest(run, Path(arguments.label), path, **options)
     counts = ", ".join(f"{name} in {count}" for name, count in found.counts.items())
     out.print(f"{len(found.rows)} rows, labelled: {counts}, in {path}", highlight=False)
+    if found.without:
+        out.print(f"not labelled, as their kind has no labels: {', '.join(found.without)}")
     if found.left_out:
         out.print(f"{found.left_out} lines are no rows and were left out", highlight=False)
     for row in found.asked[:10]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtmm_jax.analysis.explanation_attention import Attention, deletion
-from mtmm_jax.evaluation.attribution import MEASURES, Explainer
+from mtmm_jax.evaluation.attribution import Explainer
 from mtmm_jax.evaluation.subsets import MOST, shapley, subsets
 from mtmm_jax.evaluation.units import Parts, parts_of, unit_names
+from mtmm_jax.heads.bound import row_of
 from mtmm_jax.inference.finished import Finished
 from mtmm_jax.inference.prediction import absent
 from mtmm_jax.registry import ConfigError, choose
@@ -32,7 +34,8 @@ class Explanation:
         task: its name.
         kind: of task.
         answer: what it says, in words.
-        value: how sure it is of it, a probability; of a regression the number.
+        value: how sure it is of it, a probability; or a number.
+        likelihood: whether `value` is a probability.
         nothing: the value without any input: how frequent the answer is, or the mean.
         modalities: what each that was given adds to `nothing`, up to `value` (Shapley values).
         missing: what the task could have read besides.
@@ -48,6 +51,7 @@ class Explanation:
     kind: str
     answer: str
     value: float
+    likelihood: bool
     nothing: float
     modalities: dict[str, float]
     missing: tuple[str, ...]
@@ -56,11 +60,6 @@ class Explanation:
     gap: float
     attention: dict[str, np.ndarray]
     curves: dict[str, dict[str, np.ndarray]]
-
-    @property
-    def likelihood(self) -> bool:
-        """Whether `value` is a probability."""
-        return self.kind != "regression"
 
     def harm(self, modality: str, share: float = 0.2) -> dict[str, float]:
         """By curve: what is lost when that share of the units is gone."""
@@ -74,7 +73,7 @@ def explainable(run: Finished, given: Sequence[str]) -> list[str]:
     return [
         name
         for name, task in model.tasks.items()
-        if task.kind in MEASURES
+        if task.explained is not None
         and all(set(modalities_of(read, model.encoders)) & set(given) for read in task.reads)
     ]
 
@@ -98,10 +97,12 @@ def explain(
     possible = explainable(run, tuple(inputs))
     for name in tasks or ():
         choose(name, possible, "--task", "task that can be explained from these inputs")
+    known = run.experiment.model.tasks
     if not possible:
         raise ConfigError(
-            f"--explain: no task of {', '.join(run.experiment.model.tasks)} can be explained from "
-            f"{', '.join(inputs)}; kinds: {', '.join(MEASURES)}"
+            f"--explain: no task of {', '.join(known)} can be explained from "
+            f"{', '.join(inputs)}; the run can explain: "
+            f"{', '.join(n for n, t in known.items() if t.explained is not None) or 'none'}"
         )
     if len(inputs) > MOST:
         raise ConfigError(f"--explain: {len(inputs)} modalities; at most {MOST}")
@@ -125,8 +126,9 @@ def explain(
             m for read in task.reads for m in modalities_of(read, run.experiment.model.encoders)
         }
         mine = [modality for modality in inputs if modality in reads]
-        readable = _readable(task, run)
-        empty = MEASURES[task.kind].value(jnp.asarray(task.trivial)[None], answers[k])
+        readable = task.explained.readable
+        trivial = jax.tree.map(lambda x: jnp.asarray(x)[None], task.trivial)
+        empty = task.explained.value(trivial, answers[k])
         values = {s: readable(float(game[s][k])) for s in subsets(mine)[1:]}
         values[frozenset()] = readable(float(empty[0]))
         moved = sum(abs(float(found[m][k, 0].sum())) for m in mine)
@@ -134,8 +136,9 @@ def explain(
             Explanation(
                 task=name,
                 kind=task.kind,
-                answer=_answer(run, task, predictions[name], int(answers[k, 0])),
+                answer=_answer(task, predictions[name], answers[k][0]),
                 value=values[frozenset(mine)],
+                likelihood=task.explained.likelihood,
                 nothing=values[frozenset()],
                 modalities=shapley(values),
                 missing=tuple(m for m in run.experiment.model.encoders
@@ -167,7 +170,7 @@ def _game(
     run: Finished,
     inputs: Mapping[str, Any],
     parts: Mapping[str, Parts],
-    answers: jax.Array,
+    answers: Sequence[jax.Array],
 ) -> dict[frozenset[str], np.ndarray]:
     """`{subset: [K]}`: the values with only some of the modalities that were given."""
     asked = subsets(parts)[1:]
@@ -198,19 +201,13 @@ def taken_apart(
     return parts, names
 
 
-def _readable(task: Task, run: Finished) -> Any:
-    """From a measure's value to what a person reads: numbers leave their standard deviations."""
-    if task.kind != "regression":
-        return lambda value: value
-    target = run.experiment.model.spec.targets[task.target]
-    return lambda value: value * target.std + target.mean
-
-
-def _answer(run: Finished, task: Task, said: np.ndarray, answer: int) -> str:
-    target = run.experiment.model.spec.targets[task.target]
-    if task.kind == "regression":
-        return f"{float(said[0, 0]) * target.std + target.mean:.4g}"
-    return target.classes[answer]
+def _answer(task: Task, prediction: Any, answer: Any) -> str:
+    """What the task predicts, in words: as it explains it, or as it decodes it."""
+    if task.explained.text is not None:
+        return task.explained.text(prediction, answer)
+    decoded = task.decode(row_of(prediction, 0))
+    shown = decoded.get("prediction", decoded)
+    return textwrap.shorten(str(shown), 80, placeholder=" ..")
 
 
 def reliability(workdir: Workdir, task: str) -> dict[str, float]:

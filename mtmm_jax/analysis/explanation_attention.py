@@ -178,7 +178,7 @@ def deletion(
     variables: Any,
     inputs: Mapping[str, Any],
     parts: Mapping[str, Parts],
-    answers: jax.Array,
+    answers: Sequence[jax.Array],
     attended: Mapping[str, Mapping[str, np.ndarray]],
     shares: jax.Array,
     only: str | None = None,

@@ -14,7 +14,6 @@ import soundfile
 from mtmm_jax.inference.finished import open_run
 from mtmm_jax.model import build
 from mtmm_jax.store.workdir import Workdir, write
-from mtmm_jax.tasks.synthesis import Synthesis
 
 FILE = "speech.npz"
 SAMPLES, OUT_OF, LONGEST = 4, 16, 5.0  # rows, of the first so many of the split; seconds of each
@@ -33,7 +32,7 @@ def speech(workdir: Workdir) -> str:
     """
     config = workdir.config()
     model = build(config["model"], config["tasks"], workdir.spec())
-    if not any(isinstance(task, Synthesis) for task in model.tasks.values()):
+    if all(task.speech is None for task in model.tasks.values()):
         return ""
     path = workdir.path / FILE
     if not path.exists():
@@ -49,8 +48,8 @@ def _samples(workdir: Workdir, config: dict[str, Any]) -> dict[str, np.ndarray]:
     """Texts, rate, waves recorded and said, and what the recogniser writes, if there is one."""
     run = open_run(workdir.path, {**config, "devices": 1})
     model, source = run.experiment.model, run.experiment.source
-    name, task = next((n, t) for n, t in model.tasks.items() if isinstance(t, Synthesis))
-    writers = [n for n, t in model.tasks.items() if t.kind == "recognition"]
+    name, task = next((n, t) for n, t in model.tasks.items() if t.speech is not None)
+    writers = [n for n, t in model.tasks.items() if t.traits.transcribes]
     batch = next(source.batches("test", OUT_OF))
     batch = jax.tree.map(lambda x: x[np.linspace(0, OUT_OF - 1, SAMPLES).astype(int)], batch)
 
@@ -58,7 +57,7 @@ def _samples(workdir: Workdir, config: dict[str, Any]) -> dict[str, np.ndarray]:
     def say(variables: Any, batch: Any) -> Any:
         predictions, _ = model(variables, batch["inputs"])
         labels = task.labels(batch, model.present(batch))
-        said = task.say(predictions[name], labels.y["speaker"])
+        said = task.speech.say(predictions[name], labels.y["speaker"])
         return *said, labels.weight, [predictions[writer] for writer in writers]
 
     mel, count, weight, written = jax.device_get(say(run.variables, batch))
@@ -68,7 +67,7 @@ def _samples(workdir: Workdir, config: dict[str, Any]) -> dict[str, np.ndarray]:
     kept["texts"] = np.array([source.describe(int(batch["id"][i])) for i in rows], str)
     for i, row in enumerate(rows):
         kept[f"recorded/{i}"] = np.trim_zeros(np.asarray(waves[row]), "b")
-        kept[f"said/{i}"] = task.listen(mel[row], count[row])
+        kept[f"said/{i}"] = task.speech.listen(mel[row], count[row])
     for writer, prediction in zip(writers[:1], written, strict=False):
         decode = model.tasks[writer].decode
         answers = [decode(jax.tree.map(lambda x, r=row: x[r], prediction)) for row in rows]

@@ -5,10 +5,10 @@ deletions lead to an input in which all of them are neutral.
 
     A_u = sum_{i in u} (x_i - x'_i) int_0^1 dF/dx_i (x' + a (x - x')) da
 
-so that the units' attributions add up to F(x) - F(x') (Sundararajan, Taly, Yan 2017). F is what the
-model says for one answer: a class's log-probability, or a number. Texts and sound go along the path
-between the tokens that the encoder's stem gives: words have no values between them, and log
-energies have no slope that could be followed into silence.
+so that the units' attributions add up to F(x) - F(x') (Sundararajan, Taly, Yan 2017). F is the
+scalar of a prediction that its task names (`Task.explained`), such as a class's log-probability or
+a number. Texts and sound go along the path between the tokens that the encoder's stem gives: words
+have no values between them, and log energies have no slope that could be followed into silence.
 
 Whether A_u is right is checked by deletion (Petsiuk, Das, Saenko 2018): without the units of the
 highest A_u the answer should suffer more than without as many others.
@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,50 +28,6 @@ import numpy as np
 from mtmm_jax.batch import Tokens, clean
 from mtmm_jax.evaluation.units import Parts, without
 from mtmm_jax.model import Model
-
-
-class Measure(NamedTuple):
-    """What is asked of a task's prediction.
-
-    Attributes:
-        answer: `prediction -> [B]`, what the model says: a class, or nothing to choose from.
-        score: `(prediction, answer) -> [B]`, F: what the gradients are of.
-        value: `(prediction, answer) -> [B]`, as a person reads it: a probability, or the number in
-            standard deviations.
-    """
-
-    answer: Callable[[Any], jax.Array]
-    score: Callable[[Any, jax.Array], jax.Array]
-    value: Callable[[Any, jax.Array], jax.Array]
-
-
-def _chosen(values: jax.Array, answer: jax.Array) -> jax.Array:
-    return jnp.take_along_axis(values.astype(jnp.float32), answer[:, None], axis=1)[:, 0]
-
-
-def _likeliest(prediction: jax.Array) -> jax.Array:
-    return prediction.argmax(-1)
-
-
-def _number(prediction: jax.Array, answer: jax.Array) -> jax.Array:
-    del answer
-    return prediction[:, 0].astype(jnp.float32)
-
-
-MEASURES = {
-    "classification": Measure(
-        _likeliest,
-        lambda said, answer: _chosen(jax.nn.log_softmax(said), answer),
-        lambda said, answer: _chosen(jax.nn.softmax(said), answer),
-    ),
-    "multilabel": Measure(
-        _likeliest,
-        lambda said, answer: _chosen(jax.nn.log_sigmoid(said), answer),
-        lambda said, answer: _chosen(jax.nn.sigmoid(said), answer),
-    ),
-    "regression": Measure(lambda said: jnp.zeros(said.shape[:1], jnp.int32), _number, _number),
-}
-"""By the kind of task: what can be explained."""
 
 
 def integrated_gradients(
@@ -196,18 +152,18 @@ class Explainer:
 
     Args:
         model: the model.
-        tasks: whose answers are explained, of kinds in `MEASURES`.
+        tasks: whose answers are explained, with `Task.explained`.
         steps: of the integrals.
     """
 
     def __init__(self, model: Model, tasks: Sequence[str], steps: int = 32) -> None:
         self.model, self.tasks = model, tuple(tasks)
-        measures = {name: MEASURES[model.tasks[name].kind] for name in tasks}
+        measures = {name: model.tasks[name].explained for name in tasks}
 
-        def answers(predictions: Any) -> jax.Array:
-            return jnp.stack([m.answer(predictions[name]) for name, m in measures.items()])
+        def answers(predictions: Any) -> tuple[jax.Array, ...]:
+            return tuple(m.answer(predictions[name]) for name, m in measures.items())
 
-        def said(predictions: Any, answer: jax.Array, what: str) -> jax.Array:
+        def said(predictions: Any, answer: Sequence[jax.Array], what: str) -> jax.Array:
             pairs = zip(measures.items(), answer, strict=True)
             return jnp.stack([getattr(m, what)(predictions[name], a) for (name, m), a in pairs])
 
@@ -231,7 +187,7 @@ class Explainer:
         self._attribute, self._values = jax.jit(attribute), jax.jit(values)
 
     def attribute(self, variables: Any, inputs: Any, parts: Mapping[str, Parts]) -> Any:
-        """`(predictions, answers [K, B], {modality: [K, B, units]}, gap [K, B])`."""
+        """`(predictions, answers of K tasks, {modality: [K, B, units]}, gap [K, B])`."""
         return self._attribute(variables, dict(inputs), dict(parts))
 
     def values(
@@ -239,7 +195,7 @@ class Explainer:
         variables: Any,
         inputs: Any,
         parts: Mapping[str, Parts],
-        answers: jax.Array,
+        answers: Sequence[jax.Array],
         keep: Mapping[str, jax.Array],
         present: Mapping[str, jax.Array] | None = None,
     ) -> jax.Array:
@@ -247,7 +203,7 @@ class Explainer:
 
         Args:
             variables, inputs, parts: as above.
-            answers: `[K, B]`.
+            answers: of K tasks, `[B, ...]` each.
             keep: modality -> `[L, B, units]` bool, the units that stay.
             present: modality -> `[L]` bool, whether it is there at all; None: always.
         """
@@ -261,7 +217,7 @@ class Explainer:
         variables: Any,
         inputs: Any,
         parts: Mapping[str, Parts],
-        answers: jax.Array,
+        answers: Sequence[jax.Array],
         attributions: Mapping[str, jax.Array],
         shares: jax.Array,
         key: jax.Array,

@@ -1,4 +1,4 @@
-"""What a retrieval task has seen: names and vectors to look a new picture or text up in."""
+"""What a task with a common space has seen: names and vectors to look a new input up in."""
 
 from __future__ import annotations
 
@@ -15,24 +15,15 @@ Gallery = dict[str, np.ndarray]
 def build(
     model: Model, states: Iterable[Mapping[str, Any]], describe: Callable[[int], str]
 ) -> Gallery:
-    """`{"<task>/<modality>": [N, D], "<task>/names": [N]}` from the states of some splits.
-
-    The first row of each id stands for it.
-    """
+    """`{"<task>/<modality>": [N, D], "<task>/names": [N]}` from the states of some splits."""
     states = list(states)
     gallery: Gallery = {}
     for name, task in model.tasks.items():
-        if task.kind != "retrieval":
+        if task.space is None:
             continue
-        for key in task.metrics:
-            state = {
-                part: np.concatenate([s[name][key][part] for s in states])
-                for part in ("candidate", "id")
-            }
-            ids, rows = np.unique(state["id"], return_index=True)
-            rows = rows[ids >= 0]
-            gallery[f"{name}/{key.split('_to_')[1]}"] = state["candidate"][rows]
-            gallery[f"{name}/names"] = np.array([describe(int(i)) for i in state["id"][rows]])
+        for read, (vectors, ids) in task.space.gallery([state[name] for state in states]).items():
+            gallery[f"{name}/{read}"] = vectors
+            gallery[f"{name}/names"] = np.array([describe(int(i)) for i in ids])
     return gallery
 
 

@@ -21,7 +21,8 @@ WHERE = "--zero_shot"
 
 def embedder(model: Model, task: str) -> Callable[[Any, Any], dict[str, jax.Array]]:
     """`(variables, inputs) -> {read: [B, D]}`, compiled."""
-    return jax.jit(lambda variables, inputs: model(variables, inputs)[0][task]["vectors"])
+    vectors = model.tasks[task].space.vectors
+    return jax.jit(lambda variables, inputs: vectors(model(variables, inputs)[0][task]))
 
 
 def embedded(
@@ -72,7 +73,7 @@ def space_of(model: Model, modality: str | None = None, where: str = WHERE) -> t
         others = [read for read in task.reads if read not in texts]
         if modality is not None:
             others = [read for read in others if read == modality]
-        if task.kind == "retrieval" and texts and others:
+        if task.space is not None and texts and others:
             return name, others[0], texts[0]
     what = "another modality" if modality is None else repr(modality)
     raise ConfigError(f"{where}: no retrieval task reads a text and {what}")

@@ -12,19 +12,20 @@ import numpy as np
 from mtmm_jax.batch import Batch
 from mtmm_jax.model import Model
 from mtmm_jax.registry import ConfigError
-from mtmm_jax.tasks.synthesis import Synthesis
 from mtmm_jax.tasks.task import Labels
 
 
 def find_tasks(model: Model) -> tuple[str, str]:
     """The names of the model's tasks that speak, and that write down what they hear."""
-    found = []
-    for kind, does in (("synthesis", "speaks"), ("recognition", "writes down what is said")):
-        names = [name for name, task in model.tasks.items() if task.kind == kind]
+    speaking = [name for name, task in model.tasks.items() if task.speech is not None]
+    writing = [name for name, task in model.tasks.items() if task.traits.transcribes]
+    for names, does, such in (
+        (speaking, "speaks", "synthesis"),
+        (writing, "writes down what is said", "recognition"),
+    ):
         if not names:
-            raise ConfigError(f"tasks: none {does}; the round trip needs one of kind {kind!r}")
-        found.append(names[0])
-    return found[0], found[1]
+            raise ConfigError(f"tasks: none {does}; the round trip needs one, such as a {such!r}")
+    return speaking[0], writing[0]
 
 
 def round_trip(
@@ -47,7 +48,6 @@ def round_trip(
     """
     speak, write = find_tasks(model)
     speaking, writing = model.tasks[speak], model.tasks[write]
-    assert isinstance(speaking, Synthesis)
     metric = writing.metrics["errors"]
 
     @jax.jit
@@ -55,10 +55,10 @@ def round_trip(
         predictions, _ = model(variables, batch["inputs"])
         present = model.present(batch)
         spoken = speaking.labels(batch, present)
-        frames = speaking.say(predictions[speak], spoken.y["speaker"])
+        frames = speaking.speech.say(predictions[speak], spoken.y["speaker"])
         written = writing.labels(batch, present)
         weight = jnp.minimum(spoken.weight, written.weight)
-        return frames, speaking.heard(spoken), written.y, weight
+        return frames, speaking.speech.heard(spoken), written.y, weight
 
     @jax.jit
     def hear(variables: Any, batch: Batch, wave: jax.Array, y: jax.Array, weight: Any) -> Any:
@@ -74,7 +74,7 @@ def round_trip(
         heard = {"recorded": own}
         for name, (mel, count) in (("resynthesised", recorded[:2]), ("synthesised", said)):
             rows = zip(mel, count, weight, strict=True)
-            each = [speaking.listen(m, n) if w > 0 else np.zeros(1) for m, n, w in rows]
+            each = [speaking.speech.listen(m, n) if w > 0 else np.zeros(1) for m, n, w in rows]
             heard[name] = _fitted(each, own.shape[1])
             if name == "synthesised":
                 ids = np.asarray(batch["id"]).tolist()

@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import flax.struct
 import jax
+import numpy as np
 
 
 @flax.struct.dataclass
@@ -43,3 +44,12 @@ class Bound:
         return self.module.apply(
             {"params": self.parameters}, *args, **mode, rngs=rngs, method=method
         )
+
+
+def row_of(predictions: Any, i: int) -> Any:
+    """The predictions of one row; scalars, and heads with their parameters, have no rows."""
+
+    def leaf(x: Any) -> Any:
+        return x[i] if not isinstance(x, Bound) and np.ndim(x) else x
+
+    return jax.tree.map(leaf, predictions, is_leaf=lambda x: isinstance(x, Bound))

@@ -8,7 +8,7 @@ the file is a manifest to train on. A label that a row has already is a person's
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,9 @@ from mtmm_jax.inference.outputs import answers
 from mtmm_jax.inference.prediction import absent
 from mtmm_jax.registry import ConfigError, choose, whole_number
 from mtmm_jax.tasks.task import Task
+from mtmm_jax.tasks.traits import DIGITS
 
-KINDS = ("classification", "ordinal", "multilabel", "regression")
 FILES = ("image", "audio", "video", "series")  # kinds of modalities that rows name files of
-_DIGITS = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +37,14 @@ class Labelled:
         asked: the rows most worth a person's look, the most uncertain first.
         counts: column -> how many rows got a label.
         left_out: lines of the manifest that are no rows.
+        without: tasks that have a label of the data and cannot give one (`Task.labelling`).
     """
 
     rows: list[dict[str, Any]]
     asked: list[dict[str, Any]]
     counts: dict[str, int]
     left_out: int
+    without: tuple[str, ...] = ()
 
 
 def label_manifest(
@@ -100,8 +101,8 @@ def _check(run: Finished, path: Path, out: Path, least: float, ask: int, by: str
         )
     if not _tasks(run):
         raise ConfigError(
-            f"--label: the run has no task of: {', '.join(KINDS)}; it has: "
-            f"{', '.join(run.experiment.model.tasks)}"
+            "--label: no task of the run gives labels (tasks.traits.Labelling); it has: "
+            f"{', '.join(f'{n} ({t.kind})' for n, t in run.experiment.model.tasks.items())}"
         )
 
 
@@ -111,11 +112,22 @@ def _tasks(run: Finished) -> dict[str, Task]:
     own = data.get("targets", {}) if data["kind"] == "manifest" else {}
     found: dict[str, Task] = {}
     for name, task in run.experiment.model.tasks.items():
-        if task.kind in KINDS and name in run.experiment.config["tasks"]:
+        if task.labelling is not None and name in run.experiment.config["tasks"]:
             entry = own.get(task.target)
             column = entry.get("column") if isinstance(entry, Mapping) else None
             found.setdefault(column or task.target, task)
     return found
+
+
+def _without(run: Finished) -> tuple[str, ...]:
+    """The tasks of the config that have a label, which neither they nor others give."""
+    given = {task.target for task in _tasks(run).values()}
+    model, configs = run.experiment.model, run.experiment.config["tasks"]
+    return tuple(
+        name
+        for name, task in model.tasks.items()
+        if name in configs and task.target is not None and task.target not in given
+    )
 
 
 def _told(run: Finished, requests: Requests, size: int) -> dict[str, dict[str, np.ndarray]]:
@@ -139,20 +151,8 @@ def _told(run: Finished, requests: Requests, size: int) -> dict[str, dict[str, n
     return told
 
 
-def sure_label(task: Task, classes: Sequence[str], told: Mapping[str, Any]) -> tuple[Any, float]:
-    """What a task says of one row, and how sure it is: the probability of the class; of several
-    labels that of the least sure one; of a number, 0."""
-    if task.kind == "regression":
-        return round(float(told["value"]), _DIGITS), 0.0
-    p = np.asarray(told["probability"], np.float64)
-    if task.kind == "multilabel":
-        return [classes[i] for i in np.flatnonzero(p > 0.5)], float(np.maximum(p, 1 - p).min())
-    best = int(told["level"]) if task.kind == "ordinal" else int(p.argmax())
-    return classes[best], float(p[best])
-
-
-def _classes(run: Finished, task: Task) -> Sequence[str]:
-    return run.experiment.model.spec.targets[task.target].classes
+def _row(outputs: Mapping[str, np.ndarray], i: int) -> dict[str, Any]:
+    return {name: values[i] for name, values in outputs.items()}
 
 
 def _labelled(
@@ -169,23 +169,19 @@ def _labelled(
             row[column], row[f"{column}_confidence"] = None, None
             if not outputs["present"][i]:
                 continue
-            one = {name: values[i] for name, values in outputs.items()}
-            label, confidence = sure_label(task, _classes(run, task), one)
-            if task.kind != "regression":
-                row[f"{column}_confidence"] = round(confidence, _DIGITS)
-            if confidence >= least:
+            label, confidence = task.labelling.label(_row(outputs, i))
+            if confidence is not None:
+                row[f"{column}_confidence"] = round(confidence, DIGITS)
+            if (confidence or 0.0) >= least:
                 row[column] = label
                 counts[column] += 1
         rows.append(row)
-    return Labelled(rows, [], counts, len(requests.rows.broken))
+    return Labelled(rows, [], counts, len(requests.rows.broken), _without(run))
 
 
-def uncertainty(task: Task, p: np.ndarray, by: str) -> np.ndarray:
-    """`[N]` in 0..1 of probabilities `[N, C]`; of several labels the mean over them."""
-    if task.kind == "multilabel":
-        coins = np.stack([p, 1 - p], axis=-1).reshape(-1, 2)
-        return _doubt(coins, by).reshape(p.shape).mean(1)
-    return _doubt(p, by)
+def uncertainty(p: np.ndarray, by: str) -> np.ndarray:
+    """`[N]` in 0..1 of probabilities `[N, Q, C]`: the mean over the Q questions."""
+    return _doubt(p.reshape(-1, p.shape[-1]), by).reshape(p.shape[:2]).mean(1)
 
 
 def _doubt(p: np.ndarray, by: str) -> np.ndarray:
@@ -206,13 +202,14 @@ def _worth_asking(
     tasks, values = _tasks(run), requests.rows.values
     total, labels = np.zeros(len(values)), np.zeros(len(values))
     for column, task in tasks.items():
-        if task.kind == "regression":
+        if task.labelling.distributions is None:
             continue
         lacks = np.array([row.get(column) is None for row in values], bool)
         open_ = lacks & told[column]["present"]
         doubt = np.zeros(len(values))
         if open_.any():
-            doubt[open_] = uncertainty(task, told[column]["probability"][open_], by)
+            outputs = {name: values[open_] for name, values in told[column].items()}
+            doubt[open_] = uncertainty(task.labelling.distributions(outputs), by)
         total, labels = total + doubt, labels + open_
     mean = total / np.maximum(labels, 1)
     order = np.lexsort((-mean.round(9), labels == 0))[: min(count, int((labels > 0).sum()))]
@@ -220,19 +217,14 @@ def _worth_asking(
         {
             **values[i],
             "row": requests.rows.lines[i],
-            "uncertainty": round(float(mean[i]), _DIGITS),
+            "uncertainty": round(float(mean[i]), DIGITS),
             "likely": {
-                column: _likely(_classes(run, task), told[column]["probability"][i])
+                column: task.labelling.likely(_row(told[column], i))
                 for column, task in tasks.items()
-                if task.kind != "regression"
+                if task.labelling.likely is not None
                 and told[column]["present"][i]
                 and values[i].get(column) is None
             },
         }
         for i in order
     ]
-
-
-def _likely(classes: Sequence[str], p: np.ndarray) -> dict[str, float]:
-    best = np.argsort(-p, kind="stable")[:3]
-    return {classes[c]: round(float(p[c]), _DIGITS) for c in best}

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from mtmm_jax.evaluation import gallery as galleries
+from mtmm_jax.heads.bound import row_of
 from mtmm_jax.inference.exported import Exported, load
 from mtmm_jax.inference.finished import Finished
 from mtmm_jax.inference.manifest_batches import Requests
@@ -26,7 +27,7 @@ from mtmm_jax.text import piece_of, read_tokenizer
 def ask(run: Finished, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """`{task: what a person reads}`; a task that cannot be done says what it needs."""
     told = jax.device_get(_predictor(run)(run.variables, {**absent(run, 1), **inputs}))
-    one = jax.tree.map(lambda x: x[0] if np.ndim(x) else x, told)
+    one = row_of(told, 0)
     # Waves go to the run's folder, not beside the user's own recordings.
     heard = lambda task: run.workdir.path / f"{task}.wav"  # noqa: E731
     return _answers(run, one, set(inputs), _gallery(run), _tokenizers(run), heard)
@@ -51,7 +52,7 @@ def ask_rows(
                 continue
             present = {name for name, entry in inputs.items() if entry["present"][i]}
             line = asked.rows.lines[row]
-            one = jax.tree.map(lambda x, i=i: x[i] if np.ndim(x) else x, told)
+            one = row_of(told, i)
             heard = lambda task, line=line: out.with_name(f"{out.stem}_{line}_{task}.wav")  # noqa: E731
             yield row, _answers(run, one, present, gallery, tokenizers, heard)
 
@@ -91,7 +92,7 @@ def opened(path: str | Path) -> Iterator[tuple[Exported, Workdir]]:
 def _plain(task: Mapping[str, Any], told: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """One sample's outputs as JSON; of classes, those that are likeliest by name."""
     classes, p = task["classes"], told.get("probability")
-    if not told["present"] and task["kind"] != "retrieval":
+    if not told["present"] and not set(task["reads"]) <= set(told):  # no read has its own output
         return {"needs": task["reads"]}
     values = {name: x.tolist() for name, x in told.items() if name != "present"}
     if p is None or p.shape != (len(classes),):
@@ -127,12 +128,12 @@ def kept_tokenizer(workdir: Workdir, modality: str) -> Any:
 
 
 def _tokenizers(run: Finished) -> dict[str, Any]:
-    """Task of kind words -> the tokenizer of its text."""
+    """Task whose decoded keys are ids of tokens -> their tokenizer."""
     tasks = run.experiment.model.tasks.items()
     return {
-        name: kept_tokenizer(run.workdir, task.modality)
+        name: kept_tokenizer(run.workdir, task.traits.vocabulary_of)
         for name, task in tasks
-        if task.kind == "words"
+        if task.traits.vocabulary_of is not None
     }
 
 
@@ -166,9 +167,10 @@ def _answers(
             file = heard(name)
             write_wave(file, answers[name].pop("wave"), answers[name].pop("rate"))
             answers[name]["file"] = str(file)
-        if task.kind == "retrieval" and gallery:
+        if task.space is not None and gallery:
+            vectors = task.space.vectors(one)
             answers[name]["nearest"] = {
-                f"{read} -> {other}": galleries.nearest(one["vectors"][read], gallery, name, other)
+                f"{read} -> {other}": galleries.nearest(vectors[read], gallery, name, other)
                 for read in here
                 for other in task.reads
                 if other != read and f"{name}/{other}" in gallery

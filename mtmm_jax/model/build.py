@@ -184,7 +184,7 @@ def _decisions(
             where="model.fusion",
             modalities=modalities_of(fused[0], encoders),
         )
-        if rule.of_classes and task.kind != "classification":
+        if rule.of_classes and not task.traits.class_logits:
             fitting = [key for key, entry in fusion.DECISIONS.items() if not entry.of_classes]
             raise ConfigError(
                 f"model.fusion.kind: {type(rule).__name__} fuses probabilities, and tasks.{name} "

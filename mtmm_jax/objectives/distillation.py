@@ -50,7 +50,7 @@ from mtmm_jax.objectives.teachers import (
     widths,
 )
 from mtmm_jax.registry import ConfigError
-from mtmm_jax.tasks.terms.imitation import form_of, imitation, likeness, scaled_loss
+from mtmm_jax.tasks.terms.imitation import imitation, likeness, scaled_loss
 
 ROOM = "teachers"  # of the learned maps between features of different widths
 
@@ -188,8 +188,7 @@ def _terms(
     terms, shapes = {}, {}
     for name in found["tasks"]:
         task = built.tasks[name]
-        form = form_of(task, label_of(built, task))
-        term = imitation(name, form, said_of(name), temperature=settings.temperature)
+        term = imitation(name, task.distilled, said_of(name), temperature=settings.temperature)
         terms[f"{WHERE}/{name}"] = (settings.alpha / len(found["tasks"]), term)
     for name, weight in (settings.features or {}).items():
         for i, width in enumerate(found["widths"][name]):
@@ -225,8 +224,8 @@ def _taught(
     targets = {}
     for name in found["tasks"]:
         task = built.tasks[name]
-        form, label = form_of(task, label_of(built, task)), label_of(built, task)
-        targets[said_of(name)] = Target(form.kind, classes=label.classes)
+        label = label_of(built, task)
+        targets[said_of(name)] = Target(task.distilled.target, classes=label.classes)
     for name, several in found["widths"].items():
         for i, width in enumerate(several):
             targets[feature_of(name, i)] = Target("wave", length=width)

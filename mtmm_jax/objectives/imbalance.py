@@ -189,8 +189,8 @@ def _task(name: Any, built: Model, where: str) -> tuple[Task, tuple[str, ...]]:
         raise ConfigError(f"{where}: needs a `task`; choices: {', '.join(built.tasks)}")
     registry.choose(name, built.tasks, f"{where}.task", "task")
     task = built.tasks[name]
-    if task.kind != "classification":
-        fitting = [key for key, value in built.tasks.items() if value.kind == "classification"]
+    if not task.traits.class_logits:
+        fitting = [key for key, value in built.tasks.items() if value.traits.class_logits]
         raise ConfigError(
             f"{where}.task: {name!r} is a {task.kind}, and modalities are compared by the "
             f"probability of a class; choices: {', '.join(fitting) or 'none'}"

@@ -20,12 +20,11 @@ from mtmm_jax.assembly import Parts, StepContext, StepHook
 from mtmm_jax.batch import Batch
 from mtmm_jax.model import Model
 from mtmm_jax.registry import ConfigError, choose, real_number
+from mtmm_jax.tasks.distilled import Distilled
 from mtmm_jax.tasks.task import Task
 from mtmm_jax.tasks.terms.imitation import (
     MEASURES,
-    Form,
     agreement_of_heads,
-    form_of,
     imitation,
     share_of,
 )
@@ -35,7 +34,6 @@ from mtmm_jax.tasks.terms.term import Regulariser
 Labeller = Callable[[Model, Any, Batch, jax.Array], dict[str, Any]]
 Prepared = tuple[Model, Labeller | None]
 WHERE = "semi"
-CERTAIN = ("class", "labels")  # forms of which a probability can be read
 
 
 def pseudo(
@@ -69,7 +67,7 @@ def pseudo(
     real_number(alpha, f"{where}.alpha")
     if isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 0:
         raise ConfigError(f"{where}.warmup: {warmup!r} is not a number of steps from 0 upwards")
-    chosen = _chosen(built, tasks, CERTAIN, where)
+    chosen = _chosen(built, tasks, where, confident=True)
     limits = _thresholds(thresholds, tuple(chosen), where)
 
     def teach(model: Model, variables: Any, batch: Batch, step: jax.Array) -> dict[str, Any]:
@@ -77,8 +75,8 @@ def pseudo(
         told = {}
         for name, form in chosen.items():
             task = built.tasks[name]
-            q = form.say(predictions[name], 1.0)
-            y, sure = _certain(q, form, limits[name])
+            q = form.soft_label(predictions[name], 1.0)
+            y, sure = form.confident(q, limits[name])
             rows = _rows(built, task, batch) & ~_labelled(task, batch)
             weight = (sure & (step >= warmup)).astype(jnp.float32)
             told[f"{WHERE}/{name}"] = {"y": y, "present": rows, "weight": weight}
@@ -127,7 +125,7 @@ def mean_teacher(
             f"{where}: mean_teacher needs an average of the parameters: set optimizer.ema, such as "
             "0.99"
         )
-    chosen = _chosen(built, tasks, None, where)
+    chosen = _chosen(built, tasks, where)
 
     def teach(model: Model, variables: Any, batch: Batch, step: jax.Array) -> dict[str, Any]:
         predictions, _ = model(variables, batch["inputs"])
@@ -135,7 +133,7 @@ def mean_teacher(
         for name, form in chosen.items():
             rows = _rows(built, built.tasks[name], batch)
             weight = jnp.broadcast_to(ramped(step, length), rows.shape)
-            y = form.say(predictions[name], 1.0)
+            y = form.soft_label(predictions[name], 1.0)
             told[f"{WHERE}/{name}"] = {"y": y, "present": rows, "weight": weight}
         return told
 
@@ -181,7 +179,7 @@ def consistency(
         )
     terms = {}
     for name, head in pairs:
-        form = _form(built, built.tasks[name])
+        form = built.tasks[name].distilled
         if form is None:
             kind = built.tasks[name].kind
             raise ConfigError(f"{where}.tasks: {name!r} is a {kind}, which cannot be compared")
@@ -230,32 +228,21 @@ def ramped(step: jax.Array, length: int) -> jax.Array:
     return jnp.exp(-5.0 * jnp.square(1.0 - t))
 
 
-def _certain(q: jax.Array, form: Form, threshold: float) -> tuple[jax.Array, jax.Array]:
-    """What q is sure of, and the rows in which that is something."""
-    if form.kind == "class":
-        y = jax.nn.one_hot(q.argmax(-1), q.shape[-1], dtype=jnp.float32)
-        return y, q.max(-1) >= threshold
-    sure = jnp.maximum(q, 1.0 - q) >= threshold
-    return jnp.where(sure, (q > 0.5).astype(jnp.float32), -1.0), sure.any(-1)
-
-
 def _with(built: Model, terms: Mapping[str, tuple[float, Regulariser]]) -> Model:
     return dataclasses.replace(built, regularisers={**built.regularisers, **terms})
 
 
-def _form(built: Model, task: Task) -> Form | None:
-    return form_of(task, built.spec.targets.get(task.target))
-
-
 def _chosen(
-    built: Model, tasks: Sequence[str] | None, kinds: Sequence[str] | None, where: str
-) -> dict[str, Form]:
-    """Task -> its form, of the tasks that are named or of all that have such a form."""
-    forms = {name: _form(built, task) for name, task in built.tasks.items()}
+    built: Model, tasks: Sequence[str] | None, where: str, confident: bool = False
+) -> dict[str, Distilled]:
+    """Task -> how it is imitated, of the tasks that are named or of all that can be.
+
+    With `confident` only those that can be sure of a label.
+    """
     fitting = {
-        name: form
-        for name, form in forms.items()
-        if form is not None and (kinds is None or form.kind in kinds)
+        name: task.distilled
+        for name, task in built.tasks.items()
+        if task.distilled is not None and (task.distilled.confident or not confident)
     }
     for name in tasks or ():
         choose(name, built.tasks, f"{where}.tasks", "task")

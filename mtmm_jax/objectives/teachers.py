@@ -15,7 +15,7 @@ from mtmm_jax.model import Model
 from mtmm_jax.registry import ConfigError, choose
 from mtmm_jax.store.checkpoints import restore_from
 from mtmm_jax.store.workdir import Workdir
-from mtmm_jax.tasks.terms.imitation import Form, form_of
+from mtmm_jax.tasks.distilled import Distilled
 from mtmm_jax.tasks.terms.term import Regulariser
 from mtmm_jax.text import tokenizer_of
 
@@ -83,13 +83,12 @@ def taught_tasks(
         choose(name, student.tasks, f"{WHERE}.tasks", "task")
     found: dict[str, tuple[int, ...]] = {}
     for name, task in student.tasks.items():
-        label = student.spec.targets.get(task.target)
-        form = form_of(task, label)
+        form = task.distilled
         if wanted is not None and name not in wanted:
             continue
         if form is None:
             if wanted is not None:
-                fitting = [n for n, t in student.tasks.items() if form_of(t, label_of(student, t))]
+                fitting = [n for n, t in student.tasks.items() if t.distilled is not None]
                 raise ConfigError(
                     f"{WHERE}.tasks: {name!r} is a {task.kind}, which cannot be taught; choices: "
                     f"{', '.join(fitting) or 'none'}"
@@ -111,11 +110,11 @@ def label_of(model: Model, task: Any) -> Target | None:
     return model.spec.targets.get(task.target)
 
 
-def _same_task(name: str, student: Model, teacher: Teacher, form: Form) -> None:
+def _same_task(name: str, student: Model, teacher: Teacher, form: Distilled) -> None:
     mine, theirs = student.tasks[name], teacher.model.tasks[name]
     where = f"{WHERE}: {teacher.path!r}: its task {name!r}"
-    other = form_of(theirs, label_of(teacher.model, theirs))
-    if other is None or other.kind != form.kind:
+    other = theirs.distilled
+    if other is None or other.target != form.target:
         raise ConfigError(f"{where} is a {theirs.kind}, the student's a {mine.kind}")
     if theirs.target != mine.target:
         raise ConfigError(f"{where} has the label {theirs.target!r}, the student's {mine.target!r}")
@@ -173,9 +172,9 @@ def lesson(
             for name, members in tasks.items():
                 if i in members:
                     task = model.tasks[name]
-                    form = form_of(task, label_of(model, task))
                     here = jnp.stack([present[read] for read in task.reads]).all(0) & counts
-                    said[name].append((form.say(predictions[name], temperature), here))
+                    y = task.distilled.soft_label(predictions[name], temperature)
+                    said[name].append((y, here))
             for name in features:
                 tokens = shared[name]
                 seen = tokens.mean().astype(jnp.float32)

@@ -33,8 +33,6 @@ PyTree = Any
 
 # Weights that no sample has a say in.
 METHODS = ("equal", "static")
-# Tasks whose loss of one sample looks at others.
-CONTRASTIVE = ("retrieval",)
 
 
 class Private(NamedTuple):
@@ -81,7 +79,7 @@ def check(model: Any, batch_stats: PyTree, config: Mapping[str, Any]) -> None:
             "own; choose norm='group' in the encoders"
         )
     for name, task in model.tasks.items():
-        if task.kind in CONTRASTIVE:
+        if task.traits.compares_rows:
             raise ConfigError(
                 f"{where}: tasks.{name} ({task.kind}) compares the samples of a batch, so that "
                 "none has a gradient of its own; leave it out"

@@ -24,10 +24,8 @@ from mtmm_jax.inference.prediction import absent
 from mtmm_jax.model import Model
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.runs.votes import Votes
+from mtmm_jax.tasks.task import Task
 
-# Tasks whose predictions are numbers that mean the same in every run. Embeddings of two runs live
-# in two spaces, boxes have no common order, and texts are no numbers.
-KINDS = ("classification", "multilabel", "ordinal", "regression", "segmentation", "waypoints")
 _MEANING = ("kind", "classes", "mean", "std", "length", "rate", "shape")
 
 
@@ -110,30 +108,30 @@ def open_runs(paths: Sequence[str | Path], rule: str = "mean") -> Ensemble:
     fusable, left_out = _common(names, runs)
     shapes = _shapes(names, runs, tuple(fusable))
     rules = {}
-    for task, kind in fusable.items():
-        fitting = kind == "classification" or not DECISIONS[rule].of_classes
-        used = rule if fitting and (rule, kind) != ("learned", "ordinal") else "mean"
-        rules[task] = DECISIONS[used](names)
+    for name, task in fusable.items():
+        fitting = task.traits.class_logits or not DECISIONS[rule].of_classes
+        used = rule if fitting and not (rule == "learned" and task.traits.ordered) else "mean"
+        rules[name] = DECISIONS[used](names)
     return Ensemble(rule, names, runs, rules, shapes, left_out, {task: {} for task in rules})
 
 
-def _common(names: Sequence[str], runs: Sequence[Finished]) -> tuple[dict[str, str], dict]:
-    """The tasks to fuse and their kinds, and why others are not."""
+def _common(names: Sequence[str], runs: Sequence[Finished]) -> tuple[dict[str, Task], dict]:
+    """The tasks to fuse, as the first run has them, and why others are not."""
     models = [run.experiment.model for run in runs]
-    fusable: dict[str, str] = {}
+    fusable: dict[str, Task] = {}
     left_out: dict[str, str] = {}
     for name in dict.fromkeys(task for model in models for task in model.tasks):
         lacking = [n for n, m in zip(names, models, strict=True) if name not in m.tasks]
         if lacking:
             left_out[name] = f"{', '.join(lacking)} has no such task"
             continue
-        kind = models[0].tasks[name].kind
-        if kind not in KINDS:
-            left_out[name] = f"a {kind} predicts nothing that could be averaged"
+        task = models[0].tasks[name]
+        if not task.traits.averages:
+            left_out[name] = f"a {task.kind} predicts nothing that could be averaged"
             continue
         for path, run in zip(names[1:], runs[1:], strict=True):
             _check_same(name, (names[0], runs[0]), (path, run))
-        fusable[name] = kind
+        fusable[name] = task
     if not fusable:
         reasons = "; ".join(f"{task}: {why}" for task, why in left_out.items())
         raise ConfigError(f"--workdirs: no task of {', '.join(names)} can be fused: {reasons}")

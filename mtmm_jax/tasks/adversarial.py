@@ -75,6 +75,7 @@ def adversarial(task: Task, config: Any, where: str) -> Task:
         },
         decode=lambda prediction: task.decode(np.asarray(prediction["values"])),
         trivial={"values": task.trivial},
+        outputs=lambda prediction: task.outputs(prediction["values"]),
     )
 
 

@@ -87,6 +87,9 @@ def captioning(
         said = text(prediction["ids"])
         return {"prediction": said, "best": {said: float(np.exp(prediction["score"]))}}
 
+    def outputs(prediction: dict[str, Any]) -> dict[str, jax.Array]:
+        return {"ids": prediction["ids"], "probability": jnp.exp(prediction["score"])}
+
     return Task(
         name=name,
         kind="captioning",
@@ -101,5 +104,7 @@ def captioning(
         headline="cer",
         decode=decode,
         trivial={"ids": np.zeros(length, np.int32), "score": np.float32(0.0)},
-        smaller_is_better=True,
+        smaller=("cer", "wer"),
+        outputs=outputs,
+        explained=None,
     )

@@ -12,9 +12,12 @@ import numpy as np
 
 from mtmm_jax.batch import Spec
 from mtmm_jax.registry import ConfigError
+from mtmm_jax.tasks.distilled import distilled_class
+from mtmm_jax.tasks.explained import explained_class
 from mtmm_jax.tasks.metrics import monoids as metrics
 from mtmm_jax.tasks.metrics.calibration import class_calibration
 from mtmm_jax.tasks.task import Labels, Task, find_target, masked
+from mtmm_jax.tasks.traits import Traits, class_labelling, confusion_drawing
 
 Build = Any  # (spec, **context) -> head module, given by model.py
 
@@ -87,6 +90,14 @@ def classification(
         headline="accuracy",
         decode=decode,
         trivial=np.asarray(frequencies, np.float32),
+        smaller=("ece", "brier"),
+        outputs=lambda logits: {"probability": jax.nn.softmax(logits)},
+        restore=lambda outputs: np.log(np.maximum(outputs["probability"], 1e-30)),
+        explained=explained_class(classes),
+        labelling=class_labelling(classes),
+        distilled=distilled_class(),
+        drawing=confusion_drawing,
+        traits=Traits(class_logits=True, averages=True),
     )
 
 

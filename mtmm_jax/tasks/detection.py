@@ -125,6 +125,18 @@ def detection(
         values = form.loss(prediction, truth_of(labels), class_loss, losses, empty)
         return masked(values, labels.weight)
 
+    found = jax.jit(detect)
+
+    def outputs(prediction: Any) -> dict[str, jax.Array]:
+        """The surest boxes in falling order; `shown` are those that decode lists."""
+        places, scores, classes, alone = found(prediction)
+        return {
+            "boxes": places,
+            "score": scores,
+            "class": classes.astype(jnp.int32),
+            "shown": alone & (scores >= threshold),
+        }
+
     frequencies = np.asarray(label.frequencies or (0.0,) * len(label.classes), np.float32)
     return Task(
         name=name,
@@ -135,8 +147,10 @@ def detection(
         loss=loss,
         metrics={"detections": mean_average_precision(detect, truth_of)},
         headline="mAP@.5",
-        decode=functools.partial(_decode, jax.jit(detect), label.classes, threshold),
+        decode=functools.partial(_decode, found, label.classes, threshold),
         trivial=form.trivial(frequencies),
+        outputs=outputs,
+        explained=None,
     )
 
 

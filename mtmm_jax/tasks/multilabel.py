@@ -12,8 +12,11 @@ import numpy as np
 
 from mtmm_jax.batch import Spec, Target
 from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.tasks.distilled import distilled_labels
+from mtmm_jax.tasks.explained import explained_label
 from mtmm_jax.tasks.metrics import monoids as metrics
 from mtmm_jax.tasks.task import Labels, Task, find_target, masked
+from mtmm_jax.tasks.traits import Traits, labels_labelling
 
 _EDGE = 1e-4  # frequencies this near to 0 or 1 are taken to be there: their log odds are finite
 
@@ -90,6 +93,12 @@ def multilabel(
         headline="average_precision",
         decode=decode,
         trivial=odds.astype(np.float32),
+        secondary=("exact_match",),
+        outputs=lambda logits: {"probability": jax.nn.sigmoid(logits)},
+        explained=explained_label(classes),
+        labelling=labels_labelling(classes),
+        distilled=distilled_labels(),
+        traits=Traits(averages=True),
     )
 
 

@@ -12,8 +12,10 @@ import numpy as np
 from mtmm_jax.batch import Spec
 from mtmm_jax.heads.ordinal import Cumulative
 from mtmm_jax.registry import ConfigError
+from mtmm_jax.tasks.distilled import distilled_class
 from mtmm_jax.tasks.metrics import monoids as metrics
 from mtmm_jax.tasks.task import Labels, Task, find_target, masked
+from mtmm_jax.tasks.traits import Traits, class_labelling, confusion_drawing
 
 
 def ordinal(
@@ -70,6 +72,10 @@ def ordinal(
             "best": {classes[i]: float(p[i]) for i in best},
         }
 
+    def outputs(above: jax.Array) -> dict[str, jax.Array]:
+        level = (above > 0).sum(-1).astype(jnp.int32)
+        return {"probability": jnp.exp(log_probabilities(above)), "level": level}
+
     return Task(
         name=name,
         kind="ordinal",
@@ -81,7 +87,13 @@ def ordinal(
         headline="mae",
         decode=decode,
         trivial=-thresholds.astype(np.float32),
-        smaller_is_better=True,
+        smaller=("mae",),
+        outputs=outputs,
+        explained=None,
+        labelling=class_labelling(classes, lambda outputs: int(outputs["level"])),
+        distilled=distilled_class(log_probabilities),
+        drawing=confusion_drawing,
+        traits=Traits(averages=True, ordered=True),
     )
 
 

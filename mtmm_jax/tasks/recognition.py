@@ -14,6 +14,7 @@ from mtmm_jax.registry import whole_number
 from mtmm_jax.tasks.ctc import BLANK, beam_search, ctc, greedy
 from mtmm_jax.tasks.metrics.edit_distance import detokenizer, text_errors
 from mtmm_jax.tasks.task import Labels, Task, find_target, masked
+from mtmm_jax.tasks.traits import Traits
 
 SHOWN = 5
 
@@ -65,6 +66,11 @@ def recognition(
             best.setdefault(text(ids), float(np.exp(value)))
         return {"prediction": next(iter(best)), "best": best}
 
+    def outputs(prediction: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """The greedy reading, and the frames' probabilities for a beam search."""
+        logits, mask = prediction["logits"], prediction["mask"]
+        return {"ids": greedy(logits, mask), "probability": jax.nn.softmax(logits), "mask": mask}
+
     silence = np.zeros((1, size), np.float32)
     silence[:, BLANK] = 1.0
     return Task(
@@ -78,5 +84,8 @@ def recognition(
         headline="cer",
         decode=decode,
         trivial={"logits": silence, "mask": np.ones(1, bool)},
-        smaller_is_better=True,
+        smaller=("cer", "wer"),
+        outputs=outputs,
+        explained=None,
+        traits=Traits(transcribes=True),
     )

@@ -13,9 +13,12 @@ import optax
 from mtmm_jax import registry
 from mtmm_jax.batch import Spec
 from mtmm_jax.registry import positive_number
+from mtmm_jax.tasks.distilled import distilled_number
+from mtmm_jax.tasks.explained import explained_number
 from mtmm_jax.tasks.metrics import monoids as metrics
 from mtmm_jax.tasks.metrics.calibration import interval_calibration
 from mtmm_jax.tasks.task import Labels, Task, find_target, masked
+from mtmm_jax.tasks.traits import Traits, number_labelling
 
 
 class Error(NamedTuple):
@@ -105,6 +108,20 @@ def regression(
             told["std"] = label.std * float(np.exp(0.5 * log_variance))
         return told
 
+    def outputs(z: jax.Array) -> dict[str, jax.Array]:
+        """With a Gaussian loss also one standard deviation."""
+        z = error.refine(z)
+        found = {"value": z[:, 0] * label.std + label.mean}
+        if error.size == 2:
+            found["std"] = label.std * jnp.exp(0.5 * z[:, 1])
+        return found
+
+    def restore(outputs: Mapping[str, Any]) -> np.ndarray:
+        columns = [(outputs["value"] - label.mean) / label.std]
+        if "std" in outputs:
+            columns.append(2 * np.log(outputs["std"] / label.std))
+        return np.stack(columns, 1)
+
     return Task(
         name=name,
         kind="regression",
@@ -116,4 +133,11 @@ def regression(
         headline="r2",
         decode=decode,
         trivial=np.zeros(error.size, np.float32),
+        smaller=("mae", "rmse", *(("nll", "interval_error") if error.size == 2 else ())),
+        outputs=outputs,
+        restore=restore,
+        explained=explained_number(label.mean, label.std),
+        labelling=number_labelling(),
+        distilled=distilled_number(label.mean, label.std),
+        traits=Traits(averages=True),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +16,7 @@ from mtmm_jax.layers import batch_rows
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.tasks.metrics import monoids as metrics
 from mtmm_jax.tasks.task import FUSED, Labels, Task, masked
+from mtmm_jax.tasks.traits import Space, Traits
 
 
 def retrieval(
@@ -73,6 +74,20 @@ def retrieval(
         for a, b in pairs
         for one, other in ((a, b), (b, a))
     }
+
+    def vectors(prediction: dict[str, Any]) -> dict[str, Any]:
+        return {read: prediction["vectors"][read] for read in reads}
+
+    def gallery(states: Sequence[Mapping[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        found = {}
+        for key in figures:
+            parts = [(state[key]["candidate"], state[key]["id"]) for state in states]
+            candidates, all_ids = (np.concatenate(part) for part in zip(*parts, strict=True))
+            ids, rows = np.unique(all_ids, return_index=True)
+            rows = rows[ids >= 0]  # the first row of each id stands for it
+            found[key.split("_to_")[1]] = candidates[rows], all_ids[rows]
+        return found
+
     module = make_head(head, where=f"{where}.head")
     constant = np.ones(module.size, np.float32) / module.size**0.5
     return Task(
@@ -86,4 +101,24 @@ def retrieval(
         headline=f"{reads[0]}_to_{reads[1]}_recall@10",
         decode=decode,
         trivial={"vectors": dict.fromkeys(reads, constant), "scale": np.float32(1.0)},
+        smaller=tuple(f"{key}_median_rank" for key in figures),
+        secondary=tuple(f"{key}_recall@10" for key in figures),
+        outputs=vectors,
+        restore=lambda outputs: {"vectors": {read: outputs[read] for read in reads}},
+        explained=None,
+        space=Space(vectors, gallery),
+        drawing=_queries,
+        traits=Traits(compares_rows=True),
     )
+
+
+def _queries(states: Mapping[str, Any], examples: int) -> dict[str, np.ndarray]:
+    """Queries spread over the split, and the ids of their five best answers."""
+    found = {}
+    for key, state in states.items():
+        answers = metrics.ranked(jax.device_get(state))
+        chosen = np.linspace(0, len(answers["query_id"]) - 1, examples).astype(int)
+        best = np.argsort(-answers["scores"][chosen], axis=1)[:, :5]
+        found[f"query/{key}"] = answers["query_id"][chosen]
+        found[f"answer/{key}"] = answers["candidate_id"][best]
+    return found

@@ -13,6 +13,7 @@ from mtmm_jax.batch import Spec
 from mtmm_jax.fusion import FUSIONS
 from mtmm_jax.tasks.metrics import monoids as metrics
 from mtmm_jax.tasks.task import Labels, Task, find_target, masked
+from mtmm_jax.tasks.traits import Traits, confusion_drawing
 
 
 def segmentation(
@@ -60,6 +61,9 @@ def segmentation(
         order = [i for i in np.argsort(-shares, kind="stable") if shares[i] > 0]
         return {"best": {classes[i]: float(shares[i]) for i in order}, "mask": mask.tolist()}
 
+    def outputs(z: jax.Array) -> dict[str, jax.Array]:
+        return {"mask": z.argmax(-1).astype(jnp.int32), "probability": jax.nn.softmax(z)}
+
     frequencies = np.log(np.maximum(label.frequencies or (1.0,) * len(classes), 1e-9))
     everywhere = np.broadcast_to(frequencies.astype(np.float32), (*label.shape, len(classes)))
     return Task(
@@ -73,6 +77,10 @@ def segmentation(
         headline="miou",
         decode=decode,
         trivial=everywhere,
+        outputs=outputs,
+        explained=None,
+        drawing=confusion_drawing,
+        traits=Traits(averages=True),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from mtmm_jax.registry import ConfigError, choose, positive_number
 from mtmm_jax.tasks.metrics.cepstral import distortion
 from mtmm_jax.tasks.metrics.monoids import Metric, add
 from mtmm_jax.tasks.task import Labels, Task, find_target, masked
+from mtmm_jax.tasks.traits import Speech
 
 # Log-mel values of speech lie between about -11 (silence) and 8: about -1..1 for the network.
 _MIDDLE, _SPREAD = -3.0, 4.0
@@ -30,16 +31,9 @@ class Synthesis(Task):
     Attributes:
         speaker: the name of that label, of kind "class"; None if there is none. `Labels.y` of its
             rows is `{"wave", "speaker"}`.
-        heard: labels -> the frames of the recordings, how many of each before the silence at its
-            end, and who speaks.
-        say: prediction, `[B]` speakers -> the frames that these say, and how many `[B]`.
-        listen: frames of one sample, and how many -> a wave; on the host.
     """
 
     speaker: str | None = None
-    heard: Callable[[Labels], tuple[jax.Array, jax.Array, jax.Array]] | None = None
-    say: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]] | None = None
-    listen: Callable[[np.ndarray, int], np.ndarray] | None = None
 
     def labels(self, batch: Batch, present: Mapping[str, jax.Array]) -> Labels:
         found = super().labels(batch, present)
@@ -185,6 +179,10 @@ def synthesis(
         wave = listen(prediction["mel"], prediction["frames"])
         return {"seconds": len(wave) / label.rate, "rate": label.rate, "wave": wave}
 
+    def outputs(prediction: dict[str, Any]) -> dict[str, jax.Array]:
+        """The logarithms of mel power; a wave is made of them on the host."""
+        return {"log_mel": prediction["mel"] * _SPREAD + _MIDDLE, "frames": prediction["frames"]}
+
     return Synthesis(
         name=name,
         kind="synthesis",
@@ -207,11 +205,11 @@ def synthesis(
             "mel": np.full((frames, mels), silence, np.float32),
             "frames": np.asarray(frames // 2, np.int32),
         },
-        smaller_is_better=True,
+        smaller=("warped_distortion", "distortion", "duration_error"),
+        outputs=outputs,
+        explained=None,
+        speech=Speech(heard, say, listen),
         speaker=speaker,
-        heard=heard,
-        say=say,
-        listen=listen,
     )
 
 

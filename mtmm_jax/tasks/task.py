@@ -1,4 +1,4 @@
-"""What every task tells the model, the training step and the evaluation."""
+"""A task: all that depends on its kind, for the model, the training and what follows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,18 @@ import jax.numpy as jnp
 
 from mtmm_jax.batch import Batch, Spec, Target
 from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.tasks.distilled import Distilled
+from mtmm_jax.tasks.explained import PROJECTION, Explained
 from mtmm_jax.tasks.metrics.monoids import Metric
+from mtmm_jax.tasks.traits import (
+    NO_TRAITS,
+    Labelling,
+    Space,
+    Speech,
+    Traits,
+    arrays_of,
+    no_drawing,
+)
 
 FUSED = "fused"
 
@@ -28,7 +39,10 @@ class Labels:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One task of a model.
+    """One task of a model; nothing outside `tasks/` compares its `kind`.
+
+    All from `smaller` on may be left out: such a task is trained, evaluated, predicted, explained
+    and exported; it is not labelled with, distilled, averaged or looked up.
 
     Attributes:
         name: as in the config.
@@ -38,12 +52,23 @@ class Task:
         head: Linen module from `{read: Tokens}` to a prediction.
         loss: `(prediction, Labels, axis_name) -> (sum, count)`.
         metrics: name -> `Metric` over `(prediction, Labels)`.
-        headline: the figure by which runs are compared, as `metric name`; larger is better unless
-            `smaller_is_better`.
+        headline: the metric by which runs are compared.
         decode: prediction of one sample -> what a person reads.
         trivial: what to predict without looking at the inputs, as a prediction of one sample.
         reversal: what turns the gradient round on its way from the head to what it reads
             (`layers.reversal`); None: the model helps the task.
+        smaller: the names of the metrics that are better when smaller.
+        secondary: the names of metrics that tables show next to the headline.
+        outputs: `prediction -> {name: [B, ...]}` in the label's units; pure, for `jit`.
+        restore: outputs -> a prediction of the same metrics; None where outputs do not suffice.
+        explained: the scalar that attribution follows; None if the task is not explained.
+        labelling: how predictions become labels of a manifest; None if they do not.
+        distilled: how the task is imitated; None if it cannot be.
+        space: the common space of what the task reads, if it makes one.
+        speech: what it does to speak, if it does.
+        drawing: `({metric: state}, examples) -> {name: array}`, what the report draws: "confusion"
+            `[true, predicted]`, or "query/NAME" `[Q]` and "answer/NAME" `[Q, K]`, ids of rows.
+        traits: facts about the kind.
     """
 
     name: str
@@ -56,8 +81,23 @@ class Task:
     headline: str
     decode: Callable[[Any], dict[str, Any]]
     trivial: Any
-    smaller_is_better: bool = False
     reversal: nn.Module | None = None
+    smaller: tuple[str, ...] = ()
+    secondary: tuple[str, ...] = ()
+    outputs: Callable[[Any], dict[str, jax.Array]] = arrays_of
+    restore: Callable[[Mapping[str, Any]], Any] | None = None
+    explained: Explained | None = PROJECTION
+    labelling: Labelling | None = None
+    distilled: Distilled | None = None
+    space: Space | None = None
+    speech: Speech | None = None
+    drawing: Callable[[Mapping[str, Any], int], dict[str, Any]] = no_drawing
+    traits: Traits = NO_TRAITS
+
+    @property
+    def smaller_is_better(self) -> bool:
+        """Whether the headline is better when smaller."""
+        return self.headline in self.smaller
 
     @property
     def entrance(self) -> str | None:

@@ -12,6 +12,7 @@ import numpy as np
 from mtmm_jax.batch import Spec, Target
 from mtmm_jax.tasks.metrics import monoids as metrics
 from mtmm_jax.tasks.task import Labels, Task, find_target, masked
+from mtmm_jax.tasks.traits import Traits
 
 
 def waypoints(
@@ -54,6 +55,9 @@ def waypoints(
         points = np.asarray(prediction).reshape(label.shape) * label.std + label.mean
         return {"path": points.round(4).tolist()}
 
+    def outputs(z: jax.Array) -> dict[str, jax.Array]:
+        return {"points": z.reshape(z.shape[0], *label.shape) * label.std + label.mean}
+
     return Task(
         name=name,
         kind="waypoints",
@@ -65,7 +69,10 @@ def waypoints(
         headline="ade",
         decode=decode,
         trivial=np.zeros(label.shape, np.float32),
-        smaller_is_better=True,
+        smaller=("ade", "fde"),
+        outputs=outputs,
+        explained=None,
+        traits=Traits(averages=True),
     )
 
 

@@ -16,8 +16,9 @@ from mtmm_jax.tasks.hidden import OfInput
 from mtmm_jax.tasks.hidden import check as check_hidden
 from mtmm_jax.tasks.metrics import monoids as metrics
 from mtmm_jax.tasks.task import Labels, Task, masked
+from mtmm_jax.tasks.traits import Traits
 
-SAID = 10  # words that a prediction tells
+LISTED = 10  # words that a prediction lists
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +78,7 @@ def words(
     def decode(prediction: np.ndarray) -> dict[str, Any]:
         z = np.asarray(prediction, np.float64)
         p = np.exp(z - z.max())
-        best = np.argsort(-z, kind="stable")[:SAID]
+        best = np.argsort(-z, kind="stable")[:LISTED]
         return {"best": {str(i): float(p[i] / p.sum()) for i in best}}  # ids; a run has their words
 
     return Words(
@@ -87,10 +88,14 @@ def words(
         target=None,
         head=make_head(head, where=f"{where}.head", size=size),
         loss=loss,
-        metrics={"words": recall(min(SAID, size))},
-        headline=f"recall@{SAID}",
+        metrics={"words": recall(min(LISTED, size))},
+        headline=f"recall@{LISTED}",
         decode=decode,
         trivial=np.zeros(size, np.float32),
+        smaller=("perplexity",),
+        outputs=lambda z: {"probability": jax.nn.softmax(z)},
+        explained=None,
+        traits=Traits(vocabulary_of=modality),
         modality=modality,
         hide=hide,
         patch=patch,
@@ -123,7 +128,7 @@ def recall(k: int) -> metrics.Metric:
     def compute(state: dict[str, Any]) -> dict[str, float]:
         count, found, surprise = (float(state[key]) for key in ("count", "found", "surprise"))
         if not count:
-            return {f"recall@{SAID}": float("nan"), "perplexity": float("nan")}
-        return {f"recall@{SAID}": found / count, "perplexity": float(np.exp(surprise / count))}
+            return {f"recall@{LISTED}": float("nan"), "perplexity": float("nan")}
+        return {f"recall@{LISTED}": found / count, "perplexity": float(np.exp(surprise / count))}
 
     return metrics.Metric(update, metrics.add, compute)

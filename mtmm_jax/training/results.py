@@ -6,14 +6,12 @@ import io
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from mtmm_jax.devices import parallel
 from mtmm_jax.evaluation import Evaluator, gallery, trivial_results
 from mtmm_jax.evaluation.split import compute
 from mtmm_jax.store.workdir import Workdir, write
-from mtmm_jax.tasks.metrics.monoids import ranked
 from mtmm_jax.training.experiment import Experiment
 from mtmm_jax.training.loop import evaluation_batches
 
@@ -40,7 +38,7 @@ def final_results(experiment: Experiment, variables: Any) -> tuple[dict[str, Any
                 )
     if experiment.config["evaluation"]["baselines"]:
         results["baselines"] = baselines
-    if any(task.kind == "retrieval" for task in experiment.model.tasks.values()):
+    if any(task.space is not None for task in experiment.model.tasks.values()):
         states["train"] = evaluator.states(variables, evaluation_batches(experiment, "train"))
     return results, states
 
@@ -50,11 +48,8 @@ def save_examples(experiment: Experiment, workdir: Workdir, states: Any, picture
     arrays: dict[str, np.ndarray] = {}
     source = experiment.source
     for name, task in experiment.model.tasks.items():
-        for key, state in states["test"][name].items():
-            if key == "confusion":
-                arrays[f"confusion/{name}"] = np.asarray(state)
-            elif task.kind == "retrieval":
-                arrays |= _answers(f"{key}/{name}", ranked(jax.device_get(state)), pictures)
+        drawn = task.drawing(states["test"][name], pictures)
+        arrays |= {f"{key}/{name}": array for key, array in drawn.items()}
     ids = {int(i) for k, v in arrays.items() if k.startswith(("query", "answer")) for i in v.flat}
     for i in sorted(ids):
         arrays[f"picture/{i}"] = source.picture(i)
@@ -67,16 +62,6 @@ def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write(path, buffer.getvalue())
-
-
-def _answers(key: str, answers: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
-    """Queries spread over the split, and the ids of their five best answers."""
-    chosen = np.linspace(0, len(answers["query_id"]) - 1, count).astype(int)
-    best = np.argsort(-answers["scores"][chosen], axis=1)[:, :5]
-    return {
-        f"query/{key}": answers["query_id"][chosen],
-        f"answer/{key}": answers["candidate_id"][best],
-    }
 
 
 def comparison(results: dict[str, Any], split: str) -> dict[str, Any]:

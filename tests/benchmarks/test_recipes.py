@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import operator
 import types
 
 import jax
@@ -32,6 +33,7 @@ from mtmm_jax.store.config import as_dict, differences, found
 from mtmm_jax.store.workdir import Workdir
 from mtmm_jax.tasks.multilabel import label_accuracy
 from mtmm_jax.tasks.task import Labels
+from mtmm_jax.tasks.traits import Space
 from tests.data.conftest import CACHE
 
 STAGES = [
@@ -459,7 +461,9 @@ class _Told:
     wrong: bool = False
     tasks: dict = dataclasses.field(
         default_factory=lambda: {
-            "pairs": types.SimpleNamespace(reads=("image", "text"), kind="retrieval")
+            "pairs": types.SimpleNamespace(
+                reads=("image", "text"), space=Space(operator.itemgetter("vectors"), None)
+            )
         }
     )
     spec = types.SimpleNamespace(

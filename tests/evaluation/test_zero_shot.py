@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import operator
 import types
 
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from mtmm_jax.data.pipeline import labels
 from mtmm_jax.evaluation import spaces, zero_shot
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.store.workdir import FORMAT
+from mtmm_jax.tasks.traits import Space
 from tests.data import small
 from tests.data.pipeline.test_labels import build
 
@@ -160,7 +162,8 @@ class _Told:
     """A model in whose space a picture's class is its first value, a text's its first word."""
 
     spec = small.source("left").spec
-    tasks = {"pairs": types.SimpleNamespace(kind="retrieval", reads=("image", "text"))}  # noqa: RUF012
+    space = Space(operator.itemgetter("vectors"), None)
+    tasks = {"pairs": types.SimpleNamespace(space=space, reads=("image", "text"))}  # noqa: RUF012
 
     def __call__(self, variables, inputs):
         def vectors(name):

@@ -8,7 +8,7 @@ import pytest
 from mtmm_jax import data, predict
 from mtmm_jax.batch import Target
 from mtmm_jax.inference import labelling
-from mtmm_jax.tasks.task import Task
+from mtmm_jax.tasks import traits
 from tests import kept_run
 
 ROWS = [
@@ -111,21 +111,19 @@ def test_who_is_asked_about_is_least_sure_over_all_labels(everything):
 
 
 def test_uncertainty_is_the_mean_over_what_may_hold():
-    def task(kind):
-        return Task("t", kind, (), "t", None, None, {}, "", None, None)
-
+    one, several = traits.class_labelling(CLASSES), traits.labels_labelling("uv")
     p = np.array([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0], [1 / 3, 1 / 3, 1 / 3]])
-    found = labelling.uncertainty(task("classification"), p, "entropy")
+    asked = one.distributions({"probability": p})
+    found = labelling.uncertainty(asked, "entropy")
     np.testing.assert_allclose(found, [np.log(2) / np.log(3), 0, 1], atol=1e-9)
-    found = labelling.uncertainty(task("classification"), p, "margin")
-    np.testing.assert_allclose(found, [1, 0, 1], atol=1e-9)
+    np.testing.assert_allclose(labelling.uncertainty(asked, "margin"), [1, 0, 1], atol=1e-9)
     coins = np.array([[0.5, 1.0], [0.9, 0.2]])
-    found = labelling.uncertainty(task("multilabel"), coins, "margin")
+    found = labelling.uncertainty(several.distributions({"probability": coins}), "margin")
     np.testing.assert_allclose(found, [(1 + 0) / 2, (0.2 + 0.4) / 2], atol=1e-9)
-    told = {"probability": np.array([0.9, 0.2])}
-    assert labelling.sure_label(task("multilabel"), "uv", told) == (["u"], 0.8)
-    told = {"probability": np.array([0.1, 0.5, 0.4]), "level": 2}
-    assert labelling.sure_label(task("ordinal"), CLASSES, told) == ("c", 0.4)
+    assert several.label({"probability": np.array([0.9, 0.2])}) == (["u"], 0.8)
+    outputs = {"probability": np.array([0.1, 0.5, 0.4]), "level": 2}
+    median = traits.class_labelling(CLASSES, lambda outputs: outputs["level"])
+    assert median.label(outputs) == ("c", 0.4)
 
 
 def test_the_file_is_a_manifest(everything, manifest):

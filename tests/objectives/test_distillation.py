@@ -17,7 +17,7 @@ from mtmm_jax.registry import ConfigError
 from mtmm_jax.store.checkpoints import Checkpoints
 from mtmm_jax.store.workdir import Workdir
 from mtmm_jax.tasks.ordinal import log_probabilities
-from mtmm_jax.tasks.terms.imitation import form_of, imitation, likeness, scaled_loss
+from mtmm_jax.tasks.terms.imitation import imitation, likeness, scaled_loss
 from mtmm_jax.tasks.terms.term import View
 from tests import toy
 from tests.data.small import source
@@ -88,9 +88,8 @@ def _view(prediction, seen, target):
     return View({}, {}, {"t": prediction}, {"t": seen}, None, {"x": target})
 
 
-def _term(task, label, z, y, here, seen, temperature=3.0, measure="kl", **more):
-    form = form_of(task, label)
-    term = imitation("t", form, "x", temperature=temperature, measure=measure).term
+def _term(task, z, y, here, seen, temperature=3.0, measure="kl", **more):
+    term = imitation("t", task.distilled, "x", temperature=temperature, measure=measure).term
     entry = {"y": y, "present": here, **more}
     found = jax.value_and_grad(lambda z: term(_view(z, seen, entry)), has_aux=True)
     (total, count), gradient = jax.device_get(jax.jit(found)(z))
@@ -112,7 +111,7 @@ def test_terms_are_their_formulas_and_fillers_reach_nothing(kind, measure):
     spec = toy.SPEC.__class__(toy.SPEC.modalities, {**toy.SPEC.targets, "tags": several})
     name = {"multilabel": "tags", "regression": "size"}.get(kind, "kind")
     built = build_model(toy.MODEL, {"t": {"kind": kind, "target": name}}, spec)
-    task, label = built.tasks["t"], spec.targets[name]
+    task = built.tasks["t"]
     size = {"ordinal": 2, "regression": 1}.get(kind, 3)
     z = -np.sort(-rng.normal(0, 2, (ROWS, size)), axis=1).astype(np.float32)
     here, seen = rng.random(ROWS) < 0.7, rng.random(ROWS) < 0.7
@@ -141,7 +140,7 @@ def test_terms_are_their_formulas_and_fillers_reach_nothing(kind, measure):
             gap = 9 * (np.nan_to_num(y * np.log(y)) - y * np.log(p)).sum(1)
         gap = ((y - p) ** 2).sum(1) if measure == "squared" else gap
     y[~here] = np.nan
-    total, count, gradient = _term(task, label, z, y, here, seen, measure=measure, weight=weight)
+    total, count, gradient = _term(task, z, y, here, seen, measure=measure, weight=weight)
     np.testing.assert_allclose(total, (rows * weight * np.where(rows, gap, 0)).sum(), rtol=2e-5)
     assert count == rows.sum() < ROWS
     assert not gradient[rows == 0].any()

@@ -12,6 +12,7 @@ from mtmm_jax import balancing
 from mtmm_jax.balancing.pacing import paced
 from mtmm_jax.optim import privacy
 from mtmm_jax.registry import ConfigError
+from mtmm_jax.tasks.traits import Traits
 from tests import toy
 from tests.balancing import toy as small
 
@@ -142,8 +143,8 @@ def test_it_stands_in_the_place_of_the_step_of_a_model():
     privacy.check(built, {}, {"balancing": "equal", "optimizer": {"kind": "adamw"}})
 
 
-def fake(kind="classification", auxiliaries=()):
-    task = types.SimpleNamespace(kind=kind)
+def fake(kind="classification", auxiliaries=(), **traits):
+    task = types.SimpleNamespace(kind=kind, traits=Traits(**traits))
     return types.SimpleNamespace(tasks={"a": task}, auxiliaries=auxiliaries)
 
 
@@ -152,7 +153,7 @@ REFUSED = {
     "contrast": (
         {},
         {},
-        {"model": fake("retrieval")},
+        {"model": fake("retrieval", compares_rows=True)},
         "tasks.a \\(retrieval\\) compares the samples",
     ),
     "extra": ({}, {}, {"model": fake(auxiliaries=("even",))}, "'even' is that of a whole batch"),

@@ -227,7 +227,7 @@ def test_more_padding_changes_nothing(name):
     @jax.jit
     def score(prediction):
         loss = task.loss(prediction, task.labels(batch, built.present(batch)), None)
-        said = task.say(prediction, jnp.zeros(8, jnp.int32)) if name == "mel" else ()
+        said = task.speech.say(prediction, jnp.zeros(8, jnp.int32)) if name == "mel" else ()
         return loss, said
 
     (loss, said), (expected, wanted) = score(long), score(short)
@@ -358,7 +358,7 @@ def test_the_config_hears_and_reads_into_one_space():
 
 def test_a_round_trip_needs_a_listener():
     built = model.build(CONFIG, {"mel": TASKS["mel"]}, SPEC)
-    with pytest.raises(ConfigError, match="none writes down .* kind 'recognition'"):
+    with pytest.raises(ConfigError, match="none writes down .* such as a 'recognition'"):
         speech.find_tasks(built)
 
 

@@ -21,7 +21,6 @@ from mtmm_jax.command import console
 
 WEIGHTS = ("1,1,1,1,1", "1,10,1,1,1", "1,3,1,1,3")  # compared by cross-validation
 FOLDS = 2
-BESIDE = {"retrieval": "recall@10", "multilabel": "exact_match"}  # told beside the headline
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,15 +115,14 @@ def _since(started: float) -> float:
 
 
 def _row(model: Any, results: Mapping[str, Any]) -> dict[str, Any]:
-    """Every task's headline and its name, some figures `BESIDE` it; all figures."""
+    """Every task's headline and its name, its secondary metrics; all metrics."""
     from mtmm_jax.training.results import finite
 
     told = finite({name: dict(results[name]) for name in model.tasks})
     test, figure = {}, {}
     for name, task in model.tasks.items():
         test[name], figure[name] = told[name][task.headline], task.headline
-        more = BESIDE.get(task.kind)
-        others = [f for f in told[name] if more and f.endswith(more) and f != task.headline]
+        others = [f for f in told[name] if f in task.secondary and f != task.headline]
         test |= {f"{name}, {other}": told[name][other] for other in others}
         figure |= {f"{name}, {other}": "" for other in others}
     smaller = [name for name, task in model.tasks.items() if task.smaller_is_better]

@@ -27,7 +27,7 @@ from mtmm_jax.benchmarks.recipes import runs as recipe_runs
 from mtmm_jax.benchmarks.studies import few_labels
 from mtmm_jax.benchmarks.tables.result_table import Board, arguments, names_of, seeds_of, spread
 from mtmm_jax.command import console, guarded, prepare_jax
-from mtmm_jax.registry import choose
+from mtmm_jax.registry import ConfigError
 
 QUICK = 20  # steps
 BATCHES = (1, 32)
@@ -91,21 +91,6 @@ def key_of(name: str, config: str, steps: int | None) -> dict[str, Any]:
     return {"config": Path(config).stem, "steps": steps or training.load(config).steps, "row": name}
 
 
-def _number(told: Mapping[str, Any], label: Any) -> Any:
-    columns = [(told["value"] - label.mean) / label.std]
-    if "std" in told:
-        columns.append(2 * np.log(told["std"] / label.std))
-    return np.stack(columns, 1)
-
-
-# Kind of task -> from what a file says to what the metrics read.
-SAID = {
-    "classification": lambda told, _: np.log(np.maximum(told["probability"], 1e-30)),
-    "regression": _number,
-    "retrieval": lambda told, _: {"vectors": {k: v for k, v in told.items() if k != "present"}},
-}
-
-
 def reached(file: Path, experiment: Any, split: str = "test") -> dict[str, float]:
     """`{task: headline}` of a split, larger is better, by the predictions of an exported file."""
     import jax
@@ -121,8 +106,9 @@ def reached(file: Path, experiment: Any, split: str = "test") -> dict[str, float
         told = program.predict({name: batch["inputs"][name] for name in model.encoders})
         said = {}
         for name, task in model.tasks.items():
-            read = SAID[choose(task.kind, SAID, f"tasks.{name}.kind", "kind of task to compare")]
-            said[name] = read(told[name], model.spec.targets.get(task.target))
+            if task.restore is None:
+                raise ConfigError(f"tasks.{name}: a {task.kind} cannot be scored by its outputs")
+            said[name] = task.restore(told[name])
         part = jax.device_get(update(said, batch))
         states = part if states is None else merge(model, states, part)
     return headlines(model, compute(model, states))

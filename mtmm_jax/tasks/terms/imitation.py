@@ -9,14 +9,13 @@ otherwise can be followed, and `weight` where a row is to count less than whole.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from mtmm_jax.batch import Target
 from mtmm_jax.registry import choose
-from mtmm_jax.tasks.ordinal import log_probabilities
+from mtmm_jax.tasks.distilled import Distilled
 from mtmm_jax.tasks.task import Task
 from mtmm_jax.tasks.terms.term import Regulariser, View
 
@@ -24,95 +23,8 @@ Array = jax.Array
 MEASURES = ("kl", "squared")
 
 
-class Form(NamedTuple):
-    """How the predictions of a kind of task are told and compared.
-
-    Attributes:
-        kind: of the target that `say` makes, an entry of `targets.TARGETS`.
-        say: `(prediction, temperature) -> y`, `[B]` or `[B, C]`.
-        gap: `(prediction, y, temperature, measure) -> [B]`.
-    """
-
-    kind: str
-    say: Callable[[Any, float], Array]
-    gap: Callable[[Any, Array, float, str], Array]
-
-
-def _one_of(log_p: Callable[[Array], Array]) -> Form:
-    """Of classes of which one is true: q = softmax(log p / T).
-
-    kl: T^2 sum_c q_c (log q_c - log p_c); squared: sum_c (q_c - p_c)^2.
-    """
-
-    def tempered(prediction: Array, temperature: float) -> Array:
-        return jax.nn.log_softmax(log_p(prediction.astype(jnp.float32)) / temperature)
-
-    def say(prediction: Array, temperature: float) -> Array:
-        return jnp.exp(tempered(prediction, temperature))
-
-    def gap(prediction: Array, y: Array, temperature: float, measure: str) -> Array:
-        own = tempered(prediction, temperature)
-        if measure == "squared":
-            return jnp.square(y - jnp.exp(own)).sum(-1)
-        return temperature**2 * (_self(y) - y * own).sum(-1)
-
-    return Form("class", say, gap)
-
-
-def _several() -> Form:
-    """Of classes that are true or not: the mean over classes of the divergence of two coins. A
-    probability below 0 stands for one that is not told; such a class counts as one without gap."""
-
-    def say(prediction: Array, temperature: float) -> Array:
-        return jax.nn.sigmoid(prediction.astype(jnp.float32) / temperature)
-
-    def gap(prediction: Array, y: Array, temperature: float, measure: str) -> Array:
-        z, told = prediction.astype(jnp.float32) / temperature, y >= 0
-        q = jnp.where(told, y, 0.5)
-        if measure == "squared":
-            each = jnp.square(q - jax.nn.sigmoid(z))
-        else:
-            cross = q * jax.nn.log_sigmoid(z) + (1 - q) * jax.nn.log_sigmoid(-z)
-            each = temperature**2 * (_self(q) + _self(1 - q) - cross)
-        return jnp.where(told, each, 0.0).mean(-1)
-
-    return Form("labels", say, gap)
-
-
-def _number(label: Target) -> Form:
-    """Of a number: 1/2 ((z - t)^2), t standardised; the temperature is none of its business."""
-
-    def say(prediction: Array, temperature: float) -> Array:
-        del temperature
-        return prediction[:, 0].astype(jnp.float32) * label.std + label.mean
-
-    def gap(prediction: Array, y: Array, temperature: float, measure: str) -> Array:
-        del temperature, measure
-        z = prediction[:, 0].astype(jnp.float32)
-        return 0.5 * jnp.square(z - (y - label.mean) / label.std)
-
-    return Form("number", say, gap)
-
-
-def _self(q: Array) -> Array:
-    """q log q, and 0 at 0."""
-    return jax.scipy.special.xlogy(q, q)
-
-
-def form_of(task: Task, label: Target | None) -> Form | None:
-    """The form of a task's predictions; None of a task that cannot be imitated."""
-    makers: dict[str, Callable[[], Form]] = {
-        "classification": lambda: _one_of(lambda z: z),
-        "ordinal": lambda: _one_of(log_probabilities),
-        "multilabel": _several,
-        "regression": lambda: _number(label),
-    }
-    make = makers.get(task.kind)
-    return None if make is None or label is None else make()
-
-
 def imitation(
-    name: str, form: Form, target: str, *, temperature: float = 1.0, measure: str = "kl"
+    name: str, form: Distilled, target: str, *, temperature: float = 1.0, measure: str = "kl"
 ) -> Regulariser:
     """sum_i w_i gap(z_i, y_i) / n over the n rows that have something to imitate.
 
@@ -142,7 +54,7 @@ def imitation(
     return Regulariser(term, tasks=(name,), targets=(target,))
 
 
-def agreement_of_heads(name: str, form: Form, head: str) -> Regulariser:
+def agreement_of_heads(name: str, form: Distilled, head: str) -> Regulariser:
     """KL(stop(p_task) || p_head) over the rows that both can read: what a modality alone says
     follows what all say together; the task itself is not moved.
 
@@ -154,7 +66,7 @@ def agreement_of_heads(name: str, form: Form, head: str) -> Regulariser:
 
     def term(view: View) -> tuple[Array, Array]:
         rows = view.present[name] & view.present[head]
-        y = jax.lax.stop_gradient(form.say(view.predictions[name], 1.0))
+        y = jax.lax.stop_gradient(form.soft_label(view.predictions[name], 1.0))
         gaps = form.gap(view.predictions[head], _known(y, rows), 1.0, "kl")
         return _counted(gaps, rows, rows.astype(jnp.float32))
 

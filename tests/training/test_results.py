@@ -1,0 +1,49 @@
+"""What a run keeps for its report and for look-ups."""
+
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+
+from mtmm_jax.evaluation import Evaluator
+from mtmm_jax.training.results import save_examples
+from tests import toy
+
+WAYS = ("image_to_text", "text_to_image")
+
+
+def test_examples_hold_counts_queries_and_their_pictures_and_the_gallery_all_splits(tmp_path):
+    model = toy.build()
+    batches = {"test": toy.batch(8, 0), "train": toy.batch(8, 1)}
+    batches["train"]["id"] = batches["train"]["id"] + 4  # half of them are known already
+    evaluator, variables = Evaluator(model), _variables(model)
+    states = {split: evaluator.states(variables, [batch]) for split, batch in batches.items()}
+    source = SimpleNamespace(picture=lambda i: np.full((2, 2, 3), i), describe="row {}".format)
+    workdir = SimpleNamespace(examples=tmp_path / "examples.npz", gallery=tmp_path / "gallery.npz")
+    save_examples(SimpleNamespace(model=model, source=source), workdir, states, pictures=2)
+    kept, gallery = np.load(workdir.examples), np.load(workdir.gallery)
+    assert {key for key in kept if not key.startswith(("picture", "name"))} == {
+        "confusion/kind",
+        *(f"{part}/{way}/pairs" for part in ("query", "answer") for way in WAYS),
+    }
+    np.testing.assert_array_equal(kept["confusion/kind"], states["test"]["kind"]["confusion"])
+    rows = batches["test"]
+    both = rows["inputs"]["image"]["present"] & rows["inputs"]["text"]["present"]
+    for way in WAYS:
+        assert set(kept[f"query/{way}/pairs"]) <= set(rows["id"][both])
+        for i in kept[f"answer/{way}/pairs"].flat:
+            assert kept[f"picture/{i}"][0, 0, 0] == i
+            assert str(kept[f"name/{i}"]) == f"row {i}"
+    counted = [
+        b["id"][b["inputs"]["image"]["present"] & b["inputs"]["text"]["present"]]
+        for b in batches.values()
+    ]
+    ids = np.unique(np.concatenate(counted))
+    assert gallery["pairs/names"].tolist() == [f"row {i}" for i in ids]
+    for read in ("image", "text"):
+        assert gallery[f"pairs/{read}"].shape == (len(ids), 8)
+
+
+def _variables(model):
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: abs(rng.normal(0, 0.3, x.shape)).astype(x.dtype), model.shapes)
