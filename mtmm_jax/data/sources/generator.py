@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mtmm_jax.batch import Batch, Modality, Spec, Target
-from mtmm_jax.data.pipeline.chance import uniform
+from mtmm_jax.chance import uniform
 from mtmm_jax.data.pipeline.source import SPLITS, Source, split_sizes
 from mtmm_jax.registry import ConfigError, choose
 

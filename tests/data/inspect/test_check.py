@@ -10,7 +10,8 @@ import soundfile
 from PIL import Image
 
 from mtmm_jax.data.inspect.check import check, main
-from mtmm_jax.data.sources.manifest import INPUTS, TARGETS
+from mtmm_jax.data.sources.manifest import TARGETS
+from mtmm_jax.modalities import MODALITIES
 
 DESCRIPTION = {
     "modalities": {
@@ -195,7 +196,7 @@ def test_a_missing_column_is_a_problem_among_others(folder):
     assert ("breed", "no such column") in found
 
 
-@pytest.mark.parametrize("table", [INPUTS, TARGETS])
+@pytest.mark.parametrize("table", [MODALITIES, TARGETS])
 def test_help_lists_the_kinds(table, capsys):
     with pytest.raises(SystemExit) as end:
         main(["--help"])

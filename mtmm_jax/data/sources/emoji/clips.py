@@ -13,9 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from mtmm_jax.batch import Batch, Modality, Spec, Target
-from mtmm_jax.data.pipeline.chance import uniform
+from mtmm_jax.chance import uniform
 from mtmm_jax.data.pipeline.source import Source
-from mtmm_jax.data.readers import images
 from mtmm_jax.data.sources.emoji.asset import STYLES, TILE
 from mtmm_jax.data.sources.emoji.prepared import Emoji, load
 from mtmm_jax.data.sources.emoji.scenes import VISIBLE, halve
@@ -30,6 +29,7 @@ from mtmm_jax.data.sources.emoji.source import (
     picture,
 )
 from mtmm_jax.data.transforms.augment import background, between
+from mtmm_jax.readers import images
 from mtmm_jax.registry import ConfigError, choose
 from mtmm_jax.text import UNITS, train_words
 

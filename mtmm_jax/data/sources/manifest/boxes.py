@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from mtmm_jax.batch import Target
-from mtmm_jax.data.readers.limits import Unreadable
 from mtmm_jax.data.sources.manifest.labels import Label, check_classes, frequencies, index
-from mtmm_jax.data.sources.manifest.setting import Setting, by_size, class_name, number, whole
+from mtmm_jax.readers.cells import Setting, by_size, class_name, number, whole
+from mtmm_jax.readers.limits import Unreadable
 from mtmm_jax.registry import ConfigError, choose
 
 UNITS = ("pixels", "fractions")

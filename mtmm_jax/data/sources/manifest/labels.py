@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mtmm_jax.batch import Target
-from mtmm_jax.data.sources.manifest.setting import Setting
+from mtmm_jax.readers.cells import Setting
 from mtmm_jax.registry import ConfigError
 
 _SHOWN = 20

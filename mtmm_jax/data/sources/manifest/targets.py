@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from mtmm_jax.batch import Target
-from mtmm_jax.data.readers.limits import Unreadable
 from mtmm_jax.data.sources.manifest.boxes import BoxesTarget
 from mtmm_jax.data.sources.manifest.labels import Label, check_classes, frequencies, index
-from mtmm_jax.data.sources.manifest.setting import (
+from mtmm_jax.readers.cells import (
     SMALLEST_STD,
     Setting,
     by_size,
@@ -22,6 +21,7 @@ from mtmm_jax.data.sources.manifest.setting import (
     whole,
     words,
 )
+from mtmm_jax.readers.limits import Unreadable
 from mtmm_jax.text import encode_with_mask, read_tokenizer, train_characters, train_tokenizer
 
 

@@ -18,6 +18,7 @@ from mtmm_jax.batch import Batch, Spec, Target
 from mtmm_jax.data.pipeline.source import SPLITS, Source, split_sizes
 from mtmm_jax.data.sources.scenarios.parts import Lot
 from mtmm_jax.data.sources.scenarios.worlds import SCENARIOS, World
+from mtmm_jax.modalities import kind_of
 from mtmm_jax.registry import ConfigError, choose
 
 _SPLIT = 2**24  # a row's number is that of its split times this, plus its place in the split
@@ -87,7 +88,7 @@ def _compose(
     world, present = make(rows), np.ones(len(rows), bool)
     inputs = {name: {"x": x, "present": present} for name, (_, x) in world.inputs.items()}
     for name, (modality, x) in world.inputs.items():
-        if modality.kind == "text":
+        if kind_of(modality).mask == "always":
             inputs[name]["mask"] = np.ones(x.shape, bool)
     return {
         "inputs": inputs,

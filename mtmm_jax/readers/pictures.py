@@ -23,8 +23,8 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from mtmm_jax.data.readers import images
-from mtmm_jax.data.readers.limits import Limits, Unreadable, guard
+from mtmm_jax.readers import images
+from mtmm_jax.readers.limits import Limits, Unreadable, guard
 
 IMAGES = "PNG, JPEG, WebP, GIF, BMP or TIFF"
 # The formats by their first bytes: no plugin is tried that is not named here.

@@ -8,7 +8,7 @@ import os
 import re
 import stat
 
-from mtmm_jax.data.readers.limits import Limits, Unreadable
+from mtmm_jax.readers.limits import Limits, Unreadable
 
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _FLAGS = (
