@@ -14,7 +14,7 @@ from mtmm_jax.encoders.sequence import TransformerEncoder
 from mtmm_jax.encoders.vit import divided
 from mtmm_jax.layers import cells, fill_up, fourier, patches
 from mtmm_jax.layers.latents import CrossBlock, Latents
-from mtmm_jax.modalities import MODALITIES
+from mtmm_jax.modalities import kind_of
 
 _LONGEST = (
     4096.0  # pieces in the slowest Fourier wave; of no input's own length: padding moves nothing
@@ -49,8 +49,8 @@ class Perceiver(TransformerEncoder):
 
     @staticmethod
     def accepts(modality: Modality) -> bool:
-        row = MODALITIES.get(modality.kind)
-        if row is None or len(modality.shape) != row.dimensions or row.dimensions > 4:
+        dimensions = kind_of(modality).dimensions
+        if len(modality.shape) != dimensions or dimensions > 4:
             return False
         if modality.is_a("text"):
             return modality.vocabulary is not None
