@@ -2,6 +2,12 @@
 
 `MODALITIES` has a row for each; adding a kind is a file with one `ModalityKind` and its row here.
 Other rooms call what `kind_of(modality)` holds, or `Modality.is_a`; none compares a kind.
+
+    POINTS = ModalityKind("points", dimensions=2)                  # arrays [N, 3], and nothing more
+    DEPTH = ModalityKind("depth", 3, like=("image",), units=IMAGE.units)   # for encoders of images
+
+Both are read from a manifest (`.npy` files or lists), checked, shown, trained on, damaged,
+explained and exported.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ class Column:
         raise NotImplementedError
 
     def describe(self, cell: Any) -> str:
-        """A cell in a few words, if it says what the example is."""
+        """A cell in a few words, if it describes the example."""
         del cell
         return ""
 
@@ -98,11 +98,14 @@ class ArrayColumn(Column):
     """Arrays of one shape, each a `.npy` file or a JSON list.
 
     Args:
+        kind, dimensions: of the modality.
+        masked: whether arrays are cut or filled up along their first axis, with a mask.
         shape: of each; by default that of the first one in the train split.
     """
 
     kind: str
     dimensions: int
+    masked: bool = False
     shape: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
@@ -124,17 +127,22 @@ class ArrayColumn(Column):
 
         def decode(value: Any, _: int) -> np.ndarray:
             found = _array(value, setting)
-            if found.shape != shape:
+            free = 1 if self.masked else 0
+            if found.ndim != len(shape) or found.shape[free:] != shape[free:]:
                 raise Unreadable(f"is an array of shape {list(found.shape)}; wanted {list(shape)}")
             return found
 
         def batch(rows: np.ndarray, chance: Any, attempt: Attempt) -> Any:
             found = attempt(self.at, cells, decode)
-            x = np.zeros((len(rows), *shape), np.float32)
+            x, mask = (
+                np.zeros((len(rows), *shape), np.float32),
+                np.zeros((len(rows), shape[0]), bool),
+            )
             for i, one in enumerate(found):
                 if one is not None:
-                    x[i] = one
-            return {"x": x, "present": present(found)}, []
+                    x[i, : len(one)], mask[i, : len(one)] = one[: shape[0]], True
+            entry = {"x": x, "mask": mask} if self.masked else {"x": x}
+            return {**entry, "present": mask.any(1)}, []
 
         return Input(Modality(self.kind, shape, "float32"), batch)
 

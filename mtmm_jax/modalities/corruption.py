@@ -28,7 +28,7 @@ class Place(NamedTuple):
 
     Attributes:
         id: `[B]`, whose numbers these are.
-        modality: what the spec says of it.
+        modality: of the spec.
         spread: the standard deviation of each column or channel, over the split.
         seed: of all draws.
     """

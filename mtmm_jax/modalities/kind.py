@@ -98,7 +98,8 @@ class ModalityKind:
     @property
     def context(self) -> dict[str, Any]:
         """What `column` may take besides the config's options."""
-        return {"kind": self.name, "dimensions": self.dimensions}
+        masked = self.mask != "never"
+        return {"kind": self.name, "dimensions": self.dimensions, "masked": masked}
 
 
 def _text(data: str | bytes) -> str:

@@ -72,7 +72,7 @@ def _plain(cells: list[Any], kept: Kept) -> tuple[np.ndarray, np.ndarray]:
     values = np.array([[np.nan if v is None else v for v in column] for column in cells]).T
     names = list(kept.modality.names)
     for i, column in enumerate(names):
-        unknown = f"{column}_missing"  # a source that says what it does not know
+        unknown = f"{column}_missing"  # a source with a column for what is not known
         if unknown in names and np.isnan(values[:, names.index(unknown)]).all():
             gap = np.isnan(values[:, i])
             values[:, names.index(unknown)] = gap

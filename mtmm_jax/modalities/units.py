@@ -114,7 +114,7 @@ class Units:
             the tokens of the encoder's stem, and this is `(parts, positions [B, N, P] of the
             tokens, x, modality) -> [B, N]`, the unit of each token.
         masked: whether masked places belong to no unit.
-        words: whether units are words that a tokenizer tells, instead of a grid.
+        words: whether units are words, which a tokenizer finds, instead of a grid.
     """
 
     grid: Callable[[Modality, tuple[int, ...]], Sequence[tuple[int, int]]] = first_axis

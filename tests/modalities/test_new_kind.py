@@ -1,5 +1,6 @@
 """A kind that is only a row goes from a manifest through every command, with no edit elsewhere."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,6 +9,7 @@ from ml_collections import ConfigDict
 
 from mtmm_jax import analyze, data, evaluate, export, predict, train
 from mtmm_jax.data.inspect import check, show
+from mtmm_jax.inference.export import entries
 from mtmm_jax.inference.sample import read_values
 from mtmm_jax.modalities import MODALITIES
 from mtmm_jax.store.workdir import Workdir
@@ -116,9 +118,9 @@ def test_one_file_is_predicted_and_explained(workdir, manifest, tmp_path, capsys
     capsys.readouterr()
     explain = ["--workdir", str(workdir), *files, "--explain", str(tmp_path), "--json"]
     assert predict.main(explain) == 0
-    (told,) = json.loads(capsys.readouterr().out)
-    assert told["names"]["depth"][0] == "row 1, column 1 (top left)"
-    assert told["names"]["points"] == [f"part {i + 1} of 16" for i in range(16)]
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["names"]["depth"][0] == "row 1, column 1 (top left)"
+    assert found["names"]["points"] == [f"part {i + 1} of 16" for i in range(16)]
     assert "data:image/png" in (tmp_path / "explanation.html").read_text()
 
 
@@ -137,7 +139,7 @@ def test_files_and_batches_are_read_alike(workdir, manifest):
     [
         ("depth", "nothing.npy", "cannot read nothing.npy: does not exist"),
         ("points", "[[1, 2, 3]]", "is an array of shape [1, 3]; wanted [20, 3]"),
-        ("points", '[["a"]]', "not a number"),
+        ("points", '[["1", "2", "3"]]', "not a number"),
         ("points", "[[1, 2], [3]]", "different lengths"),
     ],
 )
@@ -149,10 +151,31 @@ def test_nonsense_is_refused_in_one_line(name, value, message, workdir, capsys):
 
 
 def test_export_and_a_manifest_of_predictions(workdir, manifest, tmp_path, capsys):
-    file, out = tmp_path / "run.zip", tmp_path / "told.jsonl"
+    file, out = tmp_path / "run.zip", tmp_path / "predictions.jsonl"
     assert export.main(["--workdir", str(workdir), "--out", str(file), "--batch", "4"]) == 0
     for run in (("--workdir", str(workdir)), ("--exported", str(file))):
         assert predict.main([*run, "--manifest", str(manifest), "--out", str(out)]) == 0
         rows = [json.loads(line) for line in out.read_text().splitlines()]
         assert len(rows) == 24
         assert all("answers" in row for row in rows)
+
+
+def test_a_kind_with_a_mask_is_cut_or_filled_up(tmp_path, monkeypatch):
+    row = dataclasses.replace(made_up.POINTS, name="clouds", mask="maybe")
+    monkeypatch.setitem(MODALITIES, "clouds", row)
+    clouds = [np.full((n, 3), 1 + i).tolist() for i, n in enumerate((2, 5, 4, 1))]
+    clouds += [None, [], [[1, 2]]]
+    rows = [{"cloud": x, "label": i % 2, "split": "train"} for i, x in enumerate(clouds)]
+    path = tmp_path / "m.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in rows))
+    section = {"kind": "manifest", "path": str(path), "targets": {"label": "class"}}
+    options = {"kind": "clouds", "shape": [4, 3]}
+    source = data.build({**section, "modalities": {"cloud": options}})
+    batch = source.compose(np.arange(7), None)
+    source.spec.check(batch)
+    entry = batch["inputs"]["cloud"]
+    assert entry["mask"].sum(1).tolist() == [2, 4, 4, 1, 0, 0, 0]
+    assert entry["present"].tolist() == [True] * 4 + [False] * 3
+    assert entry["x"].sum((1, 2)).tolist() == [6, 24, 36, 12, 0, 0, 0]
+    assert [problem.line for problem in source.compose.bad.problems] == [6, 7]
+    assert "mask" in entries({"cloud": source.spec.modalities["cloud"]})["cloud"]

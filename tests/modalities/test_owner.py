@@ -12,13 +12,18 @@ RULE = Rule(
     rooms=(
         "analysis",
         "batch.py",
+        "benchmarks",
         "data",
         "encoders",
         "evaluation",
+        "fusion",
         "inference",
         "model",
         "readers",
+        "runs",
+        "sharing",
         "tasks",
+        "training",
         "transfer",
     ),
     # Tasks, targets, settings and dtypes have kinds of their own.
