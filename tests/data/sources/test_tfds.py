@@ -14,10 +14,12 @@ import soundfile
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from mtmm_jax import modalities
 from mtmm_jax.batch import Spec
 from mtmm_jax.data.pipeline.pipes import Pipe
 from mtmm_jax.data.sources.tfds.records import TFRecords
 from mtmm_jax.data.sources.tfds.source import tfds as source_of
+from mtmm_jax.modalities import ModalityKind
 from mtmm_jax.registry import ConfigError, build
 from mtmm_jax.text import PADDING
 
@@ -384,6 +386,20 @@ def test_mistakes_are_named(source, folder, wrong, message):
     config = {"dataset": "mtmm_tiny", "modalities": MODALITIES, "targets": TARGETS}
     with pytest.raises(ConfigError, match=message):
         source_of(**{**config, "data_dir": folder, "where": "t", **wrong})
+
+
+def test_a_kind_that_is_only_a_row_is_an_array(folder, monkeypatch):
+    row = ModalityKind("answers", dimensions=1)
+    monkeypatch.setitem(modalities.MODALITIES, "answers", row)
+    options = {"dataset": "mtmm_tiny", "targets": COLOUR, "data_dir": folder, "where": "t"}
+    section = {"feature": "nested/flags", "kind": "answers"}
+    built = source_of(**options, modalities={"one": section})
+    batch = next(built.batches("test", 4))
+    built.spec.check(batch)
+    assert built.spec.modalities["one"] == modalities.Modality("answers", (2,), "float32")
+    assert set(np.unique(batch["inputs"]["one"]["x"])) <= {0.0, 1.0}
+    with pytest.raises(ConfigError, match="no answers; it needs numbers of 1 fixed dimensions"):
+        source_of(**options, modalities={"one": {**section, "feature": "series"}})
 
 
 def test_it_can_be_built_from_a_config(folder):
