@@ -12,6 +12,7 @@ from mtmm_jax.data.inspect.check import check
 from mtmm_jax.data.pipeline.augment_jit import AUGMENTATIONS
 from mtmm_jax.data.transforms import Form
 from mtmm_jax.encoders import ENCODERS
+from mtmm_jax.inference.export import entries
 from mtmm_jax.modalities import MODALITIES, Kept, is_like, kind_of
 from mtmm_jax.modalities.corruption import SEVERITIES, Place
 from mtmm_jax.modalities.kind import MASKS
@@ -87,6 +88,17 @@ def test_an_example_and_a_random_batch_pass_the_check(row):
     spec.check(example)
     assert ("mask" in example["inputs"]["one"]) == (row.mask == "always")
     spec.check({"inputs": {"one": entry_of(row)}, "targets": {}, "weight": np.ones(SIZE)})
+
+
+def test_masks_are_those_that_exported_programs_take():
+    masks = {name: row.mask for name, row in KINDS.items()}
+    spec = Spec({name: modality_of(row) for name, row in KINDS.items()}, {})
+    masked = {name for name, entry in entries(spec.modalities).items() if "mask" in entry}
+    assert masked == {name for name, mask in masks.items() if mask != "never"}
+    # What files that were exported before rely on.
+    always, maybe = {"text": "always"}, dict.fromkeys(("video", "table", "series"), "maybe")
+    kept = {**always, **maybe, "image": "never", "audio": "never"}
+    assert kept.items() <= masks.items()
 
 
 @every

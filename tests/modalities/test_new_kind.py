@@ -179,3 +179,16 @@ def test_a_kind_with_a_mask_is_cut_or_filled_up(tmp_path, monkeypatch):
     assert entry["x"].sum((1, 2)).tolist() == [6, 24, 36, 12, 0, 0, 0]
     assert [problem.line for problem in source.compose.bad.problems] == [6, 7]
     assert "mask" in entries({"cloud": source.spec.modalities["cloud"]})["cloud"]
+
+
+def test_a_number_is_no_array(tmp_path, monkeypatch):
+    row = dataclasses.replace(made_up.POINTS, name="line", dimensions=1, mask="maybe")
+    monkeypatch.setitem(MODALITIES, "line", row)
+    np.save(tmp_path / "0.npy", np.float32(1))
+    np.save(tmp_path / "1.npy", np.ones(3, np.float32))
+    rows = [{"line": f"{i}.npy", "label": i, "split": "train"} for i in range(2)]
+    path = tmp_path / "m.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in rows))
+    description = {"modalities": {"line": "line"}, "targets": {"label": "class"}}
+    (problem,) = check.check(path, description).problems
+    assert str(problem).endswith("is an array of shape []; wanted [3]")

@@ -398,8 +398,12 @@ def test_a_kind_that_is_only_a_row_is_an_array(folder, monkeypatch):
     built.spec.check(batch)
     assert built.spec.modalities["one"] == modalities.Modality("answers", (2,), "float32")
     assert set(np.unique(batch["inputs"]["one"]["x"])) <= {0.0, 1.0}
-    with pytest.raises(ConfigError, match="no answers; it needs numbers of 1 fixed dimensions"):
-        source_of(**options, modalities={"one": {**section, "feature": "series"}})
+    flat = dataclasses.replace(row, name="flat", dimensions=2)
+    monkeypatch.setitem(modalities.MODALITIES, "flat", flat)
+    for feature in ("series", "vector"):  # of any length; of one dimension
+        wrong = {"feature": feature, "kind": "flat"}
+        with pytest.raises(ConfigError, match="no flat; it needs numbers of 2 fixed dimensions"):
+            source_of(**options, modalities={"one": wrong})
 
 
 def test_it_can_be_built_from_a_config(folder):
