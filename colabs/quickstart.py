@@ -115,16 +115,12 @@ for name, figure in figures(Workdir(workdir)).items():
 # Any subset of the modalities will do; what is missing is told to the model, not guessed.
 
 # %%
-from mtmm_jax.data.readers import READERS
 from mtmm_jax.inference.finished import open_run
+from mtmm_jax.inference.sample import read_values
 from mtmm_jax.predict import ask, show
 
 run = open_run(workdir)
-spec = run.experiment.model.spec
-text = READERS["text"](
-    "red apple fruit", spec.modalities["text"], run.workdir.asset("tokenizer.json")
-)
-show(ask(run, {"text": text}))
+show(ask(run, read_values({"text": "red apple fruit"}, run.workdir)))
 
 # %% [markdown]
 # ## One part in your own project

@@ -24,36 +24,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mtmm_jax.modalities import Modality as Modality
+from mtmm_jax.modalities import kind_of
 from mtmm_jax.registry import ConfigError, choose
-from mtmm_jax.targets import Target
+from mtmm_jax.targets import Target as Target
 
 Batch = dict[str, Any]
-
-MODALITY_KINDS = ("image", "text", "audio", "video", "table", "series")
-
-
-@dataclasses.dataclass(frozen=True)
-class Modality:
-    """What a source knows of one input.
-
-    Attributes:
-        kind: one of `MODALITY_KINDS`. An image is `[H, W, 3]` and a video `[T, H, W, 3]`, both in
-            -1..1, audio is `[samples]` in -1..1, text `[tokens]` of ids with a mask, a table
-            `[columns]`, a series `[T, channels]`; text, video and series have a mask where lengths
-            vary.
-        shape: of one example's `x`, without the batch; `None` where the length varies.
-        dtype: of `x`.
-        vocabulary: the number of token ids, for text.
-        rate: samples, frames or steps per second, for audio, video and series.
-        names: of a table's columns or a series' channels.
-    """
-
-    kind: str
-    shape: tuple[int | None, ...]
-    dtype: str
-    vocabulary: int | None = None
-    rate: float | None = None
-    names: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +60,7 @@ class Spec:
             shape = tuple(8 if size is None else size for size in modality.shape)
             x = np.zeros((batch_size, *shape), modality.dtype)
             inputs[name] = {"x": x, "present": present}
-            if modality.kind == "text":
+            if kind_of(modality).mask == "always":
                 inputs[name]["mask"] = np.ones((batch_size, shape[0]), bool)
         targets = {
             name: {"y": target.blank(batch_size), "present": present}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mtmm_jax import balancing, data, encoders, fusion, heads, sharing, tasks
+from mtmm_jax import balancing, data, encoders, fusion, heads, modalities, sharing, tasks
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -35,6 +35,7 @@ def test_ci_runs_the_commands_of_the_readme():
 @pytest.mark.parametrize(
     ("name", "table"),
     [
+        ("MODALITIES", modalities.MODALITIES),
         ("SOURCES", data.SOURCES),
         ("ENCODERS", encoders.ENCODERS),
         ("FUSIONS", fusion.FUSIONS),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,14 +15,14 @@ import numpy as np
 from mtmm_jax.analysis.explanation_attention import Attention, deletion
 from mtmm_jax.evaluation.attribution import Explainer
 from mtmm_jax.evaluation.subsets import MOST, shapley, subsets
-from mtmm_jax.evaluation.units import Parts, parts_of, unit_names
 from mtmm_jax.heads.bound import row_of
 from mtmm_jax.inference.finished import Finished
 from mtmm_jax.inference.prediction import absent
+from mtmm_jax.modalities import kind_of
+from mtmm_jax.modalities.units import Parts
 from mtmm_jax.registry import ConfigError, choose
 from mtmm_jax.store.workdir import Workdir
 from mtmm_jax.tasks.task import Task, modalities_of
-from mtmm_jax.text import read_tokenizer, unknown_id, words_of
 
 SHARES = tuple(round(0.1 * i, 1) for i in range(11))  # of the units, that are taken away
 
@@ -187,17 +188,9 @@ def taken_apart(
     parts, names = {}, {}
     for name, entry in inputs.items():
         modality = run.experiment.model.spec.modalities[name]
-        if modality.kind == "text":
-            tokenizer = read_tokenizer(run.workdir.tokenizer(name))
-            found = [words_of(tokenizer, ids) for ids in np.asarray(entry["x"])]
-            numbers = np.stack([number for number, _ in found])
-            if "mask" in entry:
-                numbers = np.where(entry["mask"], numbers, -1)
-            parts[name] = parts_of(modality, entry, numbers, unknown_id(tokenizer))
-            names[name] = [words for _, words in found]
-        else:
-            parts[name] = parts_of(modality, entry)
-            names[name] = [unit_names(modality, parts[name].count)] * len(entry["x"])
+        tokenizer = functools.partial(run.workdir.tokenizer, name)
+        units = kind_of(modality).units
+        parts[name], names[name] = units.named_parts(modality, entry, tokenizer)
     return parts, names
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from mtmm_jax.analysis.intermediates import Known, handed_over, layout_of, looked_at
 from mtmm_jax.batch import Tokens, clean
 from mtmm_jax.evaluation.attribution import Explainer
-from mtmm_jax.evaluation.units import Parts
+from mtmm_jax.modalities.units import Parts
 from mtmm_jax.model import Model
 
 

@@ -18,9 +18,10 @@ from mtmm_jax.analysis.overview import looked_at
 from mtmm_jax.analysis.pictures import heat_maps, patch_attention
 from mtmm_jax.analysis.report import PAGE_STYLE, image_of, png_of
 from mtmm_jax.batch import Modality
-from mtmm_jax.evaluation.units import SIDE, VIDEO_SIDE
 from mtmm_jax.inference.finished import Finished
 from mtmm_jax.inference.prediction import absent
+from mtmm_jax.modalities import kind_of
+from mtmm_jax.modalities.units import OverLine, OverPicture
 from mtmm_jax.store.workdir import write
 
 _FOR, _AGAINST, _LOOKED = "#1f77b4", "#d62728", "#2ca02c"
@@ -68,27 +69,20 @@ def _units(axis: Axes, told: Explanation, name: str, x: np.ndarray, modality: Mo
     values = told.units[name]
     top = max(float(np.abs(values).max()), 1e-9)
     scale = {"cmap": "RdBu", "vmin": -top, "vmax": top}
-    if modality.kind == "image":
-        sides = [min(SIDE, size) for size in x.shape[:2]]
-        axis.imshow(_grey(x), extent=(0, 1, 1, 0), cmap="gray", vmin=0, vmax=1)
-        grid = values.reshape(sides)
-        axis.imshow(grid, extent=(0, 1, 1, 0), alpha=0.55, **scale)
-        axis.set_axis_off()
-    elif modality.kind == "video":
-        frames = values.reshape(len(x), -1).sum(1)
-        best = int(np.abs(frames).argmax())
-        side = min(VIDEO_SIDE, x.shape[1]), min(VIDEO_SIDE, x.shape[2])
-        axis.imshow(_grey(x[best]), extent=(0, 1, 1, 0), cmap="gray", vmin=0, vmax=1)
-        axis.imshow(values.reshape(len(x), *side)[best], extent=(0, 1, 1, 0), alpha=0.55, **scale)
-        axis.set_xlabel(f"frame {best + 1} of {len(x)}, which counted most")
+    drawn = kind_of(modality).units.draw(values, x, modality)
+    if isinstance(drawn, OverPicture):
+        axis.imshow(drawn.picture, extent=(0, 1, 1, 0), cmap="gray", vmin=0, vmax=1)
+        axis.imshow(drawn.values, extent=(0, 1, 1, 0), alpha=0.55, **scale)
+        axis.set_xlabel(drawn.caption)
         axis.set_xticks([])
         axis.set_yticks([])
-    elif modality.kind == "audio":
-        seconds = len(x) / modality.rate
-        times = np.linspace(0, seconds, len(x))
-        high = max(float(np.abs(x).max()), 1e-6)
-        axis.imshow(values[None], extent=(0, seconds, -high, high), aspect="auto", **scale)
-        axis.plot(times, x, color="#222", linewidth=0.4)
+        if not drawn.caption:
+            axis.set_axis_off()
+    elif isinstance(drawn, OverLine):
+        seconds, high = drawn.seconds, max(float(np.abs(drawn.line).max()), 1e-6)
+        axis.imshow(drawn.values[None], extent=(0, seconds, -high, high), aspect="auto", **scale)
+        times = np.linspace(0, seconds, len(drawn.line))
+        axis.plot(times, drawn.line, color="#222", linewidth=0.4)
         axis.set_xlabel("seconds")
     else:
         labels = told.names[name]
@@ -99,11 +93,6 @@ def _units(axis: Axes, told: Explanation, name: str, x: np.ndarray, modality: Mo
 
 def _shown(x: np.ndarray) -> np.ndarray:
     return np.clip((x + 1) / 2, 0, 1)
-
-
-def _grey(x: np.ndarray) -> np.ndarray:
-    """Under colours that mean something else."""
-    return _shown(x).mean(-1)
 
 
 def sentences(run: Finished, told: Explanation) -> list[str]:
@@ -197,7 +186,7 @@ def save(
         texts = "".join(
             f"<p>{name}: {_coloured(told, name)}</p>"
             for name in told.units
-            if kinds[name].kind == "text"
+            if kind_of(kinds[name]).units.words
         )
         title = html.escape(f"{told.task}: {told.answer}")
         body.append(f"<h2>{title}</h2>{words}{texts}{image_of(png, told.task)}")

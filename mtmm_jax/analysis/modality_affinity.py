@@ -15,7 +15,7 @@ import numpy as np
 
 from mtmm_jax import fusion
 from mtmm_jax.batch import Batch, Tokens, clean
-from mtmm_jax.data.pipeline.chance import bits
+from mtmm_jax.chance import bits
 from mtmm_jax.model import Model
 from mtmm_jax.model.forward import LEVELS, EncoderCache, ForwardPass
 from mtmm_jax.registry import ConfigError, choose

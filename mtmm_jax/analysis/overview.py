@@ -109,7 +109,7 @@ def intermediates(
     heat, patches = looked_at(run, inputs, samples)
     numbers, arrays = pages.stored(heat, patches)
     for shown in patches:
-        if model.spec.modalities[shown.modality].kind == "image":
+        if model.spec.modalities[shown.modality].is_a("image"):
             x = np.asarray(inputs[shown.modality]["x"][shown.sample], np.float32)
             arrays[f"picture/{shown.modality}/{shown.sample}"] = np.clip((x + 1) / 2, 0, 1)
     return numbers, arrays
@@ -124,7 +124,7 @@ def looked_at(
     words = {
         name: _words(run.workdir, name, inputs[name])
         for name in spans
-        if model.spec.modalities[name].kind == "text"
+        if model.spec.modalities[name].is_a("text")
         and spans[name].length == inputs[name]["x"].shape[1]
     }
     return drawn(seen, Known(tuple(samples), words, spans, fused, tuple(model.sharing.tasks)))

@@ -28,7 +28,7 @@ WINDOW, HOP = 0.032, 0.016  # seconds, to the nearest sample
 
 
 def _accepts(modality: Modality) -> bool:
-    return modality.kind == "audio" and len(modality.shape) == 1 and modality.rate is not None
+    return modality.is_a("audio") and len(modality.shape) == 1 and modality.rate is not None
 
 
 def hop(rate: float) -> float:

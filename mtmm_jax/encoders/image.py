@@ -40,7 +40,7 @@ _INIT = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
 
 
 def accepts_images(modality: Modality) -> bool:
-    return modality.kind == "image" and len(modality.shape) == 3
+    return modality.is_a("image") and len(modality.shape) == 3
 
 
 def _conv(features: int, size: int, stride: int, dtype: Any, name: str) -> nn.Conv:

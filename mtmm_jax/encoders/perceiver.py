@@ -8,16 +8,15 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from mtmm_jax.batch import MODALITY_KINDS, Modality, Tokens
+from mtmm_jax.batch import Modality, Tokens
 from mtmm_jax.encoders.encoder import mask_of
 from mtmm_jax.encoders.sequence import TransformerEncoder
 from mtmm_jax.encoders.vit import divided
 from mtmm_jax.layers import cells, fill_up, fourier, patches
 from mtmm_jax.layers.latents import CrossBlock, Latents
+from mtmm_jax.modalities import kind_of
 from mtmm_jax.ranges import Positive, Size, SizeOrZero
 
-# the dimensions of a kind's `x`, with the batch; a waveform and a table are told by their rate
-_DIMENSIONS = {"image": 4, "text": 2, "audio": 2, "video": 5, "table": 2, "series": 3}
 _LONGEST = (
     4096.0  # pieces in the slowest Fourier wave; of no input's own length: padding moves nothing
 )
@@ -51,14 +50,14 @@ class Perceiver(TransformerEncoder):
 
     @staticmethod
     def accepts(modality: Modality) -> bool:
-        kind, dimensions = modality.kind, 1 + len(modality.shape)
-        if kind not in MODALITY_KINDS or dimensions != _DIMENSIONS[kind]:
+        dimensions = kind_of(modality).dimensions
+        if len(modality.shape) != dimensions or dimensions > 4:
             return False
-        return {
-            "text": modality.vocabulary is not None,
-            "audio": modality.rate is not None,
-            "table": modality.rate is None,
-        }.get(kind, True)
+        if modality.is_a("text"):
+            return modality.vocabulary is not None
+        if modality.is_a("audio"):  # a waveform and a table differ in having a rate
+            return modality.rate is not None
+        return modality.rate is None or not modality.is_a("table")
 
     def setup(self) -> None:
         super().setup()

@@ -22,7 +22,7 @@ CONVS = {"mini": (32, 64), "tiny": (32, 64, 64), "small": (64, 128, 256, 256)}
 
 
 def _accepts(modality: Modality) -> bool:
-    return modality.kind == "series" and len(modality.shape) == 2
+    return modality.is_a("series") and len(modality.shape) == 2
 
 
 def _seconds(steps: int, batch: int, rate: float | None) -> jax.Array:
@@ -108,7 +108,7 @@ class Conv1D(Encoder):
 
     @staticmethod
     def accepts(modality: Modality) -> bool:
-        return _accepts(modality) or (modality.kind == "audio" and len(modality.shape) == 1)
+        return _accepts(modality) or (modality.is_a("audio") and len(modality.shape) == 1)
 
     @nn.nowrap
     def _channels(self) -> tuple[int, ...]:

@@ -55,7 +55,7 @@ class LogMelGRU(Encoder):
 
     @staticmethod
     def accepts(modality: Modality) -> bool:
-        return modality.kind == "audio" and len(modality.shape) == 1 and modality.rate is not None
+        return modality.is_a("audio") and len(modality.shape) == 1 and modality.rate is not None
 
     def setup(self) -> None:
         layers, width = PRESETS[choose(self.preset, PRESETS, "log_mel_gru.preset", "preset")]

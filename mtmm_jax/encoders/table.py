@@ -17,7 +17,7 @@ from mtmm_jax.encoders.sequence import TransformerEncoder
 
 
 def _accepts(modality: Modality) -> bool:
-    return modality.kind == "table" and len(modality.shape) == 1
+    return modality.is_a("table") and len(modality.shape) == 1
 
 
 class MLPTable(MLPEncoder):

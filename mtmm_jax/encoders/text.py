@@ -22,7 +22,7 @@ BERTS = {"tiny": (2, 128, 2), "minilm": (6, 384, 12), "base": (12, 768, 12)}
 
 
 def _accepts(modality: Modality) -> bool:
-    return modality.kind == "text" and modality.vocabulary is not None
+    return modality.is_a("text") and modality.vocabulary is not None
 
 
 def _embed(

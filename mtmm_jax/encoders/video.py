@@ -67,7 +67,7 @@ class VideoFrames(Encoder):
 
     @staticmethod
     def accepts(modality: Modality) -> bool:
-        return modality.kind == "video" and len(modality.shape) == 4
+        return modality.is_a("video") and len(modality.shape) == 4
 
     def setup(self) -> None:
         self.frames = registry.build(

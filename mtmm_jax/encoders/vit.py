@@ -123,7 +123,7 @@ class TubeletVideo(TransformerEncoder):
 
     @staticmethod
     def accepts(modality: Modality) -> bool:
-        return modality.kind == "video" and len(modality.shape) == 4
+        return modality.is_a("video") and len(modality.shape) == 4
 
     @nn.compact
     def stem(self, entry: Mapping[str, Any], **mode: Any) -> Tokens:

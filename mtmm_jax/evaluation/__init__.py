@@ -1,6 +1,5 @@
 """Metrics of a model over a split: with every modality, and with some of them hidden or damaged."""
 
-from mtmm_jax.evaluation.corruptions import CORRUPTIONS as CORRUPTIONS
 from mtmm_jax.evaluation.robustness import curves as curves
 from mtmm_jax.evaluation.robustness import effective_robustness as effective_robustness
 from mtmm_jax.evaluation.robustness import relative_robustness as relative_robustness

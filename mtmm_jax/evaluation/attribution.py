@@ -1,6 +1,6 @@
 """Which parts of an input carried an answer: integrated gradients, and deletion to check them.
 
-An input is taken apart into units, such as words or patches (`evaluation.units`); the path and the
+An input is taken apart into units, such as words or patches (`modalities.units`); the path and the
 deletions lead to an input in which all of them are neutral.
 
     A_u = sum_{i in u} (x_i - x'_i) int_0^1 dF/dx_i (x' + a (x - x')) da
@@ -26,7 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtmm_jax.batch import Tokens, clean
-from mtmm_jax.evaluation.units import Parts, without
+from mtmm_jax.modalities import kind_of
+from mtmm_jax.modalities.units import Parts, without
 from mtmm_jax.model import Model
 
 
@@ -94,7 +95,8 @@ def _soften(
         modality, entry = model.spec.modalities[name], inputs[name]
         starts[name], ends[name] = jnp.asarray(own.neutral), jnp.asarray(entry["x"])
         units[name] = own.units
-        if modality.kind not in ("text", "audio"):
+        path = kind_of(modality).units.path
+        if path is None:
             continue
         encoder, weights = model.encoders[name], _own(read, name)
         said = encoder.apply(weights, entry, method="stem")
@@ -102,10 +104,7 @@ def _soften(
         starts[name], ends[name] = unsaid.values, said.values
         encoders[name] = _Stemless(encoder, said)
         entries[name] = {"x": said.values, "mask": said.mask, "present": entry["present"]}
-        if modality.kind == "audio":
-            seconds = entry["x"].shape[1] / modality.rate
-            moment = (said.positions[..., 0] / seconds * own.count).astype(jnp.int32)
-            units[name] = jnp.clip(moment, 0, own.count - 1)
+        units[name] = path(own, said.positions, entry["x"], modality)
     return dataclasses.replace(model, encoders=encoders), entries, starts, ends, units
 
 

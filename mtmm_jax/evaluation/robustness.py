@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from mtmm_jax.batch import Batch
-from mtmm_jax.evaluation.corruptions import CORRUPTIONS, SEVERITIES, Place
 from mtmm_jax.evaluation.split import restrict
 from mtmm_jax.evaluation.subsets import Probe, Scores
+from mtmm_jax.modalities import kind_of
+from mtmm_jax.modalities.corruption import SEVERITIES, Place
 from mtmm_jax.model import Model
 
 Curve = list[Scores]  # by severity, 0 first
@@ -19,7 +20,7 @@ Curve = list[Scores]  # by severity, 0 first
 
 def passes(model: Model) -> int:
     """How often `curves` runs the model over each batch."""
-    damage = sum(len(CORRUPTIONS[model.spec.modalities[m].kind]) for m in model.encoders)
+    damage = sum(len(kind_of(model.spec.modalities[m]).corruptions) for m in model.encoders)
     return 1 + len(model.encoders) + 2 * damage * (len(SEVERITIES) - 1)
 
 
@@ -60,7 +61,7 @@ def curves(
             add((name, "", "alone", 0), probe.states(variables, placed, alone[name]))
             modality = model.spec.modalities[name]
             place = Place(_ids(batch), modality, spread[name], seed)
-            for damage, corruption in CORRUPTIONS[modality.kind].items():
+            for damage, corruption in kind_of(modality).corruptions.items():
                 for severity in SEVERITIES[1:]:
                     entry = _same_keys(
                         corruption(batch["inputs"][name], place, severity),
@@ -79,7 +80,7 @@ def curves(
                 ]
                 for view in ("all", "alone")
             }
-            for damage in CORRUPTIONS[model.spec.modalities[name].kind]
+            for damage in kind_of(model.spec.modalities[name]).corruptions
         }
         for name in model.encoders
     }
@@ -104,7 +105,8 @@ def _same_keys(changed: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str
 
 def _spread(model: Model, name: str, batches: Sequence[Batch]) -> np.ndarray | float:
     """The standard deviation of each column or channel, over what is there."""
-    if model.spec.modalities[name].kind not in ("table", "series"):
+    damages = kind_of(model.spec.modalities[name]).corruptions.values()
+    if not any(damage.relative for damage in damages):
         return 1.0
     rows = []
     for batch in batches:

@@ -67,9 +67,9 @@ def named(
 
 def space_of(model: Model, modality: str | None = None, where: str = WHERE) -> tuple[str, str, str]:
     """`(task, modality, text)`: a retrieval task that puts a modality and a text into one space."""
-    kinds = {name: entry.kind for name, entry in model.spec.modalities.items()}
+    words = {name for name, entry in model.spec.modalities.items() if entry.is_a("text")}
     for name, task in model.tasks.items():
-        texts = [read for read in task.reads if kinds.get(read) == "text"]
+        texts = [read for read in task.reads if read in words]
         others = [read for read in task.reads if read not in texts]
         if modality is not None:
             others = [read for read in others if read == modality]

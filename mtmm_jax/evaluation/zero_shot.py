@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from mtmm_jax.data.pipeline.chance import bits
+from mtmm_jax.chance import bits
 from mtmm_jax.data.pipeline.labels import HELD_OUT
 from mtmm_jax.data.pipeline.source import Source
 from mtmm_jax.evaluation.spaces import WHERE, embedded, embedder, named, space_of

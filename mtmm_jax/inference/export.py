@@ -24,13 +24,13 @@ from mtmm_jax.batch import Modality, choose_all
 from mtmm_jax.inference import exported
 from mtmm_jax.inference.finished import Finished
 from mtmm_jax.inference.outputs import answers
+from mtmm_jax.modalities import kind_of
 from mtmm_jax.model import Model, flatten
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.store.workdir import stamped, write
 from mtmm_jax.transfer.quantising import Quantised, quantise
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-MASKED = ("text", "video", "table", "series")  # kinds of modalities that may be there in part
 
 
 def entries(modalities: Mapping[str, Modality]) -> dict[str, dict[str, tuple[tuple, str]]]:
@@ -43,7 +43,7 @@ def entries(modalities: Mapping[str, Modality]) -> dict[str, dict[str, tuple[tup
                 "fixed ones: give the data a length and train again"
             )
         entry = {"x": (modality.shape, modality.dtype), "present": ((), "bool")}
-        if modality.kind in MASKED:
+        if kind_of(modality).mask != "never":
             entry["mask"] = (modality.shape[:1], "bool")
         found[name] = entry
     return found

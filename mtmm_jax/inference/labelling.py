@@ -21,11 +21,10 @@ from mtmm_jax.inference.finished import Finished
 from mtmm_jax.inference.manifest_batches import Requests, open_requests
 from mtmm_jax.inference.outputs import answers
 from mtmm_jax.inference.prediction import absent
+from mtmm_jax.modalities import kind_of
 from mtmm_jax.registry import ConfigError, choose, whole_number
 from mtmm_jax.tasks.task import Task
 from mtmm_jax.tasks.traits import DIGITS
-
-FILES = ("image", "audio", "video", "series")  # kinds of modalities that rows name files of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +92,9 @@ def _check(run: Finished, path: Path, out: Path, least: float, ask: int, by: str
     whole_number(ask, "--ask", least=0)
     if out.resolve() == path.resolve():
         raise ConfigError(f"--out: {out} is the manifest itself; choose another name")
-    kinds = {run.experiment.model.spec.modalities[m].kind for m in run.experiment.model.encoders}
-    if kinds & set(FILES) and out.parent.resolve() != path.parent.resolve():
+    model = run.experiment.model
+    files = any(kind_of(model.spec.modalities[name]).files for name in model.encoders)
+    if files and out.parent.resolve() != path.parent.resolve():
         raise ConfigError(
             f"--out: {out} is not in the folder of {path}, from which its rows name their files; "
             f"choose {path.parent / out.name}"

@@ -7,6 +7,7 @@ Files, texts and numbers are read as the run's own data were, with what the run 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,15 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from mtmm_jax.batch import Modality
-from mtmm_jax.data.sources.manifest import INPUTS, BadRows
+from mtmm_jax import registry
+from mtmm_jax.data.pipeline.pipes import Pipe
+from mtmm_jax.data.sources.manifest.bad import BadRows
 from mtmm_jax.data.sources.manifest.compose import Compose
-from mtmm_jax.data.sources.manifest.files import Folder
 from mtmm_jax.data.sources.manifest.rows import Rows, read_rows
-from mtmm_jax.data.sources.manifest.setting import Input, Setting
-from mtmm_jax.inference.measured import series, steps_of, table
+from mtmm_jax.data.sources.manifest.setting import Setting
+from mtmm_jax.modalities import Input, Kept, kind_of
+from mtmm_jax.readers.files import Folder
 from mtmm_jax.readers.limits import Limits, Unreadable
-from mtmm_jax.registry import ConfigError, build
+from mtmm_jax.registry import ConfigError
 from mtmm_jax.store.workdir import Workdir
 
 
@@ -116,15 +118,18 @@ def open_all(path: str | Path, workdirs: Sequence[Workdir], on_bad: str = "skip"
 
 
 def read_one(name: str, value: str, workdir: Workdir) -> dict[str, Any]:
-    """A table as JSON (`{"column": value}` or a list), or a series' file, as a batch of one."""
-    modality, where = workdir.spec().modalities[name], Path(f"--{name}")
+    """A value on the command line, such as a table as JSON, as a row of a manifest: a batch of one.
+
+    Args:
+        name: of the modality.
+        value: what its kind reads (`ModalityKind.row`).
+        workdir: of the run.
+    """
+    kept, where = kept_of(name, workdir), Path(f"--{name}")
     try:
-        if modality.kind == "table":
-            found = json.loads(value)
-            values = found if isinstance(found, dict) else {name: found}
-        else:
-            file = Path(value).expanduser()
-            values = {name: steps_of(file.name, file.read_bytes(), modality).tolist()}
+        values = kind_of(kept.modality).row(value, kept)
+    except ConfigError:
+        raise
     except (Unreadable, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{where}: cannot read {value!r}: {reason}") from error
@@ -132,59 +137,55 @@ def read_one(name: str, value: str, workdir: Workdir) -> dict[str, Any]:
     setting = Setting(rows, Folder(".", limits), limits, BadRows(where, [1], "stop"))
     inputs, _ = _inputs(setting, workdir, only=name)
     if not inputs:
-        raise ConfigError(f"{where}: {value!r} has none of: {', '.join(modality.names)}")
+        wanted = ", ".join(kept.modality.names)
+        raise ConfigError(f"{where}: {value!r} has none of: {wanted}")
     return Compose(inputs, {}, {}, setting.bad)(np.zeros(1, np.int64), None)["inputs"][name]
+
+
+def kept_of(name: str, workdir: Workdir) -> Kept:
+    """What a run kept of a modality."""
+    config, modality = workdir.config()["data"], workdir.spec().modalities[name]
+    own = config["modalities"] if config["kind"] == "manifest" else {}
+    given = registry.entry_of(own.get(name, modality.kind))
+    asset = functools.partial(_asset, workdir)
+    pipe = (asset("pipes.json") or {}).get(name)
+    return Kept(
+        name=name,
+        modality=modality,
+        options=given,
+        asset=asset,
+        tokenizer=functools.partial(workdir.tokenizer, name),
+        pipe=None if pipe is None else functools.partial(_through, pipe),
+    )
+
+
+def _asset(workdir: Workdir, name: str) -> Any:
+    path = workdir.path / "assets" / name
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _through(pipe: Mapping[str, Any], values: Sequence[Any]) -> dict[str, Any]:
+    return Pipe.from_dict(pipe).entry(values, None)
 
 
 def _inputs(
     setting: Setting, workdir: Workdir, only: str | None = None
 ) -> tuple[dict[str, Input], list[str]]:
-    """The modalities that some row has, ready to be read, and the others' names."""
-    config = workdir.config()
-    own = config["data"]["modalities"] if config["data"]["kind"] == "manifest" else {}
+    """The modalities that some row has, ready to be read, and the others' columns."""
+    encoders = workdir.config()["model"]["encoders"]
     inputs, absent = {}, []
     for name, modality in workdir.spec().modalities.items():
-        if config["model"]["encoders"].get(name) is None or only not in (None, name):
+        if encoders.get(name) is None or only not in (None, name):
             continue
         if None in modality.shape:
             raise ConfigError(
                 f"--manifest: the length of {name!r} varies ({list(modality.shape)}); rows of a "
                 "manifest are read at a fixed one"
             )
-        given = own.get(name, {"kind": modality.kind})
-        column = given.get("column") or name
-        if modality.kind == "table":
-            found = table(name, modality, setting, workdir)
-        elif column not in setting.rows.columns:
-            found = None
-        elif modality.kind == "series":
-            found = series(name, modality, setting, workdir)
-        else:
-            found = _decoded(name, modality, given, setting, workdir)
+        kept = kept_of(name, workdir)
+        found = kind_of(modality).input_of(kept, setting)
         if found is None:
-            absent.append(column)
+            absent.append(kept.column)
         else:
             inputs[name] = found
     return inputs, absent
-
-
-def _decoded(
-    name: str, modality: Modality, given: Mapping[str, Any], setting: Setting, workdir: Workdir
-) -> Input:
-    """A picture, recording, clip or text, by the manifest's own readers."""
-    options, shape = dict(given), modality.shape
-    if "from" in options:
-        options["origin"] = options.pop("from")
-    form: dict[str, Any] = {"length": shape[0]}
-    if modality.kind == "image":
-        form = {"size": shape[0]}
-    elif modality.kind == "audio":
-        form = {"rate": int(modality.rate), "seconds": shape[0] / modality.rate}
-    elif modality.kind == "video":
-        form = {"frames": shape[0], "size": shape[1]}
-        if modality.rate is not None:
-            form |= {"sample": options.get("sample", "rate"), "rate": modality.rate}
-    kind = build(INPUTS, {**options, **form}, where=f"--manifest: {name}", own=name)
-    cells, nobody = kind.parse(setting), np.zeros(0, np.int64)
-    text = (workdir.tokenizer(name).decode(),) if modality.kind == "text" else ("",)
-    return kind.fit(cells, setting, nobody, *text)

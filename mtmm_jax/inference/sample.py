@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mtmm_jax.data.readers import READERS
-from mtmm_jax.inference.manifest_batches import read_one
+from mtmm_jax.inference.manifest_batches import kept_of, read_one
+from mtmm_jax.modalities import kind_of
 from mtmm_jax.registry import ConfigError, choose
 
 
@@ -45,10 +45,9 @@ def read_values(given: Mapping[str, str], workdir: Any) -> dict[str, Any]:
     """Files and texts as a run's data would give them."""
     spec, inputs = workdir.spec(), {}
     for name, value in given.items():
-        modality = spec.modalities[name]
-        if modality.kind not in READERS:
+        read = kind_of(spec.modalities[name]).read
+        if read is None:
             inputs[name] = read_one(name, value, workdir)
-            continue
-        extra = (workdir.tokenizer(name),) if modality.kind == "text" else ()
-        inputs[name] = READERS[modality.kind](value, modality, *extra)
+        else:
+            inputs[name] = read(value, kept_of(name, workdir))
     return inputs

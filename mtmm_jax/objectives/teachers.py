@@ -60,7 +60,7 @@ def open_teachers(
             theirs, own = model.spec.modalities[name], source.spec.modalities[name]
             _same_modality(name, theirs, own, f"{where}: {path!r}")
             kept = tokenizer_of(source.assets, name)
-            if own.kind == "text" and kept is not None and kept != workdir.tokenizer(name):
+            if own.is_a("text") and kept is not None and kept != workdir.tokenizer(name):
                 raise ConfigError(
                     f"{where}: {path!r} reads {name!r} with another tokenizer than that of the data"
                 )

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mtmm_jax.readers.files import Folder
 from mtmm_jax.readers.limits import Limits, Unreadable
 from mtmm_jax.registry import ConfigError
 
@@ -26,7 +27,7 @@ class Setting(Protocol):
     """
 
     rows: Any
-    folder: Any
+    folder: Folder
     limits: Limits
     bad: Any
 

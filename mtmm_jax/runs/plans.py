@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mtmm_jax.data.pipeline.chance import uniform
+from mtmm_jax.chance import uniform
 from mtmm_jax.registry import ConfigError, whole_number
 from mtmm_jax.store.config import apply_overrides, as_dict, differences
 from mtmm_jax.store.workdir import FREE, Workdir

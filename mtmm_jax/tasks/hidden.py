@@ -38,8 +38,8 @@ def check(modality: Modality, hide: float, patch: int, where: str) -> None:
     if not number or not 0 <= hide < 1:
         raise ConfigError(f"{where}.hide: {hide!r} is not a share from 0 to less than 1")
     whole_number(patch, f"{where}.patch")
-    sides = modality.shape[:2] if modality.kind == "image" else modality.shape[:1]
-    if not hide or modality.kind == "table" or patch == 1:
+    sides = modality.shape[:2] if modality.is_a("image") else modality.shape[:1]
+    if not hide or modality.is_a("table") or patch == 1:
         return
     if any(side is None or side % patch for side in sides):
         raise ConfigError(f"{where}.patch: {patch} does not divide {list(sides)}")
@@ -115,9 +115,10 @@ def hider(tasks: Mapping[str, Any], modalities: Mapping[str, Modality]) -> Augme
         for name, task in hiding.items():
             if task.modality not in inputs:
                 continue
-            entry, kind = inputs[task.modality], modalities[task.modality].kind
+            entry, modality = inputs[task.modality], modalities[task.modality]
             own = fold_in_name(keys, name)
-            dims, patch = (2 if kind == "image" else 1), (1 if kind == "table" else task.patch)
+            dims = 2 if modality.is_a("image") else 1
+            patch = 1 if modality.is_a("table") else task.patch
             shape = tuple(side // patch for side in entry["x"].shape[1 : 1 + dims])
             gone = spread(hidden_cells(own, shape, task.hide), patch, dims)
             wide = gone.reshape(*gone.shape, *[1] * (entry["x"].ndim - gone.ndim))

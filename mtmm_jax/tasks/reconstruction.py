@@ -131,10 +131,14 @@ def _at_values(gone: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _form(modality: Modality, size: int, where: str) -> tuple[int, ...]:
-    choose(modality.kind, KINDS, f"{where}.modality", "kind of modality")
+    if not modality.is_a(*KINDS):
+        raise ConfigError(
+            f"{where}.modality: unknown kind of modality {modality.kind!r}; choices: "
+            f"{', '.join(sorted(KINDS))}"
+        )
     if None in modality.shape:
         raise ConfigError(f"{where}.modality: lengths vary ({modality.shape}); needs a fixed one")
-    if modality.kind != "image":
+    if not modality.is_a("image"):
         return tuple(modality.shape)
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise ConfigError(f"{where}.size: {size!r} is not a number of pixels from 1 upwards")

@@ -61,7 +61,7 @@ def words(
         patch: how many neighbours are hidden together.
     """
     modality = modality or name
-    texts = [key for key, value in spec.modalities.items() if value.kind == "text"]
+    texts = [key for key, value in spec.modalities.items() if value.is_a("text")]
     if not texts:
         raise ConfigError(f"{where}: the data has no text")
     choose(modality, texts, f"{where}.modality", "text")

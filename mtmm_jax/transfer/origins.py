@@ -98,7 +98,7 @@ def check_meaning(
 def _is_vocabulary(spec: Spec, name: str, params: Any, path: str) -> bool:
     """Whether a parameter has a row for each word of a text modality."""
     modality = spec.modalities.get(name)
-    if modality is None or modality.kind != "text":
+    if modality is None or not modality.is_a("text"):
         return False
     leaf = flatten(params).get(path)
     return leaf is not None and leaf.ndim == 2 and leaf.shape[0] == modality.vocabulary

@@ -20,7 +20,8 @@ from mtmm_jax.batch import Span
 from mtmm_jax.evaluation import Evaluator, restrict, trivial_results
 from mtmm_jax.evaluation import robustness as robust
 from mtmm_jax.evaluation import subsets as subset_module
-from mtmm_jax.evaluation.corruptions import CORRUPTIONS, SEVERITIES, Place
+from mtmm_jax.modalities import MODALITIES
+from mtmm_jax.modalities.corruption import SEVERITIES, Place
 from mtmm_jax.model import Model
 from mtmm_jax.registry import ConfigError
 from tests import toy
@@ -191,6 +192,7 @@ def test_an_unknown_loss_is_told_as_unknown(world, scores):
 
 # Damage
 
+CORRUPTIONS = {kind: row.corruptions for kind, row in MODALITIES.items()}
 DAMAGES = [(kind, name) for kind, names in CORRUPTIONS.items() for name in names]
 
 

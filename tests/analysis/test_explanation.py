@@ -14,8 +14,9 @@ from mtmm_jax.evaluation.attribution import (
     kept_after,
     ranked,
 )
-from mtmm_jax.evaluation.units import parts_of, unit_names, without
 from mtmm_jax.inference.finished import open_run
+from mtmm_jax.modalities import kind_of
+from mtmm_jax.modalities.units import without
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.text import read_tokenizer, train_tokenizer, unknown_id, words_of
 from tests.kept_run import kept
@@ -50,7 +51,9 @@ def test_integrated_gradients_of_a_bilinear_function(monkeypatch):
     model = Linear(spec, jnp.asarray([1.0, -2.0, 0.5]), cross=4.0)
     monkeypatch.setattr(dataclasses, "replace", lambda model, **_: model)
     entry = table([[1, 2, 3], [0, 1, -1]])
-    parts = {"table": parts_of(spec.modalities["table"], entry)}
+    parts = {
+        "table": kind_of(spec.modalities["table"]).units.parts(spec.modalities["table"], entry)
+    }
     scores = lambda said: said["task"][None]  # noqa: E731
     found, gap = integrated_gradients(model, {}, {"table": entry}, parts, scores, 8)
     # Along the straight path both factors of c x0 x1 get half of it.
@@ -73,8 +76,9 @@ def test_integrated_gradients_of_a_bilinear_function(monkeypatch):
 def test_units_cover_every_place_once_and_are_named(modality, shape, count):
     x = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
     entry = {"x": x, "present": np.array([True, False])}
-    parts = parts_of(modality, entry)
-    assert parts.count == count == len(unit_names(modality, count))
+    units = kind_of(modality).units
+    parts = units.parts(modality, entry)
+    assert parts.count == count == len(units.names(modality, count))
     assert set(np.unique(parts.units)) == set(range(count))
     assert parts.there[0].all()
     assert not parts.there[1].any()
@@ -91,7 +95,8 @@ def test_masked_steps_of_a_series_are_no_unit():
     x = np.ones((1, 6, 1), np.float32)
     mask = np.arange(6)[None] < 4
     entry = {"x": x, "mask": mask, "present": np.ones(1, bool)}
-    parts = parts_of(Modality("series", (None, 1), "float32"), entry)
+    modality = Modality("series", (None, 1), "float32")
+    parts = kind_of(modality).units.parts(modality, entry)
     assert parts.there.sum() == 4
 
 

@@ -11,8 +11,8 @@ from mtmm_jax.analysis.explanation_attention import Attention
 from mtmm_jax.batch import Modality, Span, Tokens
 from mtmm_jax.benchmarks.studies import explanations
 from mtmm_jax.evaluation.attribution import Explainer
-from mtmm_jax.evaluation.units import parts_of
 from mtmm_jax.inference.finished import Finished
+from mtmm_jax.modalities import kind_of
 from mtmm_jax.store.workdir import Workdir
 from tests import toy
 from tests.training import small_run
@@ -21,6 +21,10 @@ ENCODERS = {
     "image": {"kind": "vit", "preset": "tiny"},
     "text": {"kind": "text_gru", "preset": "tiny"},
 }
+
+
+def parts_of(modality, entry, *words):
+    return kind_of(modality).units.parts(modality, entry, *words)
 
 
 def drawn(rows, queries, keys, seed=0):

@@ -3,8 +3,8 @@
 import numpy as np
 
 from mtmm_jax.batch import Spec
+from mtmm_jax.chance import uniform
 from mtmm_jax.data import Source
-from mtmm_jax.data.pipeline.chance import uniform
 from tests import toy
 
 PARTS = {"left": (("image", "text"), ("kind",)), "right": (("text", "audio"), ("size", "kind"))}

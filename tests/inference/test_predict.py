@@ -1,5 +1,6 @@
 """Predictions for the rows of a manifest: in order, by id, whatever is absent or broken."""
 
+import functools
 import json
 
 import numpy as np
@@ -126,10 +127,11 @@ def test_csv_has_a_column_for_each_and_what_no_row_has_is_told(workdir, tmp_path
 def test_numbers_without_categories_by_name_or_as_a_list(tmp_path):
     """What sources other than manifests keep: a scale, and columns that say what is missing."""
     from mtmm_jax.batch import Modality
-    from mtmm_jax.data.sources.manifest.files import Folder
     from mtmm_jax.data.sources.manifest.rows import Rows
     from mtmm_jax.data.sources.manifest.setting import Setting
-    from mtmm_jax.inference.measured import table
+    from mtmm_jax.modalities import Kept
+    from mtmm_jax.modalities.table import kept_table
+    from mtmm_jax.readers.files import Folder
     from mtmm_jax.store.workdir import Workdir
 
     (tmp_path / "assets").mkdir()
@@ -137,12 +139,15 @@ def test_numbers_without_categories_by_name_or_as_a_list(tmp_path):
     (tmp_path / "assets" / "table.json").write_text(json.dumps(scale))
     modality = Modality("table", (3,), "float32", names=("a", "a_missing", "b"))
 
+    asset = functools.partial(manifest_batches._asset, Workdir(tmp_path))
+    kept = Kept("t", modality, {"kind": "table"}, asset, None)
+
     def read(values):
         rows = Rows(tmp_path, values, [1, 2], frozenset(k for row in values for k in row))
         bad = manifest_batches.BadRows(tmp_path, rows.lines, "stop")
         limits = manifest_batches.Limits()
         setting = Setting(rows, Folder(tmp_path, limits), limits, bad)
-        found = table("t", modality, setting, Workdir(tmp_path))
+        found = kept_table(kept, setting)
         return found.batch(np.arange(2), None, None)[0]
 
     entry = read([{"a": 6, "b": 5}, {"b": 1}])

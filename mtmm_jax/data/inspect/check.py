@@ -20,15 +20,14 @@ import numpy as np
 from mtmm_jax.data.pipeline.source import Source
 from mtmm_jax.data.sources.manifest.bad import BadRows, Problem
 from mtmm_jax.data.sources.manifest.described import KEYS, describe
-from mtmm_jax.data.sources.manifest.files import Folder
-from mtmm_jax.data.sources.manifest.inputs import INPUTS
 from mtmm_jax.data.sources.manifest.rows import Rows, read_rows
 from mtmm_jax.data.sources.manifest.source import check_limits, from_rows
+from mtmm_jax.modalities import MODALITIES
+from mtmm_jax.readers.files import Folder
 from mtmm_jax.readers.limits import Unreadable
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.targets import columns
 
-_MEDIA = ("image", "audio", "video")
 _SHOWN = 50
 
 
@@ -120,7 +119,8 @@ def _media(modalities: Mapping[str, Any]) -> list[str]:
     kinds = {
         name: {"kind": spec} if isinstance(spec, str) else spec for name, spec in modalities.items()
     }
-    return [spec.get("column") or name for name, spec in kinds.items() if spec["kind"] in _MEDIA]
+    files = {name: spec for name, spec in kinds.items() if MODALITIES[spec["kind"]].files}
+    return [spec.get("column") or name for name, spec in files.items()]
 
 
 class _Contents:
@@ -137,7 +137,7 @@ class _Contents:
         for column in self._columns if row in self._split else ():
             name = self._rows.values[row].get(column)
             try:
-                content = None if name is None else self._hash(name)
+                content = self._hash(name) if isinstance(name, str) else None
             except Unreadable:  # reported where it was decoded
                 continue
             if content is None:
@@ -170,7 +170,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("manifest", help="a .jsonl or .csv file")
     p.add_argument("--config", help="a .json, or a .py with `get_config()`, which is run")
-    kinds = f"kinds: {', '.join(sorted(INPUTS))}"
+    kinds = f"kinds: {', '.join(sorted(MODALITIES))}"
     p.add_argument("--modality", action="append", metavar="NAME=KIND[:COLUMN]", help=kinds)
     kinds = f"kinds: {', '.join(sorted(columns()))}"
     p.add_argument("--target", action="append", metavar="NAME=KIND[:COLUMN]", help=kinds)

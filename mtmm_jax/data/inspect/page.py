@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from mtmm_jax.batch import Batch, Target
-from mtmm_jax.data.inspect.parts import RENDERERS, answer
+from mtmm_jax.data.inspect.parts import answer, show_input
 from mtmm_jax.data.pipeline.source import Source
 from mtmm_jax.markup import escape
+from mtmm_jax.modalities import kind_of
 
 _BARS = 12  # classes with a bar each; more are shown on demand
 
@@ -99,7 +100,7 @@ class Counted:
 def page(source: Source, card: Card, counted: Mapping[str, Counted], batch: Batch) -> str:
     """The whole page, without any other file."""
     # Clips and plots need more room than a picture.
-    wide = {"video", "audio", "table", "series"} & {m.kind for m in source.spec.modalities.values()}
+    wide = any(kind_of(modality).wide for modality in source.spec.modalities.values())
     lead, _, rest = card.about.partition("\n")
     given = f"<p class=faint>with <code>{escape(json.dumps(card.config))}</code></p>"
     parts = [
@@ -196,10 +197,10 @@ def _example(source: Source, batch: Batch, i: int) -> str:
         entry = batch["inputs"].get(name)
         shown = "<div class=absent>absent</div>"
         if entry is not None and entry["present"][i]:
-            mask = entry["mask"][i] if "mask" in entry else None
-            shown = RENDERERS[modality.kind](source, batch, i, name, entry["x"][i], mask)
-        kind = "" if name == modality.kind else modality.kind
-        label = f"<div class=label><span>{escape(name)}</span><span>{kind}</span></div>"
+            shown = show_input(source, batch, i, name)
+        kind = kind_of(modality).name
+        named = "" if name == kind else kind
+        label = f"<div class=label><span>{escape(name)}</span><span>{named}</span></div>"
         parts.append(f"<div class=input>{label}{shown}</div>")
     answers = []
     for name, target in source.spec.targets.items():

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import io
+import functools
 
 import jax
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mtmm_jax.batch import Batch, Modality, Target
+from mtmm_jax.batch import Batch, Target
 from mtmm_jax.data.pipeline.source import Source
-from mtmm_jax.markup import CELLS, COLOURS, data_uri, escape, plot, png, sound, to_pixels
+from mtmm_jax.markup import COLOURS
+from mtmm_jax.modalities import kind_of
+from mtmm_jax.modalities.shown import Example
 from mtmm_jax.text import decode, read_tokenizer
 
 _TILE, _ACROSS = 144, 6  # of the PNG sheet
@@ -18,9 +20,7 @@ _TILE, _ACROSS = 144, 6  # of the PNG sheet
 
 def sheet(source: Source, batch: Batch) -> Image.Image | None:
     """The pictures of a batch side by side, a clip as a row of its frames; None without any."""
-    name = next(
-        (n for n, m in source.spec.modalities.items() if m.kind in ("image", "video")), None
-    )
+    name = next((n for n, m in source.spec.modalities.items() if kind_of(m).frames), None)
     if name is None and source.picture is None:
         return None
     tiles = []
@@ -31,8 +31,7 @@ def sheet(source: Source, batch: Batch) -> Image.Image | None:
         elif entry is None or not entry["present"][i]:
             frames = np.full((1, 8, 8, 3), 160, np.uint8)
         else:
-            x = to_pixels(entry["x"][i])
-            frames = x if x.ndim == 4 else x[None]
+            frames = kind_of(source.spec.modalities[name]).frames(entry["x"][i])
         tiles.append((frames, source.describe(int(batch["id"][i]))))
     most = max(len(frames) for frames, _ in tiles)
     side = _TILE if most == 1 else _TILE // 2
@@ -94,89 +93,10 @@ def _enlarged(pixels: np.ndarray, side: int) -> Image.Image:
     return square
 
 
-def _image(
-    source: Source, batch: Batch, i: int, name: str, x: np.ndarray, mask: np.ndarray | None
-) -> str:
-    marks = "".join(
-        f"<rect x='{x0:.4f}' y='{y0:.4f}' width='{x1 - x0:.4f}' height='{y1 - y0:.4f}' fill='none' "
-        f"stroke='{COLOURS[j % len(COLOURS)]}' stroke-width='2' "
-        f"vector-effect='non-scaling-stroke'><title>{escape(kind)}</title></rect>"
-        for j, (kind, (y0, x0, y1, x1)) in enumerate(_boxes(source, batch, i))
-    )
-    over = f"<svg viewBox='0 0 1 1' preserveAspectRatio='none'>{marks}</svg>" if marks else ""
-    return f"<div class=seen><img alt='{escape(name)}' src='{png(to_pixels(x))}'>{over}</div>"
-
-
-def _video(
-    source: Source, batch: Batch, i: int, name: str, x: np.ndarray, mask: np.ndarray | None
-) -> str:
-    frames = to_pixels(x if mask is None else x[mask])
-    if not len(frames):
-        return "<div class=absent>no frames</div>"
-    rate = source.spec.modalities[name].rate or 4.0
-    first, *others = (Image.fromarray(frame) for frame in frames)
-    out = io.BytesIO()
-    first.save(
-        out,
-        "WEBP",
-        save_all=True,
-        append_images=others,
-        duration=round(1000 / rate),
-        loop=0,
-        lossless=max(first.size) <= 64,
-        quality=85,
-    )
-    some = frames[np.unique(np.linspace(0, len(frames) - 1, min(8, len(frames))).astype(int))]
-    strip = np.concatenate(some, axis=1)
-    clip = data_uri(out.getvalue(), "image/webp")
-    return (
-        f"<div class=seen><img alt='{escape(name)}' src='{clip}'></div>"
-        f"<div class='seen strip'><img alt='frames' src='{png(strip)}'></div>"
-    )
-
-
-def _audio(
-    source: Source, batch: Batch, i: int, name: str, x: np.ndarray, mask: np.ndarray | None
-) -> str:
-    return sound(x if mask is None else x[mask], source.spec.modalities[name].rate)
-
-
-def _text(
-    source: Source, batch: Batch, i: int, name: str, x: np.ndarray, mask: np.ndarray | None
-) -> str:
-    ids = x if mask is None else x[mask]
-    return f"<div title='{len(ids)} tokens'>{escape(_words(source, name, ids))}</div>"
-
-
-def _table(
-    source: Source, batch: Batch, i: int, name: str, x: np.ndarray, mask: np.ndarray | None
-) -> str:
-    names = _named(source.spec.modalities[name], len(x))
-    real = np.isfinite(x) if mask is None else np.isfinite(x) & mask
-    cells = [
-        f"<div><span title='{escape(n)}'>{escape(n)}</span>{f'{v:.4g}' if ok else '–'}</div>"
-        for n, v, ok in zip(names, x, real, strict=True)
-    ]
-    more = f"<div class=faint>and {len(cells) - CELLS} more</div>" if len(cells) > CELLS else ""
-    return f"<div class=cells>{''.join(cells[:CELLS])}</div>{more}"
-
-
-def _series(
-    source: Source, batch: Batch, i: int, name: str, x: np.ndarray, mask: np.ndarray | None
-) -> str:
-    steps = x if mask is None else x[mask]
-    return plot(steps, _named(source.spec.modalities[name], steps.shape[1]))
-
-
-def _named(modality: Modality, count: int) -> tuple[str, ...]:
-    return modality.names or tuple(str(c) for c in range(count))
-
-
-RENDERERS = {
-    "image": _image,
-    "video": _video,
-    "audio": _audio,
-    "text": _text,
-    "table": _table,
-    "series": _series,
-}
+def show_input(source: Source, batch: Batch, i: int, name: str) -> str:
+    """An example's input as HTML, by the kind of the modality."""
+    entry, modality = batch["inputs"][name], source.spec.modalities[name]
+    mask = entry["mask"][i] if "mask" in entry else None
+    decode = functools.partial(_words, source, name)
+    boxes = _boxes(source, batch, i)
+    return kind_of(modality).show(Example(name, modality, entry["x"][i], mask, boxes, decode))

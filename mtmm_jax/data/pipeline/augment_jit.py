@@ -153,8 +153,8 @@ def augmenter(
 def _step(call: Call, modality: Modality, where: str) -> Callable[[Any, Any], jax.Array]:
     at = f"{where}: {call.place}"
     row = AUGMENTATIONS[choose(call.name, AUGMENTATIONS, at, "augmentation")]
-    if modality.kind not in row.takes:
-        fitting = sorted(name for name, row in AUGMENTATIONS.items() if modality.kind in row.takes)
+    if not modality.is_a(*row.takes):
+        fitting = sorted(name for name, row in AUGMENTATIONS.items() if modality.is_a(*row.takes))
         raise ConfigError(
             f"{at}: {call.name} takes {' or '.join(row.takes)}, not {modality.kind}; "
             f"choices: {', '.join(fitting)}"

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from mtmm_jax.batch import Spec
-from mtmm_jax.data.pipeline.chance import bits
+from mtmm_jax.chance import bits
 from mtmm_jax.data.pipeline.labels import look
 from mtmm_jax.data.pipeline.source import Source
 from mtmm_jax.registry import ConfigError

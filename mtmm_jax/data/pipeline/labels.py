@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from mtmm_jax.batch import Batch, Spec, Target
-from mtmm_jax.data.pipeline.chance import bits
+from mtmm_jax.chance import bits
 from mtmm_jax.data.pipeline.mixing import fixed, webster
 from mtmm_jax.data.pipeline.source import Source
 from mtmm_jax.registry import ConfigError, choose

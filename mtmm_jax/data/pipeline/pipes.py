@@ -25,7 +25,6 @@ from mtmm_jax.data.transforms import TRANSFORMS, Form, Stage
 from mtmm_jax.registry import ConfigError, choose
 from mtmm_jax.text import PADDING
 
-MODALITIES = ("image", "audio", "text", "table", "series")
 _CALL = re.compile(r"\s*([A-Za-z_]\w*)\s*(?:\(([^()|]*)\))?\s*(?=\||$)")
 _ARGUMENT = re.compile(r"\s*(?:([A-Za-z_]\w*)\s*=)?\s*([\w.+-]+)\s*")
 
@@ -216,7 +215,7 @@ class Pipe:
             kept = [value for value in values if value is not None]
             u = None if chance is None else chance[present]
             real, found = self.run(kept, u)
-            if form.kind == "text":
+            if form.is_a("text"):
                 found = real != PADDING
             if found is not None:
                 mask[present] = found
@@ -226,23 +225,22 @@ class Pipe:
             else:
                 x[present] = real
         entry = {"x": np.ascontiguousarray(x, form.dtype), "present": present}
-        return {**entry, "mask": mask} if form.masked or form.kind == "text" else entry
+        return {**entry, "mask": mask} if form.masked or form.is_a("text") else entry
 
     def modality(self) -> Modality:
         """What a model must know of what comes out."""
         form = self.out
-        return Modality(form.kind, form.shape, form.dtype, form.vocabulary, form.rate, form.names)
+        return Modality(form.stage, form.shape, form.dtype, form.vocabulary, form.rate, form.names)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON from which `from_dict` makes it again, without the data that it was fitted to."""
         state = {str(i): kept for i, kept in self.state.items()}
-        return {"text": self.text, "start": dataclasses.asdict(self.start), "state": state}
+        return {"text": self.text, "start": self.start.to_dict(), "state": state}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any], where: str = "pipe") -> Pipe:
-        start = {k: tuple(v) if isinstance(v, list) else v for k, v in value["start"].items()}
         state = {int(i): kept for i, kept in value["state"].items()}
-        return pipe(value["text"], Form(**start), where).restore(state)
+        return pipe(value["text"], Form.from_dict(value["start"]), where).restore(state)
 
 
 def _through(stage: Stage, do: Callable[[Any, Any], Any], x: Any, u: np.ndarray | None) -> Any:
@@ -264,8 +262,8 @@ def pipe(text: str, start: Form, where: str = "pipe") -> Pipe:
     for call in parse(text, where) if text.strip() else ():
         at = f"{where}: {call.place}"
         transform = TRANSFORMS[choose(call.name, TRANSFORMS, at, "transform")]
-        if form.kind not in transform.takes:
-            fitting = sorted(name for name, row in TRANSFORMS.items() if form.kind in row.takes)
+        if not form.is_a(*transform.takes):
+            fitting = sorted(name for name, row in TRANSFORMS.items() if form.is_a(*row.takes))
             raise ConfigError(
                 f"{at}: {call.name} takes {' or '.join(transform.takes)}, and here comes {form}; "
                 f"what takes it: {', '.join(fitting) or 'nothing'}"
@@ -286,10 +284,10 @@ _ENDS = {
 
 
 def _check_end(form: Form, text: str, where: str) -> None:
-    missing = _ENDS.get(form.kind)
+    missing = _ENDS.get(form.stage)
     if not missing and None in form.shape:
-        missing = "resize or random_crop" if form.kind == "image" else "fit"
-    if not missing and form.kind == "image" and form.dtype != "float32":
+        missing = "resize or random_crop" if form.is_a("image") else "fit"
+    if not missing and form.is_a("image") and form.dtype != "float32":
         missing = "normalize"
     if missing:
         raise ConfigError(f"{where}: {text!r} ends in {form}; a model needs {missing} after it")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mtmm_jax.batch import Batch, Spec
-from mtmm_jax.data.pipeline.chance import Order, uniform
+from mtmm_jax.chance import Order, uniform
 from mtmm_jax.data.pipeline.mixing import Mixing, Plan, accumulate
 from mtmm_jax.registry import ConfigError, choose
 

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from mtmm_jax.batch import Batch, Modality, Spec, Target
-from mtmm_jax.data.pipeline.chance import uniform
+from mtmm_jax.chance import uniform
 from mtmm_jax.data.pipeline.source import SPLITS, Source
 from mtmm_jax.memory import host_bytes, refuse_larger
 from mtmm_jax.ranges import Correlation, Decay, Layers, Natural, NonNegative, Size, SplitSizes

@@ -179,7 +179,7 @@ def _own_tokenizers(source: Source) -> dict[str, bytes]:
     """A source's assets, with the tokenizer of all its texts as one for each of them."""
     assets = dict(source.assets)
     tokenizer = assets.pop("tokenizer.json", None)
-    texts = [name for name, m in source.spec.modalities.items() if m.kind == "text"]
+    texts = [name for name, m in source.spec.modalities.items() if m.is_a("text")]
     own = {f"{name}.tokenizer.json": tokenizer for name in texts if tokenizer}
     return own | assets
 

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mtmm_jax.chance import stretches
 from mtmm_jax.data.pipeline.source import SPLITS
 from mtmm_jax.data.transforms import augment
 from mtmm_jax.registry import ConfigError, choose
@@ -170,7 +171,7 @@ def scale(values: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 def noisy(x: np.ndarray, level: float, chance: np.ndarray) -> np.ndarray:
     """`x` `[B, ...]`, half of it with noise of a deviation up to `level`; two draws an example."""
-    return augment.noise(x, chance[:, :1], augment.stretches(chance[:, 1], x.shape[1:]), level)
+    return augment.noise(x, chance[:, :1], stretches(chance[:, 1], x.shape[1:]), level)
 
 
 def checked(

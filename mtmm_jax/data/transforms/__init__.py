@@ -7,14 +7,14 @@ from mtmm_jax.registry import ConfigError
 
 def decode(form: Form, where: str) -> Stage:
     """The bytes of a PNG, JPEG, WebP or GIF, or of a WAV, FLAC, OGG or MP3."""
-    if form.kind == "image_file":
+    if form.stage == "image_file":
         return image.decode_image(form, where)
     return sound.decode_audio(form, where)
 
 
 def fit(form: Form, where: str, length: float, late: float = 0.0) -> Stage:
     """Audio to `length` seconds, a series to `length` steps."""
-    if form.kind == "series":
+    if form.is_a("series"):
         if late or length != int(length):
             raise ConfigError(f"{where}: a series takes a whole number of steps, and no `late`")
         return numeric.fit_steps(form, where, int(length))

@@ -8,17 +8,15 @@ of `pipes.py` and, inside jit, by `augment_jit.py`.
 
 from __future__ import annotations
 
-import functools
-import math
 from typing import Any
 
 import numpy as np
 
-from mtmm_jax.data.readers.images import composite, normalise, resize_matrix, view
+from mtmm_jax.chance import below, inside
+from mtmm_jax.readers.images import composite, normalise, resize_matrix, view
 from mtmm_jax.text import PADDING, UNKNOWN
 
 IMAGE_DRAWS, AUDIO_DRAWS = 20, 4
-_RECORD = 2**20  # samples of white noise
 
 
 def between(chance: Any, low: float, high: float) -> Any:
@@ -122,13 +120,6 @@ def per_row(values: Any, like: Any) -> Any:
     return values.reshape((-1,) + (1,) * (like.ndim - 1))
 
 
-def below(u: Any, count: Any) -> Any:
-    """Uniform numbers -> int32 in 0..count-1."""
-    xp = u.__array_namespace__()
-    count = xp.asarray(count, dtype=xp.int32)
-    return xp.minimum(xp.floor(u * count.astype(u.dtype)).astype(xp.int32), count - 1)
-
-
 def span(u: Any, start: Any, size: int, longest: Any, shortest: float = 0.0) -> tuple[Any, Any]:
     """Where random stretches of an axis begin and end: `u` says how long, `start` where.
 
@@ -141,12 +132,6 @@ def span(u: Any, start: Any, size: int, longest: Any, shortest: float = 0.0) -> 
     length = xp.floor(between(u, shortest, longest) * size).astype(xp.int32)
     first = below(start, size - length + 1)
     return first, first + length
-
-
-def inside(size: int, first: Any, last: Any) -> Any:
-    """`[..., size]` bool: whether each place of an axis is in `first`..`last` - 1."""
-    at = first.__array_namespace__().arange(size)
-    return (at >= first[..., None]) & (at < last[..., None])
 
 
 def flip(x: Any, u: Any, share: float = 0.5) -> Any:
@@ -261,17 +246,3 @@ def token_dropout(
     """Replaces a share of the tokens `[B, N]` by the unknown one; padding stays."""
     xp = x.__array_namespace__()
     return xp.where((u < share) & (x != padding), xp.asarray(unknown, dtype=x.dtype), x)
-
-
-@functools.cache
-def white_noise(length: int) -> np.ndarray:
-    """At least `length` samples: drawing them anew for each batch would be slow."""
-    return np.random.default_rng(0).standard_normal(2 ** (length - 1).bit_length(), np.float32)
-
-
-def stretches(u: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """`[B, *shape]` of white noise, each example's beginning somewhere in a long fixed record."""
-    length = math.prod(shape)
-    record = white_noise(max(4 * length, _RECORD))
-    first = below(u, len(record) - length + 1)
-    return np.stack([record[i : i + length] for i in first]).reshape(-1, *shape)

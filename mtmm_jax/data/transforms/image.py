@@ -8,7 +8,6 @@ import io
 import numpy as np
 from PIL import Image, ImageOps
 
-from mtmm_jax.data.readers.images import resize_matrix
 from mtmm_jax.data.transforms import augment
 from mtmm_jax.data.transforms.stage import (
     Form,
@@ -19,6 +18,7 @@ from mtmm_jax.data.transforms.stage import (
     not_negative,
     positive,
 )
+from mtmm_jax.readers.images import resize_matrix
 from mtmm_jax.registry import ConfigError, choose
 
 # Mean and standard deviation of the channels of pictures in 0..1.

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mtmm_jax.chance import stretches
 from mtmm_jax.data.transforms import augment
 from mtmm_jax.data.transforms.stage import Form, Stage, not_negative, positive
 from mtmm_jax.registry import ConfigError
@@ -70,7 +71,7 @@ def noise(form: Form, where: str, level: float = 0.01) -> Stage:
         raise ConfigError(f"{where}: needs floats: put it after to_float or normalize")
 
     def apply(x: np.ndarray, u: np.ndarray) -> np.ndarray:
-        out = augment.noise(x, u[:, :1], augment.stretches(u[:, 1], x.shape[1:]), level)
+        out = augment.noise(x, u[:, :1], stretches(u[:, 1], x.shape[1:]), level)
         return out if form.low is None else np.clip(out, form.low, form.high, out=out)
 
     return Stage(form, apply, draws=2)

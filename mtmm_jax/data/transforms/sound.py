@@ -8,9 +8,10 @@ import io
 import numpy as np
 import soundfile
 
-from mtmm_jax.data.readers import audio
+from mtmm_jax.chance import below
 from mtmm_jax.data.transforms import augment
 from mtmm_jax.data.transforms.stage import Form, Stage, each, fraction, not_negative, positive
+from mtmm_jax.readers import audio
 from mtmm_jax.registry import ConfigError
 
 
@@ -31,7 +32,7 @@ def resample(form: Form, where: str, rate: int) -> Stage:
     """To `rate` samples per second, band-limited."""
     positive(where, rate=rate)
     out = Form("audio", (None,), "float32", rate=float(rate))
-    if form.kind == "sound":
+    if form.stage == "sound":
         return Stage(out, each(lambda sound: audio.resample(*sound, rate)), each=True)
     if form.rate == rate:
         return Stage(form, lambda x, u: x)
@@ -62,7 +63,7 @@ def fit(form: Form, where: str, seconds: float, late: float = 0.0) -> Stage:
 
     def apply(wave: np.ndarray, u: np.ndarray) -> np.ndarray:
         room = length - len(wave)
-        start = int(augment.below(u[0], min(room, latest) + 1 if room >= 0 else 1 - room))
+        start = int(below(u[0], min(room, latest) + 1 if room >= 0 else 1 - room))
         if room < 0:
             return wave[start : start + length]
         out = np.zeros(length, np.float32)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from mtmm_jax.modalities import is_like
 from mtmm_jax.registry import ConfigError
 
 
@@ -16,9 +17,10 @@ class Form:
     """What flows from one stage of a pipe to the next.
 
     Attributes:
-        kind: "image_file" and "audio_file" (encoded bytes), "image" `[H, W, 3]`, "sound" (a pair of
-            samples `[N]` and their own rate), "audio" `[N]` at a known rate, "string", "text"
-            (token ids `[N]`), "table" `[columns]` or "series" `[T, channels]`.
+        stage: "image_file" and "audio_file" (encoded bytes), "image" `[H, W, 3]`, "sound" (a pair
+            of samples `[N]` and their own rate), "audio" `[N]` at a known rate, "string", "text"
+            (token ids `[N]`), "table" `[columns]`, "series" `[T, channels]`, or another kind of
+            modality.
         shape: of one example; `None` where it varies between examples.
         dtype: of its array.
         low, high: the range of a picture's values, `None` once it has been normalised away.
@@ -28,7 +30,7 @@ class Form:
         masked: whether examples have been filled up, and carry a mask of what is real.
     """
 
-    kind: str
+    stage: str
     shape: tuple[int | None, ...] = ()
     dtype: str = "object"
     low: float | None = None
@@ -48,11 +50,25 @@ class Form:
         """The middle of the range; 0 for a normalised picture, whose mean is near it."""
         return 0.0 if self.low is None else (self.low + self.high) / 2
 
+    def is_a(self, *stages: str) -> bool:
+        """Whether it is one of these stages, or of a kind of modality that is like one of them."""
+        return is_like(self.stage, stages)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON, in which the stage is called `kind`."""
+        stage, *rest = dataclasses.asdict(self).items()
+        return {"kind": stage[1], **dict(rest)}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Form:
+        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+        return cls(stage=plain.pop("kind"), **plain)
+
     def __str__(self) -> str:
         if self.dtype == "object":
-            return self.kind
+            return self.stage
         sizes = ", ".join("?" if size is None else str(size) for size in self.shape)
-        return f"{self.kind} {self.dtype}[{sizes}]"
+        return f"{self.stage} {self.dtype}[{sizes}]"
 
 
 Apply = Callable[[Any, Any], Any]
@@ -91,7 +107,7 @@ class Transform:
 
     Attributes:
         build: `(form, where, *arguments) -> Stage`; its annotations are the arguments' types.
-        takes: the kinds of form that may come in.
+        takes: the stages that may come in, and kinds of modalities that are like them.
     """
 
     build: Callable[..., Stage]

@@ -10,7 +10,7 @@ import soundfile
 from PIL import Image
 
 from mtmm_jax.data.inspect.check import check, main
-from mtmm_jax.data.sources.manifest import INPUTS
+from mtmm_jax.modalities import MODALITIES
 from mtmm_jax.targets import columns
 
 DESCRIPTION = {
@@ -196,7 +196,7 @@ def test_a_missing_column_is_a_problem_among_others(folder):
     assert ("breed", "no such column") in found
 
 
-@pytest.mark.parametrize("table", [INPUTS, columns()])
+@pytest.mark.parametrize("table", [MODALITIES, columns()])
 def test_help_lists_the_kinds(table, capsys):
     with pytest.raises(SystemExit) as end:
         main(["--help"])

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from mtmm_jax.batch import Target
+from mtmm_jax.chance import uniform
 from mtmm_jax.data.pipeline import labels
-from mtmm_jax.data.pipeline.chance import uniform
 from mtmm_jax.registry import ConfigError
 from tests.data import small
 

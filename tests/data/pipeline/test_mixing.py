@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mtmm_jax.data.pipeline.chance import Order, bits, uniform
+from mtmm_jax.chance import Order, bits, uniform
 from mtmm_jax.data.pipeline.mixing import MIXINGS, Plan, mixing, webster
 from mtmm_jax.registry import ConfigError
 

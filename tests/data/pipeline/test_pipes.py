@@ -9,8 +9,9 @@ import soundfile
 from PIL import Image
 
 from mtmm_jax.batch import Spec
+from mtmm_jax.chance import stretches
 from mtmm_jax.data.pipeline.pipes import Pipe, bind, parse, pipe
-from mtmm_jax.data.transforms import TRANSFORMS, Form, augment
+from mtmm_jax.data.transforms import TRANSFORMS, Form
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.text import PADDING, UNKNOWN
 
@@ -366,7 +367,7 @@ def test_every_draw_is_used_and_no_other():
 
 
 def test_white_noise_is_white():
-    got = augment.stretches(np.array([0.1, 0.7], np.float32), (50, 40))
+    got = stretches(np.array([0.1, 0.7], np.float32), (50, 40))
     assert got.shape == (2, 50, 40)
     assert got.mean() == pytest.approx(0, abs=0.06)
     assert got.std() == pytest.approx(1, abs=0.06)

@@ -7,13 +7,13 @@ from scipy import ndimage, stats
 
 from mtmm_jax import data
 from mtmm_jax.batch import Spec
-from mtmm_jax.data.pipeline.chance import uniform
-from mtmm_jax.data.readers import images
+from mtmm_jax.chance import uniform
 from mtmm_jax.data.sources.emoji import clips
 from mtmm_jax.data.sources.emoji.asset import STYLES
 from mtmm_jax.data.sources.emoji.clips import EVENTS, emoji_clips
 from mtmm_jax.data.sources.emoji.scenes import halve
 from mtmm_jax.data.sources.emoji.source import draw
+from mtmm_jax.readers import images
 from mtmm_jax.registry import ConfigError, build
 from mtmm_jax.text import read_tokenizer
 

@@ -13,14 +13,16 @@ import pytest
 import soundfile
 from PIL import Image
 
+from mtmm_jax import modalities
 from mtmm_jax.batch import Spec
-from mtmm_jax.data.readers import LIMITS, READERS, images, video
-from mtmm_jax.data.readers.pictures import decode_image
-from mtmm_jax.data.readers.sounds import decode_audio
-from mtmm_jax.data.sources.manifest import INPUTS, manifest, video_folder
-from mtmm_jax.data.sources.manifest.files import check_path
+from mtmm_jax.data.sources.manifest import manifest, video_folder
 from mtmm_jax.data.sources.manifest.rows import read_rows
+from mtmm_jax.modalities.video import read_video
+from mtmm_jax.readers import LIMITS, images, video
+from mtmm_jax.readers.files import check_path
 from mtmm_jax.readers.limits import Unreadable
+from mtmm_jax.readers.pictures import decode_image
+from mtmm_jax.readers.sounds import decode_audio
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.targets import columns
 from mtmm_jax.text import decode, read_tokenizer
@@ -119,7 +121,8 @@ def test_every_kind_is_read_by_its_spec(folder):
     source.spec.check(batch)
     source.spec.check(next(iter(source.train(4))))
     assert Spec.from_dict(json.loads(json.dumps(source.spec.to_dict()))) == source.spec
-    assert {m["kind"] for m in MODALITIES.values()} == set(INPUTS)
+    read = {m["kind"] for m in MODALITIES.values()}
+    assert read | {"series"} == set(modalities.MODALITIES)  # series: tests/modalities
     assert {t.kind for t in source.spec.targets.values()} == set(columns())
     inputs = batch["inputs"]
     want = np.asarray(picture(3)).astype(np.float32) / 127.5 - 1
@@ -490,7 +493,7 @@ def test_animations_are_clips(tmp_path, suffix):
         source = manifest(tmp_path / "m.jsonl", modalities=kinds, targets={})
         chance = np.full((1, source.draws), 0.0, np.float32)
         at = [source.compose(np.array([0]), u)["inputs"]["clip"] for u in (None, chance)]
-        alone = READERS["video"](path, source.spec.modalities["clip"])
+        alone = read_video(path, source.spec.modalities["clip"])
         assert np.array_equal(alone["x"], at[0]["x"])
         assert np.array_equal(alone["mask"], at[0]["mask"])
         return [((e["x"][0, :, 0, 0, 0] + 1) * 127.5 / 20).round()[e["mask"][0]] for e in at]

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from mtmm_jax.batch import Spec
-from mtmm_jax.data.readers import images
 from mtmm_jax.data.sources.emoji import scenes
 from mtmm_jax.data.sources.emoji.scenes import emoji_scenes
+from mtmm_jax.readers import images
 from mtmm_jax.registry import ConfigError, build
 
 SPLITS = ("train", "validation", "test")

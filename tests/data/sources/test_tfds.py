@@ -14,11 +14,12 @@ import soundfile
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from mtmm_jax import targets
+from mtmm_jax import modalities, targets
 from mtmm_jax.batch import Spec
 from mtmm_jax.data.pipeline.pipes import Pipe
 from mtmm_jax.data.sources.tfds.records import TFRecords
 from mtmm_jax.data.sources.tfds.source import tfds as source_of
+from mtmm_jax.modalities import ModalityKind
 from mtmm_jax.registry import ConfigError, build
 from mtmm_jax.targets.kind import TargetKind, blank
 from mtmm_jax.text import PADDING
@@ -386,6 +387,24 @@ def test_mistakes_are_named(source, folder, wrong, message):
     config = {"dataset": "mtmm_tiny", "modalities": MODALITIES, "targets": TARGETS}
     with pytest.raises(ConfigError, match=message):
         source_of(**{**config, "data_dir": folder, "where": "t", **wrong})
+
+
+def test_a_kind_that_is_only_a_row_is_an_array(folder, monkeypatch):
+    row = ModalityKind("answers", dimensions=1)
+    monkeypatch.setitem(modalities.MODALITIES, "answers", row)
+    options = {"dataset": "mtmm_tiny", "targets": COLOUR, "data_dir": folder, "where": "t"}
+    section = {"feature": "nested/flags", "kind": "answers"}
+    built = source_of(**options, modalities={"one": section})
+    batch = next(built.batches("test", 4))
+    built.spec.check(batch)
+    assert built.spec.modalities["one"] == modalities.Modality("answers", (2,), "float32")
+    assert set(np.unique(batch["inputs"]["one"]["x"])) <= {0.0, 1.0}
+    flat = dataclasses.replace(row, name="flat", dimensions=2)
+    monkeypatch.setitem(modalities.MODALITIES, "flat", flat)
+    for feature in ("series", "vector"):  # of any length; of one dimension
+        wrong = {"feature": feature, "kind": "flat"}
+        with pytest.raises(ConfigError, match="no flat; it needs numbers of 2 fixed dimensions"):
+            source_of(**options, modalities={"one": wrong})
 
 
 def test_it_can_be_built_from_a_config(folder):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from mtmm_jax.data.readers import images
 from mtmm_jax.data.transforms import augment
+from mtmm_jax.readers import images
 
 ONE, ZERO = np.ones(1, np.float32), np.zeros(1, np.float32)
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from mtmm_jax.batch import Batch, Modality, Spec, Target
-from mtmm_jax.data.pipeline.chance import uniform
+from mtmm_jax.chance import uniform
 from mtmm_jax.data.pipeline.source import SPLITS, Source
 from mtmm_jax.data.sources import packed
 from mtmm_jax.data.sources.digits.asset import DIGITS, VIEWS

@@ -14,9 +14,8 @@ from typing import Annotated
 import numpy as np
 
 from mtmm_jax.batch import Batch, Modality, Spec, Target
-from mtmm_jax.data.pipeline.chance import uniform
+from mtmm_jax.chance import uniform
 from mtmm_jax.data.pipeline.source import Source
-from mtmm_jax.data.readers import images
 from mtmm_jax.data.sources.emoji.asset import STYLES, TILE
 from mtmm_jax.data.sources.emoji.prepared import Emoji, load
 from mtmm_jax.data.sources.emoji.scenes import VISIBLE, halve
@@ -31,6 +30,7 @@ from mtmm_jax.data.sources.emoji.source import (
 )
 from mtmm_jax.data.transforms.augment import background, between
 from mtmm_jax.ranges import Natural, Range, Seconds, Size
+from mtmm_jax.readers import images
 from mtmm_jax.registry import checked, choose
 from mtmm_jax.text import UNITS, train_words
 

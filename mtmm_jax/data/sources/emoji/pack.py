@@ -22,8 +22,8 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from mtmm_jax.data.readers.images import pad_square
 from mtmm_jax.data.sources.emoji import asset, card, names, ogg, speak, splits
+from mtmm_jax.readers.images import pad_square
 from mtmm_jax.registry import ConfigError
 
 LIMIT = 12_000_000  # bytes

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image
 
-from mtmm_jax.data.readers.images import to_planes
 from mtmm_jax.data.sources import packed
 from mtmm_jax.data.sources.emoji import asset
+from mtmm_jax.readers.images import to_planes
 
 
 @dataclasses.dataclass(frozen=True)

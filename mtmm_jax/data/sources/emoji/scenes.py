@@ -15,14 +15,14 @@ from typing import Annotated
 import numpy as np
 
 from mtmm_jax.batch import Batch, Modality, Spec, Target
-from mtmm_jax.data.pipeline.chance import uniform
+from mtmm_jax.chance import uniform
 from mtmm_jax.data.pipeline.source import SPLITS, Source
-from mtmm_jax.data.readers import images
 from mtmm_jax.data.sources.emoji.asset import STYLES, TILE
 from mtmm_jax.data.sources.emoji.prepared import Emoji, load
 from mtmm_jax.data.sources.emoji.source import check_styles
 from mtmm_jax.data.transforms.augment import background, between
 from mtmm_jax.ranges import Natural, Range, SplitSizes
+from mtmm_jax.readers import images
 from mtmm_jax.registry import ConfigError, checked, choose
 
 CLASSES = ("category", "subcategory", "emoji")

@@ -11,12 +11,12 @@ import numpy as np
 
 from mtmm_jax.batch import Batch, Modality, Spec, Target
 from mtmm_jax.data.pipeline.source import SPLITS, Source
-from mtmm_jax.data.readers import audio, images
 from mtmm_jax.data.sources.emoji.asset import RATE, STYLES
 from mtmm_jax.data.sources.emoji.prepared import Emoji, load
 from mtmm_jax.data.sources.emoji.spelling import given, speller, transcripts
 from mtmm_jax.data.transforms import augment as augmentation
 from mtmm_jax.ranges import Natural, Seconds, Size
+from mtmm_jax.readers import audio, images
 from mtmm_jax.registry import ConfigError, checked, choose
 from mtmm_jax.text import (
     PADDING,

@@ -13,8 +13,8 @@ from collections.abc import Callable
 import numpy as np
 from scipy.signal import resample_poly
 
-from mtmm_jax.data.readers.audio import trim
 from mtmm_jax.data.sources.emoji.asset import RATE
+from mtmm_jax.readers.audio import trim
 
 _SYNCHRONOUS = 2  # espeak_AUDIO_OUTPUT: deliver samples to the callback, return when done
 _UTF8 = 1

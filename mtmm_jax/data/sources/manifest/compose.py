@@ -12,7 +12,7 @@ import numpy as np
 
 from mtmm_jax.batch import Batch
 from mtmm_jax.data.sources.manifest.bad import BadRows
-from mtmm_jax.data.sources.manifest.setting import Input
+from mtmm_jax.modalities import Input, kind_of
 from mtmm_jax.readers.limits import Unreadable
 from mtmm_jax.targets.column import Label
 
@@ -86,8 +86,8 @@ def _attempt(
 
 def picture_of(compose: Compose) -> Callable[[int], np.ndarray] | None:
     """What is seen of an example: its first picture, or the middle of its first clip."""
-    kinds = {name: one.modality.kind for name, one in compose.inputs.items()}
-    seen = [name for name, kind in kinds.items() if kind in ("image", "video")]
+    frames = {name: kind_of(one.modality).frames for name, one in compose.inputs.items()}
+    seen = [name for name, see in frames.items() if see]
     if not seen:
         return None
 
@@ -95,8 +95,7 @@ def picture_of(compose: Compose) -> Callable[[int], np.ndarray] | None:
         rows = np.array([id])
         attempt = functools.partial(_attempt, compose.bad, rows, np.zeros(1, bool))
         entry, _ = compose.inputs[seen[0]].batch(rows, None, attempt)
-        x = entry["x"][0]
-        shown = x if x.ndim == 3 else x[int(entry["mask"][0].sum()) // 2]
-        return np.clip(np.round((shown + 1) * 127.5), 0, 255).astype(np.uint8)
+        shown = frames[seen[0]](entry["x"][0])
+        return shown[int(entry["mask"][0].sum()) // 2 if "mask" in entry else 0]
 
     return picture

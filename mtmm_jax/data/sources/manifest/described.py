@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from mtmm_jax.batch import choose_all
-from mtmm_jax.data.sources.manifest.files import Folder
 from mtmm_jax.data.sources.manifest.guess import guess
-from mtmm_jax.data.sources.manifest.inputs import INPUTS
 from mtmm_jax.data.sources.manifest.rows import read_rows
+from mtmm_jax.modalities import MODALITIES
+from mtmm_jax.readers.files import Folder
 from mtmm_jax.readers.limits import Limits
 from mtmm_jax.registry import ConfigError, choose
 from mtmm_jax.targets import columns
@@ -27,7 +27,7 @@ def describe(path: Path, arguments: argparse.Namespace) -> tuple[dict[str, Any],
     beside = path.with_name(f"{path.stem}.description.json")
     options = {
         "modalities": dict(
-            _option(text, INPUTS, "--modality") for text in arguments.modality or ()
+            _option(text, MODALITIES, "--modality") for text in arguments.modality or ()
         ),
         "targets": dict(_option(text, columns(), "--target") for text in arguments.target or ()),
     }

@@ -11,10 +11,10 @@ from typing import Any
 
 from mtmm_jax.data.pipeline.source import Source
 from mtmm_jax.data.sources.manifest.bad import ON_BAD, BadRows
-from mtmm_jax.data.sources.manifest.files import Folder
 from mtmm_jax.data.sources.manifest.rows import Rows
 from mtmm_jax.data.sources.manifest.source import check_limits, from_rows
 from mtmm_jax.ranges import Natural, Threads
+from mtmm_jax.readers.files import Folder
 from mtmm_jax.readers.limits import Limits, Unreadable
 from mtmm_jax.registry import ConfigError, choose
 

@@ -5,18 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mtmm_jax.data.sources.manifest.files import Folder
 from mtmm_jax.data.sources.manifest.rows import Rows
+from mtmm_jax.modalities import MODALITIES
+from mtmm_jax.readers.files import Folder
 from mtmm_jax.readers.limits import Unreadable
 from mtmm_jax.targets import TARGETS
 from mtmm_jax.targets.column import most
 
-_ENDINGS = {
-    "image": (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"),
-    "video": (".gif",),
-    "audio": (".wav", ".flac", ".ogg", ".mp3", ".opus"),
-    "text": (".txt",),
-}
 _ONE = {"modalities": "modality", "targets": "target"}
 _LOOKED_AT = 200
 
@@ -41,9 +36,10 @@ def guess(rows: Rows, folder: Folder) -> tuple[dict[str, Any], list[str]]:
 
 
 def _column(values: Sequence[Any], folder: Folder) -> tuple[str, dict[str, Any]]:
-    for kind, endings in _ENDINGS.items():
-        if most(values, lambda v, ends=endings: isinstance(v, str) and v.lower().endswith(ends)):
-            return "modalities", {"kind": kind, **({"from": "file"} if kind == "text" else {})}
+    for kind, row in MODALITIES.items():
+        ends = row.endings
+        if most(values, lambda v, ends=ends: isinstance(v, str) and v.lower().endswith(ends)):
+            return "modalities", {"kind": kind, **row.guessed}
     if most(values, lambda v: isinstance(v, str) and _is_folder(v, folder)):
         return "modalities", {"kind": "video"}
     for kind, row in reversed(TARGETS.items()):

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from mtmm_jax.batch import Modality
 from mtmm_jax.data.sources.manifest.bad import BadRows
-from mtmm_jax.data.sources.manifest.files import Folder
 from mtmm_jax.data.sources.manifest.rows import Rows
-from mtmm_jax.readers.cells import Attempt
+from mtmm_jax.readers.files import Folder
 from mtmm_jax.readers.limits import Limits, Unreadable
 from mtmm_jax.registry import ConfigError
 
@@ -55,21 +53,3 @@ class Setting:
                 None, column, None, "has no value in the train split", "empty column"
             )
         return values
-
-
-@dataclasses.dataclass(frozen=True)
-class Input:
-    """A modality that is ready to be read.
-
-    Attributes:
-        modality: for the spec.
-        batch: `(rows, chance [B, draws] or None, attempt)` -> its entry in the batch, and what was
-            decoded (of pictures, for the boxes in them).
-        draws: how many random numbers an example takes.
-        assets: files that prediction needs.
-    """
-
-    modality: Modality
-    batch: Callable[[np.ndarray, np.ndarray | None, Attempt], tuple[dict[str, Any], list[Any]]]
-    draws: int = 0
-    assets: Mapping[str, bytes] = dataclasses.field(default_factory=dict)

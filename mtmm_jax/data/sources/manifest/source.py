@@ -16,11 +16,11 @@ from mtmm_jax.batch import Spec, choose_all
 from mtmm_jax.data.pipeline.source import SPLITS, Source
 from mtmm_jax.data.sources.manifest.bad import ON_BAD, BadRows
 from mtmm_jax.data.sources.manifest.compose import Compose, picture_of
-from mtmm_jax.data.sources.manifest.files import Folder
-from mtmm_jax.data.sources.manifest.inputs import INPUTS, ImageInput, TextInput
 from mtmm_jax.data.sources.manifest.rows import Rows, read_rows
 from mtmm_jax.data.sources.manifest.setting import Setting
+from mtmm_jax.modalities import column_of
 from mtmm_jax.ranges import Natural, Threads
+from mtmm_jax.readers.files import Folder
 from mtmm_jax.readers.limits import Limits
 from mtmm_jax.registry import ConfigError, build, choose
 from mtmm_jax.targets import columns
@@ -51,7 +51,7 @@ def manifest(
 
     Args:
         path: a `.jsonl` (an object a line) or a `.csv` with a header, in UTF-8.
-        modalities: name -> a kind of `INPUTS` with its options, such as
+        modalities: name -> a kind of `modalities.MODALITIES` with its options, such as
             `{"kind": "image", "column": "photo", "size": 64}`. The column is called as the
             modality by default.
         targets: name -> a kind of label (`targets.columns`) with its options.
@@ -153,18 +153,18 @@ def _kinds(
         if not isinstance(given, Mapping) or (what == "modalities" and not given):
             raise ConfigError(f"{_WHERE}.{what}: {given!r} names none")
     inputs = {
-        name: build(INPUTS, _origin(spec), where=f"{_WHERE}.modalities.{name}", own=name)
+        name: column_of(_origin(spec), name, f"{_WHERE}.modalities.{name}")
         for name, spec in modalities.items()
     }
     labels = {
         name: build(columns(), spec, where=f"{_WHERE}.targets.{name}", own=name)
         for name, spec in targets.items()
     }
-    pictures = [name for name, kind in inputs.items() if isinstance(kind, ImageInput)]
+    pictures = [name for name, kind in inputs.items() if kind.pictured]
     for name, kind in labels.items():
         choose_all(kind.made_from, inputs, f"{kind.where}.made_from", "modality")
         labels[name] = kind.with_pictures(pictures)
-    texts = [kind for kind in inputs.values() if isinstance(kind, TextInput)]
+    texts = [kind for kind in inputs.values() if kind.tokenized]
     for key in ("vocabulary", "units"):
         found = {getattr(kind, key) for kind in texts}
         if len(found) > 1:
@@ -233,7 +233,7 @@ def _usable(part: np.ndarray, bad: BadRows) -> dict[str, np.ndarray]:
 def _tokenizer(
     inputs: Mapping[str, Any], parsed: Mapping[str, Any], setting: Setting, train: np.ndarray
 ) -> str:
-    readers = {name: kind for name, kind in inputs.items() if isinstance(kind, TextInput)}
+    readers = {name: kind for name, kind in inputs.items() if kind.tokenized}
     if not readers:
         return ""
     texts = [
@@ -248,6 +248,8 @@ def _describe(
 ) -> str:
     """The id, and the first text that stands in the manifest."""
     for name, kind in inputs.items():
-        if isinstance(kind, TextInput) and kind.origin == "column" and parsed[name][id]:
-            return f"{ids[id]}: {parsed[name][id][:200]}"
+        # The cells of a table are one list for each column.
+        words = kind.describe(parsed[name][id]) if len(parsed[name]) == len(ids) else ""
+        if words:
+            return f"{ids[id]}: {words[:200]}"
     return ids[id]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mtmm_jax.data.pipeline.chance import uniform
+from mtmm_jax.chance import uniform
 
 RATE = 4000  # of the sounds, samples a second
 COLOURS = np.array([[0.9, 0.2, 0.2], [0.2, 0.8, 0.3], [0.3, 0.4, 0.95], [0.95, 0.85, 0.2]])

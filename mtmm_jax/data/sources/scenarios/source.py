@@ -17,6 +17,7 @@ from mtmm_jax.batch import Batch, Spec
 from mtmm_jax.data.pipeline.source import SPLITS, Source
 from mtmm_jax.data.sources.scenarios.parts import Lot
 from mtmm_jax.data.sources.scenarios.worlds import SCENARIOS, World
+from mtmm_jax.modalities import kind_of
 from mtmm_jax.ranges import Natural, Range, SplitSizes
 from mtmm_jax.registry import ConfigError, checked, choose
 
@@ -71,7 +72,7 @@ def _compose(
     world, present = make(rows), np.ones(len(rows), bool)
     inputs = {name: {"x": x, "present": present} for name, (_, x) in world.inputs.items()}
     for name, (modality, x) in world.inputs.items():
-        if modality.kind == "text":
+        if kind_of(modality).mask == "always":
             inputs[name]["mask"] = np.ones(x.shape, bool)
     return {
         "inputs": inputs,

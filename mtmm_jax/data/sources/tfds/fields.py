@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ import numpy as np
 from mtmm_jax.data.pipeline.pipes import Pipe, parse
 from mtmm_jax.data.pipeline.pipes import pipe as build_pipe
 from mtmm_jax.data.transforms import Form
+from mtmm_jax.modalities import MODALITIES
+from mtmm_jax.modalities.columns import ArrayColumn
 from mtmm_jax.registry import ConfigError, build, choose
 
 _AS_FRACTION = np.float32(1 / 32768)  # of the 16-bit integers in which TFDS keeps sound
@@ -39,7 +42,7 @@ class Input:
 def inputs(section: Any, features: Any, where: str) -> dict[str, Input]:
     """`{name: {"feature": ..., "pipe": ...}}` -> modalities."""
     return {
-        name: field(INPUTS, _input_kind, config, features, f"{where}.{name}")
+        name: field(_readers(), _input_kind, config, features, f"{where}.{name}")
         for name, config in sections(section, where, "modality")
     }
 
@@ -227,6 +230,27 @@ def _series(paths, features, where, *, pipe: str = "", rate: float | None = None
     names = tuple(f"{path}/{i}" for i in range(channels))
     form = Form("series", (steps, channels), "float32", rate=rate, names=names)
     return Input(paths, value, build_pipe(pipe, form, f"{where}.pipe"))
+
+
+def _array(kind, paths, features, where, *, pipe: str = "") -> Input:
+    """Numbers of one shape, for a kind of modality that has no reader of its own."""
+    (path,), (feature,) = paths, features
+    dimensions = MODALITIES[kind].dimensions
+    fits = is_array(feature) and not is_bytes(feature)
+    if not fits or len(feature.shape) != dimensions or None in feature.shape:
+        raise refuse(kind, feature, f"numbers of {dimensions} fixed dimensions", where)
+
+    def value(example: Mapping[str, Any]) -> np.ndarray:
+        return np.asarray(get(example, path), np.float32)
+
+    form = Form(kind, tuple(feature.shape), "float32")
+    return Input(paths, value, build_pipe(pipe, form, f"{where}.pipe"))
+
+
+def _readers() -> dict[str, Callable[..., Input]]:
+    """`INPUTS`, and every kind whose values are plain arrays."""
+    plain = [name for name, row in MODALITIES.items() if row.column is ArrayColumn]
+    return {**{name: functools.partial(_array, name) for name in plain}, **INPUTS}
 
 
 INPUTS = {

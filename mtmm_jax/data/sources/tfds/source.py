@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from mtmm_jax.batch import Batch, Spec, Target
-from mtmm_jax.data.pipeline.chance import bits
+from mtmm_jax.chance import bits
 from mtmm_jax.data.pipeline.source import SPLITS, Source
 from mtmm_jax.data.sources.tfds.fields import Input, inputs
 from mtmm_jax.data.sources.tfds.labels import Label, entry, labels
@@ -162,8 +162,8 @@ class Mapped:
 
     @property
     def first_image(self) -> str | None:
-        kinds = {name: field.pipe.out.kind for name, field in self.inputs.items()}
-        return next((name for name, kind in kinds.items() if kind == "image"), None)
+        forms = {name: field.pipe.out for name, field in self.inputs.items()}
+        return next((name for name, form in forms.items() if form.is_a("image")), None)
 
     def examples(self, rows: np.ndarray) -> list[dict[str, Any]]:
         """In the order of the rows."""
@@ -298,6 +298,6 @@ def _assets(fields: Mapping[str, Input]) -> dict[str, bytes]:
     pipes = {name: field.pipe.to_dict() for name, field in fields.items()}
     assets = {"pipes.json": json.dumps(pipes).encode()}
     for field in fields.values():
-        if field.pipe.out.kind == "text":
+        if field.pipe.out.is_a("text"):
             assets.setdefault("tokenizer.json", next(iter(field.pipe.state.values())).encode())
     return assets

@@ -7,9 +7,12 @@ any number of workers, after any resumption.
 from __future__ import annotations
 
 import functools
+import math
+from typing import Any
 
 import numpy as np
 
+_RECORD = 2**20  # samples of white noise
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -53,3 +56,30 @@ class Order:
             here = epochs == epoch
             places[here] = self._epoch(int(epoch))[turns[here]]
         return epochs, places
+
+
+def below(u: Any, count: Any) -> Any:
+    """Uniform numbers -> int32 in 0..count-1."""
+    xp = u.__array_namespace__()
+    count = xp.asarray(count, dtype=xp.int32)
+    return xp.minimum(xp.floor(u * count.astype(u.dtype)).astype(xp.int32), count - 1)
+
+
+def inside(size: int, first: Any, last: Any) -> Any:
+    """`[..., size]` bool: whether each place of an axis is in `first`..`last` - 1."""
+    at = first.__array_namespace__().arange(size)
+    return (at >= first[..., None]) & (at < last[..., None])
+
+
+@functools.cache
+def white_noise(length: int) -> np.ndarray:
+    """At least `length` samples: drawing them anew for each batch would be slow."""
+    return np.random.default_rng(0).standard_normal(2 ** (length - 1).bit_length(), np.float32)
+
+
+def stretches(u: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """`[B, *shape]` of white noise, each example's beginning somewhere in a long fixed record."""
+    length = math.prod(shape)
+    record = white_noise(max(4 * length, _RECORD))
+    first = below(u, len(record) - length + 1)
+    return np.stack([record[i : i + length] for i in first]).reshape(-1, *shape)

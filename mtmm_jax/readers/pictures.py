@@ -23,7 +23,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from mtmm_jax.data.readers import images
+from mtmm_jax.readers import images
 from mtmm_jax.readers.limits import Limits, Unreadable, guard
 
 IMAGES = "PNG, JPEG, WebP, GIF, BMP or TIFF"

@@ -5,8 +5,11 @@ import pytest
 import soundfile
 from PIL import Image
 
-from mtmm_jax.data.readers import READERS, encode_text, read_audio, read_image
-from mtmm_jax.data.readers.audio import resample, trim
+from mtmm_jax.modalities import MODALITIES, Kept
+from mtmm_jax.modalities.audio import read_audio
+from mtmm_jax.modalities.image import read_image
+from mtmm_jax.modalities.text import encode_text
+from mtmm_jax.readers.audio import resample, trim
 from mtmm_jax.registry import ConfigError
 
 
@@ -93,7 +96,8 @@ def test_bad_files_are_named_in_one_line(source, tmp_path, kind, what):
             soundfile.write(path, noise.ravel().astype(np.int16), 16000)
         path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(ConfigError) as error:
-        READERS[kind](path, source.spec.modalities[kind])
+        kept = Kept(kind, source.spec.modalities[kind], {}, None, None)
+        MODALITIES[kind].read(path, kept)
     message = str(error.value)
     assert str(path) in message
     assert "accepted: " in message

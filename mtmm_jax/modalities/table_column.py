@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from mtmm_jax.batch import Modality
-from mtmm_jax.data.sources.manifest.setting import Input, Setting
-from mtmm_jax.readers.cells import SMALLEST_STD, Attempt, by_size, class_name, number
+from mtmm_jax.modalities.columns import Input
+from mtmm_jax.modalities.modality import Modality
+from mtmm_jax.readers.cells import SMALLEST_STD, Attempt, Setting, by_size, class_name, number
 from mtmm_jax.readers.limits import Unreadable
 from mtmm_jax.registry import ConfigError, choose
 
@@ -20,7 +20,7 @@ _MOST = 256  # categories of a column
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TableInput:
+class TableColumn:
     """Numbers, standardised by the train split, and categories, one 0/1 column for each.
 
     What is missing is masked, and so is a category that the train split does not have.
@@ -33,6 +33,9 @@ class TableInput:
     own: str
     where: str
     columns: Sequence[str | Mapping[str, str]]
+
+    pictured: ClassVar[bool] = False
+    tokenized: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if isinstance(self.columns, str) or not self.columns:
@@ -54,6 +57,10 @@ class TableInput:
     @property
     def at(self) -> str:
         return ", ".join(self.names)
+
+    def describe(self, cell: Any) -> str:
+        del cell
+        return ""
 
     def parse(self, setting: Setting) -> list[list[Any]]:
         return [

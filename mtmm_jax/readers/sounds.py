@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 import soundfile
 
-from mtmm_jax.data.readers import audio
+from mtmm_jax.readers import audio
 from mtmm_jax.readers.limits import Limits, Unreadable, guard
 
 SOUNDS = "WAV, FLAC, OGG (Vorbis or Opus) or MP3"

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from PIL import ImageFile
 
-from mtmm_jax.data.readers import video
-from mtmm_jax.data.readers.pictures import decode_image, frame, open_image, stack_images
+from mtmm_jax.readers import video
 from mtmm_jax.readers.limits import Limits, Unreadable, guard
+from mtmm_jax.readers.pictures import decode_image, frame, open_image, stack_images
 
 CLIPS = "a folder of numbered frames, a GIF or an animated WebP"
 

@@ -1,0 +1,134 @@
+"""Sound, `[samples]` in -1..1."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from mtmm_jax.markup import sound
+from mtmm_jax.modalities.columns import Column, Input, one_present, present
+from mtmm_jax.modalities.corruption import ABSENT, SHARES, Corruption, Place, lost, of_values
+from mtmm_jax.modalities.kind import ModalityKind
+from mtmm_jax.modalities.modality import Modality
+from mtmm_jax.modalities.units import OverLine, Parts, Units, zeros
+from mtmm_jax.readers import audio
+from mtmm_jax.readers.cells import Attempt, Setting, positive, whole
+from mtmm_jax.readers.own import OWN, own_bytes, read_own
+from mtmm_jax.readers.sounds import RATES, SOUNDS, decode_audio
+from mtmm_jax.registry import ConfigError
+
+SECONDS = 0.1  # of a unit
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AudioColumn(Column):
+    """A recording: mono, at `rate`, without silence around it, `seconds` long.
+
+    What is longer is cut; `random` takes any stretch of it in training, not only the first.
+    """
+
+    rate: int = 16000
+    seconds: float = 2.0
+    random: bool = False
+
+    def __post_init__(self) -> None:
+        whole(self.where, rate=self.rate)
+        positive(self.where, seconds=self.seconds)
+        if not RATES[0] <= self.rate <= RATES[1]:
+            raise ConfigError(f"{self.where}.rate: {self.rate} is not in {RATES[0]}..{RATES[1]}")
+
+    def fit(self, cells: list[str | None], setting: Setting, *_: Any) -> Input:
+        folder, limits = setting.folder, setting.limits
+        rate, length = self.rate, max(1, round(self.seconds * self.rate))
+
+        def batch(rows: np.ndarray, chance: np.ndarray | None, attempt: Attempt) -> Any:
+            def decode(name: str, i: int) -> np.ndarray:
+                wave = decode_audio(folder.read(name), rate, limits)
+                room = len(wave) - length
+                if chance is None or room <= 0 or not self.random:
+                    return wave
+                start = int(chance[i, 0] * (room + 1))
+                return wave[start : start + length]
+
+            found = attempt(self.at, cells, decode)
+            silence = np.zeros(0, np.float32)
+            x = audio.fit([silence if wave is None else wave for wave in found], length)
+            return {"x": x, "present": present(found)}, found
+
+        modality = Modality("audio", (length,), "float32", rate=float(rate))
+        return Input(modality, batch, draws=int(self.random))
+
+
+def read_audio(path: str | os.PathLike[str], modality: Modality) -> dict[str, Any]:
+    """`x` is `[1, samples]` float32: mono, at the modality's rate, silence before it dropped."""
+    decode = lambda where: decode_audio(own_bytes(where), int(modality.rate), OWN)  # noqa: E731
+    return one_present(audio.fit([read_own(path, "audio", SOUNDS, decode)], modality.shape[0]))
+
+
+def moments(modality: Modality, shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    seconds = shape[0] / modality.rate if modality.rate else 0.0
+    return [(shape[0], max(1, round(seconds / SECONDS)))]
+
+
+def moment_names(modality: Modality, count: int) -> list[str]:
+    del modality
+    return [f"{i * SECONDS:.1f} to {(i + 1) * SECONDS:.1f} s" for i in range(count)]
+
+
+def over_wave(values: np.ndarray, x: np.ndarray, modality: Modality) -> OverLine:
+    return OverLine(values, x, len(x) / modality.rate)
+
+
+def moment_of(parts: Parts, positions: Any, x: Any, modality: Modality) -> Any:
+    """The moment of each token: log energies have no slope that leads into silence, so that the
+    path is one between tokens."""
+    seconds = x.shape[1] / modality.rate
+    moment = (positions[..., 0] / seconds * parts.count).astype(jnp.int32)
+    return jnp.clip(moment, 0, parts.count - 1)
+
+
+def _sound_noise(x: np.ndarray, place: Place, level: float) -> np.ndarray:
+    """White noise, `level` decibels below the row's own mean power."""
+    power = np.square(x).mean(1, keepdims=True)
+    amplitude = np.sqrt(power * 10 ** (-level / 10))
+    return x + amplitude * place.normal("noise", *x.shape[1:])
+
+
+def _clipping(x: np.ndarray, place: Place, level: float) -> np.ndarray:
+    del place
+    limit = level * np.abs(x).max(1, keepdims=True)
+    return np.clip(x, -limit, limit)
+
+
+def _gaps(x: np.ndarray, place: Place, level: float) -> np.ndarray:
+    """Silence for `level` of the time, in twenty slots."""
+    slots = 20
+    gone = lost(place.uniform("gaps", slots), level)
+    slot = np.arange(x.shape[1]) * slots // max(x.shape[1], 1)
+    return np.where(gone[:, slot], np.float32(0), x)
+
+
+AUDIO = ModalityKind(
+    "audio",
+    dimensions=1,
+    column=AudioColumn,
+    options=lambda modality, given: {
+        "rate": int(modality.rate),
+        "seconds": modality.shape[0] / modality.rate,
+    },
+    read=lambda value, kept: read_audio(value, kept.modality),
+    endings=(".wav", ".flac", ".ogg", ".mp3", ".opus"),
+    units=Units(moments, zeros, moment_names, over_wave, path=moment_of, masked=False),
+    corruptions={
+        "noise": Corruption((20.0, 10.0, 5.0, 0.0, -5.0), "dB above it", of_values(_sound_noise)),
+        "clipping": Corruption((0.5, 0.25, 0.1, 0.05, 0.02), "of the peak", of_values(_clipping)),
+        "gaps": Corruption(SHARES, "share of the time", of_values(_gaps)),
+        "absent": ABSENT,
+    },
+    show=lambda example: sound(example.real, example.modality.rate),
+    wide=True,
+)

@@ -1,0 +1,154 @@
+"""Pictures, `[H, W, channels]` in -1..1."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from mtmm_jax.chance import inside
+from mtmm_jax.markup import COLOURS, escape, png, to_pixels
+from mtmm_jax.modalities.columns import Column, Input, one_present, present
+from mtmm_jax.modalities.corruption import ABSENT, SHARES, Corruption, Place, of_values
+from mtmm_jax.modalities.kind import ModalityKind
+from mtmm_jax.modalities.modality import Modality
+from mtmm_jax.modalities.shown import Example
+from mtmm_jax.modalities.units import OverPicture, Units
+from mtmm_jax.readers.cells import Attempt, Setting, whole
+from mtmm_jax.readers.own import OWN, own_bytes, read_own
+from mtmm_jax.readers.pictures import IMAGES, decode_image, stack_images
+
+SIDE = 8  # units along a picture's side
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageColumn(Column):
+    """A picture, centred on a white square of `size` pixels."""
+
+    size: int = 64
+
+    pictured: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        whole(self.where, size=self.size)
+
+    def fit(self, cells: list[str | None], setting: Setting, *_: Any) -> Input:
+        folder, limits, size = setting.folder, setting.limits, self.size
+
+        def batch(rows: np.ndarray, chance: Any, attempt: Attempt) -> Any:
+            def decode(name: str, _: int) -> Any:
+                return decode_image(folder.read(name), size, limits)
+
+            found = attempt(self.at, cells, decode)
+            x = stack_images([None if one is None else one.pixels for one in found], size)
+            return {"x": x, "present": present(found)}, found
+
+        return Input(Modality("image", (size, size, 3), "float32"), batch)
+
+
+def read_image(path: str | os.PathLike[str], modality: Modality) -> dict[str, Any]:
+    """`x` is `[1, S, S, 3]` float32 in -1..1: centred on a white square, upright as EXIF has it."""
+    size = modality.shape[0]
+    decode = lambda where: decode_image(own_bytes(where), size, OWN)  # noqa: E731
+    return one_present(stack_images([read_own(path, "image", IMAGES, decode).pixels], size))
+
+
+def patches(modality: Modality, shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    del modality
+    return [(size, SIDE) for size in shape[:2]]
+
+
+def patch_names(modality: Modality, count: int) -> list[str]:
+    del modality
+    side = round(count**0.5)
+    across = _thirds(side, ("left", "centre", "right"))
+    down = _thirds(side, ("top", "middle", "bottom"))
+    return [
+        f"row {i // side + 1}, column {i % side + 1} ({down[i // side]} {across[i % side]})"
+        for i in range(count)
+    ]
+
+
+def _thirds(count: int, words: tuple[str, ...]) -> list[str]:
+    return [words[3 * i // count] for i in range(count)]
+
+
+def border(x: np.ndarray, entry: Mapping[str, Any]) -> np.ndarray:
+    """A plain picture of the median colour of the border."""
+    del entry
+    top, left = x[..., 0, :, :], x[..., :, 0, :]
+    around = np.concatenate([top, left, x[..., -1, :, :], x[..., :, -1, :]], axis=-2)
+    return np.broadcast_to(np.median(around, axis=-2)[..., None, None, :], x.shape)
+
+
+def grey(x: np.ndarray) -> np.ndarray:
+    """0..1, to lie under colours that mean something else."""
+    return np.clip((x + 1) / 2, 0, 1).mean(-1)
+
+
+def over_picture(values: np.ndarray, x: np.ndarray, modality: Modality) -> OverPicture:
+    sides = [min(most, size) for size, most in patches(modality, x.shape)]
+    return OverPicture(values.reshape(sides), grey(x))
+
+
+def pixel_noise(x: np.ndarray, place: Place, level: float) -> np.ndarray:
+    return np.clip(x + level * place.normal("noise", *x.shape[1:]), -1, 1)
+
+
+def _blur(x: np.ndarray, place: Place, level: float) -> np.ndarray:
+    from scipy import ndimage  # slow to import, and only damage needs it
+
+    del place
+    sigma = level * min(x.shape[-3:-1])
+    return ndimage.gaussian_filter(x, (0,) * (x.ndim - 3) + (sigma, sigma, 0), mode="nearest")
+
+
+def _occlusion(x: np.ndarray, place: Place, level: float) -> np.ndarray:
+    """A grey block about a fixed point of the row's own, `level` of the picture's area."""
+    height, width = x.shape[1:3]
+    at = place.uniform("occlusion", 2)
+    holes = []
+    for axis, size in enumerate((height, width)):
+        side = round(level**0.5 * size)
+        # Where its middle is does not depend on its size, so that larger holes hold smaller ones.
+        first = np.round(at[:, axis] * (size - side)).astype(np.int32)
+        holes.append(inside(size, first, first + side))
+    hole = holes[0][:, :, None] & holes[1][:, None]
+    return np.where(hole[..., None], np.float32(0), x)
+
+
+PIXEL_NOISE = Corruption((0.1, 0.2, 0.4, 0.6, 1.0), "standard deviation", of_values(pixel_noise))
+
+
+def show(example: Example) -> str:
+    marks = "".join(
+        f"<rect x='{x0:.4f}' y='{y0:.4f}' width='{x1 - x0:.4f}' height='{y1 - y0:.4f}' fill='none' "
+        f"stroke='{COLOURS[j % len(COLOURS)]}' stroke-width='2' "
+        f"vector-effect='non-scaling-stroke'><title>{escape(kind)}</title></rect>"
+        for j, (kind, (y0, x0, y1, x1)) in enumerate(example.boxes)
+    )
+    over = f"<svg viewBox='0 0 1 1' preserveAspectRatio='none'>{marks}</svg>" if marks else ""
+    seen = png(to_pixels(example.x))
+    return f"<div class=seen><img alt='{escape(example.name)}' src='{seen}'>{over}</div>"
+
+
+IMAGE = ModalityKind(
+    "image",
+    dimensions=3,
+    column=ImageColumn,
+    options=lambda modality, given: {"size": modality.shape[0]},
+    read=lambda value, kept: read_image(value, kept.modality),
+    endings=(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"),
+    units=Units(patches, border, patch_names, over_picture, masked=False),
+    corruptions={
+        "noise": PIXEL_NOISE,
+        "blur": Corruption((0.01, 0.02, 0.04, 0.07, 0.12), "sides", of_values(_blur)),
+        "occlusion": Corruption(SHARES, "share of the area", of_values(_occlusion)),
+        "absent": ABSENT,
+    },
+    show=show,
+    frames=lambda x: to_pixels(x)[None],
+)

@@ -1,0 +1,50 @@
+"""Arrays of numbers, from the bytes of a `.npy` file or from nested lists of JSON."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import numpy as np
+
+from mtmm_jax.readers.files import check_path
+from mtmm_jax.readers.limits import Unreadable, guard
+
+ARRAYS = "a .npy file, or a JSON list of numbers"
+
+
+def read_cell(value: Any) -> str | np.ndarray:
+    """The name of a `.npy` file, or the array that a list holds (in a CSV: its JSON)."""
+    if isinstance(value, str) and not value.lstrip().startswith("["):
+        name = check_path(value)
+        if not name.lower().endswith(".npy"):
+            raise Unreadable(f"is no array; accepted: {ARRAYS}")
+        return name
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise Unreadable(f"is not JSON: {error}") from error
+    if not isinstance(value, list):
+        raise Unreadable(f"is no array; accepted: {ARRAYS}")
+    return guard(_numbers, value)
+
+
+def decode_array(data: bytes) -> np.ndarray:
+    """The float32 array of a `.npy` file."""
+    return guard(lambda: _numbers(np.load(io.BytesIO(data), allow_pickle=False)))
+
+
+def _numbers(value: Any) -> np.ndarray:
+    try:
+        found = np.asarray(value)
+    except ValueError as error:
+        raise Unreadable("has lists of different lengths") from error
+    if found.dtype.kind not in "biuf":
+        raise Unreadable("has something that is not a number among its numbers")
+    with np.errstate(over="ignore"):
+        found = found.astype(np.float32)
+    if not np.isfinite(found).all():
+        raise Unreadable("has not-a-number or infinity among its numbers")
+    return found
