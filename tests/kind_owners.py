@@ -25,12 +25,14 @@ class Rule:
             over it, is meant under any name.
         types: annotations of such things.
         owners: files and folders, below the package, that may ask.
+        module: of the classes of such things, which nobody else gives to `isinstance`.
     """
 
     names: str
     holders: tuple[str, ...] = ()
     types: tuple[str, ...] = ()
     owners: tuple[str, ...] = ()
+    module: str | None = None
 
 
 def questions(package: Path, rule: Rule) -> list[str]:
@@ -48,11 +50,30 @@ def asked(text: str, rule: Rule) -> Iterator[ast.AST]:
     """The places of a file where a kind is asked for, in order."""
     seen = {}
     tree = ast.parse(text)
+    for node in _instance_checks(tree, rule):
+        seen[node.lineno, node.col_offset, type(node)] = node
     for scope in ast.walk(tree):
         if isinstance(scope, ast.Module | ast.FunctionDef | ast.Lambda):
             for node in _Scope(scope, rule).asked():
                 seen[node.lineno, node.col_offset, type(node)] = node
     yield from (seen[key] for key in sorted(seen, key=lambda key: key[:2]))
+
+
+def _instance_checks(tree: ast.AST, rule: Rule) -> Iterator[ast.AST]:
+    """Calls of `isinstance` with a class that was imported from the owners' module."""
+    if rule.module is None:
+        return
+    classes = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(rule.module)
+        for alias in node.names
+    }
+    for node in ast.walk(tree):
+        called = isinstance(node, ast.Call) and _name(node.func) == "isinstance"
+        names = ast.walk(node.args[1]) if called else ()
+        if any(isinstance(name, ast.Name) and name.id in classes for name in names):
+            yield node
 
 
 class _Scope:
@@ -77,7 +98,7 @@ class _Scope:
             elif isinstance(node, ast.Match):
                 parts = [node.subject]
             elif isinstance(node, ast.Call) and _name(node.func) in ("choose", "get"):
-                parts = node.args
+                parts = node.args[:1]
             else:
                 continue
             if any(self._is_kind(part) for part in parts):

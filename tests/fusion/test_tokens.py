@@ -462,30 +462,36 @@ def test_cca_loss_is_blind_to_linear_maps_and_safe_with_few_rows():
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (transformer.FusionTransformer(WIDTH, heads=3), "heads: 3 .* width 16; choices: 1, 2, 4"),
-        (transformer.FusionTransformer(WIDTH, layers=0), "fusion.layers: 0"),
-        (transformer.EncoderDecoder(WIDTH, combine="sum"), "combine.*'sum'.*concat, gated"),
-        (transformer.EncoderDecoder(WIDTH, queries=0), "fusion.queries: 0"),
-        (cross.NonLocalGate(WIDTH, query="smell"), "query.*'smell'; choices: audio, image, table"),
-        (cross.CrossModal(WIDTH, heads=5), "heads: 5"),
-        (perceiver.PerceiverFusion(WIDTH, latents=0), "fusion.latents: 0"),
-        (perceiver.PerceiverIO(WIDTH, queries=-1), "fusion.queries: -1"),
-        (graph.GraphConvolution(WIDTH, nodes="word"), "nodes.*'word'.*modality, token"),
-        (graph.GraphConvolution(WIDTH, edges={"smell": ["text"]}), "edges: .*'smell'"),
-        (graph.GraphAttention(WIDTH, edges={"table": ["smell"]}), "edges.table: .*'smell'"),
-        (graph.GraphAttention(WIDTH, combine=""), "fusion.combine"),
-        (graph.PopulationGraph(WIDTH, neighbours=0), "fusion.neighbours: 0"),
-        (graph.PopulationGraph(WIDTH, temperature=0.0), "fusion.temperature: 0.0"),
-        (alignment.Resample("smell"), "align.reference: .*'smell'; choices: audio"),
-        (alignment.Resample(0), "align.reference: 0"),
-        (alignment.Resample("audio"), "'image' have no positions .*: audio, table"),
-        (alignment.AlignAttention("audio", kernel=-1.0), "align.kernel: -1.0"),
-        (alignment.AlignAttention(3), "align.reference: .*3; choices: audio"),
+        (
+            lambda: transformer.FusionTransformer(WIDTH, heads=3),
+            "heads: 3 .* width 16; choices: 1, 2, 4",
+        ),
+        (lambda: transformer.FusionTransformer(WIDTH, layers=0), "fusion.layers: 0"),
+        (lambda: transformer.EncoderDecoder(WIDTH, combine="sum"), "combine.*'sum'.*concat, gated"),
+        (lambda: transformer.EncoderDecoder(WIDTH, queries=0), "fusion.queries: 0"),
+        (
+            lambda: cross.NonLocalGate(WIDTH, query="smell"),
+            "query.*'smell'; choices: audio, image, table",
+        ),
+        (lambda: cross.CrossModal(WIDTH, heads=5), "heads: 5"),
+        (lambda: perceiver.PerceiverFusion(WIDTH, latents=0), "fusion.latents: 0"),
+        (lambda: perceiver.PerceiverIO(WIDTH, queries=-1), "fusion.queries: -1"),
+        (lambda: graph.GraphConvolution(WIDTH, nodes="word"), "nodes.*'word'.*modality, token"),
+        (lambda: graph.GraphConvolution(WIDTH, edges={"smell": ["text"]}), "edges: .*'smell'"),
+        (lambda: graph.GraphAttention(WIDTH, edges={"table": ["smell"]}), "edges.table: .*'smell'"),
+        (lambda: graph.GraphAttention(WIDTH, combine=""), "fusion.combine"),
+        (lambda: graph.PopulationGraph(WIDTH, neighbours=0), "fusion.neighbours: 0"),
+        (lambda: graph.PopulationGraph(WIDTH, temperature=0.0), "fusion.temperature: 0.0"),
+        (lambda: alignment.Resample("smell"), "align.reference: .*'smell'; choices: audio"),
+        (lambda: alignment.Resample(0), "align.reference: 0"),
+        (lambda: alignment.Resample("audio"), "'image' have no positions .*: audio, table"),
+        (lambda: alignment.AlignAttention("audio", kernel=-1.0), "align.kernel: -1.0"),
+        (lambda: alignment.AlignAttention(3), "align.reference: .*3; choices: audio"),
     ],
 )
 def test_refusals(module, message):
     with pytest.raises(ConfigError, match=message):
-        jax.eval_shape(module.init, jax.random.key(0), _world())
+        jax.eval_shape(module().init, jax.random.key(0), _world())
 
 
 def test_alignment_refusals_of_positions_and_widths():
