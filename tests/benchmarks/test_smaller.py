@@ -72,7 +72,7 @@ def test_a_file_whose_weights_are_lost_reaches_less(learned, tmp_path):
 def test_kinds_without_a_way_back_are_named(tmp_path):
     made = small(tasks={"level": {"kind": "ordinal", "target": "kind"}})
     variables = toy.variables(made.model, made.model.spec.example(2))
-    with pytest.raises(ConfigError, match="tasks.level.kind: unknown kind of task.*'ordinal'"):
+    with pytest.raises(ConfigError, match="tasks.level: 'ordinal' cannot be scored .* none"):
         smaller.measure(made, variables, False, tmp_path / "model.zip")
 
 

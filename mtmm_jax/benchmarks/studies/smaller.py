@@ -107,7 +107,11 @@ def reached(file: Path, experiment: Any, split: str = "test") -> dict[str, float
         said = {}
         for name, task in model.tasks.items():
             if task.restore is None:
-                raise ConfigError(f"tasks.{name}: a {task.kind} cannot be scored by its outputs")
+                able = [n for n, t in model.tasks.items() if t.restore is not None]
+                raise ConfigError(
+                    f"tasks.{name}: {task.kind!r} cannot be scored by its outputs; tasks that can: "
+                    f"{', '.join(able) or 'none'}"
+                )
             said[name] = task.restore(told[name])
         part = jax.device_get(update(said, batch))
         states = part if states is None else merge(model, states, part)
