@@ -14,7 +14,9 @@ import pytest
 
 from mtmm_jax import tasks
 from mtmm_jax.heads.bound import row_of
+from mtmm_jax.tasks.explained import PROJECTION
 from mtmm_jax.tasks.task import Labels
+from mtmm_jax.tasks.traits import arrays_of
 from tests.tasks import examples
 from tests.tasks.quantile import quantile
 
@@ -297,6 +299,23 @@ def test_what_the_report_draws_and_what_is_looked_up_are_rows_of_the_split(case)
     for read, (candidates, ids) in task.space.gallery([states, states]).items():
         assert ids.tolist() == [i for i in range(examples.ROWS) if i not in ABSENT]
         np.testing.assert_allclose(candidates, vectors[read][ids], rtol=1e-5)
+
+
+@EVERY
+def test_what_a_task_has_by_default_takes_any_prediction(case):
+    """Its outputs are rows, and the scalar of its explanation is the length of the prediction."""
+
+    @jax.jit
+    def default(prediction):
+        answer = PROJECTION.answer(prediction)
+        return arrays_of(prediction), PROJECTION.value(prediction, answer)
+
+    arrays, values = jax.device_get(default(base(case)["prediction"]))
+    assert arrays
+    assert all(x.shape[0] == examples.ROWS for x in arrays.values())
+    rows = [x.reshape(examples.ROWS, -1) for x in arrays.values() if x.dtype == np.float32]
+    expected = np.linalg.norm(np.concatenate(rows, axis=1).astype(np.float64), axis=1)
+    np.testing.assert_allclose(values, expected, rtol=1e-4)
 
 
 @pytest.mark.slow
