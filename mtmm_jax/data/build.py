@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,11 +25,12 @@ from mtmm_jax.data.sources.scenarios import scenarios
 from mtmm_jax.data.sources.tfds.source import tfds
 from mtmm_jax.data.sources.vowels import vowels
 from mtmm_jax.ranges import Natural, Threads
-from mtmm_jax.registry import ConfigError, check
+from mtmm_jax.registry import ConfigError, check, checked
 
 OF_THE_WHOLE = ("bucket", "workers", "in_step")
 
 
+@functools.partial(checked, where="data")
 def mixture(
     *,
     sources: Mapping[str, Any],

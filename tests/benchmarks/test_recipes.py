@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from mtmm_jax import data, training
+from mtmm_jax.batch import Target
 from mtmm_jax.benchmarks.recipes import recipes
 from mtmm_jax.benchmarks.recipes import runs as recipe_runs
 from mtmm_jax.benchmarks.recipes import texts as recipe_texts
@@ -485,7 +486,7 @@ _FIRST = (2, 3, 4)
 
 def test_zero_shot_asks_for_the_nearest_name(monkeypatch):
     class Source:
-        spec = types.SimpleNamespace(targets={"kind": types.SimpleNamespace(classes=_NAMES)})
+        spec = types.SimpleNamespace(targets={"kind": Target("class", classes=tuple(_NAMES))})
         assets = types.MappingProxyType({"tokenizer.json": b"{}"})
 
         def batches(self, split, size):

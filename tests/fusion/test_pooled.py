@@ -286,34 +286,42 @@ def test_tokens_are_routed_one_by_one_and_keep_their_places():
 
 def _refused(message, module, tokens):
     with pytest.raises(ConfigError, match=message):
-        jax.eval_shape(module.init, jax.random.key(0), tokens)
+        jax.eval_shape(module().init, jax.random.key(0), tokens)
 
 
 def test_bad_input_is_refused_by_name():
     two, three = formulas.tokens_of(2), formulas.tokens_of(3)
     shares = {"audio": 1.0, "image": 2.0}
-    _refused("model.fusion.weights: no weight for table", Weighted(WIDTH, weights=shares), three)
+    _refused(
+        "model.fusion.weights: no weight for table", lambda: Weighted(WIDTH, weights=shares), three
+    )
     _refused(
         "unknown modality 'imag' .*'image'",
-        Weighted(WIDTH, weights={"audio": 1.0, "imag": 1.0}),
+        lambda: Weighted(WIDTH, weights={"audio": 1.0, "imag": 1.0}),
         two,
     )
     _refused(
         "model.fusion.weights.image: 0.0",
-        Weighted(WIDTH, weights={"audio": 1.0, "image": 0.0}),
+        lambda: Weighted(WIDTH, weights={"audio": 1.0, "image": 0.0}),
         two,
     )
-    _refused("by_sample: True", Weighted(WIDTH, by_sample=True, weights=shares), two)
+    _refused("by_sample: True", lambda: Weighted(WIDTH, by_sample=True, weights=shares), two)
     for fusion in (Gated, FiLM, Multiplicative):
-        _refused("fusion.query: unknown modality 'sound'", fusion(WIDTH, query="sound"), two)
-    _refused("form: unknown form 'scalar'; choices: auto", Multiplicative(WIDTH, "scalar"), two)
-    _refused("'vector' takes 2 .*not 3", Multiplicative(WIDTH, "vector"), three)
-    _refused("'three_way' takes 3 .*not 2", Multiplicative(WIDTH, "three_way"), two)
+        _refused(
+            "fusion.query: unknown modality 'sound'", lambda f=fusion: f(WIDTH, query="sound"), two
+        )
+    _refused(
+        "form: unknown form 'scalar'; choices: auto", lambda: Multiplicative(WIDTH, "scalar"), two
+    )
+    _refused("'vector' takes 2 .*not 3", lambda: Multiplicative(WIDTH, "vector"), three)
+    _refused("'three_way' takes 3 .*not 2", lambda: Multiplicative(WIDTH, "three_way"), two)
     five = {f"m{i}": two["audio"] for i in range(5)}
-    _refused("TensorFusion fuses 1 to 4 modalities, not 5: m0", TensorFusion(WIDTH), five)
-    _refused("Multiplicative fuses 1 to 4 modalities, not 5: m0", Multiplicative(WIDTH), five)
-    _refused("hidden: 50 does not divide over 20 chunks", Block(WIDTH, hidden=50), two)
-    _refused("route: unknown route 'row'", MixtureOfExperts(WIDTH, route="row"), two)
-    _refused("fusion.k: 5: choose from 1 to 4", MixtureOfExperts(WIDTH, k=5), two)
-    _refused("balance: -1", MixtureOfExperts(WIDTH, balance=-1.0), two)
-    _refused("kl: -1", ProductOfExperts(WIDTH, kl=-1.0), two)
+    _refused("TensorFusion fuses 1 to 4 modalities, not 5: m0", lambda: TensorFusion(WIDTH), five)
+    _refused(
+        "Multiplicative fuses 1 to 4 modalities, not 5: m0", lambda: Multiplicative(WIDTH), five
+    )
+    _refused("hidden: 50 does not divide over 20 chunks", lambda: Block(WIDTH, hidden=50), two)
+    _refused("route: unknown route 'row'", lambda: MixtureOfExperts(WIDTH, route="row"), two)
+    _refused("fusion.k: 5: choose from 1 to 4", lambda: MixtureOfExperts(WIDTH, k=5), two)
+    _refused("balance: -1", lambda: MixtureOfExperts(WIDTH, balance=-1.0), two)
+    _refused("kl: -1", lambda: ProductOfExperts(WIDTH, kl=-1.0), two)

@@ -87,7 +87,7 @@ def test_what_is_no_series_is_a_problem(path):
     [
         ({"length": 0}, "data.length: 0 is not a positive whole number"),
         ({"channels": 3}, "data.channels: 3 are not the 2 of `names`"),
-        ({"names": "xy"}, "data.names: 'xy' is not a list of names"),
+        ({"names": "xy"}, "data.names: 'xy' is not a list"),
         ({"rate": -1}, "data.rate: -1 is not a positive number"),
         ({"lenght": 3}, "did you mean 'length'"),
     ],
