@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from mtmm_jax import data, training
-from mtmm_jax.batch import Target
+from mtmm_jax.batch import Modality, Target
 from mtmm_jax.benchmarks.recipes import recipes
 from mtmm_jax.benchmarks.recipes import runs as recipe_runs
 from mtmm_jax.benchmarks.recipes import texts as recipe_texts
@@ -468,7 +468,7 @@ class _Told:
         }
     )
     spec = types.SimpleNamespace(
-        modalities={kind: types.SimpleNamespace(kind=kind) for kind in ("image", "text")}
+        modalities={kind: Modality(kind, (4,), "int32") for kind in ("image", "text")}
     )
 
     def __call__(self, variables, inputs):

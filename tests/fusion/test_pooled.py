@@ -311,14 +311,18 @@ def test_bad_input_is_refused_by_name():
             "fusion.query: unknown modality 'sound'", lambda f=fusion: f(WIDTH, query="sound"), two
         )
     _refused(
-        "form: unknown form 'scalar'; choices: auto", lambda: Multiplicative(WIDTH, "scalar"), two
+        "form: unknown form 'scalar'; choices: auto",
+        lambda: Multiplicative(WIDTH, "scalar"),
+        two,
     )
     _refused("'vector' takes 2 .*not 3", lambda: Multiplicative(WIDTH, "vector"), three)
     _refused("'three_way' takes 3 .*not 2", lambda: Multiplicative(WIDTH, "three_way"), two)
     five = {f"m{i}": two["audio"] for i in range(5)}
     _refused("TensorFusion fuses 1 to 4 modalities, not 5: m0", lambda: TensorFusion(WIDTH), five)
     _refused(
-        "Multiplicative fuses 1 to 4 modalities, not 5: m0", lambda: Multiplicative(WIDTH), five
+        "Multiplicative fuses 1 to 4 modalities, not 5: m0",
+        lambda: Multiplicative(WIDTH),
+        five,
     )
     _refused("hidden: 50 does not divide over 20 chunks", lambda: Block(WIDTH, hidden=50), two)
     _refused("route: unknown route 'row'", lambda: MixtureOfExperts(WIDTH, route="row"), two)
