@@ -151,11 +151,15 @@ class Largest(nn.Module):
     @nn.compact
     def __call__(self, tokens, *, train=False, axis_name=None):
         del train, axis_name
-        whole = Tokens.join(tokens.values())
-        values = nn.Dense(self.width, name="read")(whole.values) * self.sharpness
-        highest = jnp.where(whole.mask[..., None], values, -1e3).max(1)
-        highest = jnp.where(whole.present[:, None], highest, 0.0)
-        return Tokens(highest[:, None], whole.present[:, None])
+        best, there = [], []
+        for name, part in sorted(tokens.items()):
+            read = nn.Dense(self.width, dtype=part.values.dtype, name=f"read_{name}")
+            values = read(part.values) * self.sharpness
+            best.append(jnp.where(part.mask[..., None], values, -1e3).max(1))
+            there.append(part.present)
+        present = jnp.stack(there).any(0)
+        highest = jnp.where(present[:, None], jnp.stack(best).max(0), 0.0)
+        return Tokens(highest[:, None], present[:, None])
 
 
 class Shifted(nn.Module):
@@ -168,9 +172,12 @@ class Shifted(nn.Module):
     @nn.compact
     def __call__(self, copies, *, train=False, axis_name=None):
         del train, axis_name
-        return {name: part.replace_values(part.values + self.param(
-            name, nn.initializers.zeros, part.values.shape[-1:]))
-            for name, part in copies.items()}  # fmt: skip
+        shifted = {}
+        for name in (name for name in self.tasks if name in copies):
+            values = copies[name].values
+            shift = self.param(f"own_{name}", nn.initializers.zeros, values.shape[-1:])
+            shifted[name] = copies[name].replace_values(values + shift.astype(values.dtype))
+        return shifted
 
 
 class Plain(nn.Module):
@@ -191,8 +198,9 @@ def locate(name, spec, *, make_head, where, reads="fused", target=None, head="pl
     target, label = find_target(name, target, "position", spec, where)
 
     def distances(z, labels):
-        y = jnp.where(labels.weight[:, None] > 0, labels.y, 0.0)
-        return jnp.square(z.astype(jnp.float32) - y).sum(-1)
+        rows = labels.weight.reshape(-1, *(1,) * (labels.y.ndim - 1)) > 0
+        y = jnp.where(rows, labels.y, 0.0)
+        return jnp.square(z.astype(jnp.float32) - y.reshape(z.shape)).sum(-1)
 
     def loss(z, labels, axis_name):
         del axis_name

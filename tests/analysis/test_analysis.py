@@ -16,7 +16,7 @@ from mtmm_jax.analysis import modality_affinity as related
 from mtmm_jax.analysis.contribution import contributions, missing_modalities
 from mtmm_jax.analysis.cost import operations, parameters_by_room
 from mtmm_jax.analysis.intermediates import Known, Seen
-from mtmm_jax.batch import Span
+from mtmm_jax.batch import Modality, Span
 from mtmm_jax.evaluation import Evaluator, restrict, trivial_results
 from mtmm_jax.evaluation import robustness as robust
 from mtmm_jax.evaluation import subsets as subset_module
@@ -196,8 +196,17 @@ CORRUPTIONS = {kind: row.corruptions for kind, row in MODALITIES.items()}
 DAMAGES = [(kind, name) for kind, names in CORRUPTIONS.items() for name in names]
 
 
+def _modality(kind):
+    shape = (7, 6, 5)[: MODALITIES[kind].dimensions]
+    return toy.SPEC.modalities.get(kind, Modality(kind, shape, "float32"))
+
+
 def _rows(kind, size=12):
     batch = toy.batch(size, seed=3)
+    if kind not in batch["inputs"]:  # any numbers
+        x = np.random.default_rng(3).normal(size=(size, *_modality(kind).shape))
+        entry = {"x": x.astype(np.float32), "present": batch["inputs"]["image"]["present"]}
+        return {key: np.asarray(value) for key, value in entry.items()}, np.asarray(batch["id"])
     entry = {key: np.asarray(value) for key, value in batch["inputs"][kind].items()}
     return entry, np.asarray(batch["id"])
 
@@ -216,7 +225,7 @@ def _distance(kind, a, b):
 @pytest.mark.parametrize(("kind", "name"), DAMAGES)
 def test_damage_is_graded_and_belongs_to_the_row(kind, name):
     entry, ids = _rows(kind)
-    corruption, modality = CORRUPTIONS[kind][name], toy.SPEC.modalities[kind]
+    corruption, modality = CORRUPTIONS[kind][name], _modality(kind)
     found = [corruption(entry, Place(ids, modality), severity) for severity in SEVERITIES]
     for key in entry:
         np.testing.assert_array_equal(found[0][key], entry[key])
@@ -239,7 +248,7 @@ def test_damage_is_graded_and_belongs_to_the_row(kind, name):
 @pytest.mark.parametrize(("kind", "name"), DAMAGES)
 def test_damage_leaves_something_and_spreads_no_filler(kind, name):
     entry, ids = _rows(kind)
-    changed = CORRUPTIONS[kind][name](entry, Place(ids, toy.SPEC.modalities[kind]), 5)
+    changed = CORRUPTIONS[kind][name](entry, Place(ids, _modality(kind)), 5)
     here = changed["present"]
     assert (here <= entry["present"]).all()
     assert np.isfinite(changed["x"][here].astype(np.float64)).all()

@@ -14,6 +14,7 @@ from mtmm_jax.optim.averages import AverageState
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.store.checkpoints import Checkpoints
 from tests import toy
+from tests.made_up import packaged
 from tests.training import small_run
 
 RATE, STEPS = 0.1, 10
@@ -118,7 +119,7 @@ EXPECTED = {
 
 
 def test_every_optimiser_is_compared():
-    assert set(EXPECTED) == set(optimizers.OPTIMIZERS)
+    assert set(EXPECTED) == set(packaged(optimizers.OPTIMIZERS))
 
 
 @pytest.mark.parametrize("kind", EXPECTED)

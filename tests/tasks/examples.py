@@ -11,6 +11,7 @@ import numpy as np
 from mtmm_jax import heads, model, tasks
 from mtmm_jax.batch import Modality, Spec, Target
 from mtmm_jax.registry import ConfigError
+from mtmm_jax.targets import TARGETS
 
 ROWS = 8
 SPEC = Spec(
@@ -29,6 +30,10 @@ SPEC = Spec(
         "mask": Target("mask", ("sky", "sea", "sand"), (0.5, 0.3, 0.2), shape=(8, 8)),
         "path": Target("path", mean=3.0, std=2.0, shape=(4, 2)),
     },
+)
+# Of a kind that is not listed, whatever shape it takes.
+SPEC.targets.update(
+    {kind: Target(kind, shape=(4,)) for kind in TARGETS if kind not in SPEC.targets}
 )
 MODEL = {
     "width": 8,
