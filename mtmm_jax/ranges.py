@@ -70,6 +70,8 @@ Layers = Annotated[int, Range(1, 512)]
 Several = Annotated[int, Range(2, 512)]
 LayersOrZero = Annotated[int, Range(0, 512)]
 
+Beam = Annotated[int, Range(1, 1024)]
+"""Sequences that a search keeps."""
 Bits = Annotated[int, Range(2, 8)]
 Real = Annotated[float, Range(-_FLOAT32, _FLOAT32)]
 NonNegative = Annotated[float, Range(0, _FLOAT32)]
@@ -83,9 +85,16 @@ Cosine = Annotated[float, Range(-1, 1, above=True, below=True)]
 Between = Annotated[float, Range(0, 1, above=True, below=True)]
 
 Seconds = Annotated[float, Range(0, 86_400, above=True)]
+Rate = Annotated[int, Range(1, 2**20)]
+"""Samples a second."""
+Side = Annotated[int, Range(1, 2**14)]
+"""Pixels of a picture."""
+Margin = Annotated[int, Range(0, 2**14)]
 Threads = Annotated[int, Range(0, 1024)]
 SplitSizes = tuple[Count, Count, Count]
 """Rows of train, validation and test."""
+
+Bytes = Annotated[int, Range(1, 2**53)]
 
 Dtype = Literal["float32", "bfloat16"]
 Regex = Annotated[str, Pattern()]

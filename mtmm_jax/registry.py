@@ -11,7 +11,6 @@ import dataclasses
 import difflib
 import functools
 import inspect
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -69,29 +68,6 @@ def checked(constructor: Callable[..., Any], where: str) -> Callable[..., Any]:
         return constructor(*args, **kwargs)
 
     return build_checked
-
-
-def whole_number(value: Any, where: str, least: int = 1) -> int:
-    """Returns `value` if it is a whole number from `least` upwards, else raises a `ConfigError`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{where}: {value!r} is not a number from {least} upwards")
-    return value
-
-
-def real_number(value: Any, where: str, least: float = 0) -> float:
-    """Returns `value` if it is finite and `least` or more, else raises a `ConfigError`."""
-    fine = isinstance(value, int | float) and not isinstance(value, bool)
-    if not fine or not least <= value < math.inf:
-        raise ConfigError(f"{where}: {value!r} is not a number from {least} upwards")
-    return value
-
-
-def positive_number(value: Any, where: str) -> float:
-    """Returns `value` as a float if it is finite and above 0, else raises a `ConfigError`."""
-    fine = isinstance(value, int | float) and not isinstance(value, bool)
-    if not fine or not 0 < value < math.inf:
-        raise ConfigError(f"{where}: {value!r} is not a number above 0")
-    return float(value)
 
 
 def section_of(section: Any, settings: type, where: str, like: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ KEYS: dict[str, Any] = {
     "batch_size": Size,
     "data": Entry,
     "model": Mapping[str, Any],
-    "tasks": Mapping[str, Any],
+    "tasks": Mapping[str, Entry | None],
     "balancing": Entry,
     "optimizer": Entry,
     "devices": Count | Literal["all"] | Mapping[str, Any],
