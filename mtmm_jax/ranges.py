@@ -64,6 +64,8 @@ Count = Annotated[int, Range(1, _INT32)]
 Natural = Annotated[int, Range(0, _INT32)]
 Size = Annotated[int, Range(1, 2**20)]
 """Of an axis; what all sizes together need is estimated before anything is allocated."""
+TextLength = Annotated[int, Range(1, 2**16)]
+"""Tokens that a text is cut or filled up to."""
 SizeOrZero = Annotated[int, Range(0, 2**20)]
 Layers = Annotated[int, Range(1, 512)]
 """How often something is traced: blocks, experts, iterations."""

@@ -40,7 +40,7 @@ class Perceiver(TransformerEncoder):
         fourier_bands: sines and cosines of each coordinate.
     """
 
-    vocabulary: SizeOrZero | None = None
+    vocabulary: SizeOrZero = 0
     modality: str = "any"
     rate: Positive | None = None
     latents: Size = 16
@@ -62,7 +62,7 @@ class Perceiver(TransformerEncoder):
     def setup(self) -> None:
         super().setup()
         _, inner, heads = self.size
-        if self.vocabulary is not None:
+        if self.vocabulary:
             self.embedding = nn.Embed(self.vocabulary, inner)
         self.read = nn.Dense(inner, dtype=self.precision)
         self.start = Latents(self.latents, inner)

@@ -22,7 +22,7 @@ import numpy as np
 
 from mtmm_jax.fusion.pooled import check_shares, present_shares
 from mtmm_jax.layers import gelu
-from mtmm_jax.ranges import Positive, SizeOrZero
+from mtmm_jax.ranges import Positive, Size
 
 
 class MeanDecision(nn.Module):
@@ -120,7 +120,7 @@ class LearnedDecision(nn.Module):
     """
 
     modalities: tuple[str, ...]
-    hidden: SizeOrZero = 64
+    hidden: Size = 64
     of_classes: ClassVar[bool] = False
 
     @nn.compact

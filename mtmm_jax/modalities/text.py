@@ -15,7 +15,7 @@ from mtmm_jax.modalities.kind import ModalityKind
 from mtmm_jax.modalities.modality import Modality
 from mtmm_jax.modalities.shown import Example
 from mtmm_jax.modalities.units import Parts, Units
-from mtmm_jax.ranges import Size
+from mtmm_jax.ranges import Size, TextLength
 from mtmm_jax.readers.cells import Attempt, Setting, words
 from mtmm_jax.readers.files import check_path
 from mtmm_jax.readers.limits import Unreadable
@@ -34,7 +34,7 @@ class TextColumn(Column):
     "pieces" of words, or whole "words", lower-cased and split at spaces.
     """
 
-    length: Size = 32
+    length: TextLength = 32
     vocabulary: Size = 2000
     units: str = "pieces"
     origin: str = "column"

@@ -255,7 +255,7 @@ def _encoders(configs: Mapping[str, Any], width: int, spec: Spec) -> dict[str, n
             where=where,
             width=width,
             modality=name,
-            vocabulary=modality.vocabulary,
+            vocabulary=modality.vocabulary or 0,
             rate=modality.rate,
         )
         if not encoder.accepts(modality):

@@ -49,7 +49,7 @@ class Private(NamedTuple):
     chunk: int
 
 
-def _mechanism(
+def mechanism(
     *, clip: Positive = 1.0, noise: NonNegative = 1.0, chunk: Count = 16, where: str
 ) -> Private:
     return Private(float(clip), float(noise), chunk)
@@ -61,7 +61,7 @@ def read(spec: Mapping[str, Any] | None, where: str = "optimizer.private") -> Pr
         return None
     if not isinstance(spec, Mapping):
         raise ConfigError(f"{where}: {spec!r}; needs clip, noise and, if wanted, chunk")
-    return registry.build({"gaussian": _mechanism}, {**spec, "kind": "gaussian"}, where=where)
+    return registry.build({"gaussian": mechanism}, {**spec, "kind": "gaussian"}, where=where)
 
 
 def check(model: Any, batch_stats: PyTree, config: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from mtmm_jax import text
 from mtmm_jax.data.transforms import augment
 from mtmm_jax.data.transforms.stage import Form, Stage, each
-from mtmm_jax.ranges import Share, Size
+from mtmm_jax.ranges import Share, Size, TextLength
 
 
 def lower(form: Form, where: str) -> Stage:
@@ -16,7 +16,7 @@ def lower(form: Form, where: str) -> Stage:
     return Stage(form, each(str.lower), each=True)
 
 
-def tokenize(form: Form, where: str, length: Size, vocabulary: Size = 2000) -> Stage:
+def tokenize(form: Form, where: str, length: TextLength, vocabulary: Size = 2000) -> Stage:
     """`length` ids by a byte-pair tokenizer that is trained on the train split's texts."""
 
     def fit(texts: Sequence[str]) -> str:
