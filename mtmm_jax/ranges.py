@@ -66,11 +66,15 @@ Size = Annotated[int, Range(1, 2**20)]
 """Of an axis; what all sizes together need is estimated before anything is allocated."""
 TextLength = Annotated[int, Range(1, 2**16)]
 """Tokens that a text is cut or filled up to."""
+ShortText = Annotated[int, Range(1, 2**12)]
+"""Tokens of texts that are all held in memory."""
 SizeOrZero = Annotated[int, Range(0, 2**20)]
 Layers = Annotated[int, Range(1, 512)]
 """How often something is traced: blocks, experts, iterations."""
-Several = Annotated[int, Range(2, 512)]
-LayersOrZero = Annotated[int, Range(0, 512)]
+Blocks = Annotated[int, Range(1, 64)]
+"""Of a network, one behind the other or side by side: each is traced several times."""
+Several = Annotated[int, Range(2, 64)]
+LayersOrZero = Annotated[int, Range(0, 64)]
 
 Beam = Annotated[int, Range(1, 1024)]
 """Sequences that a search keeps."""
@@ -97,6 +101,9 @@ SplitSizes = tuple[Count, Count, Count]
 """Rows of train, validation and test."""
 
 Bytes = Annotated[int, Range(1, 2**53)]
+
+Utterance = Annotated[float, Range(0, 60, above=True)]
+"""Seconds of a short recording, all of which are held in memory."""
 
 Dtype = Literal["float32", "bfloat16"]
 Regex = Annotated[str, Pattern()]

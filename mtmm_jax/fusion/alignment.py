@@ -22,7 +22,7 @@ from mtmm_jax.fusion.transformer import check_heads
 from mtmm_jax.layers import cells
 from mtmm_jax.layers.attention import masked_softmax
 from mtmm_jax.layers.latents import Latents
-from mtmm_jax.ranges import Layers, Positive, Size
+from mtmm_jax.ranges import Blocks, Positive, Size
 from mtmm_jax.registry import ConfigError, check, choose
 
 WHERE = "model.align"
@@ -190,7 +190,7 @@ class AlignAttention(nn.Module):
     """
 
     reference: str
-    heads: Layers = 4
+    heads: Blocks = 4
     kernel: Positive | None = None
     offset: bool = True
 

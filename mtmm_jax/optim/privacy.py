@@ -59,9 +59,8 @@ def read(spec: Mapping[str, Any] | None, where: str = "optimizer.private") -> Pr
     """`config.optimizer.private`, checked: clip, noise and chunk."""
     if spec is None:
         return None
-    if not isinstance(spec, Mapping):
-        raise ConfigError(f"{where}: {spec!r}; needs clip, noise and, if wanted, chunk")
-    return registry.build({"gaussian": mechanism}, {**spec, "kind": "gaussian"}, where=where)
+    registry.check(spec, Mapping[str, Any], where)
+    return registry.build({"gaussian": mechanism}, {"kind": "gaussian", **spec}, where=where)
 
 
 def check(model: Any, batch_stats: PyTree, config: Mapping[str, Any]) -> None:

@@ -312,5 +312,7 @@ def test_bad_input_is_refused_by_name():
     _refused("hidden: 50 does not divide over 20 chunks", Block(WIDTH, hidden=50), two)
     _refused("route: unknown route 'row'", MixtureOfExperts(WIDTH, route="row"), two)
     _refused("fusion.k: 5: choose from 1 to 4", MixtureOfExperts(WIDTH, k=5), two)
-    _refused("balance: -1", MixtureOfExperts(WIDTH, balance=-1.0), two)
-    _refused("kl: -1", ProductOfExperts(WIDTH, kl=-1.0), two)
+    with pytest.raises(ConfigError, match="balance: -1"):
+        MixtureOfExperts(WIDTH, balance=-1.0)
+    with pytest.raises(ConfigError, match="kl: -1"):
+        ProductOfExperts(WIDTH, kl=-1.0)

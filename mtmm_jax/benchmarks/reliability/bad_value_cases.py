@@ -9,9 +9,9 @@ import math
 import random
 import typing
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from mtmm_jax.ranges import Range, describe, hints_of, mismatch
+from mtmm_jax.ranges import Entry, Layers, Range, describe, hints_of, mismatch
 from mtmm_jax.registry import parameters
 
 NONSENSE = (
@@ -83,7 +83,9 @@ def of_parameter(place: str, hint: Any, around: Mapping[str, Any]) -> Iterator[C
 def of_table(
     table: Mapping[str, Any], place: str, beside: Mapping[str, Any] | None = None
 ) -> Iterator[Case]:
-    """The cases of every hyper-parameter of every entry that says its type."""
+    """The cases of the kind, and of every hyper-parameter of every entry that says its type."""
+    kinds = Literal[tuple(table)]
+    yield from of_parameter(f"{place}.kind", kinds, {place: dict(beside or {})})
     for kind, entry in table.items():
         hints = hints_of(entry)
         for name in parameters(entry):
@@ -108,6 +110,8 @@ def _known(hint: Any) -> bool:
 def of_list(table: Mapping[str, Any], place: str) -> Iterator[Case]:
     """The cases of a table whose entries stand in a list: a list of one."""
     for case in of_table(table, place):
+        if case.key == "kind":
+            continue
         entry = {**case.changes[place], case.key: case.value}
         yield Case({place: [entry]}, case.key, case.refused, case.wanted)
 
@@ -214,12 +218,16 @@ def _of_keys() -> Iterator[Case]:
     from mtmm_jax.model.build import MODEL_KEYS, STAGE_KEYS
     from mtmm_jax.model.build_tasks import TASK_KEYS
     from mtmm_jax.store import config
+    from mtmm_jax.training.extensions import EXTENSIONS
 
     keys = {**config.KEYS, **config.OPTIONAL_HINTS}
     keys |= {f"{name}.{key}": h for name, own in config.SECTIONS.items() for key, h in own.items()}
     keys |= {f"model.{key}": hint for key, hint in MODEL_KEYS.items()}
     keys |= {f"tasks.synergy.{key}": hint for key, hint in TASK_KEYS.items()}
     keys |= {f"balancing.{key}": hint for key, hint in TRAINER.items()}
+    keys |= {place: Mapping[str, Any] | None for place in EXTENSIONS if place not in keys}
+    keys |= {"model.encoders.m1": Entry | None, "tasks.synergy": Entry | None}
+    keys |= {"optimizer.accumulate": Layers | None, "optimizer.unfreeze": Mapping[str, Any] | None}
     for place, hint in keys.items():
         yield from of_parameter(place, hint, {})
     for key, row in STAGE_KEYS.items():

@@ -173,6 +173,7 @@ def held_out(
             raise ConfigError(
                 f"{where}.{target}: is a {about.kind!r} label; only classes are held out"
             )
+        _check_held(classes[target], about.classes, f"{where}.{target}")
     seen = look(source)
     gone = np.zeros(len(seen.rows), bool)
     for target, given in classes.items():
@@ -201,6 +202,18 @@ def held_out(
     )
 
 
+def _check_held(given: int | Sequence[str], names: Sequence[str], where: str) -> None:
+    """What can be checked before the rows are looked at."""
+    if not given:
+        raise ConfigError(f"{where}: {given!r} is neither a list of classes nor their number")
+    if isinstance(given, int):
+        if given >= len(names):
+            raise ConfigError(f"{where}: {given} of {len(names)} classes; needs 1 or more, not all")
+    else:
+        for name in given:
+            choose(name, names, where, "class")
+
+
 def _held_classes(
     names: Sequence[str], known: np.ndarray, given: Any, seed: int, where: str
 ) -> list[str]:
@@ -210,10 +223,6 @@ def _held_classes(
             raise ConfigError(f"{where}: {given} of {len(known)} classes; needs 1 or more, not all")
         hashed = np.array([zlib.crc32(names[k].encode()) for k in known])
         return [names[k] for k in known[np.argsort(bits(seed, hashed), kind="stable")[:given]]]
-    if not given:
-        raise ConfigError(f"{where}: {given!r} is neither a list of classes nor their number")
-    for name in given:
-        choose(name, names, where, "class")
     return list(given)
 
 
