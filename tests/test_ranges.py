@@ -131,6 +131,8 @@ PROVIDED = {
     "METHODS": {"num_tasks"},
     "IMBALANCE": {"num_tasks"},
     "SCHEDULES": {"peak"},  # `learning_rate`, which the optimiser checks
+    "INPUTS": {"paths", "features", "where"},
+    "LABELS": {"paths", "features", "where"},
     "HEADS": {"shape", "start"},  # by a task, from its labels
 }
 """Parameters that a table's builder provides, and no config."""
@@ -142,6 +144,8 @@ def _tables() -> dict[str, Mapping[str, Any]]:
     from mtmm_jax.balancing.wrappers import WRAPPERS
     from mtmm_jax.data import MIXINGS, SOURCES
     from mtmm_jax.data.pipeline.augment_jit import AUGMENTATIONS
+    from mtmm_jax.data.sources.tfds.fields import INPUTS
+    from mtmm_jax.data.sources.tfds.labels import LABELS
     from mtmm_jax.data.transforms import TRANSFORMS
     from mtmm_jax.devices.mesh import FORMS
     from mtmm_jax.encoders import ENCODERS
@@ -174,6 +178,8 @@ def _tables() -> dict[str, Mapping[str, Any]]:
         "OPTIMIZERS": optimizers.OPTIMIZERS,
         "SCHEDULES": schedules.SCHEDULES,
         "SOURCES": SOURCES,
+        "INPUTS": INPUTS,
+        "LABELS": LABELS,
         "SEMI": SEMI,
         "IMBALANCE": IMBALANCE,
         "MIXINGS": MIXINGS,

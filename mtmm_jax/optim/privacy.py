@@ -26,7 +26,7 @@ from mtmm_jax.balancing import Balanced, Balancer, Evidence
 from mtmm_jax.balancing.base import advance, decide, not_finite
 from mtmm_jax.keys import fold_in_name
 from mtmm_jax.optim.per_path import by_path
-from mtmm_jax.ranges import Count, NonNegative, Positive
+from mtmm_jax.ranges import Between, Count, Natural, NonNegative, Positive, PositiveShare
 from mtmm_jax.registry import ConfigError
 
 PyTree = Any
@@ -223,11 +223,13 @@ def epsilon(noise: float, share: float, steps: int, delta: float = 1e-5) -> floa
     """
     from scipy.special import gammaln, logsumexp  # slow to import
 
-    if not 0 < share <= 1 or not 0 < delta < 1 or steps < 0 or noise < 0:
-        raise ConfigError(
-            f"epsilon: noise={noise}, share={share}, steps={steps}, delta={delta}; needs noise and "
-            "steps of 0 or more, a share in (0, 1] and a delta in (0, 1)"
-        )
+    for name, value, hint in (
+        ("noise", noise, NonNegative),
+        ("share", share, PositiveShare),
+        ("steps", steps, Natural),
+        ("delta", delta, Between),
+    ):
+        registry.check(value, hint, f"epsilon.{name}")
     if noise == 0 or steps == 0:
         return float("inf") if steps else 0.0
     found = []
