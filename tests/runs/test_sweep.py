@@ -646,7 +646,7 @@ BAD = {
         ("--cv", "2", "--weights", "1,2", "--config.balancing=pcgrad"),
         "add --config.balancing=static",
     ),
-    "folds": (("--cv", "1", "--weights", "1,2"), "--cv: 1 is not a number of folds from 2 to 72"),
+    "folds": (("--cv", "1", "--weights", "1,2"), "--cv: 1 is not a whole number from 2"),
 }
 
 
