@@ -264,6 +264,8 @@ def _noun(hint: Any) -> str:
 @functools.lru_cache(maxsize=4096)
 def hints_of(constructor: Any) -> Mapping[str, Any]:
     """The type of each parameter of a function or field of a class; of none that cannot be read."""
+    while isinstance(constructor, functools.partial):
+        constructor = constructor.func
     try:
         return typing.get_type_hints(constructor, include_extras=True)
     except (NameError, TypeError, AttributeError):

@@ -156,7 +156,7 @@ def _tables() -> dict[str, Mapping[str, Any]]:
     from mtmm_jax.objectives.semi import SEMI
     from mtmm_jax.optim import optimizers, schedules
     from mtmm_jax.sharing import SHARINGS
-    from mtmm_jax.targets import TARGETS
+    from mtmm_jax.targets import columns
     from mtmm_jax.tasks import REGULARISERS, TASKS
     from mtmm_jax.tasks.regression import LOSSES
 
@@ -187,7 +187,7 @@ def _tables() -> dict[str, Mapping[str, Any]]:
         "TRANSFORMS": {name: row.build for name, row in TRANSFORMS.items()},
         "AUGMENTATIONS": {name: row.apply for name, row in AUGMENTATIONS.items()},
         "MODALITIES": {name: row.column for name, row in MODALITIES.items()},
-        "TARGETS": {name: row.column for name, row in TARGETS.items() if row.column},
+        "TARGETS": columns(),
         "LAYERS": {"adapter": Adapter},
     }
 
