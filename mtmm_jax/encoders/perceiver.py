@@ -40,7 +40,7 @@ class Perceiver(TransformerEncoder):
         fourier_bands: sines and cosines of each coordinate.
     """
 
-    vocabulary: SizeOrZero = 0
+    vocabulary: SizeOrZero | None = None
     modality: str = "any"
     rate: Positive | None = None
     latents: Size = 16
