@@ -81,16 +81,16 @@ def of_parameter(place: str, hint: Any, around: Mapping[str, Any]) -> Iterator[C
 
 
 def of_table(
-    table: Mapping[str, Any], place: str, beside: Mapping[str, Any] | None = None
+    table: Mapping[str, Any], place: str, needed: Mapping[str, Any] | None = None
 ) -> Iterator[Case]:
     """The cases of the kind, and of every hyper-parameter of every entry that says its type."""
     kinds = Literal[tuple(table)]
-    yield from of_parameter(f"{place}.kind", kinds, {place: dict(beside or {})})
+    yield from of_parameter(f"{place}.kind", kinds, {place: dict(needed or {})})
     for kind, entry in table.items():
         hints = hints_of(entry)
         for name in parameters(entry):
             if name in hints and _known(hints[name]):
-                around = {place: {**(beside or {}), "kind": kind}}
+                around = {place: {**(needed or {}), "kind": kind}}
                 yield from of_parameter(f"{place}.{name}", hints[name], around)
 
 
