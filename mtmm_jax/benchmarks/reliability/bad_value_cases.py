@@ -8,7 +8,7 @@ import json
 import math
 import random
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from mtmm_jax.ranges import Entry, Layers, Range, describe, hints_of, mismatch
@@ -18,6 +18,8 @@ NONSENSE = (
     math.nan, math.inf, -math.inf, True, None, -1, 0, 2.0, 0.5, 10**30, -(10**30), 10**400, 1e308,
     "nonsense", "", "(", [], [math.nan], {}, {"kind": "nonsense"}, [[["x"]]],
 )  # fmt: skip
+PROVIDED = {("model.sharing", "tasks")}
+"""What the model gives an entry where the config has None."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +91,8 @@ def of_table(
     for kind, entry in table.items():
         hints = hints_of(entry)
         for name in parameters(entry):
-            if name in hints and _known(hints[name]):
+            own = (place, name) not in PROVIDED
+            if own and name in hints and _known(hints[name]):
                 around = {place: {**(needed or {}), "kind": kind}}
                 yield from of_parameter(f"{place}.{name}", hints[name], around)
 
@@ -227,6 +230,7 @@ def _of_keys() -> Iterator[Case]:
     keys |= {f"balancing.{key}": hint for key, hint in TRAINER.items()}
     keys |= {place: Mapping[str, Any] | None for place in EXTENSIONS if place not in keys}
     keys |= {"model.encoders.m1": Entry | None, "tasks.synergy": Entry | None}
+    keys |= {"model.sharing.tasks": str | Sequence[str] | None}
     keys |= {"optimizer.accumulate": Layers | None, "optimizer.unfreeze": Mapping[str, Any] | None}
     for place, hint in keys.items():
         yield from of_parameter(place, hint, {})
