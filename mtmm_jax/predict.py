@@ -191,7 +191,8 @@ def show(answers: Mapping[str, Any]) -> None:
 def about_many(arguments: argparse.Namespace, rest: Sequence[str]) -> bool:
     """Whether a manifest is asked about; its options checked before a run is opened."""
     from mtmm_jax.data.sources.manifest.bad import ON_BAD
-    from mtmm_jax.registry import ConfigError, choose, whole_number
+    from mtmm_jax.ranges import Count
+    from mtmm_jax.registry import ConfigError, check, choose
 
     if arguments.manifest is None:
         for option in ("out", "on_bad", "batch"):
@@ -206,7 +207,7 @@ def about_many(arguments: argparse.Namespace, rest: Sequence[str]) -> bool:
     if out.is_dir() or not out.parent.is_dir():
         raise ConfigError(f"--out: {out} is a folder, or its folder does not exist")
     if arguments.batch is not None:
-        whole_number(arguments.batch, "--batch")
+        check(arguments.batch, Count, "--batch")
     choose(arguments.on_bad or "skip", ON_BAD, "--on_bad")
     return True
 

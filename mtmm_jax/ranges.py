@@ -64,12 +64,20 @@ Count = Annotated[int, Range(1, _INT32)]
 Natural = Annotated[int, Range(0, _INT32)]
 Size = Annotated[int, Range(1, 2**20)]
 """Of an axis; what all sizes together need is estimated before anything is allocated."""
+TextLength = Annotated[int, Range(1, 2**16)]
+"""Tokens that a text is cut or filled up to."""
+ShortText = Annotated[int, Range(1, 2**12)]
+"""Tokens of texts that are all held in memory."""
 SizeOrZero = Annotated[int, Range(0, 2**20)]
 Layers = Annotated[int, Range(1, 512)]
 """How often something is traced: blocks, experts, iterations."""
-Several = Annotated[int, Range(2, 512)]
-LayersOrZero = Annotated[int, Range(0, 512)]
+Blocks = Annotated[int, Range(1, 64)]
+"""Of a network, one behind the other or side by side: each is traced several times."""
+Several = Annotated[int, Range(2, 64)]
+LayersOrZero = Annotated[int, Range(0, 64)]
 
+Beam = Annotated[int, Range(1, 1024)]
+"""Sequences that a search keeps."""
 Bits = Annotated[int, Range(2, 8)]
 Real = Annotated[float, Range(-_FLOAT32, _FLOAT32)]
 NonNegative = Annotated[float, Range(0, _FLOAT32)]
@@ -83,9 +91,19 @@ Cosine = Annotated[float, Range(-1, 1, above=True, below=True)]
 Between = Annotated[float, Range(0, 1, above=True, below=True)]
 
 Seconds = Annotated[float, Range(0, 86_400, above=True)]
+Rate = Annotated[int, Range(1, 2**20)]
+"""Samples a second."""
+Side = Annotated[int, Range(1, 2**14)]
+"""Pixels of a picture."""
+Margin = Annotated[int, Range(0, 2**14)]
 Threads = Annotated[int, Range(0, 1024)]
 SplitSizes = tuple[Count, Count, Count]
 """Rows of train, validation and test."""
+
+Bytes = Annotated[int, Range(1, 2**53)]
+
+Utterance = Annotated[float, Range(0, 60, above=True)]
+"""Seconds of a short recording, all of which are held in memory."""
 
 Dtype = Literal["float32", "bfloat16"]
 Regex = Annotated[str, Pattern()]
@@ -246,6 +264,8 @@ def _noun(hint: Any) -> str:
 @functools.lru_cache(maxsize=4096)
 def hints_of(constructor: Any) -> Mapping[str, Any]:
     """The type of each parameter of a function or field of a class; of none that cannot be read."""
+    while isinstance(constructor, functools.partial):
+        constructor = constructor.func
     try:
         return typing.get_type_hints(constructor, include_extras=True)
     except (NameError, TypeError, AttributeError):

@@ -11,7 +11,6 @@ import dataclasses
 import difflib
 import functools
 import inspect
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -28,20 +27,31 @@ def choose(value: Any, choices: Iterable[str], where: str, what: str = "value") 
     choices = sorted(choices)
     if value in choices:
         return value
-    close = difflib.get_close_matches(str(value), choices, n=1)
+    close = difflib.get_close_matches(short(value).strip("'"), choices, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
-    raise ConfigError(f"{where}: unknown {what} {value!r}{hint}; choices: {', '.join(choices)}")
+    raise ConfigError(
+        f"{where}: unknown {what} {short(value)}{hint}; choices: {', '.join(choices)}"
+    )
 
 
 def check(value: Any, hint: Any, where: str) -> Any:
     """Returns `value` if it is what a hint of `ranges` wants, else raises a `ConfigError`."""
     if (found := located(value, hint)) is not None:
         at, part, wanted = found
-        shown = repr(part) if len(repr(part)) <= 80 else f"{repr(part)[:77]}..."
-        close = difflib.get_close_matches(str(part), re.findall(r"'(.*?)'", wanted), n=1)
+        shown = short(part)
+        close = difflib.get_close_matches(shown.strip("'"), re.findall(r"'(.*?)'", wanted), n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise ConfigError(f"{where}{at}: {shown} is not {wanted}{hint}")
     return value
+
+
+def short(value: Any) -> str:
+    """A value as an error shows it, cut where it is long."""
+    try:
+        shown = repr(value)
+    except ValueError:  # a whole number of thousands of digits
+        return f"a {type(value).__name__} of too many digits"
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."
 
 
 def check_fields(module: Any, where: str) -> None:
@@ -71,29 +81,6 @@ def checked(constructor: Callable[..., Any], where: str) -> Callable[..., Any]:
     return build_checked
 
 
-def whole_number(value: Any, where: str, least: int = 1) -> int:
-    """Returns `value` if it is a whole number from `least` upwards, else raises a `ConfigError`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{where}: {value!r} is not a number from {least} upwards")
-    return value
-
-
-def real_number(value: Any, where: str, least: float = 0) -> float:
-    """Returns `value` if it is finite and `least` or more, else raises a `ConfigError`."""
-    fine = isinstance(value, int | float) and not isinstance(value, bool)
-    if not fine or not least <= value < math.inf:
-        raise ConfigError(f"{where}: {value!r} is not a number from {least} upwards")
-    return value
-
-
-def positive_number(value: Any, where: str) -> float:
-    """Returns `value` as a float if it is finite and above 0, else raises a `ConfigError`."""
-    fine = isinstance(value, int | float) and not isinstance(value, bool)
-    if not fine or not 0 < value < math.inf:
-        raise ConfigError(f"{where}: {value!r} is not a number above 0")
-    return float(value)
-
-
 def section_of(section: Any, settings: type, where: str, like: str) -> dict[str, Any]:
     """A config's section as a dict of its own, its keys the fields of a dataclass.
 
@@ -107,7 +94,7 @@ def section_of(section: Any, settings: type, where: str, like: str) -> dict[str,
         ConfigError: for what is no section, an unknown key, or one that is missing.
     """
     if not is_section(section):
-        raise ConfigError(f"{where}: {section!r} is not a section such as {like}")
+        raise ConfigError(f"{where}: {short(section)} is not a section such as {like}")
     fields = {field.name: field for field in dataclasses.fields(settings)}
     for key in section:
         choose(key, fields, f"{where}.{key}", "key")
@@ -134,7 +121,7 @@ def parameters(constructor: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 def entry_of(spec: str | Mapping[str, Any], where: str = "config") -> dict[str, Any]:
     """A config's entry as a dict of its own: `"mean"` is short for `{"kind": "mean"}`."""
     if not isinstance(spec, str) and not is_section(spec):
-        raise ConfigError(f"{where}: {spec!r} is neither a name nor a section with `kind`")
+        raise ConfigError(f"{where}: {short(spec)} is neither a name nor a section with `kind`")
     return {"kind": spec} if isinstance(spec, str) else dict(spec)
 
 

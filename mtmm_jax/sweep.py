@@ -133,14 +133,15 @@ def _trials(arguments: argparse.Namespace) -> list[Any]:
 
 def sweep(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Runs what is left of the plan, and compares."""
-    from mtmm_jax.registry import whole_number
+    from mtmm_jax.ranges import Count, Natural
+    from mtmm_jax.registry import check
     from mtmm_jax.runs import plans, trials
     from mtmm_jax.store.workdir import Workdir
     from mtmm_jax.train import fit
 
     out, folder = console(), Path(arguments.workdir)
-    if arguments.parallel is not None:
-        whole_number(arguments.parallel, "--parallel")
+    check(arguments.parallel, Count | None, "--parallel")
+    check(arguments.seed, Natural | None, "--seed")
     base, planned = _base(arguments, overrides), _trials(arguments)
     plan = plans.plan_of(base, planned)
     record = {**plans.claim(folder, FILE, plan), "failed": {}}

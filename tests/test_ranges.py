@@ -1,6 +1,8 @@
 """Declared types and ranges: what they take, what they refuse, and what they say."""
 
-from collections.abc import Mapping, Sequence
+import importlib
+import typing
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import ml_collections
@@ -8,7 +10,7 @@ import pytest
 
 from mtmm_jax import ranges
 from mtmm_jax.ranges import Range, describe, located, mismatch
-from mtmm_jax.registry import ConfigError, build, check_fields, checked
+from mtmm_jax.registry import ConfigError, build, check_fields, checked, parameters
 
 NONSENSE = (float("nan"), float("inf"), -float("inf"), True, "2", None, [], {}, 10**400, b"2")
 
@@ -123,3 +125,130 @@ def test_the_fields_of_a_part_are_checked_without_a_config():
     check_fields(Concat(8), "fusion")
     with pytest.raises(ConfigError, match=r"fusion\.width: 8\.0 is not a whole number"):
         check_fields(Concat(8.0), "fusion")
+
+
+PROVIDED = {
+    "METHODS": {"num_tasks"},
+    "IMBALANCE": {"num_tasks"},
+    "SCHEDULES": {"peak"},  # `learning_rate`, which the optimiser checks
+    "INPUTS": {"paths", "features", "where"},
+    "LABELS": {"paths", "features", "where"},
+    "HEADS": {"shape", "start"},  # by a task, from its labels
+}
+"""Parameters that a table's builder provides, and no config."""
+
+
+def _tables() -> dict[str, Mapping[str, Any]]:
+    from mtmm_jax import balancing, fusion
+    from mtmm_jax.balancing.pacing import PACES
+    from mtmm_jax.balancing.wrappers import WRAPPERS
+    from mtmm_jax.data import MIXINGS, SOURCES
+    from mtmm_jax.data.pipeline.augment_jit import AUGMENTATIONS
+    from mtmm_jax.data.sources.tfds.fields import INPUTS
+    from mtmm_jax.data.sources.tfds.labels import LABELS
+    from mtmm_jax.data.transforms import TRANSFORMS
+    from mtmm_jax.devices.mesh import FORMS
+    from mtmm_jax.encoders import ENCODERS
+    from mtmm_jax.heads import HEADS
+    from mtmm_jax.layers import Adapter
+    from mtmm_jax.modalities import MODALITIES
+    from mtmm_jax.objectives.imbalance import IMBALANCE
+    from mtmm_jax.objectives.semi import SEMI
+    from mtmm_jax.optim import optimizers, schedules
+    from mtmm_jax.sharing import SHARINGS
+    from mtmm_jax.targets import columns
+    from mtmm_jax.tasks import REGULARISERS, TASKS
+    from mtmm_jax.tasks.regression import LOSSES
+
+    return {
+        "ENCODERS": ENCODERS,
+        "FUSIONS": fusion.FUSIONS,
+        "DECISIONS": fusion.DECISIONS,
+        "BOTTLENECKS": fusion.BOTTLENECKS,
+        "MISSING": fusion.MISSING,
+        "ALIGNMENTS": fusion.ALIGNMENTS,
+        "SHARINGS": SHARINGS,
+        "HEADS": HEADS,
+        "TASKS": TASKS,
+        "LOSSES": LOSSES,
+        "REGULARISERS": REGULARISERS,
+        "METHODS": balancing.METHODS,
+        "WRAPPERS": WRAPPERS,
+        "PACES": PACES,
+        "OPTIMIZERS": optimizers.OPTIMIZERS,
+        "SCHEDULES": schedules.SCHEDULES,
+        "SOURCES": SOURCES,
+        "INPUTS": INPUTS,
+        "LABELS": LABELS,
+        "SEMI": SEMI,
+        "IMBALANCE": IMBALANCE,
+        "MIXINGS": MIXINGS,
+        "DEVICES": FORMS,
+        "TRANSFORMS": {name: row.build for name, row in TRANSFORMS.items()},
+        "AUGMENTATIONS": {name: row.apply for name, row in AUGMENTATIONS.items()},
+        "MODALITIES": {name: row.column for name, row in MODALITIES.items()},
+        "TARGETS": columns(),
+        "LAYERS": {"adapter": Adapter},
+    }
+
+
+def _bare_numbers(hint: Any) -> bool:
+    """Whether a hint takes numbers of any size."""
+    if typing.get_origin(hint) in (Annotated, Literal):
+        return False
+    return hint in (int, float) or any(map(_bare_numbers, typing.get_args(hint)))
+
+
+def _without_range(entry: Any, provided: set[str]) -> Iterator[str]:
+    hints = ranges.hints_of(entry)
+    for name in parameters(entry).keys() - provided:
+        if name not in ("form", "keys", "x") and (name not in hints or _bare_numbers(hints[name])):
+            yield name
+
+
+@pytest.mark.parametrize("table", sorted(_tables()))
+def test_every_number_of_every_entry_has_a_range(table):
+    provided = PROVIDED.get(table, set())
+    entries = _tables()[table].items()
+    assert [f"{e}.{name}" for e, entry in entries for name in _without_range(entry, provided)] == []
+
+
+def test_a_number_without_a_range_is_found():
+    def entry(size: int, rates: Sequence[float] | None, mode: str, share: ranges.Share, unsaid=1):
+        return size, rates, mode, share, unsaid
+
+    assert sorted(_without_range(entry, {"size"})) == ["rates", "unsaid"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "data.pipeline.labels.LabelledShare",
+        "objectives.distillation.Settings",
+        "objectives.relatedness.Settings",
+        "optim.optimizers.Options",
+        "optim.pruning.Settings",
+        "readers.limits.Limits",
+        "tasks.adversarial.Critic",
+        "transfer.init_from.Settings",
+        "transfer.lora.Settings",
+        "transfer.quantising.Settings",
+    ],
+)
+def test_every_number_of_every_section_has_a_range(settings):
+    module, name = settings.rsplit(".", 1)
+    hints = ranges.hints_of(getattr(importlib.import_module(f"mtmm_jax.{module}"), name))
+    assert hints
+    assert [key for key, hint in hints.items() if _bare_numbers(hint)] == []
+
+
+def test_every_number_of_every_key_has_a_range():
+    from mtmm_jax.data import OPTIONS
+    from mtmm_jax.model.build import MODEL_KEYS, STAGE_KEYS
+    from mtmm_jax.store import config
+
+    hints = {**config.KEYS, **config.OPTIONAL_HINTS, **MODEL_KEYS}
+    hints |= {f"{s}.{key}": h for s, own in config.SECTIONS.items() for key, h in own.items()}
+    hints |= {f"data.{key}": option.wants for key, option in OPTIONS.items()}
+    hints |= {f"model.fusion.{key}": row.wants for key, row in STAGE_KEYS.items()}
+    assert [key for key, hint in hints.items() if _bare_numbers(hint)] == []

@@ -4,14 +4,7 @@ import dataclasses
 
 import pytest
 
-from mtmm_jax.registry import (
-    ConfigError,
-    build,
-    positive_number,
-    real_number,
-    section_of,
-    whole_number,
-)
+from mtmm_jax.registry import ConfigError, build, section_of
 
 
 def _thing(size, *, depth=2, where="", scale=None):
@@ -54,24 +47,6 @@ def test_errors_name_value_place_and_choices(spec, message):
 def test_missing_hyper_parameters_are_named():
     with pytest.raises(ConfigError, match="a: needy needs size"):
         build({"needy": lambda *, size: size}, "needy", where="a")
-
-
-@pytest.mark.parametrize("value", [0, -1, 1.5, True, "2", None])
-def test_what_is_no_whole_number_is_refused(value):
-    assert whole_number(3, "a") == 3
-    assert whole_number(0, "a", least=0) == 0
-    with pytest.raises(ConfigError, match=r"a\.b: .* is not a number from 1 upwards"):
-        whole_number(value, "a.b")
-
-
-@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), True, "2", None])
-def test_what_is_no_number_is_refused(value):
-    assert real_number(0, "a") == 0
-    assert positive_number(0.5, "a") == 0.5
-    with pytest.raises(ConfigError, match=r"a\.b: .* is not a number from 0 upwards"):
-        real_number(value, "a.b")
-    with pytest.raises(ConfigError, match=r"a\.b: .* is not a number above 0"):
-        positive_number(value, "a.b")
 
 
 @dataclasses.dataclass

@@ -12,7 +12,8 @@ import jax
 from mtmm_jax.batch import Batch
 from mtmm_jax.devices import parallel
 from mtmm_jax.model import flatten
-from mtmm_jax.registry import whole_number
+from mtmm_jax.ranges import Count
+from mtmm_jax.registry import check
 from mtmm_jax.training.experiment import Experiment
 
 
@@ -53,7 +54,7 @@ def step_cost(experiment: Experiment, batch: Batch, calls: int = 10) -> dict[str
         batch: of a training batch's size.
         calls: how many steps are timed.
     """
-    whole_number(calls, "step_cost.calls")
+    check(calls, Count, "step_cost.calls")
     model = experiment.model
     state = experiment.init()
     params = parameters_by_room(state.params)

@@ -21,7 +21,8 @@ from mtmm_jax.evaluation.robustness import curves, passes, summary
 from mtmm_jax.evaluation.subsets import Probe, subset_scores
 from mtmm_jax.inference.finished import Finished
 from mtmm_jax.inference.prediction import kept_tokenizer
-from mtmm_jax.registry import whole_number
+from mtmm_jax.ranges import Count
+from mtmm_jax.registry import check
 from mtmm_jax.store.workdir import Workdir, write
 from mtmm_jax.text import piece_of
 from mtmm_jax.training.experiment import Experiment
@@ -35,7 +36,7 @@ SAMPLES = 8  # whose gates and attention are drawn
 
 def some_batches(experiment: Experiment, split: str, examples: int) -> list[Batch]:
     """Batches of at most so many examples, spread evenly over a split."""
-    whole_number(examples, "--examples")
+    check(examples, Count, "--examples")
     source = experiment.source
     rows = source.rows[split]
     kept = rows[np.linspace(0, len(rows) - 1, min(examples, len(rows))).round().astype(int)]

@@ -46,7 +46,7 @@ if its row were deleted, weighs 0, and is counted in the state's `absences`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mtmm_jax.balancing import gramian, gramian_stateful, jacobian, losses, losses_adaptive, solvers
@@ -87,8 +87,9 @@ from mtmm_jax.balancing.trainer import (
     value_and_grad,
 )
 from mtmm_jax.balancing.wrappers import WRAPPERS, shared_by_path, with_auxiliary_losses
+from mtmm_jax.ranges import Entry
 from mtmm_jax.registry import build as build_entry
-from mtmm_jax.registry import checked, entry_of
+from mtmm_jax.registry import check, checked, entry_of
 
 METHODS: dict[str, Callable[..., Balancer]] = {
     "equal": losses.equal,
@@ -140,8 +141,8 @@ def build(spec: str | Mapping[str, Any], num_tasks: int) -> Balancer:
             `{"kind": "cagrad", "c": 0.4, "wrap": [{"kind": "smoothed", "decay": 0.9}]}`.
         num_tasks: K.
     """
-    hyper = entry_of(spec)
-    around = hyper.pop("wrap", ())
+    hyper = entry_of(spec, "balancing")
+    around = check(hyper.pop("wrap", ()), str | Sequence[Entry], "balancing.wrap")
     balancer = build_entry(METHODS, hyper, num_tasks, where="balancing")
     for number, wrapper in enumerate([around] if isinstance(around, str) else around):
         balancer = build_entry(WRAPPERS, wrapper, balancer, where=f"balancing.wrap[{number}]")

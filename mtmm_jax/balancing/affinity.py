@@ -26,7 +26,7 @@ from mtmm_jax.balancing.base import (
 )
 from mtmm_jax.balancing.cut import EngineOptions, tally
 from mtmm_jax.balancing.engines import cheaper_gradients
-from mtmm_jax.ranges import Decay, NonNegative
+from mtmm_jax.ranges import Decay, NonNegative, Real
 from mtmm_jax.registry import ConfigError
 
 
@@ -234,7 +234,7 @@ def affinity(
     num_tasks: int,
     importance: NonNegative | Sequence[NonNegative] = 1.0,
     decay: Decay = 0.9,
-    matrix: Sequence[Sequence[float]] | None = None,
+    matrix: Sequence[Sequence[Real]] | None = None,
 ) -> Balancer:
     """Weights from importance and task affinity: `w = affinity_weights(importance, A)`, A the
     running mean of the gradients' cosines, or a matrix measured beforehand.

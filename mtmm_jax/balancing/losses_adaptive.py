@@ -297,10 +297,9 @@ def blending(num_tasks: int, members: Sequence[Natural], least: Decay = 0.05) ->
         raise ConfigError(f"blending.members: {members} are not two or more different losses")
     if not all(0 <= index < num_tasks for index in members):
         raise ConfigError(f"blending.members: {members} are not among {num_tasks} losses")
-    number = isinstance(least, int | float) and not isinstance(least, bool)
-    if not number or not 0 <= least * len(members) < 1:
+    if not least * len(members) < 1:
         raise ConfigError(
-            f"blending.least: {least!r} is not a number from 0 to below 1 / {len(members)}, "
+            f"blending.least: {least!r} is not below 1 / {len(members)}, "
             "one over the number of blended losses"
         )
     blended = tuple(index in members for index in range(num_tasks))

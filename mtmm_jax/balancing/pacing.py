@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax.numpy as jnp
 
@@ -24,8 +24,12 @@ from mtmm_jax.balancing.base import (
     task_vector,
 )
 from mtmm_jax.balancing.wrappers import wrap
-from mtmm_jax.registry import ConfigError
+from mtmm_jax.ranges import Between, Positive, Range
+from mtmm_jax.registry import ConfigError, check
 from mtmm_jax.registry import build as build_entry
+
+Power = Annotated[float, Range(0, 100, above=True)]
+Ratio = Annotated[float, Range(1, 1e6, above=True)]
 
 
 class Pace(NamedTuple):
@@ -72,29 +76,16 @@ def running(state: Running, values: Array, present: Array, decay: float) -> Runn
     return select_tasks(present, Running(mean, steps), state)
 
 
-def _decay(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
-        raise ConfigError(f"{where}: {value!r} is not between 0 and 1")
-    return float(value)
-
-
-def _above(value: Any, least: float, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > least:
-        raise ConfigError(f"{where}: {value!r} is not a number above {least:g}")
-    return float(value)
-
-
 def mean_one(values: Array, present: Array) -> Array:
     """Scaled to a mean of 1 over the present tasks."""
     total = solvers.masked_sum(values, present)
     return values * solvers.task_count(present, values.dtype) / jnp.where(total > 0, total, 1)
 
 
-def fixed(num_tasks: int, rates: float | Sequence[float], where: str = "rates") -> Pace:
+def fixed(num_tasks: int, rates: Positive | Sequence[Positive], where: str = "rates") -> Pace:
     """`r_k` as given."""
+    check(rates, Positive | Sequence[Positive], where)
     given = task_vector(rates, num_tasks, where)
-    for k, rate in enumerate(given):
-        _above(rate, 0.0, f"{where}[{k}]")
 
     def rate(state: tuple[()], evidence: Evidence) -> tuple[Array, tuple[()]]:
         return jnp.asarray(given, evidence.losses.dtype), state
@@ -102,9 +93,7 @@ def fixed(num_tasks: int, rates: float | Sequence[float], where: str = "rates") 
     return Pace("losses", lambda num_tasks, dtype: (), rate)
 
 
-def gradient_norm(
-    *, decay: float = 0.9, power: float = 1.0, limit: float = 10.0, where: str
-) -> Pace:
+def gradient_norm(*, decay: Between = 0.9, power: Power = 1.0, limit: Ratio = 10.0) -> Pace:
     """Slower where gradients are long: `r_k = n_k^-power`, scaled to mean 1; n_k, the running mean
     of `|g_k|`.
 
@@ -120,14 +109,11 @@ def gradient_norm(
         decay: of the running mean.
         power: 1 for equal pulls, less for a part of the way.
         limit: norms below the longest's `1 / limit` count as that.
-        where: the place in the config.
     """
-    keep, power = _decay(decay, f"{where}.decay"), _above(power, 0.0, f"{where}.power")
-    limit = _above(limit, 1.0, f"{where}.limit")
 
     def rate(state: Running, evidence: Evidence) -> tuple[Array, Running]:
         norms = gradient_norms(evidence.gramian)
-        state = running(state, norms, evidence.present, keep)
+        state = running(state, norms, evidence.present, decay)
         longest = jnp.max(jnp.where(evidence.present, state.mean, 0))
         relative = state.mean / jnp.where(longest > 0, longest, 1)
         relative = jnp.where(longest > 0, jnp.clip(relative, 1 / limit, 1.0), 1.0)
@@ -145,10 +131,10 @@ class Trend(NamedTuple):
 
 def loss_rate(
     *,
-    decay: float = 0.9,
-    slow: float = 0.99,
-    power: float = 1.0,
-    limit: float = 10.0,
+    decay: Between = 0.9,
+    slow: Between = 0.99,
+    power: Power = 1.0,
+    limit: Ratio = 10.0,
     where: str,
 ) -> Pace:
     """Faster where the loss falls slowly: `r_k = (l_k / L_k)^power`, scaled to mean 1; l and L, a
@@ -166,10 +152,8 @@ def loss_rate(
         limit: of `l_k / L_k` and its inverse.
         where: the place in the config.
     """
-    keep, long = _decay(decay, f"{where}.decay"), _decay(slow, f"{where}.slow")
-    if not keep < long:
+    if not decay < slow:
         raise ConfigError(f"{where}.slow: {slow!r} is not above decay, {decay!r}")
-    power, limit = _above(power, 0.0, f"{where}.power"), _above(limit, 1.0, f"{where}.limit")
 
     def init(num_tasks: int, dtype: Any) -> Trend:
         return Trend(running_init(num_tasks, dtype), running_init(num_tasks, dtype))
@@ -177,7 +161,7 @@ def loss_rate(
     def rate(state: Trend, evidence: Evidence) -> tuple[Array, Trend]:
         losses, present = evidence.losses, evidence.present
         state = Trend(
-            running(state.fast, losses, present, keep), running(state.slow, losses, present, long)
+            running(state.fast, losses, present, decay), running(state.slow, losses, present, slow)
         )
         fast, before = state.fast.mean, state.slow.mean
         known = (fast > 0) & (before > 0)
@@ -192,7 +176,7 @@ PACES: dict[str, Callable[..., Pace]] = {"gradient_norm": gradient_norm, "loss_r
 
 def paced(
     inner: Balancer,
-    rates: float | Sequence[float] | str | Mapping[str, Any],
+    rates: Positive | Sequence[Positive] | str | Mapping[str, Any],
     *,
     where: str = "paced.rates",
 ) -> Balancer:

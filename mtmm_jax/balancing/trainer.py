@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import chex
 import jax
@@ -38,7 +38,8 @@ from mtmm_jax.balancing.engines import (
     reaches,
     representation_engine,
 )
-from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.ranges import Size
+from mtmm_jax.registry import ConfigError, check, choose
 
 
 class Balanced(NamedTuple):
@@ -67,6 +68,9 @@ RUN_ENGINE: dict[str, Callable[..., Prepared]] = {
     "full": full_engine,
 }
 ENGINES = ("auto", *RUN_ENGINE)
+HeadGradients = Literal["weighted", "own"] | None
+TRAINER = {"engine": Literal[ENGINES], "head_gradients": HeadGradients, "chunk": Size}
+"""Options of `value_and_grad` that stand in `config.balancing`."""
 
 
 def _gramian_suffices(rule: Rule) -> bool:
@@ -122,8 +126,8 @@ def value_and_grad(
     engine: str = "auto",
     axis_name: Any = None,
     shared: PyTree | Callable[[PyTree], PyTree] | None = None,
-    head_gradients: str | None = None,
-    chunk: int = 1,
+    head_gradients: HeadGradients = None,
+    chunk: Size = 1,
     microbatches: Callable[..., Sequence[tuple[Any, ...]]] | None = None,
 ) -> Callable[..., Balanced]:
     """Like `jax.value_and_grad`, for K losses balanced into one gradient.
@@ -156,15 +160,16 @@ def value_and_grad(
         `fn(params, state, *args, other=None) -> Balanced`. `other` is a tuple of args, a second
         independent batch, for the methods that need one.
     """
+    options = {"engine": engine, "head_gradients": head_gradients, "chunk": chunk}
+    for key, value in options.items():
+        check(value, TRAINER[key], f"balancing.{key}")
     rule, num_tasks = balancer.rule, balancer.num_tasks
     engine = choose_engine(engine, losses_fn, rule)
     check_engine(engine, losses_fn, rule, microbatches)
     if isinstance(losses_fn, Tapped) and engine != "gramian":
         losses_fn = losses_fn.split
     default = "weighted" if rule.needs == "losses" else "own"
-    heads = choose(head_gradients or default, ("weighted", "own"), "balancing.head_gradients")
-    if chunk < 1:
-        choose(chunk, ("1", "2", "..."), "balancing.chunk")
+    heads = head_gradients or default
     run_engine = RUN_ENGINE[engine]
 
     def fn(

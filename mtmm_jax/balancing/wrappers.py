@@ -27,7 +27,7 @@ from mtmm_jax.balancing.base import (
     weighted_gradient,
 )
 from mtmm_jax.ranges import Count, Decay, Natural
-from mtmm_jax.registry import ConfigError, checked, choose, whole_number
+from mtmm_jax.registry import ConfigError, check, checked, choose
 
 
 def shared_by_path(pattern: str) -> Callable[[PyTree], PyTree]:
@@ -303,7 +303,7 @@ def grouped(inner: Balancer, by: str | Mapping[str, str] = "layer") -> Balancer:
     return Balancer(wrapped, num_tasks)
 
 
-def with_auxiliary_losses(inner: Balancer, auxiliaries: int) -> Balancer:
+def with_auxiliary_losses(inner: Balancer, auxiliaries: Natural) -> Balancer:
     """Balances the first K losses with `inner`; the auxiliary losses after them, such as
     regularisers, have weight 1 and are never balanced.
 
@@ -313,7 +313,7 @@ def with_auxiliary_losses(inner: Balancer, auxiliaries: int) -> Balancer:
         inner: the balancer of the K tasks. Its state is that of the result.
         auxiliaries: how many auxiliary losses follow.
     """
-    whole_number(auxiliaries, "with_auxiliary_losses.auxiliaries", least=0)
+    check(auxiliaries, Natural, "with_auxiliary_losses.auxiliaries")
     if not auxiliaries:
         return inner
     rule, count = inner.rule, inner.num_tasks

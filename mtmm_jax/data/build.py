@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from mtmm_jax import registry
-from mtmm_jax.data.pipeline.bucketing import bucket
-from mtmm_jax.data.pipeline.labels import held_out, hide, semi
+from mtmm_jax.data.pipeline.bucketing import Edges, bucket
+from mtmm_jax.data.pipeline.labels import HeldOut, LabelledShare, Shares, held_out, hide, semi
 from mtmm_jax.data.pipeline.mixing import mixing as build_mixing
-from mtmm_jax.data.pipeline.mixup import mixup
+from mtmm_jax.data.pipeline.mixup import Concentration, mixup
 from mtmm_jax.data.pipeline.source import Source
 from mtmm_jax.data.sources.digits import digits
 from mtmm_jax.data.sources.emoji import emoji
@@ -24,7 +24,7 @@ from mtmm_jax.data.sources.mixture import keep, mix, rename
 from mtmm_jax.data.sources.scenarios import scenarios
 from mtmm_jax.data.sources.tfds.source import tfds
 from mtmm_jax.data.sources.vowels import vowels
-from mtmm_jax.ranges import Natural, Threads
+from mtmm_jax.ranges import Entry, Natural, Threads
 from mtmm_jax.registry import ConfigError, check, checked
 
 OF_THE_WHOLE = ("bucket", "workers", "in_step")
@@ -33,8 +33,8 @@ OF_THE_WHOLE = ("bucket", "workers", "in_step")
 @functools.partial(checked, where="data")
 def mixture(
     *,
-    sources: Mapping[str, Any],
-    mixing: Any = "proportional",
+    sources: Mapping[str, Entry],
+    mixing: Entry = "proportional",
     origin: bool = False,
     trained: Sequence[str] | None = None,
     held: Sequence[str] | None = None,
@@ -53,8 +53,6 @@ def mixture(
         seed: of shuffling and augmentation, unless training has its own.
         where: given by `build`.
     """
-    if not isinstance(sources, Mapping):
-        raise ConfigError(f"{where}.sources: {sources!r}; needs a section for each source")
     for name, config in sources.items():
         for key in OF_THE_WHOLE if isinstance(config, Mapping) else ():
             if key in config:
@@ -84,21 +82,27 @@ SOURCES: dict[str, Callable[..., Source]] = {
 }
 
 
-def _workers(source: Source, count: Any, where: str) -> Source:
-    check(count, Threads, where)
-    return dataclasses.replace(source, workers=count)
+class Option(NamedTuple):
+    """An option of every source: its type, and `(source, value, where) -> source`."""
+
+    wants: Any
+    apply: Callable[[Source, Any, str], Source]
 
 
 # In the order in which they are applied.
-OPTIONS: dict[str, Callable[[Source, Any, str], Source]] = {
-    "keep": keep,
-    "rename": lambda source, names, where: rename(source, names),
-    "held_out": lambda source, classes, where: held_out(source, classes, where=where),
-    "hide": lambda source, shares, where: hide(source, shares, where=where),
-    "semi": lambda source, options, where: semi(source, **options, where=where),
-    "mixup": lambda source, alpha, where: mixup(source, alpha, where),
-    "bucket": lambda source, edges, where: bucket(source, edges, where=where),
-    "workers": _workers,
+OPTIONS: dict[str, Option] = {
+    "keep": Option(str | Sequence[str], keep),
+    "rename": Option(Mapping[str, str], lambda source, names, where: rename(source, names)),
+    "held_out": Option(HeldOut, lambda source, value, where: held_out(source, value, where=where)),
+    "hide": Option(Shares, lambda source, shares, where: hide(source, shares, where=where)),
+    "semi": Option(
+        Mapping[str, Any], lambda source, options, where: semi(source, **options, where=where)
+    ),
+    "mixup": Option(Concentration, mixup),
+    "bucket": Option(Edges, lambda source, edges, where: bucket(source, edges, where=where)),
+    "workers": Option(
+        Threads, lambda source, count, where: dataclasses.replace(source, workers=count)
+    ),
 }
 """Options that stand beside those of the source's own:
 
@@ -118,15 +122,22 @@ workers: threads that make batches.
 
 def in_step(config: Any) -> Mapping[str, str]:
     """What the training step is to do to its batches on the device: modality -> augmentations."""
-    return {} if isinstance(config, str) else config.get("in_step") or {}
+    found = None if isinstance(config, str) else config.get("in_step")
+    return check(found, Mapping[str, str] | None, "data.in_step") or {}
 
 
 def build(config: Any, where: str = "data") -> Source:
     """A source by name or section; `config` may hold any of `OPTIONS` besides."""
     section = registry.entry_of(config, where)
+    in_step(section)
     section.pop("in_step", None)
     options = {key: section.pop(key) for key in OPTIONS if key in section}
+    for key, value in options.items():
+        check(value, OPTIONS[key].wants, f"{where}.{key}")
+    if "semi" in options:
+        like = "{'target': 'name', 'labelled': 0.5}"
+        registry.section_of(options["semi"], LabelledShare, f"{where}.semi", like)
     source = registry.build(SOURCES, section, where=where)
     for key, value in options.items():
-        source = OPTIONS[key](source, value, f"{where}.{key}")
+        source = OPTIONS[key].apply(source, value, f"{where}.{key}")
     return source

@@ -12,15 +12,17 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from mtmm_jax.devices.partition import AXES, DEFAULT_RULES, Rule, partition, read_rules
-from mtmm_jax.registry import ConfigError
+from mtmm_jax.devices.partition import AXES, DEFAULT_RULES, Rule, Rules, partition, read_rules
+from mtmm_jax.ranges import Range, Seconds
+from mtmm_jax.registry import ConfigError, check
 
+AxisSize = Annotated[int, Range(1, 2**20)] | Literal[-1]
 ROWS = ("data", "fsdp")
 
 
@@ -139,8 +141,7 @@ def shard_of(mesh: jax.sharding.Mesh, where: str = "devices") -> tuple[int, int]
 def axis_sizes(sizes: Mapping[str, int], count: int, where: str = "devices") -> dict[str, int]:
     """The axes' sizes for `count` devices; -1, once, is what the others leave."""
     for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int) or (size < 1 and size != -1):
-            raise ConfigError(f"{where}.{name}: {size!r} is not a number from 1 upwards, or -1")
+        check(size, AxisSize, f"{where}.{name}")
     known = math.prod(size for size in sizes.values() if size != -1)
     open_ = [name for name, size in sizes.items() if size == -1]
     if len(open_) > 1:
@@ -156,11 +157,11 @@ def axis_sizes(sizes: Mapping[str, int], count: int, where: str = "devices") -> 
 
 def mesh(
     *,
-    data: int = -1,
-    fsdp: int = 1,
-    tensor: int = 1,
-    rules: Any = None,
-    timeout: float = 1800.0,
+    data: AxisSize = -1,
+    fsdp: AxisSize = 1,
+    tensor: AxisSize = 1,
+    rules: Rules | None = None,
+    timeout: Seconds = 1800.0,
     devices: Sequence[Any],
     where: str = "devices",
 ) -> Layout:
@@ -174,8 +175,6 @@ def mesh(
         timeout: seconds without a step after which one of several processes gives up.
         devices, where: given by `parallel.place`.
     """
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or timeout <= 0:
-        raise ConfigError(f"{where}.timeout: {timeout!r} is not a number of seconds above 0")
     sizes = axis_sizes({"data": data, "fsdp": fsdp, "tensor": tensor}, len(devices), where)
     made = jax.make_mesh(
         tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import metadata
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,8 @@ import numpy as np
 from mtmm_jax import registry
 from mtmm_jax.devices.mesh import FORMS, Layout
 from mtmm_jax.devices.processes import initialize as initialize
-from mtmm_jax.registry import ConfigError
+from mtmm_jax.ranges import Count
+from mtmm_jax.registry import ConfigError, check
 
 AXIS = "devices"
 
@@ -51,7 +52,8 @@ def device_count(requested: int | str, batch_size: int, where: str = "devices") 
     """
     available = jax.local_device_count()
     count = available if requested == "all" else requested
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= available:
+    check(requested, Count | Literal["all"], where)
+    if count > available:
         raise ConfigError(
             f"{where}: {requested!r}: needs 'all' or a number from 1 to {available}, "
             f"the local devices of this machine"

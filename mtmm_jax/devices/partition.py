@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 
 from jax.sharding import PartitionSpec
 
-from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.ranges import Regex
+from mtmm_jax.registry import ConfigError, check, choose
 
 AXES = ("data", "fsdp", "tensor")
+Rules = Sequence[tuple[Regex, str | Sequence[str | Sequence[str] | None] | None]]
 
 
 class Rule(NamedTuple):
@@ -43,24 +45,16 @@ after each `out` and `down` is enough; everything else by its largest dimension 
 dimension that does not divide stays whole, and a pattern takes only kernels of its own rank."""
 
 
-def read_rules(rules: Any, where: str) -> tuple[Rule, ...]:
+def read_rules(rules: Rules, where: str) -> tuple[Rule, ...]:
     """`[[regex, axes], ...]` of a config, checked."""
-    if not isinstance(rules, list | tuple) or not rules:
+    if not check(rules, Rules, where):
         raise ConfigError(f"{where}: {rules!r}; needs pairs of a regex and its axes")
     read = []
     for i, pair in enumerate(rules):
         at = f"{where}[{i}]"
-        if not isinstance(pair, list | tuple) or len(pair) != 2 or not isinstance(pair[0], str):
-            raise ConfigError(f"{at}: {pair!r} is not a pair of a regex and its axes")
         pattern, axes = pair
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ConfigError(f"{at}: {pattern!r} is not a regex: {error}") from error
         if isinstance(axes, list | tuple):
             axes = tuple(tuple(a) if isinstance(a, list | tuple) else a for a in axes)
-        elif not (axes is None or isinstance(axes, str)):
-            raise ConfigError(f"{at}: {axes!r}; needs an axis for each dimension, one axis or null")
         names = [name for entry in _dimensions(axes) for name in entry]
         for name in names:
             choose(name, AXES, at, "axis")

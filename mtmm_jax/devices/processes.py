@@ -20,7 +20,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mtmm_jax.registry import ConfigError, whole_number
+from mtmm_jax.ranges import Count
+from mtmm_jax.registry import ConfigError, check
 
 _MEETINGS = itertools.count()  # a barrier's name is used once
 
@@ -89,7 +90,7 @@ def initialize(
         heartbeat: seconds of silence after which a process counts as dead, and the others end.
     """
     if processes is not None:
-        whole_number(processes, "--processes")
+        check(processes, Count, "--processes")
     if process is not None and not 0 <= process < (processes or process + 1):
         raise ConfigError(f"--process: {process} is not a number from 0 to {processes - 1}")
     launcher = next((name for name, is_here in LAUNCHERS.items() if is_here(os.environ)), None)

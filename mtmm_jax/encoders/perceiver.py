@@ -62,7 +62,7 @@ class Perceiver(TransformerEncoder):
     def setup(self) -> None:
         super().setup()
         _, inner, heads = self.size
-        if self.vocabulary is not None:
+        if self.vocabulary:
             self.embedding = nn.Embed(self.vocabulary, inner)
         self.read = nn.Dense(inner, dtype=self.precision)
         self.start = Latents(self.latents, inner)

@@ -22,8 +22,8 @@ from mtmm_jax.fusion.transformer import check_heads
 from mtmm_jax.layers import cells
 from mtmm_jax.layers.attention import masked_softmax
 from mtmm_jax.layers.latents import Latents
-from mtmm_jax.ranges import Layers, Positive
-from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.ranges import Blocks, Positive, Size
+from mtmm_jax.registry import ConfigError, check, choose
 
 WHERE = "model.align"
 
@@ -141,7 +141,7 @@ class Resample(nn.Module):
             of the alphabetically first modality, is right by definition.
     """
 
-    reference: str | int
+    reference: str | Size
     kernel: Positive | None = None
     offset: bool = False
 
@@ -151,10 +151,9 @@ class Resample(nn.Module):
     ) -> dict[str, Tokens]:
         del train, axis_name
         _check_kernel(self.kernel)
-        if isinstance(self.reference, bool) or not isinstance(self.reference, int):
+        check(self.reference, str | Size, f"{WHERE}.reference")
+        if isinstance(self.reference, str):
             choose(self.reference, tokens, f"{WHERE}.reference", "modality (or number of points)")
-        elif self.reference < 1:
-            raise ConfigError(f"{WHERE}.reference: {self.reference} points are not above 0")
         positions = _positions(tokens)
         fixed = self.reference if isinstance(self.reference, str) else min(tokens)
         if self.offset:
@@ -191,7 +190,7 @@ class AlignAttention(nn.Module):
     """
 
     reference: str
-    heads: Layers = 4
+    heads: Blocks = 4
     kernel: Positive | None = None
     offset: bool = True
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens
 from mtmm_jax.fusion.pooled import PooledFusion, linear, single
-from mtmm_jax.ranges import Size, SizeOrZero
+from mtmm_jax.ranges import Size
 from mtmm_jax.registry import ConfigError
 
 
@@ -31,7 +31,7 @@ class MLB(PooledFusion):
     """
 
     width: Size
-    hidden: SizeOrZero = 256
+    hidden: Size = 256
 
     modalities: ClassVar[tuple[int, int | None]] = (1, None)
     keeps_layout: ClassVar[bool] = False
@@ -60,7 +60,7 @@ class MFB(PooledFusion):
     """
 
     width: Size
-    hidden: SizeOrZero = 128
+    hidden: Size = 128
     factor: Size = 5
 
     modalities: ClassVar[tuple[int, int | None]] = (1, None)
@@ -91,7 +91,7 @@ class Tucker(PooledFusion):
     """
 
     width: Size
-    hidden: SizeOrZero = 64
+    hidden: Size = 64
     rank: Size = 10
 
     modalities: ClassVar[tuple[int, int | None]] = (1, None)
@@ -127,7 +127,7 @@ class Block(PooledFusion):
     """
 
     width: Size
-    hidden: SizeOrZero = 320
+    hidden: Size = 320
     chunks: Size = 20
     rank: Size = 15
 

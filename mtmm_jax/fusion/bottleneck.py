@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from mtmm_jax.batch import Tokens
 from mtmm_jax.fusion.transformer import float32
 from mtmm_jax.layers import TransformerBlock, sinusoid
-from mtmm_jax.ranges import Decay, Layers, Size
+from mtmm_jax.ranges import Blocks, Decay, Size
 
 
 class Bottleneck(nn.Module):
@@ -29,8 +29,8 @@ class Bottleneck(nn.Module):
 
     width: Size
     bottlenecks: Size = 4
-    layers: Layers = 2
-    heads: Layers = 4
+    layers: Blocks = 2
+    heads: Blocks = 4
     expansion: Size = 2
     dropout: Decay = 0.0
 

@@ -14,7 +14,7 @@ from mtmm_jax.fusion.transformer import apart, check_heads, read_in
 from mtmm_jax.layers import LayerNorm, TransformerBlock
 from mtmm_jax.layers.attention import masked_softmax
 from mtmm_jax.layers.latents import CrossBlock, Latents
-from mtmm_jax.ranges import Decay, Layers, Size
+from mtmm_jax.ranges import Blocks, Decay, Size
 from mtmm_jax.registry import check_fields
 
 
@@ -79,8 +79,8 @@ class CrossModal(nn.Module):
     """
 
     width: Size
-    layers: Layers = 1
-    heads: Layers = 4
+    layers: Blocks = 1
+    heads: Blocks = 4
     expansion: Size = 2
     dropout: Decay = 0.0
 

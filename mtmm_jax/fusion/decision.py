@@ -22,7 +22,7 @@ import numpy as np
 
 from mtmm_jax.fusion.pooled import check_shares, present_shares
 from mtmm_jax.layers import gelu
-from mtmm_jax.ranges import SizeOrZero
+from mtmm_jax.ranges import Positive, Size
 
 
 class MeanDecision(nn.Module):
@@ -50,7 +50,7 @@ class WeightedDecision(nn.Module):
     """
 
     modalities: tuple[str, ...]
-    weights: Mapping[str, float] | None = None
+    weights: Mapping[str, Positive] | None = None
     of_classes: ClassVar[bool] = False
 
     @nn.compact
@@ -120,7 +120,7 @@ class LearnedDecision(nn.Module):
     """
 
     modalities: tuple[str, ...]
-    hidden: SizeOrZero = 64
+    hidden: Size = 64
     of_classes: ClassVar[bool] = False
 
     @nn.compact

@@ -14,7 +14,7 @@ from mtmm_jax.devices.parallel import total
 from mtmm_jax.fusion.pooled import PooledFusion, linear, single
 from mtmm_jax.layers import LayerNorm, auxiliary, gelu
 from mtmm_jax.layers.positionwise import batch_normal
-from mtmm_jax.ranges import Layers, NonNegative, Size
+from mtmm_jax.ranges import Blocks, NonNegative, Size
 from mtmm_jax.registry import ConfigError, check_fields, choose
 
 _LOG_VARIANCE = 15.0  # its largest size: precisions stay in float32's range, and so do gradients
@@ -95,7 +95,7 @@ class MixtureOfExperts(PooledFusion):
 
     width: Size
     route: str = "modality"
-    experts: Layers = 4
+    experts: Blocks = 4
     k: Size = 2
     expansion: Size = 2
     balance: NonNegative = 0.01
@@ -142,7 +142,7 @@ class RoutedExperts(nn.Module):
         balance: weight of the auxiliary loss; 0 for none.
     """
 
-    experts: Layers = 4
+    experts: Blocks = 4
     k: Size = 2
     expansion: Size = 2
     balance: NonNegative = 0.01

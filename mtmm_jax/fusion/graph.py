@@ -22,7 +22,7 @@ from mtmm_jax.fusion.transformer import (
 )
 from mtmm_jax.layers import batch_rows
 from mtmm_jax.layers.attention import masked_softmax
-from mtmm_jax.ranges import Layers, Positive, Size
+from mtmm_jax.ranges import Blocks, Positive, Size
 from mtmm_jax.registry import check_fields, choose
 
 NODES = ("modality", "token")
@@ -94,7 +94,7 @@ class GraphConvolution(nn.Module):
     """
 
     width: Size
-    layers: Layers = 2
+    layers: Blocks = 2
     nodes: str = "modality"
     edges: Edges = None
     combine: str = "concat"
@@ -138,7 +138,7 @@ class AttentionLayer(nn.Module):
     """
 
     features: int
-    heads: Layers
+    heads: Blocks
     average: bool = False
 
     @nn.compact
@@ -173,8 +173,8 @@ class GraphAttention(nn.Module):
     """
 
     width: Size
-    layers: Layers = 2
-    heads: Layers = 4
+    layers: Blocks = 2
+    heads: Blocks = 4
     nodes: str = "modality"
     edges: Edges = None
     combine: str = "concat"
@@ -230,7 +230,7 @@ class PopulationGraph(nn.Module):
     width: Size
     neighbours: Size = 4
     temperature: Positive = 0.5
-    layers: Layers = 2
+    layers: Blocks = 2
     combine: str = "concat"
 
     modalities: ClassVar[tuple[int, int | None]] = (1, None)

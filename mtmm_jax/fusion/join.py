@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from mtmm_jax.batch import Tokens
 from mtmm_jax.fusion.groups import spread_out
 from mtmm_jax.layers import LayerNorm, TransformerBlock, sinusoid
-from mtmm_jax.ranges import Decay, Layers, Size
+from mtmm_jax.ranges import Blocks, Decay, Size
 
 
 class Join(nn.Module):
@@ -54,8 +54,8 @@ class Trunk(nn.Module):
     """
 
     width: Size
-    layers: Layers = 2
-    heads: Layers = 4
+    layers: Blocks = 2
+    heads: Blocks = 4
     expansion: Size = 2
     dropout: Decay = 0.0
 

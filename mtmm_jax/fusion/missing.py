@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from mtmm_jax.batch import Tokens
 from mtmm_jax.devices.parallel import total
 from mtmm_jax.layers import auxiliary, gelu
-from mtmm_jax.ranges import NonNegative, SizeOrZero
+from mtmm_jax.ranges import NonNegative, Size
 
 
 def _fill(tokens: Tokens, vector: jax.Array, anyone: jax.Array) -> Tokens:
@@ -92,7 +92,7 @@ class Reconstruct(nn.Module):
         weight: of the auxiliary loss, a mean over modalities and rows.
     """
 
-    hidden: SizeOrZero = 128
+    hidden: Size = 128
     weight: NonNegative = 1.0
     has_auxiliary: ClassVar[bool] = True
 

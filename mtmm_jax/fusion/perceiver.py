@@ -12,7 +12,7 @@ from mtmm_jax.batch import Tokens
 from mtmm_jax.fusion.transformer import check_heads, read_in
 from mtmm_jax.layers import LayerNorm, TransformerBlock
 from mtmm_jax.layers.latents import CrossBlock, Latents
-from mtmm_jax.ranges import Decay, Layers, Size
+from mtmm_jax.ranges import Blocks, Decay, Size
 from mtmm_jax.registry import check_fields
 
 
@@ -34,9 +34,9 @@ class PerceiverFusion(nn.Module):
 
     width: Size
     latents: Size = 16
-    iterations: Layers = 2
-    layers: Layers = 1
-    heads: Layers = 4
+    iterations: Blocks = 2
+    layers: Blocks = 1
+    heads: Blocks = 4
     expansion: Size = 2
     dropout: Decay = 0.0
 
@@ -85,9 +85,9 @@ class PerceiverIO(nn.Module):
     width: Size
     queries: Size = 1
     latents: Size = 16
-    iterations: Layers = 1
-    layers: Layers = 2
-    heads: Layers = 4
+    iterations: Blocks = 1
+    layers: Blocks = 2
+    heads: Blocks = 4
     expansion: Size = 2
     dropout: Decay = 0.0
 

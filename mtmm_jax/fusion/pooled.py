@@ -15,8 +15,8 @@ import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens, choose_all
 from mtmm_jax.layers import LayerNorm, gelu
-from mtmm_jax.ranges import Size, SizeOrZero
-from mtmm_jax.registry import ConfigError, check_fields, choose, positive_number
+from mtmm_jax.ranges import Positive, Size, SizeOrZero
+from mtmm_jax.registry import ConfigError, check, check_fields, choose
 
 
 def present_shares(logits: jax.Array, present: jax.Array) -> jax.Array:
@@ -32,8 +32,7 @@ def check_shares(weights: Mapping[str, float], names: Sequence[str], where: str)
     missing = [name for name in names if name not in weights]
     if missing:
         raise ConfigError(f"{where}: no weight for {', '.join(missing)}")
-    for name in names:
-        positive_number(weights[name], f"{where}.{name}")
+    check(weights, Mapping[str, Positive], where)
     return [float(weights[name]) for name in names]
 
 
@@ -151,7 +150,7 @@ class Weighted(PooledFusion):
 
     width: Size
     by_sample: bool = False
-    weights: Mapping[str, float] | None = None
+    weights: Mapping[str, Positive] | None = None
 
     modalities: ClassVar[tuple[int, int | None]] = (1, None)
     keeps_layout: ClassVar[bool] = False

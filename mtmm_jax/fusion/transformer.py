@@ -14,7 +14,7 @@ from mtmm_jax.fusion.join import Join, Trunk
 from mtmm_jax.fusion.pooled import Concat
 from mtmm_jax.layers import LayerNorm, TransformerBlock
 from mtmm_jax.layers.latents import CrossBlock, Latents
-from mtmm_jax.ranges import Decay, Layers, Size
+from mtmm_jax.ranges import Blocks, Decay, Size
 from mtmm_jax.registry import ConfigError, check, check_fields, choose
 
 COMBINE = ("concat", "gated")
@@ -22,7 +22,7 @@ COMBINE = ("concat", "gated")
 
 def check_heads(width: int, heads: int, where: str = "model.fusion.heads") -> None:
     """Raises a `ConfigError` where a width does not split into so many heads."""
-    check(heads, Layers, where)
+    check(heads, Blocks, where)
     if width % heads:
         choices = ", ".join(str(h) for h in range(1, width + 1) if width % h == 0)
         raise ConfigError(f"{where}: {heads!r} does not divide width {width}; choices: {choices}")
@@ -97,8 +97,8 @@ class FusionTransformer(nn.Module):
     """
 
     width: Size
-    layers: Layers = 3
-    heads: Layers = 8
+    layers: Blocks = 3
+    heads: Blocks = 8
     expansion: Size = 2
     dropout: Decay = 0.0
 
@@ -146,9 +146,9 @@ class EncoderDecoder(nn.Module):
 
     width: Size
     queries: Size = 4
-    layers: Layers = 2
-    decoder_layers: Layers = 1
-    heads: Layers = 4
+    layers: Blocks = 2
+    decoder_layers: Blocks = 1
+    heads: Blocks = 4
     expansion: Size = 2
     dropout: Decay = 0.0
     combine: str = "concat"

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from mtmm_jax.batch import Tokens
 from mtmm_jax.heads.bound import Bound
 from mtmm_jax.layers import Dropout, FeedForward, masked_softmax, sinusoid
-from mtmm_jax.ranges import Decay, Layers, Size
+from mtmm_jax.ranges import Blocks, Decay, Size
 from mtmm_jax.registry import ConfigError
 
 END = 0  # the id that ends a text, and begins it
@@ -25,7 +25,7 @@ class DecoderBlock(nn.Module):
     """
 
     width: Size
-    heads: Layers
+    heads: Blocks
     dropout: Decay
 
     def setup(self) -> None:
@@ -99,8 +99,8 @@ class Decoder(nn.Module):
     size: Size
     length: Size
     width: Size = 128
-    layers: Layers = 2
-    heads: Layers = 4
+    layers: Blocks = 2
+    heads: Blocks = 4
     dropout: Decay = 0.1
     where: str = "head"
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from mtmm_jax.batch import Tokens
 from mtmm_jax.heads.grid import Widen, grid_of
 from mtmm_jax.layers import Attention, Dropout, FeedForward, TransformerBlock, sinusoid
-from mtmm_jax.ranges import Decay, Layers, LayersOrZero, Size, SizeOrZero
+from mtmm_jax.ranges import Blocks, Decay, LayersOrZero, Size, SizeOrZero
 
 # Of a cell to be a centre, before anything is learned: few are (Lin et al. 2017, section 3.3).
 _PRIOR_LOGIT = -3.5
@@ -69,8 +69,8 @@ class Queries(nn.Module):
     size: Size
     queries: Size = 16
     width: Size = 128
-    layers: Layers = 2
-    heads: Layers = 4
+    layers: Blocks = 2
+    heads: Blocks = 4
     dropout: Decay = 0.0
 
     @nn.compact

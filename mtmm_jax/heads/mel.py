@@ -14,7 +14,7 @@ from mtmm_jax.heads.bound import Bound
 from mtmm_jax.heads.spans import span_of
 from mtmm_jax.layers import Dropout, gelu
 from mtmm_jax.layers.alignment import expand
-from mtmm_jax.ranges import Decay, Layers, Real, Size, SizeOrZero
+from mtmm_jax.ranges import Blocks, Decay, Real, Size, SizeOrZero
 from mtmm_jax.registry import ConfigError
 
 LONGEST = 4.0  # log of the most frames that a token is given
@@ -52,7 +52,7 @@ class Mel(nn.Module):
     silence: Real = 0.0
     span: str | None = None
     width: Size = 128
-    layers: Layers = 5
+    layers: Blocks = 5
     kernel: Size = 5
     dropout: Decay = 0.1
     where: str = "head"

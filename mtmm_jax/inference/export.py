@@ -26,7 +26,8 @@ from mtmm_jax.inference.finished import Finished
 from mtmm_jax.inference.outputs import answers
 from mtmm_jax.modalities import kind_of
 from mtmm_jax.model import Model, flatten
-from mtmm_jax.registry import ConfigError
+from mtmm_jax.ranges import Count
+from mtmm_jax.registry import ConfigError, check
 from mtmm_jax.store.workdir import stamped, write
 from mtmm_jax.transfer.quantising import Quantised, quantise
 
@@ -70,8 +71,7 @@ def export_run(
             a quarter of the parameters' bytes, and float32 again once they are read.
     """
     path, model = Path(path), run.experiment.model
-    if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):
-        raise ConfigError(f"--batch: {rows!r} is neither 'any' nor a number from 1 upwards")
+    check(rows, Count | None, "--batch")
     choose_all(platforms, PLATFORMS, "--platforms", "platform")
     if not platforms:
         raise ConfigError(f"--platforms: is empty; choices: {', '.join(PLATFORMS)}")

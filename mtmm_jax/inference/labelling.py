@@ -22,7 +22,8 @@ from mtmm_jax.inference.manifest_batches import Requests, open_requests
 from mtmm_jax.inference.outputs import answers
 from mtmm_jax.inference.prediction import absent
 from mtmm_jax.modalities import kind_of
-from mtmm_jax.registry import ConfigError, choose, whole_number
+from mtmm_jax.ranges import Natural, Share
+from mtmm_jax.registry import ConfigError, check, choose
 from mtmm_jax.tasks.task import Task
 from mtmm_jax.tasks.traits import DIGITS
 
@@ -87,9 +88,8 @@ def beside(out: Path) -> Path:
 def _check(run: Finished, path: Path, out: Path, least: float, ask: int, by: str) -> None:
     choose(by, UNCERTAINTIES, "--by", "uncertainty")
     choose(out.suffix.lower(), (".jsonl",), f"--out {out}", "ending")
-    if not 0 <= least <= 1:
-        raise ConfigError(f"--least: {least} is no probability")
-    whole_number(ask, "--ask", least=0)
+    check(least, Share, "--least")
+    check(ask, Natural, "--ask")
     if out.resolve() == path.resolve():
         raise ConfigError(f"--out: {out} is the manifest itself; choose another name")
     model = run.experiment.model

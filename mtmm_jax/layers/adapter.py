@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens
 from mtmm_jax.layers.positionwise import Dense, LayerNorm, gelu
-from mtmm_jax.registry import whole_number
+from mtmm_jax.ranges import Size
+from mtmm_jax.registry import check_fields
 
 
 class Adapter(nn.Module):
@@ -22,11 +23,11 @@ class Adapter(nn.Module):
         width: of the bottleneck.
     """
 
-    width: int = 16
+    width: Size = 16
 
     def __post_init__(self) -> None:
-        whole_number(self.width, "adapter.width")
         super().__post_init__()
+        check_fields(self, "adapter")
 
     @nn.compact
     def __call__(

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mtmm_jax.layers.positionwise import Dense, Dropout, FeedForward, LayerNorm
+from mtmm_jax.registry import ConfigError
 
 
 def masked_softmax(logits: jax.Array, allowed: jax.Array) -> jax.Array:
@@ -35,7 +36,11 @@ class Attention(nn.Module):
     def __call__(self, queries: jax.Array, keys: jax.Array, mask: jax.Array) -> jax.Array:
         width = queries.shape[-1]
         if width % self.heads:
-            raise ValueError(f"width {width} does not divide over {self.heads} attention heads")
+            choices = ", ".join(str(n) for n in range(1, min(width, 64) + 1) if width % n == 0)
+            raise ConfigError(
+                f"heads: a width of {width} does not divide over {self.heads} attention heads; "
+                f"choices of heads: {choices}"
+            )
 
         def heads_of(x: jax.Array, name: str) -> jax.Array:
             y = Dense(width, dtype=self.dtype, name=name)(x)

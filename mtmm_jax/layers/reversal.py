@@ -10,7 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mtmm_jax.registry import ConfigError, choose, positive_number
+from mtmm_jax.ranges import Natural, Positive
+from mtmm_jax.registry import build, check
 
 STEEPNESS = 10.0  # of the ramp, as published
 
@@ -47,8 +48,8 @@ class Reversal(nn.Module):
         ramp: steps that the growth takes; 0 for none.
     """
 
-    scale: float = 1.0
-    ramp: int = 0
+    scale: Positive = 1.0
+    ramp: Natural = 0
 
     @nn.compact
     def __call__(self, x: Any, *, train: bool = False, axis_name: str | None = None) -> Any:
@@ -71,15 +72,8 @@ def grown(step: jax.Array, ramp: int) -> jax.Array:
 
 def read_reversal(config: Any, where: str) -> Reversal | None:
     """A task's option `reverse`: None, True, or `{"scale": 1.0, "ramp": steps}`."""
+    check(config, bool | Mapping[str, Any] | None, where)
     if config is None or config is False:
         return None
-    config = {} if config is True else config
-    if not isinstance(config, Mapping):
-        raise ConfigError(f"{where}: {config!r}; choices: True, or a section of scale and ramp")
-    for key in config:
-        choose(key, ("scale", "ramp"), f"{where}.{key}", "key")
-    scale, ramp = config.get("scale", 1.0), config.get("ramp", 0)
-    positive_number(scale, f"{where}.scale")
-    if isinstance(ramp, bool) or not isinstance(ramp, int) or ramp < 0:
-        raise ConfigError(f"{where}.ramp: {ramp!r} is not a number of steps from 0 upwards")
-    return Reversal(float(scale), ramp)
+    options = {} if config is True else config
+    return build({"reversal": Reversal}, {"kind": "reversal", **options}, where=where)

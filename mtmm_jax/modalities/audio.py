@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Any
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,11 +15,11 @@ from mtmm_jax.modalities.corruption import ABSENT, SHARES, Corruption, Place, lo
 from mtmm_jax.modalities.kind import ModalityKind
 from mtmm_jax.modalities.modality import Modality
 from mtmm_jax.modalities.units import OverLine, Parts, Units, zeros
+from mtmm_jax.ranges import Range, Seconds
 from mtmm_jax.readers import audio
-from mtmm_jax.readers.cells import Attempt, Setting, positive, whole
+from mtmm_jax.readers.cells import Attempt, Setting
 from mtmm_jax.readers.own import OWN, own_bytes, read_own
 from mtmm_jax.readers.sounds import RATES, SOUNDS, decode_audio
-from mtmm_jax.registry import ConfigError
 
 SECONDS = 0.1  # of a unit
 
@@ -31,15 +31,9 @@ class AudioColumn(Column):
     What is longer is cut; `random` takes any stretch of it in training, not only the first.
     """
 
-    rate: int = 16000
-    seconds: float = 2.0
+    rate: Annotated[int, Range(*RATES)] = 16000
+    seconds: Seconds = 2.0
     random: bool = False
-
-    def __post_init__(self) -> None:
-        whole(self.where, rate=self.rate)
-        positive(self.where, seconds=self.seconds)
-        if not RATES[0] <= self.rate <= RATES[1]:
-            raise ConfigError(f"{self.where}.rate: {self.rate} is not in {RATES[0]}..{RATES[1]}")
 
     def fit(self, cells: list[str | None], setting: Setting, *_: Any) -> Input:
         folder, limits = setting.folder, setting.limits

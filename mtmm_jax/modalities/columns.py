@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mtmm_jax.modalities.modality import Modality
+from mtmm_jax.ranges import Size
 from mtmm_jax.readers.arrays import ARRAYS, decode_array, read_cell
 from mtmm_jax.readers.cells import Attempt, Setting
 from mtmm_jax.readers.files import check_path
@@ -106,15 +107,10 @@ class ArrayColumn(Column):
     kind: str
     dimensions: int
     masked: bool = False
-    shape: Sequence[int] | None = None
+    shape: Sequence[Size] | None = None
 
     def __post_init__(self) -> None:
-        if self.shape is None:
-            return
-        fine = isinstance(self.shape, list | tuple) and all(
-            isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in self.shape
-        )
-        if not fine or len(self.shape) != self.dimensions:
+        if self.shape is not None and len(self.shape) != self.dimensions:
             raise ConfigError(
                 f"{self.where}.shape: {self.shape!r} is not a list of {self.dimensions} sizes"
             )

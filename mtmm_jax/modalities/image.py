@@ -17,7 +17,8 @@ from mtmm_jax.modalities.kind import ModalityKind
 from mtmm_jax.modalities.modality import Modality
 from mtmm_jax.modalities.shown import Example
 from mtmm_jax.modalities.units import OverPicture, Units
-from mtmm_jax.readers.cells import Attempt, Setting, whole
+from mtmm_jax.ranges import Side
+from mtmm_jax.readers.cells import Attempt, Setting
 from mtmm_jax.readers.own import OWN, own_bytes, read_own
 from mtmm_jax.readers.pictures import IMAGES, decode_image, stack_images
 
@@ -28,12 +29,9 @@ SIDE = 8  # units along a picture's side
 class ImageColumn(Column):
     """A picture, centred on a white square of `size` pixels."""
 
-    size: int = 64
+    size: Side = 64
 
     pictured: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        whole(self.where, size=self.size)
 
     def fit(self, cells: list[str | None], setting: Setting, *_: Any) -> Input:
         folder, limits, size = setting.folder, setting.limits, self.size

@@ -19,7 +19,8 @@ from mtmm_jax.modalities.kind import ModalityKind
 from mtmm_jax.modalities.modality import Modality
 from mtmm_jax.modalities.scale import scale_of
 from mtmm_jax.modalities.shown import Example, names_of
-from mtmm_jax.readers.cells import SMALLEST_STD, Attempt, Setting, number, positive, whole
+from mtmm_jax.ranges import Positive, Size
+from mtmm_jax.readers.cells import SMALLEST_STD, Attempt, Setting, number
 from mtmm_jax.readers.files import check_path
 from mtmm_jax.readers.limits import Unreadable
 from mtmm_jax.registry import ConfigError
@@ -38,17 +39,12 @@ class SeriesColumn(Column):
         rate: steps per second.
     """
 
-    length: int = 64
-    channels: int = 1
+    length: Size = 64
+    channels: Size = 1
     names: Sequence[str] = ()
-    rate: float | None = None
+    rate: Positive | None = None
 
     def __post_init__(self) -> None:
-        whole(self.where, length=self.length, channels=self.channels)
-        if self.rate is not None:
-            positive(self.where, rate=self.rate)
-        if isinstance(self.names, str) or not all(isinstance(name, str) for name in self.names):
-            raise ConfigError(f"{self.where}.names: {self.names!r} is not a list of names")
         if self.names and self.channels not in (1, len(self.names)):
             raise ConfigError(
                 f"{self.where}.channels: {self.channels} are not the {len(self.names)} of `names`"

@@ -38,11 +38,11 @@ class TableColumn:
     tokenized: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.columns, str) or not self.columns:
+        if not self.columns:
             raise ConfigError(f"{self.where}.columns: {self.columns!r} is not a list of columns")
         for column in self.columns:
             given = {"column": column} if isinstance(column, str) else column
-            if not isinstance(given, Mapping) or "column" not in given:
+            if "column" not in given:
                 raise ConfigError(f"{self.where}.columns: {column!r} names no column")
             for key in given:
                 choose(key, ("column", "kind"), f"{self.where}.columns", "key")
@@ -132,7 +132,7 @@ def _numbers(
 
 def _cell(value: Any) -> Any:
     """A number or a category, not yet known which."""
-    if isinstance(value, float) and not isinstance(value, bool):
+    if isinstance(value, float):
         return number(value)
     if isinstance(value, bool):
         return str(value).lower()

@@ -15,7 +15,8 @@ from mtmm_jax.modalities.kind import ModalityKind
 from mtmm_jax.modalities.modality import Modality
 from mtmm_jax.modalities.shown import Example
 from mtmm_jax.modalities.units import Parts, Units
-from mtmm_jax.readers.cells import Attempt, Setting, whole, words
+from mtmm_jax.ranges import Size, TextLength
+from mtmm_jax.readers.cells import Attempt, Setting, words
 from mtmm_jax.readers.files import check_path
 from mtmm_jax.readers.limits import Unreadable
 from mtmm_jax.readers.texts import decode_text
@@ -33,15 +34,14 @@ class TextColumn(Column):
     "pieces" of words, or whole "words", lower-cased and split at spaces.
     """
 
-    length: int = 32
-    vocabulary: int = 2000
+    length: TextLength = 32
+    vocabulary: Size = 2000
     units: str = "pieces"
     origin: str = "column"
 
     tokenized: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        whole(self.where, length=self.length, vocabulary=self.vocabulary)
         choose(self.units, UNITS, f"{self.where}.units")
         choose(self.origin, ("column", "file"), f"{self.where}.from", "place")
 

@@ -21,8 +21,9 @@ from mtmm_jax.modalities.kind import ModalityKind
 from mtmm_jax.modalities.modality import Modality
 from mtmm_jax.modalities.shown import Example
 from mtmm_jax.modalities.units import OverPicture, Units
+from mtmm_jax.ranges import Positive, Side, Size
 from mtmm_jax.readers import video
-from mtmm_jax.readers.cells import Attempt, Setting, positive, whole
+from mtmm_jax.readers.cells import Attempt, Setting
 from mtmm_jax.readers.clips import CLIPS, View, decode_animation, decode_folder, stack_clips
 from mtmm_jax.readers.files import Folder
 from mtmm_jax.readers.limits import Limits
@@ -43,20 +44,16 @@ class VideoColumn(Column):
         folder_rate: frames a second in folders of frames.
     """
 
-    frames: int = 8
-    size: int = 32
+    frames: Size = 8
+    size: Side = 32
     sample: str = "uniform"
-    rate: float | None = None
-    folder_rate: float = video.RATE
+    rate: Positive | None = None
+    folder_rate: Positive = video.RATE
 
     def __post_init__(self) -> None:
-        whole(self.where, frames=self.frames, size=self.size)
-        positive(self.where, folder_rate=self.folder_rate)
         choose(self.sample, video.SAMPLINGS, f"{self.where}.sample", "sampling")
-        if self.rate is not None:
-            positive(self.where, rate=self.rate)
-            if self.sample == "uniform":
-                raise ConfigError(f"{self.where}.rate: uniform sampling has no rate of its own")
+        if self.rate is not None and self.sample == "uniform":
+            raise ConfigError(f"{self.where}.rate: uniform sampling has no rate of its own")
 
     def fit(self, cells: list[str | None], setting: Setting, *_: Any) -> Input:
         folder, limits = setting.folder, setting.limits

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 
@@ -15,28 +15,38 @@ from mtmm_jax.model.build_tasks import build_tasks
 from mtmm_jax.model.forward import STAGES, FusionStage
 from mtmm_jax.model.model import Model
 from mtmm_jax.model.parts import adapters, bottlenecks, regularisers
-from mtmm_jax.registry import ConfigError, whole_number
+from mtmm_jax.ranges import Decay, Entry, NonNegative, Size
+from mtmm_jax.registry import ConfigError, check
 from mtmm_jax.tasks.task import FUSED, Task, is_fusion, modalities_of
 
-MODEL_KEYS = (
-    "width",
-    "encoders",
-    "fusion",
-    "sharing",
-    "missing",
-    "align",
-    "modality_dropout",
-    "regularisers",
-    "regulariser_scale",
-    "bottleneck",
-    "adapters",
-)
-# Next to the kind of fusion and its hyper-parameters; some belong to some stages only.
+MODEL_KEYS: dict[str, Any] = {
+    "width": Size,
+    "encoders": Mapping[str, Entry | None],
+    "fusion": Entry,
+    "sharing": Entry,
+    "missing": Entry | None,
+    "align": Entry | None,
+    "modality_dropout": Decay | Mapping[str, Decay],
+    "regularisers": Sequence[Entry] | None,
+    "regulariser_scale": NonNegative,
+    "bottleneck": Mapping[str, Entry | None] | None,
+    "adapters": Mapping[str, Mapping[str, Any] | None] | None,
+}
+NEEDED = ("width", "encoders", "fusion")
+
+
+class StageKey(NamedTuple):
+    """A key next to the kind of fusion and its hyper-parameters: its type, and its stages."""
+
+    wants: Any
+    stages: tuple[str, ...]
+
+
 STAGE_KEYS = {
-    "tokens": ("early", "middle", "middle_shared"),
-    "trunk": ("early", "early_raw", "middle_shared"),
-    "second": ("middle",),
-    "own": ("middle",),
+    "tokens": StageKey(Size, ("early", "middle", "middle_shared")),
+    "trunk": StageKey(Mapping[str, Any], ("early", "early_raw", "middle_shared")),
+    "second": StageKey(Entry, ("middle",)),
+    "own": StageKey(bool, ("middle",)),
 }
 
 
@@ -45,10 +55,10 @@ def build(model: Mapping[str, Any], task_configs: Mapping[str, Any], spec: Spec)
 
     Every name and size is checked here, before anything compiles.
     """
-    choose_all(model, MODEL_KEYS, "model", "key")
+    _check_keys(model)
     width = model["width"]
     stage, options, kind = _stage(model["fusion"])
-    encoders = _encoders(model.get("encoders") or {}, width, spec)
+    encoders = _encoders(model["encoders"], width, spec)
     if stage == "early_raw":
         encoders = {name: _raw(name, width, spec) for name in encoders}
     built, probes = build_tasks(task_configs, encoders, spec)
@@ -87,16 +97,27 @@ def build(model: Mapping[str, Any], task_configs: Mapping[str, Any], spec: Spec)
     )
 
 
+def _check_keys(model: Mapping[str, Any]) -> None:
+    """Names and types of `config.model`."""
+    choose_all(model, MODEL_KEYS, "model", "key")
+    if missing := [key for key in NEEDED if key not in model]:
+        raise ConfigError(f"model: misses {', '.join(missing)}")
+    for key, value in model.items():
+        check(value, MODEL_KEYS[key], f"model.{key}")
+
+
 def _stage(config: Any) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """The stage, its own options, and the fusion's kind with its hyper-parameters."""
-    kind = registry.entry_of(config)
-    stage = registry.choose(kind.pop("stage", "late"), STAGES, "model.fusion.stage", "stage")
+    kind = registry.entry_of(config, "model.fusion")
+    stage = check(kind.pop("stage", "late"), str, "model.fusion.stage")
+    registry.choose(stage, STAGES, "model.fusion.stage", "stage")
     options = {key: kind.pop(key) for key in STAGE_KEYS if key in kind}
-    for key in options:
-        if stage not in STAGE_KEYS[key]:
+    for key, value in options.items():
+        check(value, STAGE_KEYS[key].wants, f"model.fusion.{key}")
+        if stage not in STAGE_KEYS[key].stages:
             raise ConfigError(
                 f"model.fusion.{key}: stage {stage!r} has none; it belongs to: "
-                f"{', '.join(STAGE_KEYS[key])}"
+                f"{', '.join(STAGE_KEYS[key].stages)}"
             )
     return stage, options, kind
 
@@ -119,17 +140,12 @@ def _dropout(given: Any, fused: Mapping[str, Any]) -> dict[str, float]:
     where = "model.modality_dropout"
     several = isinstance(given, Mapping)
     choose_all(given if several else (), fused, where, "fused modality")
-    said = {f"{where}.{name}": rate for name, rate in given.items()} if several else {where: given}
-    for at, rate in said.items():
-        if not isinstance(rate, int | float) or not 0.0 <= rate < 1.0:
-            raise ConfigError(f"{at}: {rate!r} is not in [0, 1)")
     return dict(given) if several else dict.fromkeys(fused, given)
 
 
 def _optional(table: Mapping[str, Any], config: Any, where: str, nothing: str) -> Any:
     """A module of a table, or None for nothing, which has a name of its own."""
-    kind = config if isinstance(config, str) or config is None else config.get("kind")
-    if kind in (None, nothing):
+    if config is None or registry.entry_of(config, where).get("kind") == nothing:
         return None
     return registry.build({**table, nothing: None}, config, where=where)
 
@@ -154,7 +170,6 @@ def _fusion_stage(
             {"transformer": Trunk}, config, where=f"{where}.trunk", width=width
         )
     most = options.get("tokens", 64)
-    whole_number(most, f"{where}.tokens")
     return FusionStage(stage, _fusion(kind, len(names), width), tokens=most, **parts, **prepare)
 
 
@@ -199,8 +214,8 @@ def _sharing(
 ) -> nn.Module:
     """The module, for the tasks that it names, or else for those that read "fused"."""
     where = "model.sharing"
-    config = registry.entry_of(config)
-    named = config.pop("tasks", None)
+    config = registry.entry_of(config, where)
+    named = check(config.pop("tasks", None), str | Sequence[str] | None, f"{where}.tasks")
     able = [name for name, task in built.items() if task.entrance and name not in probes]
     if named is None:
         named = [name for name in able if FUSED in built[name].reads]
@@ -208,7 +223,7 @@ def _sharing(
     choose_all(named, (*able, *off), f"{where}.tasks", "task of one read")
     kind = config.get("kind")
     passing = tuple(name for name in built if name in named)
-    if kind in sharing.SHARINGS and kind != "hard" and not passing:
+    if isinstance(kind, str) and kind in sharing.SHARINGS and kind != "hard" and not passing:
         raise ConfigError(
             f"{where}: {kind!r} is for the tasks that read {FUSED!r}, and there are none; name "
             f"others in {where}.tasks; choices: {', '.join(able) or 'none'}; or set it to 'hard'"
@@ -241,11 +256,9 @@ def _encoders(configs: Mapping[str, Any], width: int, spec: Spec) -> dict[str, n
             where=where,
             width=width,
             modality=name,
-            vocabulary=modality.vocabulary,
+            vocabulary=modality.vocabulary or 0,
             rate=modality.rate,
         )
-        if hasattr(encoder, "cut"):
-            whole_number(encoder.cut, f"{where}.cut", 0)
         encoders[name] = encoder
     if not encoders:
         raise ConfigError(f"model.encoders: is empty; the data has {', '.join(spec.modalities)}")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import flax.linen as nn
 
@@ -13,6 +13,14 @@ from mtmm_jax.batch import Spec
 from mtmm_jax.layers.reversal import read_reversal
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.tasks.task import FUSED, Task, is_fusion, modalities_of, parse_reads
+
+TASK_KEYS: dict[str, Any] = {
+    "reads": str | Sequence[str],
+    "target": str | None,
+    "unimodal": bool | Literal["probe"],
+    "reverse": bool | Mapping[str, Any] | None,
+}
+"""What is read of a task's config before its kind is built."""
 
 
 def build_tasks(
@@ -37,10 +45,10 @@ def _with_unimodal(
     for name, config in configs.items():
         if config is None:
             continue
-        config = registry.entry_of(config)
+        config = registry.entry_of(config, f"tasks.{name}")
+        for key in TASK_KEYS.keys() & config.keys():
+            registry.check(config[key], TASK_KEYS[key], f"tasks.{name}.{key}")
         alone = config.pop("unimodal", False)
-        if alone not in (False, True, "probe"):
-            raise ConfigError(f"tasks.{name}.unimodal: {alone!r}; choices: False, True, 'probe'")
         found[name] = config
         if not alone:
             continue

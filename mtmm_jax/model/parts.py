@@ -11,7 +11,8 @@ from mtmm_jax import fusion, registry, tasks
 from mtmm_jax.batch import Spec, choose_all
 from mtmm_jax.layers import Adapter
 from mtmm_jax.model.forward import FusionStage
-from mtmm_jax.registry import ConfigError, real_number
+from mtmm_jax.ranges import NonNegative
+from mtmm_jax.registry import ConfigError, check
 from mtmm_jax.tasks.task import Task, modalities_of
 
 ALL = "all"  # modalities, in `model.bottleneck`
@@ -20,12 +21,7 @@ ALL = "all"  # modalities, in `model.bottleneck`
 def adapters(configs: Any, encoders: Mapping[str, Any], stage: str) -> dict[str, nn.Module]:
     """`{modality: adapter}`: what stands behind encoders that are whole, before anything else."""
     where = "model.adapters"
-    if not isinstance(configs, Mapping):
-        raise ConfigError(f"{where}: {configs!r}; needs an entry by modality")
     choose_all(configs, encoders, where, "modality")
-    for name, config in configs.items():
-        if not isinstance(config, Mapping | None):
-            raise ConfigError(f"{where}.{name}: {config!r} is not a section like {{'width': 16}}")
     if configs and stage not in ("late", "decision"):
         raise ConfigError(
             f"{where}: they stand behind whole encoders, and stage {stage!r} fuses before or "
@@ -45,8 +41,6 @@ def bottlenecks(
 ) -> dict[str, nn.Module]:
     """`{modality or "all": entry}`: what stands between encoders and fusion."""
     where = "model.bottleneck"
-    if not isinstance(configs, Mapping):
-        raise ConfigError(f"{where}: {configs!r}; needs an entry by modality, or by 'all'")
     choose_all(configs, (*encoders, ALL), where, "modality")
     fused = dict.fromkeys(m for read in fusions for m in modalities_of(read, encoders))
     found = {}
@@ -78,8 +72,7 @@ def regularisers(
         where = f"model.regularisers[{i}]"
         config = registry.entry_of(config)
         alpha = config.pop("alpha", 1.0)
-        for key, value in (("regulariser_scale", scale), (f"regularisers[{i}].alpha", alpha)):
-            real_number(value, f"model.{key}")
+        check(alpha, NonNegative, f"{where}.alpha")
         term = registry.build(tasks.REGULARISERS, config, where=where, data=spec)
         there = [read for read, fusing in fusions.items() if fusing.stage != "decision"]
         choose_all(term.reads, (*encoders, *there), where, "modality")

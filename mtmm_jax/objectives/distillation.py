@@ -49,6 +49,7 @@ from mtmm_jax.objectives.teachers import (
     taught_tasks,
     widths,
 )
+from mtmm_jax.ranges import NonNegative, Positive
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.tasks.terms.imitation import imitation, likeness, scaled_loss
 
@@ -74,10 +75,10 @@ class Settings:
 
     workdirs: Sequence[str]
     tasks: Sequence[str] | None = None
-    temperature: float = 2.0
-    alpha: float = 1.0
-    hard: float = 1.0
-    features: Mapping[str, float] | None = None
+    temperature: Positive = 2.0
+    alpha: NonNegative = 1.0
+    hard: NonNegative = 1.0
+    features: Mapping[str, NonNegative] | None = None
     found: Mapping[str, Any] | None = None
 
 
@@ -87,16 +88,10 @@ def read(section: Any, where: str = WHERE) -> Settings | None:
         return None
     like = "{'workdirs': ['runs/a']}"
     settings = Settings(**registry.section_of(section, Settings, where, like))
-    registry.positive_number(settings.temperature, f"{where}.temperature")
-    for key in ("alpha", "hard"):
-        registry.real_number(getattr(settings, key), f"{where}.{key}")
     for name in ("workdirs", "tasks"):
         value = getattr(settings, name)
-        listed = isinstance(value, Sequence) and not isinstance(value, str) and len(value)
-        if not listed and not (name == "tasks" and value is None):
+        if value is not None and not value:
             raise ConfigError(f"{where}.{name}: {value!r} is no list of one or more")
-    for name, weight in (settings.features or {}).items():
-        registry.real_number(weight, f"{where}.features.{name}")
     return settings
 
 

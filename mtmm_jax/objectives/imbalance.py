@@ -155,7 +155,7 @@ def prepare(
     """
     if config is None:
         return built, None, balancing.build
-    hyper = registry.entry_of(config)
+    hyper = registry.entry_of(config, "optimizer.imbalance")
     kind = registry.choose(hyper.get("kind"), IMBALANCE, f"{where}.kind", "kind")
     task, modalities = _task(hyper.pop("task", None), built, where)
     heads = tuple(f"{task.name}_{modality}" for modality in modalities)

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from mtmm_jax.keys import fold_in_name
-from mtmm_jax.registry import ConfigError, positive_number
+from mtmm_jax.ranges import Positive, Share
+from mtmm_jax.registry import ConfigError
 
 Array = jax.Array
 PyTree = Any
@@ -114,20 +115,6 @@ def others_mean(values: Array, there: Array) -> tuple[Array, Array]:
     return mean, there & (count > 0)
 
 
-def share(value: Any, where: str) -> float:
-    """A share of the run's steps, checked."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise ConfigError(f"{where}: {value!r} is not a share of the steps, from 0 to 1")
-    return float(value)
-
-
-def flag(value: Any, where: str) -> bool:
-    """A switch, checked."""
-    if not isinstance(value, bool):
-        raise ConfigError(f"{where}: {value!r} is neither True nor False")
-    return value
-
-
 def modulated(
     grads: Mapping[str, Any],
     modalities: tuple[str, ...],
@@ -169,10 +156,10 @@ def modulated(
 def ogm_ge(
     on: Setting,
     *,
-    alpha: float = 0.3,
+    alpha: Positive = 0.3,
     noise: bool = True,
-    begin: float = 0.0,
-    end: float = 1.0,
+    begin: Share = 0.0,
+    end: Share = 1.0,
     where: str,
 ) -> Rule:
     """OGM-GE: the modality that is ahead learns slower, and noise keeps its steps lively.
@@ -196,8 +183,6 @@ def ogm_ge(
         begin, end: shares of the run's steps between which it acts.
         where: the place in the config.
     """
-    alpha, noise = positive_number(alpha, f"{where}.alpha"), flag(noise, f"{where}.noise")
-    begin, end = share(begin, f"{where}.begin"), share(end, f"{where}.end")
     if begin >= end:
         raise ConfigError(f"{where}.end: {end} is not after begin, {begin}")
     first, last = round(begin * on.steps), round(end * on.steps)
@@ -226,7 +211,7 @@ class Running(NamedTuple):
     count: Array
 
 
-def agm(on: Setting, *, alpha: float = 1.0, where: str) -> Rule:
+def agm(on: Setting, *, alpha: Positive = 1.0) -> Rule:
     """AGM: a modality that leads by more than it used to is slowed, one that fell back is pushed.
 
     s_m = mean of log softmax(f_m)[y],  r_m = exp(mean_{n != m} (s_m - s_n)),
@@ -244,9 +229,7 @@ def agm(on: Setting, *, alpha: float = 1.0, where: str) -> Rule:
     Args:
         on: given by `prepare`.
         alpha: how hard it acts.
-        where: the place in the config.
     """
-    alpha = positive_number(alpha, f"{where}.alpha")
 
     def init() -> Running:
         return Running(jnp.zeros(on.modalities), jnp.zeros(on.modalities, jnp.int32))

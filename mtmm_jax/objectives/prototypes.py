@@ -18,10 +18,9 @@ from mtmm_jax.objectives.imbalance_rules import (
     Verdict,
     means_of,
     others_mean,
-    share,
     sums_of,
 )
-from mtmm_jax.registry import ConfigError, positive_number
+from mtmm_jax.ranges import Decay, Positive, Share
 
 EXACT = jax.lax.Precision.HIGHEST
 
@@ -71,9 +70,7 @@ def updated(prototypes: Prototypes, found: Found, momentum: float) -> Prototypes
     return Prototypes(means, prototypes.seen | here)
 
 
-def pmr(
-    on: Setting, *, mu: float = 1.0, momentum: float = 0.9, entropy: float = 0.1, where: str
-) -> Rule:
+def pmr(on: Setting, *, mu: Positive = 1.0, momentum: Decay = 0.9, entropy: Share = 0.1) -> Rule:
     """PMR: a slow modality learns from its class prototypes, without the others' help.
 
     p_m = softmax_k(-|z_m - c_m[k]|),  z_m the pooled features, c_m[k] their running class means,
@@ -96,14 +93,8 @@ def pmr(
         mu: the term's weight.
         momentum: of the prototypes.
         entropy: the share of the run's steps, from the first, with the entropy's part.
-        where: the place in the config.
     """
-    mu, early = (
-        positive_number(mu, f"{where}.mu"),
-        round(share(entropy, f"{where}.entropy") * on.steps),
-    )
-    if isinstance(momentum, bool) or not isinstance(momentum, int | float) or not 0 <= momentum < 1:
-        raise ConfigError(f"{where}.momentum: {momentum!r} is not in [0, 1)")
+    early = round(entropy * on.steps)
 
     def init() -> Prototypes:
         shape = (on.modalities, on.classes)

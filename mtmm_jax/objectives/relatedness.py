@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -33,11 +33,11 @@ from mtmm_jax.balancing.affinity import best_groups, measured_affinity, relative
 from mtmm_jax.devices import parallel, processes
 from mtmm_jax.model import Model, shared_parameters
 from mtmm_jax.objectives.grouping import groupable, grouped
-from mtmm_jax.registry import ConfigError, choose, whole_number
+from mtmm_jax.ranges import Count, LayersOrZero, Positive, Several
+from mtmm_jax.registry import ConfigError
 from mtmm_jax.store.workdir import Workdir
 
 FILE = "relatedness.json"
-USES = ("weights", "grouping", "both")
 MEASURES = ("lookahead", "cosines")
 WHERE = "relatedness"
 
@@ -59,13 +59,13 @@ class Settings:
         found: what was measured, written by `begin`: `{"weights": ..., "groups": ...}`.
     """
 
-    steps: int
-    use: str
-    measure: str = "lookahead"
-    learning_rate: float = 0.001
-    temperature: float = 1.0
-    groups: int = 2
-    layers: int = 2
+    steps: Count
+    use: Literal["weights", "grouping", "both"]
+    measure: Literal["lookahead", "cosines"] = "lookahead"
+    learning_rate: Positive = 0.001
+    temperature: Positive = 1.0
+    groups: Several = 2
+    layers: LayersOrZero = 2
     found: Mapping[str, Any] | None = None
 
     @property
@@ -82,15 +82,7 @@ def read(section: Any, where: str = WHERE) -> Settings | None:
     if section is None:
         return None
     like = "{'steps': 20, 'use': 'weights'}"
-    settings = Settings(**registry.section_of(section, Settings, where, like))
-    choose(settings.use, USES, f"{where}.use", "use")
-    choose(settings.measure, MEASURES, f"{where}.measure", "measure")
-    for key, least in (("steps", 1), ("groups", 2), ("layers", 0)):
-        value = getattr(settings, key)
-        whole_number(value, f"{where}.{key}", least=least)
-    for key in ("learning_rate", "temperature"):
-        registry.positive_number(getattr(settings, key), f"{where}.{key}")
-    return settings
+    return Settings(**registry.section_of(section, Settings, where, like))
 
 
 def check(settings: Settings, built: Model, config: Mapping[str, Any]) -> None:

@@ -19,7 +19,8 @@ from mtmm_jax import registry
 from mtmm_jax.assembly import Parts, StepContext, StepHook
 from mtmm_jax.batch import Batch
 from mtmm_jax.model import Model
-from mtmm_jax.registry import ConfigError, choose, real_number
+from mtmm_jax.ranges import Count, Natural, NonNegative, Share
+from mtmm_jax.registry import ConfigError, choose
 from mtmm_jax.tasks.distilled import Distilled
 from mtmm_jax.tasks.task import Task
 from mtmm_jax.tasks.terms.imitation import (
@@ -41,9 +42,9 @@ def pseudo(
     plain: Mapping[str, Any],
     *,
     where: str,
-    thresholds: float | Mapping[str, float] = 0.95,
-    alpha: float = 1.0,
-    warmup: int = 0,
+    thresholds: Share | Mapping[str, Share] = 0.95,
+    alpha: NonNegative = 1.0,
+    warmup: Natural = 0,
     tasks: Sequence[str] | None = None,
 ) -> Prepared:
     """alpha 1/K sum_k 1/U sum_u [max_c q_uc >= t] H(argmax q_u, p_u), over the U unlabelled rows.
@@ -64,9 +65,6 @@ def pseudo(
         warmup: steps without.
         tasks: those that get labels; None: all that say a class or labels.
     """
-    real_number(alpha, f"{where}.alpha")
-    if isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 0:
-        raise ConfigError(f"{where}.warmup: {warmup!r} is not a number of steps from 0 upwards")
     chosen = _chosen(built, tasks, where, confident=True)
     limits = _thresholds(thresholds, tuple(chosen), where)
 
@@ -96,8 +94,8 @@ def mean_teacher(
     plain: Mapping[str, Any],
     *,
     where: str,
-    alpha: float = 1.0,
-    ramp: int | None = None,
+    alpha: NonNegative = 1.0,
+    ramp: Count | None = None,
     measure: str = "squared",
     tasks: Sequence[str] | None = None,
 ) -> Prepared:
@@ -115,11 +113,8 @@ def mean_teacher(
         measure: "squared", or "kl".
         tasks: those that are kept consistent; None: all that can be compared.
     """
-    real_number(alpha, f"{where}.alpha")
     choose(measure, MEASURES, f"{where}.measure", "measure")
     length = max(plain["steps"] // 4, 1) if ramp is None else ramp
-    if isinstance(length, bool) or not isinstance(length, int) or length < 1:
-        raise ConfigError(f"{where}.ramp: {ramp!r} is not a number of steps from 1 upwards")
     if plain["optimizer"].get("ema") is None:
         raise ConfigError(
             f"{where}: mean_teacher needs an average of the parameters: set optimizer.ema, such as "
@@ -152,7 +147,7 @@ def consistency(
     plain: Mapping[str, Any],
     *,
     where: str,
-    alpha: float = 1.0,
+    alpha: NonNegative = 1.0,
     tasks: Sequence[str] | None = None,
 ) -> Prepared:
     """alpha 1/M sum_m 1/N sum_n KL(stop(p_fused) || p_m): each modality alone says what all say.
@@ -167,7 +162,6 @@ def consistency(
         tasks: whose heads agree; None: of all that have such heads.
     """
     del plain
-    real_number(alpha, f"{where}.alpha")
     for name in tasks or ():
         choose(name, built.tasks, f"{where}.tasks", "task")
     pairs = [(name, head) for name in tasks or built.tasks for head in _heads(built, name)]
@@ -285,8 +279,6 @@ def _labelled(task: Task, batch: Batch) -> jax.Array:
 
 def _thresholds(given: Any, tasks: Sequence[str], where: str) -> dict[str, float]:
     named = given if isinstance(given, Mapping) else dict.fromkeys(tasks, given)
-    for name, value in named.items():
+    for name in named:
         choose(name, tasks, f"{where}.thresholds", "task")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-            raise ConfigError(f"{where}.thresholds: {value!r} is not a probability")
     return {name: float(named.get(name, 0.95)) for name in tasks}

@@ -222,8 +222,9 @@ def _pruned(inner: Transformation, prune: Transformation) -> Transformation:
 def _check_decay(config: Mapping[str, Any], rules: per_path.PathRules) -> None:
     """Masks of weight decay want a rule that decays."""
     inner = config.get("inner", "adamw") if config["kind"] == "sam" else config
-    kind = inner if isinstance(inner, str) else inner.get("kind")
-    if (rules.decay is None and not rules.no_decay) or kind not in OPTIMIZERS:
+    kind = registry.entry_of(inner, "optimizer.inner").get("kind")
+    unruled = rules.decay is None and not rules.no_decay
+    if unruled or not isinstance(kind, str) or kind not in OPTIMIZERS:
         return
     if "weight_decay" not in registry.parameters(OPTIMIZERS[kind]):
         key = "no_decay" if rules.decay is None else "decay"

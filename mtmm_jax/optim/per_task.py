@@ -25,7 +25,7 @@ from mtmm_jax.balancing.base import Balancer
 from mtmm_jax.balancing.base import current_rates as current_rates
 from mtmm_jax.balancing.pacing import paced
 from mtmm_jax.optim.per_path import by_path
-from mtmm_jax.ranges import Positive
+from mtmm_jax.ranges import Entry, Positive
 from mtmm_jax.registry import check, choose
 
 PyTree = Any
@@ -47,7 +47,7 @@ def pace(
         tasks: their names, in order.
         where: the place in the config.
     """
-    if rates is None:
+    if check(rates, Entry | None, where) is None:
         return balancer
     if isinstance(rates, str) or isinstance(rates.get("kind"), str):
         return paced(balancer, rates, where=where)

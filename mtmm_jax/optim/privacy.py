@@ -26,7 +26,7 @@ from mtmm_jax.balancing import Balanced, Balancer, Evidence
 from mtmm_jax.balancing.base import advance, decide, not_finite
 from mtmm_jax.keys import fold_in_name
 from mtmm_jax.optim.per_path import by_path
-from mtmm_jax.ranges import Count, NonNegative, Positive
+from mtmm_jax.ranges import Between, Count, Natural, NonNegative, Positive, PositiveShare
 from mtmm_jax.registry import ConfigError
 
 PyTree = Any
@@ -49,7 +49,7 @@ class Private(NamedTuple):
     chunk: int
 
 
-def _mechanism(
+def mechanism(
     *, clip: Positive = 1.0, noise: NonNegative = 1.0, chunk: Count = 16, where: str
 ) -> Private:
     return Private(float(clip), float(noise), chunk)
@@ -59,9 +59,8 @@ def read(spec: Mapping[str, Any] | None, where: str = "optimizer.private") -> Pr
     """`config.optimizer.private`, checked: clip, noise and chunk."""
     if spec is None:
         return None
-    if not isinstance(spec, Mapping):
-        raise ConfigError(f"{where}: {spec!r}; needs clip, noise and, if wanted, chunk")
-    return registry.build({"gaussian": _mechanism}, {**spec, "kind": "gaussian"}, where=where)
+    registry.check(spec, Mapping[str, Any], where)
+    return registry.build({"gaussian": mechanism}, {"kind": "gaussian", **spec}, where=where)
 
 
 def check(model: Any, batch_stats: PyTree, config: Mapping[str, Any]) -> None:
@@ -224,11 +223,13 @@ def epsilon(noise: float, share: float, steps: int, delta: float = 1e-5) -> floa
     """
     from scipy.special import gammaln, logsumexp  # slow to import
 
-    if not 0 < share <= 1 or not 0 < delta < 1 or steps < 0 or noise < 0:
-        raise ConfigError(
-            f"epsilon: noise={noise}, share={share}, steps={steps}, delta={delta}; needs noise and "
-            "steps of 0 or more, a share in (0, 1] and a delta in (0, 1)"
-        )
+    for name, value, hint in (
+        ("noise", noise, NonNegative),
+        ("share", share, PositiveShare),
+        ("steps", steps, Natural),
+        ("delta", delta, Between),
+    ):
+        registry.check(value, hint, f"epsilon.{name}")
     if noise == 0 or steps == 0:
         return float("inf") if steps else 0.0
     found = []

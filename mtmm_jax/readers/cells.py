@@ -10,7 +10,6 @@ import numpy as np
 
 from mtmm_jax.readers.files import Folder
 from mtmm_jax.readers.limits import Limits, Unreadable
-from mtmm_jax.registry import ConfigError
 
 SMALLEST_STD = 1e-8
 _LARGEST = float(np.finfo(np.float32).max)
@@ -86,16 +85,3 @@ def by_size(names: set[str]) -> tuple[str, ...]:
     if all(name.isascii() and name.isdigit() for name in names):
         return tuple(sorted(names, key=lambda name: (int(name[-18:]), name)))
     return tuple(sorted(names))
-
-
-def positive(where: str, **values: Any) -> None:
-    for name, value in values.items():
-        whole = isinstance(value, int | float) and not isinstance(value, bool)
-        if not whole or not 0 < value < math.inf:
-            raise ConfigError(f"{where}.{name}: {value!r} is not a positive number")
-
-
-def whole(where: str, **values: Any) -> None:
-    for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ConfigError(f"{where}.{name}: {value!r} is not a positive whole number")

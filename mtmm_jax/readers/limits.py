@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from mtmm_jax.registry import ConfigError
+from mtmm_jax.ranges import Bytes, Count, Positive
 
 _T = TypeVar("_T")
 
@@ -36,18 +36,13 @@ class Limits:
         row_bytes: of a line of the manifest.
     """
 
-    file_bytes: int = 2**25
-    pixels: int = 32_000_000
-    clip_pixels: int = 250_000_000
-    frames: int = 2048
-    seconds: float = 600.0
-    text_bytes: int = 2**18
-    row_bytes: int = 2**20
-
-    def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
-            if not isinstance(value, int | float) or not value > 0:
-                raise ConfigError(f"limits.{name}: {value!r} is not a positive number")
+    file_bytes: Bytes = 2**25
+    pixels: Count = 32_000_000
+    clip_pixels: Count = 250_000_000
+    frames: Count = 2048
+    seconds: Positive = 600.0
+    text_bytes: Bytes = 2**18
+    row_bytes: Bytes = 2**20
 
     def check(self, name: str, found: float, unit: str) -> None:
         """Raises `Unreadable` where `found` is over the limit of that name."""

@@ -14,7 +14,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mtmm_jax.chance import uniform
-from mtmm_jax.registry import ConfigError, whole_number
+from mtmm_jax.ranges import Count
+from mtmm_jax.registry import ConfigError, check
 from mtmm_jax.store.config import apply_overrides, as_dict, differences
 from mtmm_jax.store.workdir import FREE, Workdir
 
@@ -121,7 +122,7 @@ def drawn(
     most = math.prod(len(values) for values in choices.values())
     if not ranges and number > most:
         raise ConfigError(f"--random: {number}; there are {most} combinations of --set")
-    whole_number(number, "--random")
+    check(number, Count, "--random")
     found: dict[tuple[str, ...], dict[str, str]] = {}
     for changes in itertools.islice(_draws(choices, ranges, seed), 1000 * number):
         found.setdefault(tuple(changes.values()), changes)

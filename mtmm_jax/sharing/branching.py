@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens
 from mtmm_jax.layers import gelu
-from mtmm_jax.ranges import Layers, Positive, Several
+from mtmm_jax.ranges import Blocks, Positive, Several
 from mtmm_jax.registry import check_fields
 from mtmm_jax.sharing.parts import WHERE, form, select_tasks
 
@@ -41,7 +41,7 @@ class Branching(nn.Module):
     """
 
     tasks: tuple[str, ...]
-    layers: Layers = 2
+    layers: Blocks = 2
     branches: Several = 3
     temperature: Positive = 1.0
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens, choose_all
 from mtmm_jax.layers import LayerNorm, gelu
-from mtmm_jax.ranges import Layers, Size
+from mtmm_jax.ranges import Blocks, Size
 from mtmm_jax.registry import check_fields
 from mtmm_jax.sharing.parts import WHERE, form, select_tasks
 
@@ -32,7 +32,7 @@ class FiLM(nn.Module):
     """
 
     tasks: tuple[str, ...]
-    layers: Layers = 1
+    layers: Blocks = 1
     embedding: Size = 16
 
     keeps_layout: ClassVar[bool] = True

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens
-from mtmm_jax.ranges import Layers, Several, Size
+from mtmm_jax.ranges import Blocks, Several, Size
 from mtmm_jax.registry import check_fields
 from mtmm_jax.sharing.parts import WHERE, experts, form, mixture, select_tasks
 
@@ -73,8 +73,8 @@ class CGC(nn.Module):
     """
 
     tasks: tuple[str, ...]
-    own: Layers = 2
-    shared: Layers = 2
+    own: Blocks = 2
+    shared: Blocks = 2
     expansion: Size = 1
 
     keeps_layout: ClassVar[bool] = True
@@ -113,8 +113,8 @@ class PLE(nn.Module):
 
     tasks: tuple[str, ...]
     levels: Several = 2
-    own: Layers = 2
-    shared: Layers = 2
+    own: Blocks = 2
+    shared: Blocks = 2
     expansion: Size = 1
 
     keeps_layout: ClassVar[bool] = True
@@ -137,8 +137,8 @@ _SHARED = ""  # the path of no task
 class _Level(nn.Module):
     """One extraction: the experts of every path, and a gate on the path of each one `wanted`."""
 
-    own: Layers
-    shared: Layers
+    own: Blocks
+    shared: Blocks
     expansion: Size
 
     @nn.compact

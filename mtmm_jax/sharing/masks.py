@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens
 from mtmm_jax.layers import FeedForward, gelu
-from mtmm_jax.ranges import Layers, Size
+from mtmm_jax.ranges import Blocks, Size
 from mtmm_jax.registry import check_fields
 from mtmm_jax.sharing.parts import WHERE, form, select_tasks
 
@@ -33,7 +33,7 @@ class MTAN(nn.Module):
     """
 
     tasks: tuple[str, ...]
-    layers: Layers = 2
+    layers: Blocks = 2
 
     keeps_layout: ClassVar[bool] = True
 

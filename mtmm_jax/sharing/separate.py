@@ -9,7 +9,7 @@ import flax.linen as nn
 
 from mtmm_jax.batch import Tokens
 from mtmm_jax.layers import gelu
-from mtmm_jax.ranges import Layers, Several, SizeOrZero
+from mtmm_jax.ranges import Blocks, Several, SizeOrZero
 from mtmm_jax.registry import check_fields
 from mtmm_jax.sharing.parts import WHERE, select_tasks
 
@@ -32,7 +32,7 @@ class SharedMiddle(nn.Module):
 
     tasks: tuple[str, ...]
     hidden: SizeOrZero = 0
-    layers: Layers = 1
+    layers: Blocks = 1
 
     keeps_layout: ClassVar[bool] = True
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from mtmm_jax.batch import Tokens
 from mtmm_jax.layers import auxiliary, gelu
-from mtmm_jax.ranges import Layers, NonNegative, PositiveShare, Several
+from mtmm_jax.ranges import Blocks, NonNegative, PositiveShare, Several
 from mtmm_jax.registry import ConfigError, check_fields
 from mtmm_jax.sharing.parts import WHERE, form, select_tasks
 
@@ -56,7 +56,7 @@ class CrossStitch(nn.Module):
     """
 
     tasks: tuple[str, ...]
-    layers: Layers = 2
+    layers: Blocks = 2
     own: PositiveShare = 0.9
 
     keeps_layout: ClassVar[bool] = True
@@ -124,7 +124,7 @@ class Sluice(nn.Module):
     """
 
     tasks: tuple[str, ...]
-    layers: Layers = 2
+    layers: Blocks = 2
     subspaces: Several = 2
     own: PositiveShare = 0.9
     orthogonality: NonNegative = 1e-3

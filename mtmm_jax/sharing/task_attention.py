@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens
 from mtmm_jax.layers import Attention, FeedForward, LayerNorm, gelu
-from mtmm_jax.ranges import Layers, Size
+from mtmm_jax.ranges import Blocks, Size
 from mtmm_jax.registry import ConfigError, check_fields
 from mtmm_jax.sharing.parts import WHERE, form, mixture, select_tasks
 
@@ -91,7 +91,7 @@ class TaskQueries(nn.Module):
 
     tasks: tuple[str, ...]
     queries: Size = 4
-    heads: Layers = 4
+    heads: Blocks = 4
     expansion: Size = 2
 
     keeps_layout: ClassVar[bool] = False

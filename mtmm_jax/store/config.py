@@ -12,8 +12,8 @@ from typing import Any, Literal
 from ml_collections import ConfigDict
 
 import mtmm_jax
-from mtmm_jax.ranges import Count, Entry, Natural, Size
-from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.ranges import Count, Entry, Natural, Size, mismatch
+from mtmm_jax.registry import ConfigError, choose, short
 from mtmm_jax.registry import check as check_value
 
 KEYS: dict[str, Any] = {
@@ -22,7 +22,7 @@ KEYS: dict[str, Any] = {
     "batch_size": Size,
     "data": Entry,
     "model": Mapping[str, Any],
-    "tasks": Mapping[str, Any],
+    "tasks": Mapping[str, Entry | None],
     "balancing": Entry,
     "optimizer": Entry,
     "devices": Count | Literal["all"] | Mapping[str, Any],
@@ -128,7 +128,7 @@ def _converted(old: Any, value: Any, path: str) -> Any:
     """The value in the old one's type: 1 for a float is fine, a word for a number is not."""
     if old is None or value is None or isinstance(value, type(old)):
         return value
-    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(old, float) and type(value) is int and mismatch(value, float) is None:
         return float(value)
     if isinstance(old, list | tuple) and isinstance(value, list | tuple):
         return type(old)(value)
@@ -139,10 +139,11 @@ def _converted(old: Any, value: Any, path: str) -> Any:
         return value
     if isinstance(value, FORMS.get(path, ())) or (path == "devices" and value == "all"):
         return value
-    raise ConfigError(
-        f"--config.{path}: {value!r} is {type(value).__name__}; needs {type(old).__name__}, "
-        f"such as {old!r}"
+    section = isinstance(old, ConfigDict)
+    wanted = (
+        f"a section of {', '.join(old)}" if section else f"{type(old).__name__}, such as {old!r}"
     )
+    raise ConfigError(f"--config.{path}: {short(value)} is {type(value).__name__}; needs {wanted}")
 
 
 def check(config: Mapping[str, Any] | ConfigDict, sections: Iterable[str] = ()) -> None:

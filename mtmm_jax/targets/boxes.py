@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from mtmm_jax.markup import mark
-from mtmm_jax.readers.cells import Setting, by_size, class_name, number, whole
+from mtmm_jax.ranges import Size
+from mtmm_jax.readers.cells import Setting, by_size, class_name, number
 from mtmm_jax.readers.limits import Unreadable
 from mtmm_jax.registry import ConfigError, choose
-from mtmm_jax.targets.column import Column, Label, check_classes, frequencies, index, most
+from mtmm_jax.targets.column import Classes, Column, Label, check_classes, frequencies, index, most
 from mtmm_jax.targets.kind import Count, TargetKind, Words
 from mtmm_jax.targets.target import Target
 
@@ -34,13 +35,11 @@ class BoxesColumn(Column):
 
     units: str
     of: str | None = None
-    classes: Sequence[str] | int | None = None
-    length: int | None = None
+    classes: Classes = None
+    length: Size | None = None
 
     def __post_init__(self) -> None:
         choose(self.units, UNITS, f"{self.where}.units", "unit")
-        if self.length is not None:
-            whole(self.where, length=self.length)
 
     def with_pictures(self, pictures: Sequence[str]) -> BoxesColumn:
         """With `of` filled in: the modality whose pictures the boxes are in."""

@@ -12,7 +12,16 @@ import numpy as np
 from mtmm_jax.markup import escape
 from mtmm_jax.readers.cells import Setting, by_size, class_name
 from mtmm_jax.readers.limits import Unreadable
-from mtmm_jax.targets.column import Column, Label, check_classes, few, frequencies, index, most
+from mtmm_jax.targets.column import (
+    Classes,
+    Column,
+    Label,
+    check_classes,
+    few,
+    frequencies,
+    index,
+    most,
+)
 from mtmm_jax.targets.kind import Count, TargetKind, Words, blank
 from mtmm_jax.targets.target import Target
 
@@ -21,7 +30,7 @@ from mtmm_jax.targets.target import Target
 class ClassColumn(Column):
     """One of the classes: those of the train split, or `classes` (names, or how many)."""
 
-    classes: Sequence[str] | int | None = None
+    classes: Classes = None
 
     def parse(self, setting: Setting) -> list[str | None]:
         return setting.cells(self.at, self.where, class_name)
@@ -42,7 +51,7 @@ class ClassColumn(Column):
 class LabelsColumn(Column):
     """Any number of classes: a list, or one text with `separator` between them."""
 
-    classes: Sequence[str] | int | None = None
+    classes: Classes = None
     separator: str = "|"
 
     def parse(self, setting: Setting) -> list[list[str] | None]:

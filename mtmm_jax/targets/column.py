@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from mtmm_jax.readers.cells import Setting, number, whole
+from mtmm_jax.ranges import Size
+from mtmm_jax.readers.cells import Setting, number
 from mtmm_jax.readers.limits import Unreadable
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.targets.target import Target
 
+Classes = Sequence[str] | Size | None
+"""Names, or how many."""
 _SHOWN = 20
 _FEW = 50  # classes at most, each of which two rows have on average
 
@@ -73,13 +76,9 @@ class PlainColumn(Column):
         classes: `Target.classes`, of kinds that have them: names, or how many.
     """
 
-    shape: Sequence[int] | None = None
-    length: int | None = None
-    classes: Sequence[str] | int | None = None
-
-    def __post_init__(self) -> None:
-        sizes = {} if self.length is None else {"length": self.length}
-        whole(self.where, **sizes, **{f"shape[{i}]": n for i, n in enumerate(self.shape or ())})
+    shape: Sequence[Size] | None = None
+    length: Size | None = None
+    classes: Classes = None
 
     def parse(self, setting: Setting) -> list[np.ndarray | None]:
         return setting.cells(self.at, self.where, _numbers)
@@ -142,13 +141,11 @@ def _numbers(value: Any) -> np.ndarray:
         raise Unreadable("has lists of different lengths") from error
 
 
-def check_classes(classes: Sequence[str] | int | None, where: str) -> tuple[str, ...]:
+def check_classes(classes: Classes, where: str) -> tuple[str, ...]:
     """The classes that the options name; `n` are called 0 to n - 1; none if none are named."""
     if classes is None:
         return ()
-    if isinstance(classes, int) and not isinstance(classes, bool):
-        classes = range(classes)
-    names = () if isinstance(classes, str | bool) else tuple(str(name) for name in classes)
+    names = tuple(map(str, range(classes) if isinstance(classes, int) else classes))
     if not names or len(set(names)) < len(names):
         raise ConfigError(f"{where}.classes: {classes!r} are no different names, nor their number")
     return names

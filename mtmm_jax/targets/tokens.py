@@ -7,7 +7,8 @@ import dataclasses
 import numpy as np
 
 from mtmm_jax.markup import escape
-from mtmm_jax.readers.cells import Setting, whole, words
+from mtmm_jax.ranges import Size
+from mtmm_jax.readers.cells import Setting, words
 from mtmm_jax.targets.column import Column, Label
 from mtmm_jax.targets.kind import Count, TargetKind, Words, blank
 from mtmm_jax.targets.target import Target
@@ -23,12 +24,8 @@ class TokensColumn(Column):
     as a label must not be cut.
     """
 
-    length: int | None = None
-    vocabulary: int | None = None
-
-    def __post_init__(self) -> None:
-        given = {"length": self.length, "vocabulary": self.vocabulary}
-        whole(self.where, **{name: value for name, value in given.items() if value is not None})
+    length: Size | None = None
+    vocabulary: Size | None = None
 
     def parse(self, setting: Setting) -> list[str | None]:
         return setting.cells(self.at, self.where, words(setting.limits))

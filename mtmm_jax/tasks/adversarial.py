@@ -12,11 +12,25 @@ import numpy as np
 
 from mtmm_jax.heads.judged import Judged
 from mtmm_jax.layers.reversal import reverse
-from mtmm_jax.registry import ConfigError, choose, positive_number, whole_number
+from mtmm_jax.ranges import Positive, Size
+from mtmm_jax.registry import section_of
 from mtmm_jax.tasks.metrics.monoids import Metric, add
 from mtmm_jax.tasks.task import Labels, Task, masked
 
-KEYS = ("weight", "hidden", "scale")
+
+@dataclasses.dataclass(frozen=True)
+class Critic:
+    """`adversarial` of a reconstruction.
+
+    Attributes:
+        weight: of the critic's loss.
+        hidden: width of the critic.
+        scale: of the reversed gradient.
+    """
+
+    weight: Positive = 0.1
+    hidden: Size = 64
+    scale: Positive = 1.0
 
 
 def adversarial(task: Task, config: Any, where: str) -> Task:
@@ -35,7 +49,9 @@ def adversarial(task: Task, config: Any, where: str) -> Task:
             `scale` (1.0) of the reversed gradient.
         where: the place in the config.
     """
-    weight, hidden, scale = _read(config, where)
+    section = {} if config is True else config
+    critic = Critic(**section_of(section, Critic, where, "{'weight': 0.1}, nor True"))
+    weight, scale = float(critic.weight), float(critic.scale)
 
     def asked(prediction: Any, labels: Labels, turn: float | None) -> tuple[jax.Array, jax.Array]:
         """The critic's logits of what is said and of what is there, `[B]` each."""
@@ -67,7 +83,7 @@ def adversarial(task: Task, config: Any, where: str) -> Task:
 
     return dataclasses.replace(
         task,
-        head=Judged(task.head, hidden),
+        head=Judged(task.head, critic.hidden),
         loss=loss,
         metrics={
             **{name: _of_values(metric) for name, metric in task.metrics.items()},
@@ -81,17 +97,3 @@ def adversarial(task: Task, config: Any, where: str) -> Task:
 
 def _of_values(metric: Metric) -> Metric:
     return metric._replace(update=lambda said, labels: metric.update(said["values"], labels))
-
-
-def _read(config: Any, where: str) -> tuple[float, int, float]:
-    config = {} if config is True else config
-    if not isinstance(config, Mapping):
-        raise ConfigError(f"{where}: {config!r}; choices: True, or a section of {', '.join(KEYS)}")
-    for key in config:
-        choose(key, KEYS, f"{where}.{key}", "key")
-    weight, scale = (config.get(key, value) for key, value in (("weight", 0.1), ("scale", 1.0)))
-    for key, value in (("weight", weight), ("scale", scale)):
-        positive_number(value, f"{where}.{key}")
-    hidden = config.get("hidden", 64)
-    whole_number(hidden, f"{where}.hidden")
-    return float(weight), hidden, float(scale)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtmm_jax.batch import Spec
-from mtmm_jax.registry import ConfigError
+from mtmm_jax.ranges import Decay
 from mtmm_jax.tasks.metrics.edit_distance import detokenizer, text_errors
 from mtmm_jax.tasks.metrics.monoids import Metric, add
 from mtmm_jax.tasks.task import Labels, Task, find_target, masked
@@ -27,7 +27,7 @@ def captioning(
     reads: str | Iterable[str] = "fused",
     target: str | None = None,
     head: str | Mapping[str, Any] = "decoder",
-    label_smoothing: float = 0.0,
+    label_smoothing: Decay = 0.0,
 ) -> Task:
     """-1/(n + 1) sum_{i <= n + 1} log p(y_i | y_1 .. y_{i-1}, x), y_{n+1} the end.
 
@@ -42,8 +42,6 @@ def captioning(
         label_smoothing: the share of each token's label that is uniform.
     """
     target, label = find_target(name, target, "tokens", spec, where)
-    if not 0.0 <= label_smoothing < 1.0:
-        raise ConfigError(f"{where}.label_smoothing: {label_smoothing} is not in [0, 1)")
     size, length = len(label.classes), label.length
     text = detokenizer(label.classes)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtmm_jax.batch import Spec
-from mtmm_jax.registry import ConfigError
+from mtmm_jax.ranges import Decay
 from mtmm_jax.tasks.distilled import distilled_class
 from mtmm_jax.tasks.explained import explained_class
 from mtmm_jax.tasks.metrics import monoids as metrics
@@ -31,7 +31,7 @@ def classification(
     reads: str | Iterable[str] = "fused",
     target: str | None = None,
     head: str | Mapping[str, Any] = "vector",
-    label_smoothing: float = 0.0,
+    label_smoothing: Decay = 0.0,
 ) -> Task:
     """-sum_c q_c log softmax(z)_c, q the label smoothed towards the uniform distribution.
 
@@ -46,8 +46,6 @@ def classification(
     """
     target, label = find_target(name, target, "class", spec, where)
     classes = label.classes
-    if not 0.0 <= label_smoothing < 1.0:
-        raise ConfigError(f"{where}.label_smoothing: {label_smoothing} is not in [0, 1)")
 
     def loss(logits: jax.Array, labels: Labels, axis_name: str | None):
         del axis_name

@@ -17,7 +17,8 @@ import numpy as np
 from mtmm_jax.batch import Spec, Target
 from mtmm_jax.fusion import FUSIONS
 from mtmm_jax.heads.detection import Centres, Queries
-from mtmm_jax.registry import ConfigError, choose, positive_number, real_number, whole_number
+from mtmm_jax.ranges import NonNegative, Positive, Share, Size
+from mtmm_jax.registry import ConfigError, choose
 from mtmm_jax.tasks.boxes import centres, matching
 from mtmm_jax.tasks.boxes import geometry as boxes
 from mtmm_jax.tasks.metrics.mean_ap import Found, Truth, mean_average_precision
@@ -68,11 +69,11 @@ def detection(
     target: str | None = None,
     head: str | Mapping[str, Any] = "centres",
     class_loss: str | None = None,
-    box_loss: str | Mapping[str, float] = "l1",
-    empty_weight: float | None = None,
-    suppression: float = 0.5,
-    detections: int = 32,
-    threshold: float = 0.3,
+    box_loss: str | Mapping[str, NonNegative] = "l1",
+    empty_weight: Positive | None = None,
+    suppression: Share = 0.5,
+    detections: Size = 32,
+    threshold: Share = 0.3,
 ) -> Task:
     """Cross-entropy or focal loss of what is where, plus an error of the boxes of what is there.
 
@@ -97,10 +98,6 @@ def detection(
     """
     target, label = find_target(name, target, "boxes", spec, where)
     losses = _box_losses(box_loss, f"{where}.box_loss")
-    for key, value in (("suppression", suppression), ("threshold", threshold)):
-        if not 0.0 <= value <= 1.0:
-            raise ConfigError(f"{where}.{key}: {value!r} is not in [0, 1]")
-    whole_number(detections, f"{where}.detections")
     keeping = tuple(k for k, fusion in FUSIONS.items() if fusion.keeps_layout)
     module = make_head(head, where=f"{where}.head", size=len(label.classes), fusions=keeping)
     if type(module) not in FORMS:
@@ -115,7 +112,6 @@ def detection(
     class_loss = class_loss or next(iter(form.guesses))
     choose(class_loss, form.guesses, f"{where}.class_loss", "loss")
     empty = form.empty_weight if empty_weight is None else empty_weight
-    positive_number(empty, f"{where}.empty_weight")
     truth_of = functools.partial(_truth, label)
     detect = functools.partial(_detect, form.guesses[class_loss], suppression, detections)
 
@@ -156,11 +152,10 @@ def detection(
 
 def _box_losses(value: Any, where: str) -> dict[str, float]:
     given = {value: 1.0} if isinstance(value, str) else value
-    if not isinstance(given, Mapping) or not given:
+    if not given:
         raise ConfigError(f"{where}: {value!r}; needs a name, or a weight for each of several")
-    for key, weight in given.items():
+    for key in given:
         choose(key, ("l1", "giou", "mse"), where, "loss")
-        real_number(weight, f"{where}.{key}")
     return {key: float(weight) for key, weight in given.items()}
 
 

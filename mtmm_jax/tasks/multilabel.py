@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtmm_jax.batch import Spec, Target
-from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.ranges import Between, Positive
+from mtmm_jax.registry import ConfigError
 from mtmm_jax.tasks.distilled import distilled_labels
 from mtmm_jax.tasks.explained import explained_label
 from mtmm_jax.tasks.metrics import monoids as metrics
@@ -30,9 +31,9 @@ def multilabel(
     reads: str | Iterable[str] = "fused",
     target: str | None = None,
     head: str | Mapping[str, Any] = "vector",
-    pos_weight: str | float | Sequence[float] = 1.0,
+    pos_weight: Literal["balanced"] | Positive | Sequence[Positive] = 1.0,
     prior_bias: bool = False,
-    threshold: str | float = 0.5,
+    threshold: Literal["prior"] | Between = 0.5,
 ) -> Task:
     """-mean_c [w_c y_c log s(z_c) + (1 - y_c) log(1 - s(z_c))], s the logistic function.
 
@@ -159,28 +160,17 @@ def _needs_frequencies(label: Target, where: str, value: Any) -> None:
 
 
 def _pos_weights(value: Any, label: Target, odds: np.ndarray, where: str) -> np.ndarray:
-    if isinstance(value, str):
-        choose(value, ("balanced",), where)
+    if value == "balanced":
         _needs_frequencies(label, where, value)
         return np.exp(-odds)
-    try:
-        given = np.asarray(value, np.float64)
-    except (TypeError, ValueError):
-        given = np.zeros(())
-    count = len(label.classes)
-    if given.shape not in ((), (count,)) or not np.isfinite(given).all() or not (given > 0).all():
-        raise ConfigError(
-            f"{where}: {value!r}; needs 'balanced', a positive number, or one for each of "
-            f"{count} classes"
-        )
+    given, count = np.asarray(value, np.float64), len(label.classes)
+    if given.shape not in ((), (count,)):
+        raise ConfigError(f"{where}: {value!r} are {len(given)} weights for {count} classes")
     return np.broadcast_to(given, (count,))
 
 
 def _thresholds(value: Any, label: Target, odds: np.ndarray, where: str) -> np.ndarray:
-    if isinstance(value, str):
-        choose(value, ("prior",), where)
+    if value == "prior":
         _needs_frequencies(label, where, value)
         return _probability(odds)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
-        raise ConfigError(f"{where}: {value!r}; needs 'prior' or a number between 0 and 1")
     return np.full(len(label.classes), float(value))

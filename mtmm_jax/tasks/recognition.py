@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtmm_jax.batch import Spec
-from mtmm_jax.registry import whole_number
+from mtmm_jax.ranges import Beam
 from mtmm_jax.tasks.ctc import BLANK, beam_search, ctc, greedy
 from mtmm_jax.tasks.metrics.edit_distance import detokenizer, text_errors
 from mtmm_jax.tasks.task import Labels, Task, find_target, masked
@@ -28,7 +28,7 @@ def recognition(
     reads: str | Iterable[str] = "fused",
     target: str | None = None,
     head: str | Mapping[str, Any] = "ctc",
-    beam: int = 16,
+    beam: Beam = 16,
 ) -> Task:
     """-1/n log sum_{paths that give y} prod_t p(path_t), n the symbols of y.
 
@@ -43,7 +43,6 @@ def recognition(
         beam: how many beginnings of texts are weighed when a person asks.
     """
     target, label = find_target(name, target, "tokens", spec, where)
-    whole_number(beam, f"{where}.beam")
     size = len(label.classes)
     text = detokenizer(label.classes)
 

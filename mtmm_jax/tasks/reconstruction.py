@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtmm_jax.batch import Modality, Spec
+from mtmm_jax.ranges import Decay, Size
 from mtmm_jax.registry import ConfigError, choose
 from mtmm_jax.tasks.adversarial import adversarial as against_critic
 from mtmm_jax.tasks.hidden import OfInput
@@ -54,10 +55,10 @@ def reconstruction(
     where: str,
     reads: str | Iterable[str] = "fused",
     modality: str | None = None,
-    size: int = 16,
+    size: Size = 16,
     head: str | Mapping[str, Any] = "vector",
-    hide: float = 0.0,
-    patch: int = 8,
+    hide: Decay = 0.0,
+    patch: Size = 8,
     adversarial: bool | Mapping[str, Any] = False,
 ) -> Task:
     """1/2 mean_f (z_f - x_f)^2 over the values x of a modality that are known.
@@ -140,8 +141,6 @@ def _form(modality: Modality, size: int, where: str) -> tuple[int, ...]:
         raise ConfigError(f"{where}.modality: lengths vary ({modality.shape}); needs a fixed one")
     if not modality.is_a("image"):
         return tuple(modality.shape)
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise ConfigError(f"{where}.size: {size!r} is not a number of pixels from 1 upwards")
     height, width, channels = modality.shape
     return (min(size, height), min(size, width), channels)
 

@@ -12,7 +12,7 @@ import optax
 
 from mtmm_jax import registry
 from mtmm_jax.batch import Spec
-from mtmm_jax.registry import positive_number
+from mtmm_jax.ranges import Positive
 from mtmm_jax.tasks.distilled import distilled_number
 from mtmm_jax.tasks.explained import explained_number
 from mtmm_jax.tasks.metrics import monoids as metrics
@@ -36,14 +36,11 @@ def _mse() -> Error:
     return Error(1, lambda z, y: 0.5 * jnp.square(z[:, 0] - y))
 
 
-def _huber(*, delta: float = 1.0, where: str) -> Error:
-    positive_number(delta, f"{where}.delta")
+def _huber(*, delta: Positive = 1.0) -> Error:
     return Error(1, lambda z, y: optax.losses.huber_loss(z[:, 0], y, delta=delta))
 
 
-def _gaussian(*, limit: float = 8.0, where: str) -> Error:
-    positive_number(limit, f"{where}.limit")
-
+def _gaussian(*, limit: Positive = 8.0) -> Error:
     def refine(z: jax.Array) -> jax.Array:
         # A soft clip: a variance that runs away can come back.
         return jnp.stack([z[:, 0], limit * jnp.tanh(z[:, 1] / limit)], axis=1)

@@ -14,7 +14,8 @@ import numpy as np
 from mtmm_jax.batch import Batch, Spec
 from mtmm_jax.layers.alignment import align
 from mtmm_jax.layers.spectrogram import FLOOR, frame_count, griffin_lim, log_mel
-from mtmm_jax.registry import ConfigError, choose, positive_number
+from mtmm_jax.ranges import Seconds, Size
+from mtmm_jax.registry import ConfigError, choose
 from mtmm_jax.tasks.metrics.cepstral import distortion
 from mtmm_jax.tasks.metrics.monoids import Metric, add
 from mtmm_jax.tasks.task import Labels, Task, find_target, masked
@@ -60,9 +61,9 @@ def synthesis(
     head: str | Mapping[str, Any] = "mel",
     speaker: str | None = None,
     voice: str | None = None,
-    mels: int = 64,
-    window: float = 0.032,
-    hop: float = 0.0125,
+    mels: Size = 64,
+    window: Seconds = 0.032,
+    hop: Seconds = 0.0125,
 ) -> Task:
     """|m - m'| + 1/2 (p - m')^2 + (log d - log d')^2, means over frames and bands, and over tokens.
 
@@ -92,8 +93,6 @@ def synthesis(
     if not label.rate:
         raise ConfigError(f"{where}.target: {target!r} has no rate, and needs one")
     form = {"window": window, "hop": hop}
-    for key, value in {**form, "mels": mels}.items():
-        positive_number(value, f"{where}.{key}")
     try:
         frames = frame_count(label.length, label.rate, **form)
     except ValueError as error:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtmm_jax.batch import Spec
+from mtmm_jax.ranges import Decay, Size
 from mtmm_jax.registry import ConfigError, choose
 from mtmm_jax.tasks.hidden import OfInput
 from mtmm_jax.tasks.hidden import check as check_hidden
@@ -41,8 +42,8 @@ def words(
     reads: str | Iterable[str] = "fused",
     modality: str | None = None,
     head: str | Mapping[str, Any] = "vector",
-    hide: float = 0.0,
-    patch: int = 1,
+    hide: Decay = 0.0,
+    patch: Size = 1,
 ) -> Task:
     """-mean_i log softmax(z)_{w_i} over the words w_i of a text: one distribution for all of them.
 

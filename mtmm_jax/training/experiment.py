@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from mtmm_jax import data, memory, registry
 from mtmm_jax.assembly import Parts, StepContext, StepHook, extended
+from mtmm_jax.balancing.trainer import TRAINER
 from mtmm_jax.batch import Spec
 from mtmm_jax.devices import parallel
 from mtmm_jax.devices.mesh import Layout
@@ -193,6 +194,8 @@ def assemble(config: Any, spec: Spec | None = None, source: Any = None) -> Exper
         source = data.build(plain["data"])
     model = build_model(plain["model"], plain["tasks"], spec or source.spec)
     parts = extended(Parts(plain, source, model, devices, assemble, plain["balancing"]), EXTENSIONS)
+    for key in TRAINER.keys() & parts.trainer.keys():
+        registry.check(parts.trainer[key], TRAINER[key], f"balancing.{key}")
     if source is not None:
         _check_mixing(parts.source, parts.model, parts.balancer)
     _check_batch_size(parts)

@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mtmm_jax.registry import ConfigError
+from mtmm_jax.ranges import Positive
+from mtmm_jax.registry import check
 
 # Part of the device's kind -> 1e12 dense operations a second in bfloat16 (float16 where there is no
 # bfloat16), by its maker's sheet, of what JAX calls a device. The first that fits.
@@ -53,8 +54,7 @@ def peak(device: Any = None, given: float | None = None) -> Peak | None:
         given: by the user, in operations a second.
     """
     if given is not None:
-        if not 0 < given < float("inf"):
-            raise ConfigError(f"--peak: {given!r} is not a number above 0, such as 989e12")
+        check(given, Positive, "--peak")
         return Peak(given, "given")
     device = device or jax.local_devices()[0]
     if device.platform == "cpu":

@@ -155,7 +155,7 @@ def test_an_analysed_run_tells_it_in_its_report(tmp_path, capsys, monkeypatch):
     assert (folder / "attention_over_patches.png").exists()
     for words, said in (
         (["--split", "tset"], "did you mean 'test'?"),
-        (["--examples", "0"], "--examples: 0 is not a number from 1 upwards"),
+        (["--examples", "0"], "--examples: 0 is not a whole number from 1 upwards"),
     ):
         assert analyze.main(["--workdir", str(workdir), *words]) == 2
         assert said in capsys.readouterr().err

@@ -211,7 +211,7 @@ def test_a_process_that_hangs_is_not_waited_for(tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ((None, 0, None), "--processes: 0 is not a number from 1 upwards"),
+        ((None, 0, None), "--processes: 0 is not a whole number from 1 upwards"),
         (("a:1", 2, 2), "--process: 2 is not a number from 0 to 1"),
         (("host", 2, 0), "--coordinator: 'host' is not HOST:PORT, nor 'auto'"),
         ((None, 2, 0), "Give all three, or start by: SLURM, Open MPI, Cloud TPU"),

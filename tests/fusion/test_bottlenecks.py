@@ -317,7 +317,7 @@ def test_a_step_trains_the_bottlenecks():
         ({"text": {"kind": "gates", "open": 1}}, "open: 1 is not a number above 0, below 1"),
         ({"text": {"kind": "gates", "weight": -1}}, "text.weight: -1 is not a number from 0"),
         ({"text": {"kind": "information", "k": 2, "beta": -1}}, "text.beta: -1 is not a number"),
-        ("gates", "model.bottleneck: 'gates'; needs an entry by modality"),
+        ("gates", "model.bottleneck: 'gates' is not a section"),
     ],
 )
 def test_impossible_bottlenecks_are_refused(bottleneck, message):

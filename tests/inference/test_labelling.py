@@ -150,8 +150,8 @@ def source_shares(everything):
 
 
 BAD = {
-    "least": (("--least", "2"), "--least: 2.0 is no probability"),
-    "ask": (("--ask", "-1"), "--ask: -1 is not a number"),
+    "least": (("--least", "2"), "--least: 2.0 is not a number from 0 to 1"),
+    "ask": (("--ask", "-1"), "--ask: -1 is not a whole number"),
     "by": (("--by", "luck"), "--by: unknown uncertainty 'luck'"),
     "itself": (("--out", "rows.jsonl"), "is the manifest itself"),
     "ending": (("--out", "labels.csv"), "labels.csv: unknown ending"),

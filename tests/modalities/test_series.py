@@ -85,10 +85,10 @@ def test_what_is_no_series_is_a_problem(path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"length": 0}, "data.length: 0 is not a positive whole number"),
+        ({"length": 0}, "data.length: 0 is not a whole number from 1"),
         ({"channels": 3}, "data.channels: 3 are not the 2 of `names`"),
         ({"names": "xy"}, "data.names: 'xy' is not a list"),
-        ({"rate": -1}, "data.rate: -1 is not a positive number"),
+        ({"rate": -1}, "data.rate: -1 is not a number above 0"),
         ({"lenght": 3}, "did you mean 'length'"),
     ],
 )

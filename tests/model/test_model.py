@@ -199,7 +199,11 @@ SEEN = {"kind": {"kind": "classification", "reads": "image"}}
         ({"fusion": "concatt"}, SEEN, "model.fusion.kind: unknown kind 'concatt'"),
         ({"missing": "zero"}, SEEN, "model.missing: no task reads a fusion; choices: mask"),
         ({"encoders": {"image": {"kind": "cnn", "cut": -1}}}, SEEN, "image.cut: -1 is not"),
-        ({"modality_dropout": {"text": 1}}, None, "modality_dropout.text: 1 is not in"),
+        (
+            {"modality_dropout": {"text": 1}},
+            None,
+            "dropout.text: 1 is not a number from 0",
+        ),
         ({}, {"kind": {"kind": "classification", "rads": "image"}}, "unknown .*'rads'"),
         ({}, {}, None),
     ],

@@ -108,7 +108,7 @@ def test_ogm_slows_whoever_leads():
 
 
 def test_agm_holds_each_lead_to_what_it_was():
-    told = _run(agm(ON, alpha=0.7, **WHERE))
+    told = _run(agm(ON, alpha=0.7))
     history, capped = [[] for _ in range(M)], 0
     for scene, (figures, _, memory) in zip(_scenes(), told, strict=True):
         log_p = np.log(np.maximum(_softmax(scene.logits.astype(np.float64)), 1e-8))
@@ -178,7 +178,7 @@ def _move(prototypes, scene, momentum):
 
 
 def test_pmr_draws_the_slow_to_their_prototypes():
-    told = _run(pmr(ON, mu=0.6, momentum=0.8, entropy=0.3, **WHERE))
+    told = _run(pmr(ON, mu=0.6, momentum=0.8, entropy=0.3))
     prototypes, signs = [{} for _ in range(M)], set()
     for step, (scene, (figures, term, memory)) in enumerate(zip(_scenes(), told, strict=True)):
         expected, coefficients, any_row = _pmr_step(scene, prototypes, step < 3, 0.6)
@@ -197,7 +197,7 @@ def test_pmr_draws_the_slow_to_their_prototypes():
 
 def test_pmr_moves_features_only_through_the_probabilities():
     """The gradient is that of the loops' term with its coefficients held."""
-    rule = pmr(ON, mu=1.0, entropy=1.0, **WHERE)
+    rule = pmr(ON, mu=1.0, entropy=1.0)
     first, second, *_ = _scenes()
 
     @jax.jit
@@ -579,7 +579,11 @@ def test_unimodal_losses_are_balanced_as_tasks():
         ),
         ({"kind": "agm", "task": "kind", "beta": 1}, None, "unknown hyper-parameter of agm 'beta'"),
         ({"kind": "agm", "task": "kind", "alpha": 0}, None, "imbalance.alpha: 0 is not a number"),
-        ({"kind": "ogm_ge", "task": "kind", "end": 2}, None, "imbalance.end: 2 is not a share"),
+        (
+            {"kind": "ogm_ge", "task": "kind", "end": 2},
+            None,
+            "imbalance.end: 2 is not a number from 0 to 1",
+        ),
         (
             {"kind": "ogm_ge", "task": "kind", "begin": 0.5, "end": 0.5},
             None,
@@ -601,7 +605,9 @@ def test_what_cannot_be_balanced_is_refused(config, tasks, message):
 
 
 def test_what_does_not_go_together_is_refused():
-    with pytest.raises(ConfigError, match="tasks.kind.unimodal: 'probes'; choices: False, True"):
+    with pytest.raises(
+        ConfigError, match="tasks.kind.unimodal: 'probes' is not True or False, or one of 'probe'"
+    ):
         toy.build({"kind": {"kind": "classification", "unimodal": "probes"}}, **PARTS)
     probed = toy.build(TASKS, **PARTS)
     for method in ("mgda", "graddrop"):

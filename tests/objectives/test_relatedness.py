@@ -129,12 +129,21 @@ def related_config(**section):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"relatedness": {"steps": 2, "use": "wieghts"}}, "use: unknown use .*did you mean"),
-        ({"relatedness": {"steps": 0, "use": "both"}}, "relatedness.steps: 0 is not a number"),
+        (
+            {"relatedness": {"steps": 2, "use": "wieghts"}},
+            "use: 'wieghts' is not one of .*did you mean",
+        ),
+        (
+            {"relatedness": {"steps": 0, "use": "both"}},
+            "relatedness.steps: 0 is not a whole number",
+        ),
         ({"relatedness": {"use": "both"}}, "relatedness: needs steps"),
         ({"relatedness": {"steps": 2, "use": "both", "temprature": 1}}, "unknown key 'temprature'"),
         ({"relatedness": {"steps": 2, "use": "both", "temperature": 0}}, "temperature: 0 is not"),
-        ({"relatedness": {"steps": 2, "use": "both", "groups": 1}}, "groups: 1 is not a number"),
+        (
+            {"relatedness": {"steps": 2, "use": "both", "groups": 1}},
+            "groups: 1 is not a whole number",
+        ),
         ({"relatedness": {"steps": 2, "use": "both", "layers": 0}}, "layers: 0 beside .*'hard'"),
         ({"relatedness": 5}, "relatedness: 5 is not a section"),
         ({"tasks": {"kind": {"kind": "classification"}}}, "kind is the only task"),

@@ -214,13 +214,13 @@ def test_figures_are_no_tasks_where_auxiliaries_are_balanced():
     [
         ({"kind": "psuedo"}, "semi.kind: unknown kind 'psuedo' .*choices: consistency, mean_t"),
         ({"kind": "pseudo", "threshold": 1}, "unknown hyper-parameter of pseudo 'threshold'"),
-        ({"kind": "pseudo", "thresholds": 2}, "semi.thresholds: 2 is not a probability"),
+        ({"kind": "pseudo", "thresholds": 2}, "semi.thresholds: 2 is not a number from 0 to 1"),
         ({"kind": "pseudo", "thresholds": {"knd": 1}}, "semi.thresholds: unknown task 'knd'"),
-        ({"kind": "pseudo", "warmup": -1}, "semi.warmup: -1 is not a number of steps"),
+        ({"kind": "pseudo", "warmup": -1}, "semi.warmup: -1 is not a whole number from 0"),
         ({"kind": "pseudo", "alpha": -1}, "semi.alpha: -1 is not a number"),
         ({"kind": "pseudo", "tasks": ["size"]}, "'size' is a regression, .*choices: kind"),
         ({"kind": "mean_teacher"}, "needs an average of the parameters: set optimizer.ema"),
-        ({"kind": "mean_teacher", "ramp": 0}, "semi.ramp: 0 is not a number of steps"),
+        ({"kind": "mean_teacher", "ramp": 0}, "semi.ramp: 0 is not a whole number from 1"),
         ({"kind": "mean_teacher", "measure": "l1"}, "semi.measure: unknown measure 'l1'"),
         ({"kind": "consistency"}, "no task has heads .*; set unimodal to True"),
         ({"kind": "consistency", "tasks": ["kind"]}, "task 'kind' has heads|set unimodal"),
@@ -284,9 +284,9 @@ def test_a_share_is_hidden_and_only_that_is_scored(modality, patch, cells):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"hide": 1.0}, "again.hide: 1.0 is not a share"),
+        ({"hide": 1.0}, "again.hide: 1.0 is not a number from 0, below 1"),
         ({"hide": 0.5, "patch": 5}, r"again.patch: 5 does not divide \[16, 16\]"),
-        ({"hide": 0.5, "patch": 0}, "again.patch: 0 is not a number"),
+        ({"hide": 0.5, "patch": 0}, "again.patch: 0 is not a whole number"),
     ],
 )
 def test_what_cannot_be_hidden(options, message):

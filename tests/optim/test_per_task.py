@@ -175,7 +175,10 @@ def test_rates_that_cannot_be_are_refused():
         ("speed", "optimizer.tasks.kind: unknown kind 'speed'; choices: gradient_norm, loss_rate"),
         ({"d": 1.0}, "optimizer.tasks.d: unknown task 'd'; choices: a, b, c"),
         ({"a": 0}, "optimizer.tasks.a: 0 is not a number above 0"),
-        ({"kind": "gradient_norm", "decay": 1}, "optimizer.tasks.decay: 1 is not between"),
+        (
+            {"kind": "gradient_norm", "decay": 1},
+            "optimizer.tasks.decay: 1 is not a number above 0",
+        ),
         ({"kind": "gradient_norm", "limit": 1}, "optimizer.tasks.limit: 1 is not a number above 1"),
         ({"kind": "loss_rate", "slow": 0.5}, "optimizer.tasks.slow: 0.5 is not above decay, 0.9"),
         ({"kind": "loss_rate", "rho": 1}, "optimizer.tasks.rho: .* choices: decay, limit, power"),

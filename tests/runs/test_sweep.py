@@ -641,12 +641,12 @@ BAD = {
     "by": (("--set", "seed=1,2", "--by", "task1"), "did you mean 'task_1'?"),
     "modes": (("--set", "seed=1,2", "--cv", "3"), "--set: belongs to a sweep, not to --cv"),
     "rule": (("--set", "seed=1,2", "--rule", "max"), "--rule: belongs to --ensemble"),
-    "zero": (("--set", "seed=1,2", "--parallel", "0"), "is not a number from 1 upwards"),
+    "zero": (("--set", "seed=1,2", "--parallel", "0"), "is not a whole number from 1 upwards"),
     "chooser": (
         ("--cv", "2", "--weights", "1,2", "--config.balancing=pcgrad"),
         "add --config.balancing=static",
     ),
-    "folds": (("--cv", "1", "--weights", "1,2"), "--cv: 1 is not a number of folds from 2 to 72"),
+    "folds": (("--cv", "1", "--weights", "1,2"), "--cv: 1 is not a whole number from 2"),
 }
 
 

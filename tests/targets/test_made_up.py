@@ -127,7 +127,7 @@ def test_whole_numbers_stay_whole(path, monkeypatch):
 
 def test_options_of_a_column_are_checked(path):
     config = {**CONFIG, "path": str(path), "targets": {"pose": {"kind": "numbers", "shape": [0]}}}
-    with pytest.raises(ConfigError, match=r"targets.pose.shape\[0\]: 0 is not a positive"):
+    with pytest.raises(ConfigError, match=r"targets.pose.shape\[0\]: 0 is not a whole"):
         build(config)
     config["targets"] = {"pose": {"kind": "numbers", "colour": 1}}
     with pytest.raises(ConfigError, match="unknown hyper-parameter of numbers 'colour'"):

@@ -69,7 +69,11 @@ def build(name, **options):
     kind, own, _ = CASES[name]
     where = f"tasks.{name}"
     options = {"reads": ("fused",), **own, **options}
-    return kind(name, SPEC, make_head=make_head, where=where, **options)
+    options |= {"kind": "task"}
+    reads = options.pop("reads")
+    return registry.build(
+        {"task": kind}, options, name, SPEC, where=where, make_head=make_head, reads=reads
+    )
 
 
 @functools.cache

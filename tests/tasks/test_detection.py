@@ -16,10 +16,10 @@ from mtmm_jax.batch import Spec, Target, Tokens
 from mtmm_jax.evaluation import trivial_results
 from mtmm_jax.heads.grid import grid_of
 from mtmm_jax.registry import ConfigError
+from mtmm_jax.tasks import TASKS
 from mtmm_jax.tasks.boxes import centres
 from mtmm_jax.tasks.boxes import geometry as boxes
 from mtmm_jax.tasks.boxes.assignment import assign
-from mtmm_jax.tasks.detection import detection
 from mtmm_jax.tasks.metrics.mean_ap import THRESHOLDS, Truth
 from mtmm_jax.tasks.task import Labels
 from tests import toy
@@ -50,9 +50,9 @@ def make_head(config, *, where, **context):
 def build(form="centres", reads=("image",), **options):
     spec = Spec(toy.SPEC.modalities, {"things": LABEL})
     options = {"head": FORMS.get(form, form), **options}
-    return detection(
-        "things", spec, make_head=make_head, where="tasks.things", reads=reads, **options
-    )
+    options |= {"kind": "detection"}
+    given = {"make_head": make_head, "reads": reads}
+    return registry.build(TASKS, options, "things", spec, where="tasks.things", **given)
 
 
 @functools.cache

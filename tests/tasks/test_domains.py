@@ -13,7 +13,6 @@ from scipy.spatial.distance import pdist, squareform
 from mtmm_jax import balancing, data
 from mtmm_jax.benchmarks.studies import domains
 from mtmm_jax.benchmarks.tables.result_table import Board
-from mtmm_jax.data.build import mixture
 from mtmm_jax.data.pipeline.mixing import mixing
 from mtmm_jax.data.sources.mixture import mix, rename
 from mtmm_jax.devices import parallel
@@ -336,7 +335,7 @@ def test_the_step_moves_the_ramp_and_only_two_origins_count():
         ({"target": "origin"}, "no label 'origin'.*kind, spelling"),
         ({"on": "smell"}, "unknown modality 'smell'"),
         ({"means": -1}, "means: -1 is not a number from 0 upwards"),
-        ({"kind": "mmd", "widths": [1, 0]}, r"widths: \[1, 0\] are not numbers above 0"),
+        ({"kind": "mmd", "widths": [1, 0]}, r"widths\[1\]: 0 is not a number above 0"),
     ],
 )
 def test_impossible_terms_are_refused(changes, message):
@@ -348,13 +347,13 @@ def test_impossible_terms_are_refused(changes, message):
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        ({"reverse": {"scal": 1}}, "tasks.kind.reverse.scal: unknown key 'scal'.*ramp, scale"),
+        ({"reverse": {"scal": 1}}, "tasks.kind.reverse.scal: unknown .* 'scal'.*ramp, scale"),
         ({"reverse": {"scale": 0}}, "reverse.scale: 0 is not a number above 0"),
-        ({"reverse": {"ramp": 0.5}}, "reverse.ramp: 0.5 is not a number of steps"),
-        ({"reverse": 1.0}, "reverse: 1.0; choices: True, or a section"),
+        ({"reverse": {"ramp": 0.5}}, "reverse.ramp: 0.5 is not a whole number"),
+        ({"reverse": 1.0}, "reverse: 1.0 is not True or False, or a section"),
         ({"adversarial": {"weigth": 1}}, "adversarial.weigth: unknown key 'weigth'"),
         ({"adversarial": {"weight": -1}}, "adversarial.weight: -1 is not a number above 0"),
-        ({"adversarial": {"hidden": 0}}, "adversarial.hidden: 0 is not a number from 1"),
+        ({"adversarial": {"hidden": 0}}, "adversarial.hidden: 0 is not a whole number from 1"),
     ],
 )
 def test_impossible_turns_are_refused(task, message):

@@ -12,8 +12,8 @@ from mtmm_jax import heads, registry
 from mtmm_jax.batch import Spec, Target
 from mtmm_jax.evaluation import Evaluator, trivial_results
 from mtmm_jax.registry import ConfigError
+from mtmm_jax.tasks import TASKS
 from mtmm_jax.tasks.metrics import monoids as metrics
-from mtmm_jax.tasks.multilabel import multilabel
 from mtmm_jax.tasks.task import Labels
 from tests import toy
 from tests.tasks.measured import cost, labels_of, loss_and_gradient, measure, state
@@ -30,8 +30,9 @@ def make_head(config, *, where, **context):
 
 def build(frequencies=FREQUENCIES, **options):
     spec = Spec(toy.SPEC.modalities, {"genres": Target("labels", CLASSES, frequencies=frequencies)})
-    where = "tasks.genres"
-    return multilabel("genres", spec, make_head=make_head, where=where, reads=("fused",), **options)
+    options = {"reads": ("fused",), **options, "kind": "multilabel"}
+    given = {"where": "tasks.genres", "make_head": make_head, "reads": options.pop("reads")}
+    return registry.build(TASKS, options, "genres", spec, **given)
 
 
 def model(**options):
@@ -234,12 +235,12 @@ def test_it_is_evaluated_like_any_other_task():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"pos_weight": "heavy"}, "tasks.genres.pos_weight: unknown value 'heavy'.*balanced"),
-        ({"pos_weight": [1.0, 2.0]}, "one for each of 4 classes"),
-        ({"pos_weight": 0.0}, "tasks.genres.pos_weight: 0.0; needs"),
-        ({"pos_weight": [[1.0], 2.0]}, "one for each of 4 classes"),
-        ({"threshold": 1.5}, "tasks.genres.threshold: 1.5; needs 'prior' or a number"),
-        ({"threshold": "best"}, "tasks.genres.threshold: unknown value 'best'.*prior"),
+        ({"pos_weight": "heavy"}, "tasks.genres.pos_weight: 'heavy' is not one of 'balanced'"),
+        ({"pos_weight": [1.0, 2.0]}, r"pos_weight: \[1.0, 2.0\] are 2 weights for 4 classes"),
+        ({"pos_weight": 0.0}, "tasks.genres.pos_weight: 0.0 is not .* a number above 0"),
+        ({"pos_weight": [[1.0], 2.0]}, r"pos_weight\[0\]: \[1.0\] is not a number above 0"),
+        ({"threshold": 1.5}, "tasks.genres.threshold: 1.5 is not one of 'prior', or a number"),
+        ({"threshold": "best"}, "tasks.genres.threshold: 'best' is not one of 'prior'"),
         ({"threshold": "prior", "frequencies": ()}, "threshold: 'prior' needs the classes' freq"),
         ({"pos_weight": "balanced", "frequencies": ()}, "'balanced' needs the classes'"),
         ({"prior_bias": True, "frequencies": ()}, "tasks.genres.prior_bias: True needs"),

@@ -6,11 +6,12 @@ import jax
 import numpy as np
 import pytest
 
+from mtmm_jax import registry
 from mtmm_jax.batch import Modality
 from mtmm_jax.inference.prediction import named
 from mtmm_jax.model.build import build
 from mtmm_jax.registry import ConfigError
-from mtmm_jax.tasks import hidden, words
+from mtmm_jax.tasks import TASKS, hidden
 from mtmm_jax.tasks.task import Labels
 from mtmm_jax.text import read_tokenizer, train_words
 from tests import toy
@@ -21,7 +22,8 @@ TEXT = toy.SPEC.modalities["text"]
 
 def _task(spec=toy.SPEC, **options):
     made = lambda head, where, size: (head, size)  # noqa: E731
-    return words("text", spec, make_head=made, where="tasks.text", **options)
+    options |= {"kind": "words"}
+    return registry.build(TASKS, options, "text", spec, where="tasks.text", make_head=made)
 
 
 def _labels(rows=4, length=5, seed=0):
@@ -96,7 +98,7 @@ def test_a_text_of_any_length_and_what_is_no_text():
         _task(spec, modality="words", hide=0.3, patch=2)
     with pytest.raises(ConfigError, match=r"tasks.text.modality: unknown text 'image'"):
         _task(modality="image")
-    with pytest.raises(ConfigError, match=r"tasks.text.hide: 1.0 is not a share"):
+    with pytest.raises(ConfigError, match=r"tasks.text.hide: 1.0 is not a number from 0, below 1"):
         _task(hide=1.0)
     without = {"image": toy.SPEC.modalities["image"]}
     with pytest.raises(ConfigError, match=r"tasks.text: the data has no text"):

@@ -250,7 +250,7 @@ def test_adapters_begin_as_nothing_and_are_labelled_shared():
 def test_adapters_that_cannot_be_are_refused():
     for model, message in [
         ({"adapters": {"smell": {}}}, "model.adapters: unknown modality 'smell'"),
-        ({"adapters": {"text": {"width": 0}}}, "adapter.width: 0"),
+        ({"adapters": {"text": {"width": 0}}}, "adapters.text.width: 0"),
         ({"adapters": {"text": {"size": 3}}}, "model.adapters.text.size: unknown"),
         ({"adapters": {"text": 3}}, "model.adapters.text: 3 is not a section"),
         (

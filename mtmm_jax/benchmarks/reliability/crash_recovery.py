@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 
 from mtmm_jax.command import console, guarded
-from mtmm_jax.registry import ConfigError, whole_number
+from mtmm_jax.ranges import Count
+from mtmm_jax.registry import ConfigError, check
 
 EVERY, KEEP = 5, 2
 STEPS_A_LIFE = 15
@@ -201,7 +202,7 @@ def parser() -> argparse.ArgumentParser:
 @guarded
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
-    whole_number(options.kills, "--kills")
+    check(options.kills, Count, "--kills")
     folder = Path(options.workdir)
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"--workdir: {folder} is not empty; choose a new folder")

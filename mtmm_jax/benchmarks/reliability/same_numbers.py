@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from mtmm_jax.command import console, guarded, prepare_jax
-from mtmm_jax.registry import ConfigError, whole_number
+from mtmm_jax.ranges import Count
+from mtmm_jax.registry import ConfigError, check
 
 CONFIGS = (
     "emoji:100,digits,films,generator,fusion_late,bottleneck_linear,joint_training,"
@@ -38,7 +39,7 @@ def runs(text: str) -> dict[str, int]:
         name, _, steps = part.partition(":")
         if steps and not steps.isdigit():
             raise ConfigError(f"--configs: {part!r}: {steps!r} is not a number of steps")
-        found[name] = whole_number(int(steps or 2), f"--configs: {name}")
+        found[name] = check(int(steps or 2), Count, f"--configs: {name}")
     return found
 
 

@@ -22,11 +22,12 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from mtmm_jax.benchmarks.speed.first_step import start
 from mtmm_jax.command import console, guarded, prepare_jax
-from mtmm_jax.registry import whole_number
+from mtmm_jax.ranges import Range
+from mtmm_jax.registry import check
 
 WINDOW = 100  # steps of a turn
 LOG_EVERY, SAVE_EVERY = 10, 400
@@ -224,7 +225,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     for name, least in (("windows", 2), ("saves", 4), ("starts", 1), ("batch_size", 1)):
-        whole_number(getattr(options, name), f"--{name}", least=least)
+        check(getattr(options, name), Annotated[int, Range(least, 2**31 - 1)], f"--{name}")
     prepare_jax()
     out, batch = console(), options.batch_size
     with tempfile.TemporaryDirectory() as scratch:

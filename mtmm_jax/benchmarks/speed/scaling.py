@@ -28,7 +28,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mtmm_jax.command import guarded, prepare_jax
-from mtmm_jax.registry import ConfigError, choose, whole_number
+from mtmm_jax.ranges import Count
+from mtmm_jax.registry import ConfigError, check, choose
 
 FORMS: dict[str, Any] = {
     "pmap": lambda count: count,
@@ -100,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("--rows", [options.rows]),
         ("--repeats", [options.repeats]),
     ):
-        whole_number(min(values), name)
+        check(min(values), Count, name)
     if options.child:
         print(json.dumps(times(options, overrides)))
         return 0

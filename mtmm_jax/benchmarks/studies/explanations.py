@@ -21,7 +21,8 @@ import numpy as np
 from mtmm_jax.benchmarks.tables.result_table import Board
 from mtmm_jax.benchmarks.tables.seeds import spread
 from mtmm_jax.command import console, guarded, prepare_jax
-from mtmm_jax.registry import whole_number
+from mtmm_jax.ranges import Count
+from mtmm_jax.registry import check
 
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.5)
 AT = 0.2
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepare_jax()
 
     for name in ("samples", "steps"):
-        whole_number(getattr(options, name), f"--{name}")
+        check(getattr(options, name), Count, f"--{name}")
     board, rows = Board(options.json), []
     for path in options.workdirs.split(","):
         key = {"workdir": path, "task": options.task, "split": options.split}

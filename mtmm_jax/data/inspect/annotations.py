@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from mtmm_jax.data.inspect.annotators import METHODS, UNCERTAINTIES, Consensus
-from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.ranges import Count
+from mtmm_jax.registry import ConfigError, check, choose
 
 Row = dict[str, Any]
 
@@ -229,8 +230,7 @@ def parser() -> argparse.ArgumentParser:
 def _check(arguments: argparse.Namespace) -> None:
     choose(arguments.method, METHODS, "--method", "method")
     choose(arguments.by, UNCERTAINTIES, "--by", "uncertainty")
-    if arguments.count < 1:
-        raise ConfigError(f"--count: {arguments.count} is not positive")
+    check(arguments.count, Count, "--count")
     files = {
         "MANIFEST": arguments.manifest,
         "--out": arguments.out,

@@ -17,12 +17,14 @@ from typing import Any
 
 import numpy as np
 
+from mtmm_jax import registry
 from mtmm_jax.data.pipeline.source import Source
 from mtmm_jax.data.sources.manifest.bad import BadRows, Problem
 from mtmm_jax.data.sources.manifest.described import KEYS, describe
 from mtmm_jax.data.sources.manifest.rows import Rows, read_rows
 from mtmm_jax.data.sources.manifest.source import check_limits, from_rows
 from mtmm_jax.modalities import MODALITIES
+from mtmm_jax.ranges import Natural
 from mtmm_jax.readers.files import Folder
 from mtmm_jax.readers.limits import Unreadable
 from mtmm_jax.registry import ConfigError
@@ -213,7 +215,7 @@ def _run(arguments: argparse.Namespace) -> int:
             Path(arguments.json).write_text(json.dumps(report.to_dict(), indent=1) + "\n")
         except OSError as error:
             raise ConfigError(f"--json: cannot write {arguments.json}: {error}") from error
-    show(report, out, arguments.show)
+    show(report, out, registry.check(arguments.show, Natural, "--show"))
     return 1 if report.problems else 0
 
 

@@ -22,7 +22,8 @@ from mtmm_jax.data import SOURCES, Source, build
 from mtmm_jax.data.inspect.page import Card, Counted, page
 from mtmm_jax.data.inspect.parts import sheet
 from mtmm_jax.data.pipeline.source import SPLITS
-from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.ranges import Count
+from mtmm_jax.registry import ConfigError, check, choose
 
 _BATCH = 64  # examples composed at once while counting
 
@@ -72,8 +73,7 @@ def show(arguments: argparse.Namespace, config: dict[str, Any]) -> list[Path]:
     name = choose(arguments.name, SOURCES, "show", "source")
     choose(arguments.split, SPLITS, "--split", "split")
     for key in ("count", "sample"):
-        if getattr(arguments, key) < 1:
-            raise ConfigError(f"--{key}: {getattr(arguments, key)} is less than 1")
+        check(getattr(arguments, key), Count, f"--{key}")
     if arguments.augment and arguments.split != "train":
         raise ConfigError(f"--augment: examples of {arguments.split} are never augmented")
     source = build({"kind": name, **config})

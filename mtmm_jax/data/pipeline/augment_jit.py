@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,10 @@ from mtmm_jax.batch import Batch, Modality, Spec
 from mtmm_jax.data.pipeline.pipes import Call, bind, parse
 from mtmm_jax.data.transforms import augment
 from mtmm_jax.keys import fold_in_name
+from mtmm_jax.ranges import Margin, NonNegative, Positive, Range, Real, Share
 from mtmm_jax.registry import ConfigError, choose
+
+Masks = Annotated[int, Range(1, 64)]
 
 
 def uniform(keys: jax.Array, draws: int) -> jax.Array:
@@ -30,12 +33,12 @@ def uniform(keys: jax.Array, draws: int) -> jax.Array:
     return jax.vmap(lambda key: jax.random.uniform(key, (draws,), jnp.float32))(keys)
 
 
-def crop(keys: jax.Array, x: jax.Array, pad: int = 4, fill: float = 0.0) -> jax.Array:
+def crop(keys: jax.Array, x: jax.Array, pad: Margin = 4, fill: Real = 0.0) -> jax.Array:
     """A window as large as the pictures `[B, H, W, C]`, which `pad` pixels of `fill` surround."""
     return augment.crop(x, uniform(keys, 2), pad, fill=fill)
 
 
-def flip(keys: jax.Array, x: jax.Array, share: float = 0.5) -> jax.Array:
+def flip(keys: jax.Array, x: jax.Array, share: Share = 0.5) -> jax.Array:
     """Mirrors a share of the pictures left to right."""
     return augment.flip(x, uniform(keys, 1), share)
 
@@ -43,11 +46,11 @@ def flip(keys: jax.Array, x: jax.Array, share: float = 0.5) -> jax.Array:
 def color(
     keys: jax.Array,
     x: jax.Array,
-    brightness: float = 0.2,
-    contrast: float = 0.2,
-    saturation: float = 0.2,
-    low: float = -1.0,
-    high: float = 1.0,
+    brightness: NonNegative = 0.2,
+    contrast: NonNegative = 0.2,
+    saturation: NonNegative = 0.2,
+    low: Real = -1.0,
+    high: Real = 1.0,
 ) -> jax.Array:
     """Jitters brightness, contrast and saturation of pictures whose values are in `low`..`high`."""
     u = uniform(keys, 3)
@@ -55,20 +58,20 @@ def color(
 
 
 def cut_out(
-    keys: jax.Array, x: jax.Array, largest: float = 0.4, share: float = 0.5, fill: float = 0.0
+    keys: jax.Array, x: jax.Array, largest: Share = 0.4, share: Share = 0.5, fill: Real = 0.0
 ) -> jax.Array:
     """Fills a square of up to `largest` of the shorter side in a share of the pictures."""
     return augment.cut_out(x, uniform(keys, 4), largest, share, fill)
 
 
-def noise(keys: jax.Array, x: jax.Array, level: float = 0.01) -> jax.Array:
+def noise(keys: jax.Array, x: jax.Array, level: NonNegative = 0.01) -> jax.Array:
     """White noise of a standard deviation up to `level`, on half of the examples."""
     pairs = jax.vmap(jax.random.split)(keys)
     white = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(pairs[:, 1])
     return augment.noise(x, uniform(pairs[:, 0], 1).astype(x.dtype), white, level)
 
 
-def gain(keys: jax.Array, x: jax.Array, low: float = 0.5, high: float = 1.5) -> jax.Array:
+def gain(keys: jax.Array, x: jax.Array, low: Positive = 0.5, high: Positive = 1.5) -> jax.Array:
     """Louder or softer by a factor in `low`..`high`."""
     return augment.gain(x, uniform(keys, 1).astype(x.dtype), low, high)
 
@@ -76,16 +79,16 @@ def gain(keys: jax.Array, x: jax.Array, low: float = 0.5, high: float = 1.5) -> 
 def spec_augment(
     keys: jax.Array,
     x: jax.Array,
-    time: float = 0.2,
-    frequency: float = 0.2,
-    masks: int = 2,
-    fill: float = 0.0,
+    time: Share = 0.2,
+    frequency: Share = 0.2,
+    masks: Masks = 2,
+    fill: Real = 0.0,
 ) -> jax.Array:
     """Fills stretches of time and of frequency (or of channels) in `[B, T, F]`."""
     return augment.spec_augment(x, uniform(keys, 4 * masks), time, frequency, masks, fill)
 
 
-def token_dropout(keys: jax.Array, x: jax.Array, share: float = 0.1) -> jax.Array:
+def token_dropout(keys: jax.Array, x: jax.Array, share: Share = 0.1) -> jax.Array:
     """Replaces a share of the tokens `[B, N]` by the unknown one; padding stays."""
     return augment.token_dropout(x, uniform(keys, math.prod(x.shape[1:])), share)
 

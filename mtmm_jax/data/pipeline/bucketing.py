@@ -17,11 +17,13 @@ import numpy as np
 
 from mtmm_jax.batch import Batch, Spec
 from mtmm_jax.data.pipeline.source import Source
-from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.ranges import Size
+from mtmm_jax.registry import ConfigError, check, choose
 
 _CHUNK = 256  # rows composed at a time
 _LONG = ("x", "mask", "positions")  # what has the length as its second axis
 
+Edges = Mapping[str, Sequence[Size]]
 Lengths = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 
 
@@ -105,7 +107,7 @@ def measure(source: Source, modalities: Sequence[str]) -> Lengths:
 
 def bucket(
     source: Source,
-    edges: Mapping[str, Sequence[int]],
+    edges: Edges,
     lengths: Lengths | None = None,
     where: str = "data.bucket",
 ) -> Source:
@@ -125,7 +127,7 @@ def bucket(
             every row once. Augmentation may shorten a row, but not lengthen it.
         where: the place in the config, for error messages.
     """
-    if not isinstance(edges, Mapping) or not edges:
+    if not check(edges, Edges, where):
         raise ConfigError(f"{where}: {edges!r}; needs lengths for each modality by name")
     masked, sizes = _masked(source), {}
     modalities = dict(source.spec.modalities)
@@ -182,13 +184,11 @@ def _masked(source: Source) -> list[str]:
     return [name for inputs in rows for name, entry in inputs.items() if "mask" in entry]
 
 
-def _sizes(listed: Any, whole: int | None, where: str) -> tuple[int, ...]:
+def _sizes(listed: Sequence[int], whole: int | None, where: str) -> tuple[int, ...]:
     """The listed lengths, and the whole."""
-    given = listed if isinstance(listed, Sequence) and not isinstance(listed, str) else ()
-    plain = all(isinstance(n, int | np.integer) and not isinstance(n, bool) for n in given)
-    if not given or not plain or list(given) != sorted({n for n in given if n > 0}):
+    if not listed or list(listed) != sorted(set(listed)):
         raise ConfigError(f"{where}: {listed!r}; needs positive lengths from short to long")
-    sizes = tuple(int(n) for n in given)
+    sizes = tuple(listed)
     return sizes if whole is None else (*(n for n in sizes if n < whole), whole)
 
 

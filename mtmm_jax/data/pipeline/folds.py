@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
 import numpy as np
 
@@ -10,10 +11,13 @@ from mtmm_jax.batch import Spec
 from mtmm_jax.chance import bits
 from mtmm_jax.data.pipeline.labels import look
 from mtmm_jax.data.pipeline.source import Source
-from mtmm_jax.registry import ConfigError
+from mtmm_jax.ranges import Natural, Range
+from mtmm_jax.registry import ConfigError, check
+
+Folds = Annotated[int, Range(2, 2**31 - 1)]
 
 
-def fold_of(ids: np.ndarray, k: int, seed: int = 0, where: str = "folds") -> np.ndarray:
+def fold_of(ids: np.ndarray, k: Folds, seed: int = 0, where: str = "folds") -> np.ndarray:
     """`[N]`, the fold of each id: its rank among the distinct ids in a random order, modulo k.
 
     The order is drawn by (seed, id), so rows of one id share a fold, row order does not matter, and
@@ -26,7 +30,7 @@ def fold_of(ids: np.ndarray, k: int, seed: int = 0, where: str = "folds") -> np.
         where: the place in the config, for error messages.
     """
     distinct, which = np.unique(ids, return_inverse=True)
-    if isinstance(k, bool) or not isinstance(k, int) or not 2 <= k <= len(distinct):
+    if check(k, Folds, where) > len(distinct):
         raise ConfigError(
             f"{where}: {k!r} is not a number of folds from 2 to {len(distinct)}, the examples"
         )
@@ -36,7 +40,7 @@ def fold_of(ids: np.ndarray, k: int, seed: int = 0, where: str = "folds") -> np.
     return fold[which]
 
 
-def folds(source: Source, k: int, i: int, *, seed: int = 0, where: str = "folds") -> Source:
+def folds(source: Source, k: Folds, i: Natural, *, seed: int = 0, where: str = "folds") -> Source:
     """The source whose validation split is fold `i` of its train and validation rows.
 
     The other k - 1 folds are its train split; the test split is the source's own. What the spec
@@ -61,7 +65,7 @@ def folds(source: Source, k: int, i: int, *, seed: int = 0, where: str = "folds"
     pool = np.concatenate([source.rows["train"], source.rows["validation"]])
     seen = look(dataclasses.replace(source, rows={"train": pool}))
     fold = fold_of(seen.id, k, seed, where)
-    if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < k:
+    if check(i, Natural, where) >= k:
         raise ConfigError(f"{where}: {i!r} is not a fold from 0 to {k - 1}")
     held = fold == i
     out = held[np.searchsorted(seen.rows, pool)]

@@ -17,14 +17,17 @@ from weakref import WeakKeyDictionary
 import jax
 import numpy as np
 
-from mtmm_jax.batch import Batch, Spec, Target
+from mtmm_jax.batch import Batch, Spec, Target, choose_all
 from mtmm_jax.chance import bits
 from mtmm_jax.data.pipeline.mixing import fixed, webster
 from mtmm_jax.data.pipeline.source import Source
-from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.ranges import Count, PositiveShare, Share
+from mtmm_jax.registry import ConfigError, check, choose
 
 _CHUNK = 256  # rows composed at a time
 
+Shares = Mapping[str, Share]
+HeldOut = Mapping[str, Count | Sequence[str]]
 Compose = Callable[[np.ndarray, np.ndarray | None], Batch]
 
 
@@ -103,9 +106,7 @@ def _look(source: Source, rows: np.ndarray) -> Seen:
     )
 
 
-def hide(
-    source: Source, shares: Mapping[str, float], seed: int = 0, where: str = "data.hide"
-) -> Source:
+def hide(source: Source, shares: Shares, seed: int = 0, where: str = "data.hide") -> Source:
     """The same source with only a share of the training labels; validation and test stay.
 
     Who keeps a label is drawn by id: all rows of one id share a fate, and a smaller share keeps
@@ -119,12 +120,8 @@ def hide(
         seed: of the draw.
         where: the place in the config, for error messages.
     """
-    if not isinstance(shares, Mapping):
-        raise ConfigError(f"{where}: {shares!r}; needs a share for each target by name")
-    for target, share in shares.items():
-        choose(target, source.spec.targets, where, "target")
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
-            raise ConfigError(f"{where}.{target}: {share!r} is not a share between 0 and 1")
+    check(shares, Shares, where)
+    choose_all(shares, source.spec.targets, where, "target")
     seen = look(source)
     gone = {
         target: seen.present[target]
@@ -147,7 +144,7 @@ HELD_OUT = "held_out"  # the split of the training rows that training never sees
 
 def held_out(
     source: Source,
-    classes: Mapping[str, Sequence[str] | int],
+    classes: HeldOut,
     seed: int = 0,
     where: str = "data.held_out",
 ) -> Source:
@@ -165,7 +162,7 @@ def held_out(
         seed: of that draw, among the classes that have training rows.
         where: the place in the config, for error messages.
     """
-    if not isinstance(classes, Mapping) or not classes:
+    if not check(classes, HeldOut, where):
         raise ConfigError(f"{where}: {classes!r}; needs classes, or their number, for each target")
     if source.parts:
         raise ConfigError(f"{where}: {source.name} mixes {len(source.parts)} parts already")
@@ -176,6 +173,7 @@ def held_out(
             raise ConfigError(
                 f"{where}.{target}: is a {about.kind!r} label; only classes are held out"
             )
+        _check_held(classes[target], about.classes, f"{where}.{target}")
     seen = look(source)
     gone = np.zeros(len(seen.rows), bool)
     for target, given in classes.items():
@@ -204,19 +202,27 @@ def held_out(
     )
 
 
+def _check_held(given: int | Sequence[str], names: Sequence[str], where: str) -> None:
+    """What can be checked before the rows are looked at."""
+    if not given:
+        raise ConfigError(f"{where}: {given!r} is neither a list of classes nor their number")
+    if isinstance(given, int):
+        if given >= len(names):
+            raise ConfigError(f"{where}: {given} of {len(names)} classes; needs 1 or more, not all")
+    else:
+        for name in given:
+            choose(name, names, where, "class")
+
+
 def _held_classes(
     names: Sequence[str], known: np.ndarray, given: Any, seed: int, where: str
 ) -> list[str]:
     """The classes that are meant, checked, or drawn of the known ones."""
-    if isinstance(given, int) and not isinstance(given, bool):
-        if not 0 < given < len(known):
+    if isinstance(given, int):
+        if given >= len(known):
             raise ConfigError(f"{where}: {given} of {len(known)} classes; needs 1 or more, not all")
         hashed = np.array([zlib.crc32(names[k].encode()) for k in known])
         return [names[k] for k in known[np.argsort(bits(seed, hashed), kind="stable")[:given]]]
-    if isinstance(given, str) or not isinstance(given, Sequence) or not given:
-        raise ConfigError(f"{where}: {given!r} is neither a list of classes nor their number")
-    for name in given:
-        choose(name, names, where, "class")
     return list(given)
 
 
@@ -264,7 +270,17 @@ def _blank(leaf: np.ndarray, gone: np.ndarray) -> np.ndarray:
     return np.where(gone.reshape(-1, *[1] * (leaf.ndim - 1)), np.zeros((), leaf.dtype), leaf)
 
 
-def semi(source: Source, target: str, labelled: float = 0.5, where: str = "data.semi") -> Source:
+@dataclasses.dataclass(frozen=True)
+class LabelledShare:
+    """The section `data.semi`."""
+
+    target: str
+    labelled: PositiveShare = 0.5
+
+
+def semi(
+    source: Source, target: str, labelled: PositiveShare = 0.5, where: str = "data.semi"
+) -> Source:
     """The same source with a fixed share of labelled rows in each training batch.
 
     Labelled and unlabelled rows are two parts of the train split, each gone through in its own
@@ -277,9 +293,7 @@ def semi(source: Source, target: str, labelled: float = 0.5, where: str = "data.
         where: the place in the config, for error messages.
     """
     choose(target, source.spec.targets, f"{where}.target", "target")
-    number = isinstance(labelled, int | float) and not isinstance(labelled, bool)
-    if not number or not 0 < labelled <= 1:
-        raise ConfigError(f"{where}.labelled: {labelled!r} is not a share above 0, up to 1")
+    check(labelled, PositiveShare, f"{where}.labelled")
     if source.parts:
         raise ConfigError(f"{where}: {source.name} mixes {len(source.parts)} parts already")
     seen = look(source)

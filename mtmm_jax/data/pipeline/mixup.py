@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,10 @@ from mtmm_jax.batch import Batch, Target
 from mtmm_jax.data.pipeline.augment_jit import uniform
 from mtmm_jax.data.pipeline.source import Source
 from mtmm_jax.data.transforms.augment import per_row
-from mtmm_jax.registry import ConfigError
+from mtmm_jax.ranges import Range
+from mtmm_jax.registry import check
 
+Concentration = Annotated[float, Range(1e-3, 1e4)]
 _POINTS = 2**12  # at which the quantiles of the weights are known
 
 
@@ -96,9 +98,9 @@ def blend(batch: Batch, w: Any, targets: Mapping[str, Target]) -> Batch:
     return {**batch, "inputs": inputs, "targets": labels}
 
 
-def mixup(source: Source, alpha: float = 0.2, where: str = "data.mixup") -> Source:
+def mixup(source: Source, alpha: Concentration = 0.2, where: str = "data.mixup") -> Source:
     """A source whose training batches are mixed; evaluation sees the plain ones."""
-    _check(alpha, where)
+    check(alpha, Concentration, where)
 
     def compose(rows: np.ndarray, chance: np.ndarray | None) -> Batch:
         if chance is None:
@@ -111,14 +113,9 @@ def mixup(source: Source, alpha: float = 0.2, where: str = "data.mixup") -> Sour
 
 
 def mixup_jit(
-    keys: jax.Array, batch: Batch, targets: Mapping[str, Target], alpha: float = 0.2
+    keys: jax.Array, batch: Batch, targets: Mapping[str, Target], alpha: Concentration = 0.2
 ) -> Batch:
     """The same inside jit, with a key for each row (`augment_jit.example_keys`)."""
-    _check(alpha, "mixup")
+    check(alpha, Concentration, "mixup.alpha")
     batch = jax.tree.map(jnp.asarray, batch)
     return blend(batch, weights(uniform(keys, 1)[:, 0], alpha), targets)
-
-
-def _check(alpha: float, where: str) -> None:
-    if not alpha > 0 or not np.isfinite(alpha):
-        raise ConfigError(f"{where}.alpha: {alpha} is not positive")

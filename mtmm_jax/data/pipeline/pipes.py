@@ -13,8 +13,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-import types
-import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +20,8 @@ import numpy as np
 
 from mtmm_jax.batch import Modality
 from mtmm_jax.data.transforms import TRANSFORMS, Form, Stage
-from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.ranges import hints_of, mismatch
+from mtmm_jax.registry import ConfigError, check, choose
 from mtmm_jax.text import PADDING
 
 _CALL = re.compile(r"\s*([A-Za-z_]\w*)\s*(?:\(([^()|]*)\))?\s*(?=\||$)")
@@ -107,22 +106,16 @@ def bind(call: Call, function: Callable[..., Any], where: str, skip: int) -> dic
     missing = [p.name for p in accepted if p.default is empty and p.name not in given]
     if missing:
         raise ConfigError(f"{where}: {call.name} needs {', '.join(missing)}")
-    wanted = typing.get_type_hints(function)
-    return {key: _typed(value, wanted[key], f"{where}: {key}") for key, value in given.items()}
+    hints = hints_of(function)
+    return {
+        key: _as_float(check(value, hints[key], f"{where}: {key}"), hints[key])
+        for key, value in given.items()
+    }
 
 
-def _typed(value: Any, wanted: Any, where: str) -> Any:
-    kinds = typing.get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
-    if type(value) in kinds:
-        if isinstance(value, float) and not np.isfinite(value):
-            raise ConfigError(f"{where}: {value} is not finite")
-        return value
-    if float in kinds and type(value) is int:
-        return float(value)
-    names = {int: "a whole number", float: "a number", str: "a word", bool: "true or false"}
-    raise ConfigError(
-        f"{where}: {value!r} is not {' or '.join(names.get(kind, 'none') for kind in kinds)}"
-    )
+def _as_float(value: Any, hint: Any) -> Any:
+    """A whole number as a float where the function takes floats."""
+    return float(value) if type(value) is int and not mismatch(float(value), hint) else value
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from mtmm_jax.data.transforms import image, numeric, sound, words
 from mtmm_jax.data.transforms.stage import Form, Stage, Transform
+from mtmm_jax.ranges import NonNegative, Positive
 from mtmm_jax.registry import ConfigError
 
 
@@ -12,7 +13,7 @@ def decode(form: Form, where: str) -> Stage:
     return sound.decode_audio(form, where)
 
 
-def fit(form: Form, where: str, length: float, late: float = 0.0) -> Stage:
+def fit(form: Form, where: str, length: Positive, late: NonNegative = 0.0) -> Stage:
     """Audio to `length` seconds, a series to `length` steps."""
     if form.is_a("series"):
         if late or length != int(length):

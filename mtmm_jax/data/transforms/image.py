@@ -14,10 +14,8 @@ from mtmm_jax.data.transforms.stage import (
     Stage,
     Transform,
     each,
-    fraction,
-    not_negative,
-    positive,
 )
+from mtmm_jax.ranges import Margin, NonNegative, Share, Side
 from mtmm_jax.readers.images import resize_matrix
 from mtmm_jax.registry import ConfigError, choose
 
@@ -48,17 +46,15 @@ def decode_image(form: Form, where: str) -> Stage:
     return Stage(out, each(lambda data: picture(data, where)), each=True)
 
 
-def resize(form: Form, where: str, height: int, width: int | None = None) -> Stage:
+def resize(form: Form, where: str, height: Side, width: Side | None = None) -> Stage:
     """To `height` x `width` (a square by default), without keeping the proportions."""
     width = width or height
-    positive(where, height=height, width=width)
     out = dataclasses.replace(form, shape=(height, width, 3))
     return _resized(form, out, lambda h, w: (height, width))
 
 
-def resize_short(form: Form, where: str, size: int) -> Stage:
+def resize_short(form: Form, where: str, size: Side) -> Stage:
     """The shorter side to `size`, in proportion."""
-    positive(where, size=size)
 
     def fitted(height: int, width: int) -> tuple[int, int]:
         shorter = min(height, width)
@@ -97,14 +93,14 @@ def _resized(form: Form, out: Form, size_of) -> Stage:
     return Stage(out, many)
 
 
-def center_crop(form: Form, where: str, height: int, width: int | None = None) -> Stage:
+def center_crop(form: Form, where: str, height: Side, width: Side | None = None) -> Stage:
     """The middle; a picture that is too small gets a margin in the middle of its range."""
     out, _ = _cropped(form, where, height, width or height, 0)
     return Stage(out, _centre(form, out))
 
 
 def random_crop(
-    form: Form, where: str, height: int, width: int | None = None, pad: int = 0
+    form: Form, where: str, height: Side, width: Side | None = None, pad: Margin = 0
 ) -> Stage:
     """A window anywhere in the picture and `pad` pixels around it; the middle in evaluation."""
     out, (height, width) = _cropped(form, where, height, width or height, pad)
@@ -118,8 +114,6 @@ def random_crop(
 def _cropped(
     form: Form, where: str, height: int, width: int, pad: int
 ) -> tuple[Form, tuple[int, int]]:
-    positive(where, height=height, width=width)
-    not_negative(where, pad=pad)
     for have, want in zip(form.shape, (height, width), strict=False):
         if have is not None and want > have + 2 * pad:
             raise ConfigError(
@@ -142,21 +136,19 @@ def _centre(form: Form, out: Form):
     return apply
 
 
-def flip(form: Form, where: str, share: float = 0.5) -> Stage:
+def flip(form: Form, where: str, share: Share = 0.5) -> Stage:
     """Mirrors a share of the pictures left to right."""
-    fraction(where, share=share)
     return Stage(form, lambda x, u: augment.flip(x, u, share), draws=1)
 
 
 def color(
     form: Form,
     where: str,
-    brightness: float = 0.2,
-    contrast: float = 0.2,
-    saturation: float = 0.2,
+    brightness: NonNegative = 0.2,
+    contrast: NonNegative = 0.2,
+    saturation: NonNegative = 0.2,
 ) -> Stage:
     """Jitters brightness, contrast and saturation by up to these shares."""
-    not_negative(where, brightness=brightness, contrast=contrast, saturation=saturation)
     if form.low is None:
         raise ConfigError(f"{where}: needs pictures in a known range: put it before normalize")
 
@@ -167,9 +159,8 @@ def color(
     return Stage(out, apply, draws=3, plain=lambda x, u: _floats(x))
 
 
-def cut_out(form: Form, where: str, largest: float = 0.4, share: float = 0.5) -> Stage:
+def cut_out(form: Form, where: str, largest: Share = 0.4, share: Share = 0.5) -> Stage:
     """Greys out a square of up to `largest` of the shorter side in a share of the pictures."""
-    fraction(where, largest=largest, share=share)
     fill = round(form.middle) if form.dtype == "uint8" else form.middle
     return Stage(form, lambda x, u: augment.cut_out(x, u, largest, share, fill), draws=4)
 

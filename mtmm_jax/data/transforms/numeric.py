@@ -10,8 +10,9 @@ import numpy as np
 
 from mtmm_jax.chance import stretches
 from mtmm_jax.data.transforms import augment
-from mtmm_jax.data.transforms.stage import Form, Stage, not_negative, positive
-from mtmm_jax.registry import ConfigError
+from mtmm_jax.data.transforms.stage import Form, Stage
+from mtmm_jax.ranges import NonNegative, Real, Size
+from mtmm_jax.registry import ConfigError, check
 
 
 def standardise(form: Form, where: str) -> Stage:
@@ -44,16 +45,16 @@ def standardise(form: Form, where: str) -> Stage:
     return Stage(form, None, fit=fit, load=load)
 
 
-def clip(form: Form, where: str, low: float = -5.0, high: float = 5.0) -> Stage:
+def clip(form: Form, where: str, low: Real = -5.0, high: Real = 5.0) -> Stage:
     """To `low`..`high`."""
     if low >= high:
         raise ConfigError(f"{where}: low {low} is not below high {high}")
     return Stage(form, lambda x, u: np.clip(x, np.float32(low), np.float32(high)))
 
 
-def fit_steps(form: Form, where: str, steps: int) -> Stage:
+def fit_steps(form: Form, where: str, steps: Size) -> Stage:
     """The first `steps` of a series, zeros after its end, and a mask of which are real."""
-    positive(where, steps=steps)
+    check(steps, Size, f"{where}: length")
 
     def apply(series: np.ndarray, u: None) -> tuple[np.ndarray, np.ndarray]:
         out = np.zeros((steps, *series.shape[1:]), np.float32)
@@ -64,9 +65,8 @@ def fit_steps(form: Form, where: str, steps: int) -> Stage:
     return Stage(out, apply, each=True, masks=True)
 
 
-def noise(form: Form, where: str, level: float = 0.01) -> Stage:
+def noise(form: Form, where: str, level: NonNegative = 0.01) -> Stage:
     """White noise of a standard deviation up to `level`, on half of the examples."""
-    not_negative(where, level=level)
     if form.dtype != "float32":
         raise ConfigError(f"{where}: needs floats: put it after to_float or normalize")
 

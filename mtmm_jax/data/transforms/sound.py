@@ -10,9 +10,10 @@ import soundfile
 
 from mtmm_jax.chance import below
 from mtmm_jax.data.transforms import augment
-from mtmm_jax.data.transforms.stage import Form, Stage, each, fraction, not_negative, positive
+from mtmm_jax.data.transforms.stage import Form, Stage, each
+from mtmm_jax.ranges import NonNegative, Positive, Rate, Seconds, Share
 from mtmm_jax.readers import audio
-from mtmm_jax.registry import ConfigError
+from mtmm_jax.registry import ConfigError, check
 
 
 def samples(data: bytes, where: str) -> tuple[np.ndarray, int]:
@@ -28,9 +29,8 @@ def decode_audio(form: Form, where: str) -> Stage:
     return Stage(Form("sound"), each(lambda data: samples(data, where)), each=True)
 
 
-def resample(form: Form, where: str, rate: int) -> Stage:
+def resample(form: Form, where: str, rate: Rate) -> Stage:
     """To `rate` samples per second, band-limited."""
-    positive(where, rate=rate)
     out = Form("audio", (None,), "float32", rate=float(rate))
     if form.stage == "sound":
         return Stage(out, each(lambda sound: audio.resample(*sound, rate)), each=True)
@@ -40,23 +40,22 @@ def resample(form: Form, where: str, rate: int) -> Stage:
     return Stage(out, each(lambda wave: audio.resample(wave, own, rate)), each=True)
 
 
-def trim(form: Form, where: str, floor: float = 0.02) -> Stage:
+def trim(form: Form, where: str, floor: Share = 0.02) -> Stage:
     """Drops what is quieter than `floor` of the peak before and after."""
-    fraction(where, floor=floor)
     out = dataclasses.replace(form, shape=(None,))
     return Stage(out, each(lambda wave: audio.trim(wave, form.rate, floor)), each=True)
 
 
-def fit(form: Form, where: str, seconds: float, late: float = 0.0) -> Stage:
+def fit(form: Form, where: str, seconds: Seconds, late: NonNegative = 0.0) -> Stage:
     """Cut or padded with silence to `seconds`.
 
     With `late`, training examples start up to so many seconds late where there is room, and those
     that are too long lose a random part of their ends instead of the last.
     """
-    positive(where, seconds=seconds)
-    not_negative(where, late=late)
+    check(seconds, Seconds, f"{where}: length")
     length, latest = round(seconds * form.rate), round(late * form.rate)
-    positive(where, samples=length)
+    if not length:
+        raise ConfigError(f"{where}: {seconds} seconds are no sample at {form.rate:g} Hz")
 
     def plain(wave: np.ndarray, u: None) -> np.ndarray:
         return audio.fit([wave], length)[0]
@@ -76,9 +75,8 @@ def fit(form: Form, where: str, seconds: float, late: float = 0.0) -> Stage:
     return Stage(out, apply, draws=1, plain=plain, each=True)
 
 
-def gain(form: Form, where: str, low: float = 0.5, high: float = 1.5) -> Stage:
+def gain(form: Form, where: str, low: Positive = 0.5, high: Positive = 1.5) -> Stage:
     """Louder or softer by a factor in `low`..`high`."""
-    positive(where, low=low, high=high)
     if low > high:
         raise ConfigError(f"{where}: low {low} is above high {high}")
     return Stage(form, lambda x, u: augment.gain(x, u, low, high), draws=1)

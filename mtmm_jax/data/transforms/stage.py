@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from mtmm_jax.modalities import is_like
-from mtmm_jax.registry import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,24 +116,6 @@ class Transform:
 def each(do: Callable[[Any], Any]) -> Apply:
     """A function of one example as `apply` of a stage without chance."""
     return lambda example, u: do(example)
-
-
-def positive(where: str, **values: float) -> None:
-    for name, value in values.items():
-        if not value > 0:
-            raise ConfigError(f"{where}: {name} {value} is not positive")
-
-
-def fraction(where: str, **values: float) -> None:
-    for name, value in values.items():
-        if not 0 <= value <= 1:
-            raise ConfigError(f"{where}: {name} {value} is not in 0..1")
-
-
-def not_negative(where: str, **values: float) -> None:
-    for name, value in values.items():
-        if value < 0:
-            raise ConfigError(f"{where}: {name} {value} is negative")
 
 
 def floating(x: np.ndarray) -> np.ndarray:

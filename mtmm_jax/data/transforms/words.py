@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from mtmm_jax import text
 from mtmm_jax.data.transforms import augment
-from mtmm_jax.data.transforms.stage import Form, Stage, each, fraction, positive
+from mtmm_jax.data.transforms.stage import Form, Stage, each
+from mtmm_jax.ranges import Share, Size, TextLength
 
 
 def lower(form: Form, where: str) -> Stage:
@@ -15,9 +16,8 @@ def lower(form: Form, where: str) -> Stage:
     return Stage(form, each(str.lower), each=True)
 
 
-def tokenize(form: Form, where: str, length: int, vocabulary: int = 2000) -> Stage:
+def tokenize(form: Form, where: str, length: TextLength, vocabulary: Size = 2000) -> Stage:
     """`length` ids by a byte-pair tokenizer that is trained on the train split's texts."""
-    positive(where, length=length, vocabulary=vocabulary)
 
     def fit(texts: Sequence[str]) -> str:
         return text.train_tokenizer(texts, vocabulary)
@@ -31,8 +31,7 @@ def tokenize(form: Form, where: str, length: int, vocabulary: int = 2000) -> Sta
     return Stage(out, None, fit=fit, load=load)
 
 
-def token_dropout(form: Form, where: str, share: float = 0.1) -> Stage:
+def token_dropout(form: Form, where: str, share: Share = 0.1) -> Stage:
     """Replaces a share of the tokens by the unknown one."""
-    fraction(where, share=share)
     (length,) = form.shape
     return Stage(form, lambda x, u: augment.token_dropout(x, u, share), draws=length)

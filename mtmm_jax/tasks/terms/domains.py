@@ -15,7 +15,8 @@ import jax.numpy as jnp
 
 from mtmm_jax.batch import Spec, choose_all
 from mtmm_jax.devices import parallel
-from mtmm_jax.registry import ConfigError, real_number
+from mtmm_jax.ranges import NonNegative, Positive
+from mtmm_jax.registry import ConfigError
 from mtmm_jax.tasks.task import FUSED, find_target
 from mtmm_jax.tasks.terms.term import Regulariser, Term, View, count_of, two
 
@@ -105,21 +106,12 @@ def _median(values: jax.Array, there: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(found), jnp.maximum(found, 1e-12), 1.0)
 
 
-def kernel_widths(widths: Sequence[float], where: str) -> tuple[float, ...]:
-    """Checked: one or more numbers above 0."""
-    found = tuple(widths) if isinstance(widths, Sequence) and not isinstance(widths, str) else ()
-    numbers = [w for w in found if isinstance(w, int | float) and not isinstance(w, bool) and w > 0]
-    if not found or len(numbers) < len(found):
-        raise ConfigError(f"{where}.widths: {widths!r} are not numbers above 0, one or more")
-    return tuple(float(w) for w in found)
-
-
 def coral(
     *,
     between: Sequence[str],
     on: str = FUSED,
     target: str = "origin",
-    means: float = 1.0,
+    means: NonNegative = 1.0,
     data: Spec,
     where: str = "regularisers",
 ) -> Regulariser:
@@ -132,7 +124,6 @@ def coral(
         means: weight of the means' distance.
         data, where: given by the model.
     """
-    real_number(means, f"{where}.means")
     return _across(functools.partial(coral_loss, means=means), between, on, target, data, where)
 
 
@@ -141,7 +132,7 @@ def mmd(
     between: Sequence[str],
     on: str = FUSED,
     target: str = "origin",
-    widths: Sequence[float] = WIDTHS,
+    widths: Sequence[Positive] = WIDTHS,
     data: Spec,
     where: str = "regularisers",
 ) -> Regulariser:
@@ -152,7 +143,9 @@ def mmd(
         widths: of the Gaussian kernels, in medians of the squared distances.
         data, where: given by the model.
     """
-    loss = functools.partial(mmd_loss, widths=kernel_widths(widths, where))
+    if not widths:
+        raise ConfigError(f"{where}.widths: is empty; needs one number or more")
+    loss = functools.partial(mmd_loss, widths=tuple(map(float, widths)))
     return _across(loss, between, on, target, data, where)
 
 

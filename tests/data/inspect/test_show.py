@@ -301,7 +301,7 @@ def test_the_generators_page_has_its_docstring(run):
     [
         (["emojis"], "show: unknown source 'emojis' (did you mean 'emoji'?)"),
         (["everything", "--split", "dev"], "--split: unknown split 'dev'"),
-        (["everything", "--count", "0"], "--count: 0 is less than 1"),
+        (["everything", "--count", "0"], "--count: 0 is not a whole number from 1"),
         (["everything", "--augment", "--split", "test"], "examples of test are never augmented"),
         (["generator", "--augment"], "--augment: generator has no augmentation"),
         (["generator", "--png", "x.png"], "--png: generator has no pictures"),

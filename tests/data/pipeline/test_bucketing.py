@@ -223,8 +223,11 @@ def test_edges_of_a_source():
     [
         (lambda: bucket(build(), {"image": (8,)}), "unknown modality with a mask 'image'; choices"),
         (lambda: bucket(build(), {"text": (4, 2)}), "data.bucket.text: (4, 2); needs positive"),
-        (lambda: bucket(build(), {"text": (0, 2)}), "data.bucket.text: (0, 2); needs positive"),
-        (lambda: bucket(build(), {"text": 4}), "data.bucket.text: 4; needs positive"),
+        (
+            lambda: bucket(build(), {"text": (0, 2)}),
+            "data.bucket.text[0]: 0 is not a whole number from 1",
+        ),
+        (lambda: bucket(build(), {"text": 4}), "data.bucket.text: 4 is not a list"),
         (lambda: bucket(build(), {}), "data.bucket: {}; needs lengths"),
         (lambda: bucketing.lengths(build(), "text", "dev"), "unknown split 'dev'"),
         (lambda: edges_for([], 2), "edges_for: 2 buckets of [0] lengths"),

@@ -222,12 +222,24 @@ def test_only_labelled_rows_are_one_part():
     ("act", "said"),
     [
         (lambda: labels.hide(build(), {"colour": 0.5}), "data.hide: unknown target 'colour'"),
-        (lambda: labels.hide(build(), 0.5), "data.hide: 0.5; needs a share for each target"),
-        (lambda: labels.hide(build(), {"kind": 2}), "data.hide.kind: 2 is not a share"),
-        (lambda: labels.hide(build(), {"kind": "few"}), "'few' is not a share"),
+        (
+            lambda: labels.hide(build(), 0.5),
+            "data.hide: 0.5 is not a section whose values are a number from 0 to 1",
+        ),
+        (
+            lambda: labels.hide(build(), {"kind": 2}),
+            "data.hide.kind: 2 is not a number from 0 to 1",
+        ),
+        (
+            lambda: labels.hide(build(), {"kind": "few"}),
+            "data.hide.kind: 'few' is not a number from 0 to 1",
+        ),
         (lambda: labels.hide(build(), {"kind": 0.001}), "0.001 of 160 labelled ids is none"),
         (lambda: labels.semi(build(), "colour"), "data.semi.target: unknown target 'colour'"),
-        (lambda: labels.semi(build(), "kind", 2), "data.semi.labelled: 2 is not a share"),
+        (
+            lambda: labels.semi(build(), "kind", 2),
+            "data.semi.labelled: 2 is not a number above 0, up to 1",
+        ),
         (lambda: labels.semi(build(), "size"), "none has no 'size' label"),
         (lambda: labels.semi(labels.hide(build(), {"size": 0}), "size"), "none has a 'size' label"),
         (lambda: labels.semi(labels.semi(build(), "kind"), "kind"), "mixes 2 parts already"),

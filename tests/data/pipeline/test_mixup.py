@@ -190,5 +190,5 @@ def test_inside_jit_it_is_the_same():
 
 @pytest.mark.parametrize("alpha", [0, -1.0, float("nan"), float("inf")])
 def test_a_wrong_alpha_is_named(alpha):
-    with pytest.raises(ConfigError, match=f"data.mixup.alpha: {alpha} is not positive"):
+    with pytest.raises(ConfigError, match=f"data.mixup: {alpha} is not a number from 0.001"):
         mixup(SOURCE, alpha)

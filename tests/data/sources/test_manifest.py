@@ -301,7 +301,10 @@ def test_stopping_names_line_column_file_and_reason(folder):
         ({"modalities": {"photo": "image"}, "targets": {}}, "unknown column .* 'photo'.*image"),
         ({"modalities": {"a": {"kind": "image", "column": "image", "wide": 3}}}, "'wide'.*size"),
         ({"modalities": {"a": {"kind": "image", "size": 0}}}, "modalities.a.size: 0"),
-        ({"modalities": {"a": {"kind": "audio", "rate": 10}}}, "rate: 10 is not in 1000"),
+        (
+            {"modalities": {"a": {"kind": "audio", "rate": 10}}},
+            "rate: 10 is not a whole number",
+        ),
         ({"modalities": {"a": {"kind": "video", "rate": 5}}}, "uniform sampling has no rate"),
         ({"modalities": {"a": {"kind": "text", "from": "web"}}}, "from: unknown place 'web'"),
         ({"modalities": {}}, "names none"),

@@ -371,7 +371,10 @@ def changed(table, name, **changes):
         ({"targets": {"a": {"feature": "label", "classes": ["x"]}}}, "names them already"),
         ({"targets": {"a": {"feature": "tags", "kind": "boxes"}}}, "is no row of boxes"),
         ({"targets": {"a": {"feature": "objects", "label": "name"}}}, "'name' is no ClassLabel"),
-        ({"targets": {"a": {"feature": "objects", "length": 0}}}, "length: 0 is not positive"),
+        (
+            {"targets": {"a": {"feature": "objects", "length": 0}}},
+            "length: 0 is not a whole number",
+        ),
         ({"targets": changed(TARGETS, "spelling", pipe="tokenize(4)|token_dropout")}, "at random"),
         ({"targets": changed(TARGETS, "colour", made_from=["smell"])}, "unknown modality 'smell'"),
         ({"splits": {"dev": "test"}}, "t.splits: unknown split 'dev'"),

@@ -29,7 +29,7 @@ from mtmm_jax.data.sources.emoji.source import (
     picture,
 )
 from mtmm_jax.data.transforms.augment import background, between
-from mtmm_jax.ranges import Natural, Range, Seconds, Size
+from mtmm_jax.ranges import Natural, Range, ShortText, Utterance
 from mtmm_jax.readers import images
 from mtmm_jax.registry import checked, choose
 from mtmm_jax.text import UNITS, train_words
@@ -64,10 +64,10 @@ def emoji_clips(
     *,
     frames: Annotated[int, Range(4, 2048)] = 8,
     image_size: Annotated[int, Range(16, 2**14)] = 32,
-    seconds: Seconds = 2.0,
+    seconds: Utterance = 2.0,
     text: str = "name",
     units: str = "pieces",
-    text_length: Size = 16,
+    text_length: ShortText = 16,
     styles: str | Sequence[str] = STYLES,
     augment: bool = True,
     seed: Natural = 0,

@@ -15,7 +15,7 @@ from mtmm_jax.data.sources.emoji.asset import RATE, STYLES
 from mtmm_jax.data.sources.emoji.prepared import Emoji, load
 from mtmm_jax.data.sources.emoji.spelling import given, speller, transcripts
 from mtmm_jax.data.transforms import augment as augmentation
-from mtmm_jax.ranges import Natural, Seconds, Size
+from mtmm_jax.ranges import Natural, ShortText, Size, Utterance
 from mtmm_jax.readers import audio, images
 from mtmm_jax.registry import ConfigError, checked, choose
 from mtmm_jax.text import (
@@ -46,8 +46,8 @@ def emoji(
     units: str = "pieces",
     image_size: Size = 32,
     styles: str | Sequence[str] = STYLES,
-    seconds: Seconds = 2.0,
-    text_length: Size = 16,
+    seconds: Utterance = 2.0,
+    text_length: ShortText = 16,
     tokenizer: str | None = None,
     speech: bool = False,
     augment: bool = True,

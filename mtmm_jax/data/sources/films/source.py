@@ -15,7 +15,7 @@ from mtmm_jax.data.sources import packed
 from mtmm_jax.data.sources.films.columns import COLUMNS, KNOWN_AT_RELEASE, Films, table
 from mtmm_jax.data.sources.films.labels import Label, labels
 from mtmm_jax.data.transforms import augment as augmentation
-from mtmm_jax.ranges import Natural, Size
+from mtmm_jax.ranges import Natural, ShortText, Size
 from mtmm_jax.registry import checked
 from mtmm_jax.text import PADDING, encode, read_tokenizer, train_tokenizer
 
@@ -26,7 +26,7 @@ TEXTS = ("title", "director", "writer", "production", "cast")
 def films(
     *,
     text: str | Sequence[str] = TEXTS,
-    text_length: Size = 128,
+    text_length: ShortText = 128,
     vocabulary: Size = 8000,
     columns: str | Sequence[str] = KNOWN_AT_RELEASE,
     augment: bool = True,

@@ -54,7 +54,7 @@ def describe(path: Path, arguments: argparse.Namespace) -> tuple[dict[str, Any],
         pairs = dict(_pair(text, "--limit") for text in arguments.limit)
         found["limits"] = {
             **found.get("limits", {}),
-            **{key: _float(value, f"--limit {key}") for key, value in pairs.items()},
+            **{key: _number(value, f"--limit {key}") for key, value in pairs.items()},
         }
     return found, said
 
@@ -95,6 +95,10 @@ def _shares(text: str) -> str | dict[str, float]:
         return text
     pairs = dict(_pair(part, "--split") for part in text.split(","))
     return {name: _float(value, f"--split {name}") for name, value in pairs.items()}
+
+
+def _number(text: str, where: str) -> float:
+    return int(text) if text.isdecimal() and len(text) < 20 else _float(text, where)
 
 
 def _float(text: str, where: str) -> float:

@@ -13,7 +13,7 @@ from mtmm_jax.data.pipeline.source import Source
 from mtmm_jax.data.sources.manifest.bad import ON_BAD, BadRows
 from mtmm_jax.data.sources.manifest.rows import Rows
 from mtmm_jax.data.sources.manifest.source import check_limits, from_rows
-from mtmm_jax.ranges import Natural, Threads
+from mtmm_jax.ranges import Natural, Share, Threads
 from mtmm_jax.readers.files import Folder
 from mtmm_jax.readers.limits import Limits, Unreadable
 from mtmm_jax.registry import ConfigError, choose
@@ -30,9 +30,9 @@ def video_folder(
     labels: Mapping[str, str] | str | os.PathLike[str] | None = None,
     root: str | os.PathLike[str] = ".",
     options: Mapping[str, Mapping[str, Any]] | None = None,
-    split: Mapping[str, float] | None = None,
+    split: Mapping[str, Share] | None = None,
     on_bad: str = "skip",
-    limits: Mapping[str, float] | Limits | None = None,
+    limits: Mapping[str, Any] | Limits | None = None,
     augment: bool = True,
     seed: Natural = 0,
     workers: Threads = 1,

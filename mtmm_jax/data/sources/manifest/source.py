@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import os
@@ -19,10 +18,10 @@ from mtmm_jax.data.sources.manifest.compose import Compose, picture_of
 from mtmm_jax.data.sources.manifest.rows import Rows, read_rows
 from mtmm_jax.data.sources.manifest.setting import Setting
 from mtmm_jax.modalities import column_of
-from mtmm_jax.ranges import Natural, Threads
+from mtmm_jax.ranges import Natural, Share, Threads
 from mtmm_jax.readers.files import Folder
 from mtmm_jax.readers.limits import Limits
-from mtmm_jax.registry import ConfigError, build, choose
+from mtmm_jax.registry import ConfigError, build, choose, section_of
 from mtmm_jax.targets import columns
 from mtmm_jax.text import UNITS
 
@@ -34,10 +33,10 @@ def manifest(
     *,
     modalities: Mapping[str, Any],
     targets: Mapping[str, Any],
-    split: str | Mapping[str, float] = "split",
+    split: str | Mapping[str, Share] = "split",
     id: str = "id",
     on_bad: str = "skip",
-    limits: Mapping[str, float] | Limits | None = None,
+    limits: Mapping[str, Any] | Limits | None = None,
     augment: bool = True,
     seed: Natural = 0,
     workers: Threads = 1,
@@ -83,12 +82,11 @@ def manifest(
     )
 
 
-def check_limits(limits: Mapping[str, float] | Limits | None) -> Limits:
+def check_limits(limits: Mapping[str, Any] | Limits | None) -> Limits:
     if isinstance(limits, Limits):
         return limits
-    names = [field.name for field in dataclasses.fields(Limits)]
-    choose_all(limits or {}, names, f"{_WHERE}.limits", "limit")
-    return Limits(**(limits or {}))
+    like = "{'file_bytes': 1000000}"
+    return Limits(**section_of(limits or {}, Limits, f"{_WHERE}.limits", like))
 
 
 def from_rows(
@@ -199,7 +197,7 @@ def _splits(
     if not isinstance(split, str):
         choose_all(split, SPLITS, where, "split")
         shares = [split.get(name, 0.0) for name in SPLITS]
-        if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+        if abs(sum(shares) - 1) > 1e-6:
             raise ConfigError(f"{where}: the shares {dict(split)} do not add up to 1")
         ends = np.cumsum(shares)[:-1]
         return np.searchsorted(ends, [_place(one) for one in ids], side="right")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ from mtmm_jax.data.pipeline.pipes import pipe as build_pipe
 from mtmm_jax.data.transforms import Form
 from mtmm_jax.modalities import MODALITIES
 from mtmm_jax.modalities.columns import ArrayColumn
-from mtmm_jax.registry import ConfigError, build, choose
+from mtmm_jax.ranges import Positive
+from mtmm_jax.registry import ConfigError, build, check, choose
 
 _AS_FRACTION = np.float32(1 / 32768)  # of the 16-bit integers in which TFDS keeps sound
 
@@ -63,7 +64,8 @@ def field(
     features: Any,
     where: str,
 ) -> Any:
-    paths = config.pop("feature")
+    paths = check(config.pop("feature"), str | Sequence[str], f"{where}.feature")
+    check(config.get("kind"), str | None, f"{where}.kind")
     paths = (paths,) if isinstance(paths, str) else tuple(paths)
     found = tuple(_feature(features, path, where) for path in paths)
     kind = config.pop("kind", None) or ("table" if len(paths) > 1 else kind_of(found[0], where))
@@ -145,7 +147,7 @@ def _image(paths, features, where, *, pipe: str = "") -> Input:
     )
 
 
-def _audio(paths, features, where, *, pipe: str = "", rate: float | None = None) -> Input:
+def _audio(paths, features, where, *, pipe: str = "", rate: Positive | None = None) -> Input:
     (path,), (feature,) = paths, features
     at = f"{where}.pipe"
     if _starts_with_decode(pipe, at):
@@ -215,7 +217,7 @@ def _table(paths, features, where, *, pipe: str = "") -> Input:
     return Input(paths, value, build_pipe(pipe, form, f"{where}.pipe"))
 
 
-def _series(paths, features, where, *, pipe: str = "", rate: float | None = None) -> Input:
+def _series(paths, features, where, *, pipe: str = "", rate: Positive | None = None) -> Input:
     (path,), (feature,) = paths, features
     if not is_array(feature) or is_bytes(feature) or len(feature.shape) not in (1, 2):
         raise refuse("series", feature, "numbers [T] or [T, channels]", where)

@@ -22,6 +22,7 @@ from mtmm_jax.data.sources.tfds.fields import (
     string_of,
 )
 from mtmm_jax.data.transforms import Form
+from mtmm_jax.ranges import Size
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.targets import TARGETS
 from mtmm_jax.targets.column import PlainColumn
@@ -88,7 +89,9 @@ def _kind(feature: Any, where: str) -> str:
     raise ConfigError(f"{where}.feature: {feature} is nothing that a label is made from")
 
 
-def _class(paths, features, where, *, classes: Sequence[str] | None = None, made_from=()) -> Label:
+def _class(
+    paths, features, where, *, classes: Sequence[str] | None = None, made_from: Sequence[str] = ()
+) -> Label:
     """Of a ClassLabel by its names; of a string or a number by the values of the train split.
 
     -1 (as TFDS marks a label that is withheld), an empty string and a class that the train split
@@ -127,7 +130,7 @@ def _class(paths, features, where, *, classes: Sequence[str] | None = None, made
     return Label(paths, value, learn, coder)
 
 
-def _number(paths, features, where, *, made_from=()) -> Label:
+def _number(paths, features, where, *, made_from: Sequence[str] = ()) -> Label:
     """Not-a-number is absent."""
     (path,), (feature,) = paths, features
     if not is_array(feature) or feature.shape or is_bytes(feature):
@@ -144,7 +147,9 @@ def _number(paths, features, where, *, made_from=()) -> Label:
     return Label(paths, value, learn, lambda target, kept: np.float32)
 
 
-def _labels(paths, features, where, *, classes: Sequence[str] | None = None, made_from=()) -> Label:
+def _labels(
+    paths, features, where, *, classes: Sequence[str] | None = None, made_from: Sequence[str] = ()
+) -> Label:
     """Of a sequence of ClassLabels, or of a vector of 0 and 1 for each class."""
     (path,), (feature,) = paths, features
     if not is_array(feature) or len(feature.shape) != 1 or is_bytes(feature):
@@ -169,7 +174,7 @@ def _labels(paths, features, where, *, classes: Sequence[str] | None = None, mad
     return Label(paths, value, learn, lambda target, kept: lambda row: row)
 
 
-def _tokens(paths, features, where, *, pipe: str, made_from=()) -> Label:
+def _tokens(paths, features, where, *, pipe: str, made_from: Sequence[str] = ()) -> Label:
     """Of a string by a pipe, such as `lower|tokenize(16)`; classes are the tokenizer's pieces."""
     (path,), (feature,) = paths, features
     if not is_array(feature) or feature.shape or not is_bytes(feature):
@@ -194,7 +199,7 @@ def _tokens(paths, features, where, *, pipe: str, made_from=()) -> Label:
     return Label(paths, lambda example: string_of(example, path), learn, coder)
 
 
-def _array(kind: str, paths, features, where, *, made_from=()) -> Label:
+def _array(kind: str, paths, features, where, *, made_from: Sequence[str] = ()) -> Label:
     """Of an array of numbers, one of which is not finite: absent. For kinds that a manifest would
     hold as lists of numbers."""
     (path,), (feature,) = paths, features
@@ -217,8 +222,8 @@ def _boxes(
     *,
     box: str = "bbox",
     label: str | None = "label",
-    length: int | None = None,
-    made_from=(),
+    length: Size | None = None,
+    made_from: Sequence[str] = (),
 ) -> Label:
     """Of a sequence of boxes and their classes.
 
@@ -236,8 +241,6 @@ def _boxes(
         raise refuse("row of boxes", boxes, "boxes as y0, x0, y1, x1 in 0..1", where)
     if label is not None and not (label in inner and is_a(inner[label], "ClassLabel")):
         raise ConfigError(f"{where}.label: {label!r} is no ClassLabel of {feature}")
-    if length is not None and length < 1:
-        raise ConfigError(f"{where}.length: {length} is not positive")
     names = ("object",) if label is None else tuple(inner[label].names)
 
     def value(example: Mapping[str, Any]) -> dict[str, np.ndarray]:

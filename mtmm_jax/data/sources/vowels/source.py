@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from typing import Annotated
 
 import numpy as np
 
@@ -11,14 +12,16 @@ from mtmm_jax.batch import Batch, Modality, Spec, Target
 from mtmm_jax.data.pipeline.source import Source
 from mtmm_jax.data.sources import packed
 from mtmm_jax.data.sources.vowels.asset import CHANNELS, RATE, SPEAKERS
-from mtmm_jax.ranges import Natural, NonNegative, Size
+from mtmm_jax.ranges import Natural, NonNegative, Range
 from mtmm_jax.registry import checked
+
+Frames = Annotated[int, Range(1, 2**12)]
 
 
 @functools.partial(checked, where="data.vowels")
 def vowels(
     *,
-    length: Size | None = None,
+    length: Frames | None = None,
     noise: NonNegative = 0.0,
     seed: Natural = 0,
     data_dir: str | None = None,
