@@ -86,7 +86,7 @@ def test_impossible_mixtures_are_named():
     with pytest.raises(ConfigError, match="sources.left: has a target 'origin' of its own"):
         mix({"left": taken}, mixing("proportional"), origin=True)
     with pytest.raises(ConfigError, match="data.origin: 'yes' is not True or False"):
-        mixture(sources={"a": "generator"}, origin="yes")
+        data.build({"kind": "mixture", "sources": {"a": "generator"}, "origin": "yes"})
 
 
 # The losses
