@@ -9,41 +9,33 @@ the first (Howard, Ruder 2018, ULMFiT: heads first, then layer by layer from the
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from mtmm_jax.paths import by_path, leaves, regexes, some
-from mtmm_jax.ranges import Natural
+from mtmm_jax.paths import by_path, leaves, some
+from mtmm_jax.ranges import Natural, Regex
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.registry import check as check_value
 
 PyTree = Any
 Waits = tuple[tuple[str, int], ...]
+Pairs = Sequence[tuple[Regex, Natural]]
 
 
-def read(pairs: Any, steps: int, where: str = "optimizer.unfreeze") -> Waits:
+def read(pairs: Pairs | None, steps: int, where: str = "optimizer.unfreeze") -> Waits:
     """`[[regex, step], ...]` of a config, checked against the length of the run."""
-    if pairs is not None and not isinstance(pairs, list | tuple):
-        raise ConfigError(f"{where}: {pairs!r} is not a list of pairs of a regex and a step")
-    found = []
-    for i, pair in enumerate(pairs or ()):
-        at = f"{where}[{i}]"
-        if not isinstance(pair, list | tuple) or len(pair) != 2:
-            raise ConfigError(f"{at}: {pair!r} is not a pair of a regex and a step")
-        (pattern,) = regexes([pair[0]], at)
-        step = pair[1]
-        check_value(step, Natural, at)
+    check_value(pairs, Pairs | None, where)
+    for i, (pattern, step) in enumerate(pairs or ()):
         if step >= steps:
             raise ConfigError(
-                f"{at}: {pattern!r} would begin after step {step}, and the run has {steps}; to "
-                "keep it as it is, use optimizer.freeze"
+                f"{where}[{i}]: {pattern!r} would begin after step {step}, and the run has {steps}"
+                "; to keep it as it is, use optimizer.freeze"
             )
-        found.append((pattern, step))
-    return tuple(found)
+    return tuple((pattern, step) for pattern, step in pairs or ())
 
 
 def check(waits: Waits, params: PyTree, where: str = "optimizer.unfreeze") -> None:

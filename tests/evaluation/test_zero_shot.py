@@ -146,7 +146,7 @@ def test_a_number_of_classes_is_drawn():
         ({"size": 1}, "held_out.size: is a 'number' label"),
         ({"kind": 3}, "held_out.kind: 3 of 3 classes"),
         ({"kind": ["z"]}, "held_out.kind: unknown class 'z'"),
-        ({"kind": "a"}, "held_out.kind: 'a' is neither a list"),
+        ({"kind": "a"}, "held_out.kind: 'a' is not a whole number from 1 upwards, or a list"),
         ({}, "needs classes, or their number"),
     ],
 )

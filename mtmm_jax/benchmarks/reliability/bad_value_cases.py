@@ -220,6 +220,7 @@ def _of_keys() -> Iterator[Case]:
     from mtmm_jax.balancing.trainer import TRAINER
     from mtmm_jax.model.build import MODEL_KEYS, STAGE_KEYS
     from mtmm_jax.model.build_tasks import TASK_KEYS
+    from mtmm_jax.optim.unfreezing import Pairs
     from mtmm_jax.store import config
     from mtmm_jax.training.extensions import EXTENSIONS
 
@@ -231,7 +232,7 @@ def _of_keys() -> Iterator[Case]:
     keys |= {place: Mapping[str, Any] | None for place in EXTENSIONS if place not in keys}
     keys |= {"model.encoders.m1": Entry | None, "tasks.synergy": Entry | None}
     keys |= {"model.sharing.tasks": str | Sequence[str] | None}
-    keys |= {"optimizer.accumulate": Layers | None, "optimizer.unfreeze": Mapping[str, Any] | None}
+    keys |= {"optimizer.accumulate": Layers | None, "optimizer.unfreeze": Pairs | None}
     for place, hint in keys.items():
         yield from of_parameter(place, hint, {})
     for key, row in STAGE_KEYS.items():
