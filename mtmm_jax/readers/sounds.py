@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import struct
-from fractions import Fraction
 
 import numpy as np
 import soundfile
@@ -16,7 +15,6 @@ SOUNDS = "WAV, FLAC, OGG (Vorbis or Opus) or MP3"
 RATES = (1_000, 384_000)
 _CHANNELS = 32
 _FLOOR, _MARGIN = 0.02, 0.02  # of `audio.trim`
-_FINEST = 1000  # denominator of a resampling ratio: its filter grows with it
 
 
 def decode_audio(data: bytes, rate: int, limits: Limits) -> np.ndarray:
@@ -33,10 +31,7 @@ def _decode(data: bytes, wanted: int, limits: Limits) -> np.ndarray:
     mono = wave[:, 0] if wave.shape[1] == 1 else wave.mean(axis=1)
     if mono.dtype != np.int16 and not np.isfinite(mono).all():
         raise Unreadable("has not-a-number or infinity among its samples")
-    if rate != wanted:
-        ratio = Fraction(wanted, rate).limit_denominator(_FINEST)
-        mono = audio.resample(mono, ratio.denominator, ratio.numerator)
-    return _trim(mono, wanted)
+    return _trim(audio.resample(mono, rate, wanted), wanted)
 
 
 def _plain_wav(data: bytes, limits: Limits) -> tuple[np.ndarray, int] | None:
