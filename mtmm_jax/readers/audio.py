@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import soxr
 
 
 def trim(wave: np.ndarray, rate: float, floor: float = 0.02, margin: float = 0.02) -> np.ndarray:
@@ -22,8 +23,6 @@ def resample(wave: np.ndarray, rate: float, wanted: float) -> np.ndarray:
     """To another number of samples per second, band-limited."""
     if rate == wanted:
         return wave
-    import soxr  # only files of other rates need it
-
     return soxr.resample(wave, rate, wanted)
 
 

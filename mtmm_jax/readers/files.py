@@ -63,6 +63,15 @@ class Folder:
         except (OSError, UnicodeError) as error:
             raise _unreadable(error) from error
 
+    def stat(self, name: str) -> tuple[int, int]:
+        """Bytes and time of change, in nanoseconds, of what a name leads to."""
+        head, tail = os.path.split(name)
+        try:
+            status = os.stat(os.path.join(self._parent(head), tail))
+        except (OSError, UnicodeError) as error:
+            raise _unreadable(error) from error
+        return status.st_size, status.st_mtime_ns
+
     def is_folder(self, name: str) -> bool:
         try:
             return os.path.isdir(self._parent(name))

@@ -7,11 +7,13 @@ import struct
 
 import numpy as np
 import soundfile
+import soxr
 
 from mtmm_jax.readers import audio
 from mtmm_jax.readers.limits import Limits, Unreadable, guard
 
 SOUNDS = "WAV, FLAC, OGG (Vorbis or Opus) or MP3"
+VERSIONS = {"libsndfile": soundfile.__libsndfile_version__, "soxr": soxr.__version__}
 RATES = (1_000, 384_000)
 _CHANNELS = 32
 _FLOOR, _MARGIN = 0.02, 0.02  # of `audio.trim`
@@ -58,9 +60,12 @@ def _plain_wav(data: bytes, limits: Limits) -> tuple[np.ndarray, int] | None:
 
 
 def _any_sound(data: bytes, limits: Limits) -> tuple[np.ndarray, int]:
-    with soundfile.SoundFile(io.BytesIO(data)) as sound:
-        _check(sound.frames, sound.samplerate, sound.channels, limits)
-        return sound.read(dtype="float32", always_2d=True), sound.samplerate
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as sound:
+            _check(sound.frames, sound.samplerate, sound.channels, limits)
+            return sound.read(dtype="float32", always_2d=True), sound.samplerate
+    except soundfile.LibsndfileError as error:  # as text it has the address of the bytes
+        raise Unreadable(f"is no sound: {error.error_string}") from error
 
 
 def _check(frames: int, rate: int, channels: int, limits: Limits) -> None:
