@@ -156,6 +156,9 @@ def test_a_record_outside_of_its_shard_is_damage(folder):
         index.write_text(json.dumps({**changed, "index_sha256": _digest(changed)}))
         with pytest.raises(Damaged):
             open_shard(index)
+    index.write_text(json.dumps(body).replace('"offset": 0', '"offset": 64', 1))
+    with pytest.raises(Damaged, match="its index is not what was written"):
+        open_shard(index)
 
 
 def test_a_changed_file_alone_is_decoded_anew(folder, calls):
