@@ -17,9 +17,10 @@ class Decoder:
         kind: of the modality.
         options: all that the result depends on but for the file and `Limits`, as JSON: sizes,
             rates, versions of libraries.
-        decode: name -> value; raises `Unreadable`.
+        decode: name -> value; raises `Unreadable`. None: better decoded in every epoch.
         pack: value -> what JSON holds of it, and its array.
         unpack: `(JSON, array) -> value`, exactly as `decode` gives it.
+        otherwise: instead of `decode`, for a file that is not stored.
     """
 
     kind: str
@@ -27,3 +28,8 @@ class Decoder:
     decode: Callable[[str], Any]
     pack: Callable[[Any], tuple[Mapping[str, Any], np.ndarray]]
     unpack: Callable[[Mapping[str, Any], np.ndarray], Any]
+    otherwise: Callable[[str], Any] | None = None
+
+    def now(self, name: str) -> Any:
+        """A file that is not stored."""
+        return (self.otherwise or self.decode)(name)

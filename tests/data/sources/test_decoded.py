@@ -16,7 +16,8 @@ from PIL import Image
 from mtmm_jax.data import build
 from mtmm_jax.data.sources.manifest import decoded, manifest
 from mtmm_jax.data.sources.manifest.shards import Damaged, _digest, open_shard
-from mtmm_jax.modalities import audio, image
+from mtmm_jax.modalities import audio, image, video
+from mtmm_jax.readers import clips as readers_clips
 from mtmm_jax.registry import ConfigError
 
 KINDS = {
@@ -115,6 +116,83 @@ def test_evaluation_fills_no_folder(folder):
     source = source_of(folder, str(folder / "cache"))
     assert len(list(source.batches("test", 1))) == 1
     assert not (folder / "cache").exists()
+
+
+CLIPS = {
+    "spread": {"kind": "video", "column": "clip", "frames": 3, "size": 8},
+    "middle": {"kind": "video", "column": "clip", "frames": 3, "size": 8, "sample": "centre"},
+    "slow": {"kind": "video", "column": "clip", "frames": 3, "size": 12, "sample": "rate"},
+}
+
+
+@pytest.fixture
+def clips(tmp_path):
+    """Folders of frames and animations; one folder and one animation have a broken frame."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(6):
+        frames = [Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8)) for _ in range(7 + i)]
+        if i % 2:
+            frames[0].save(
+                tmp_path / f"{i}.gif", save_all=True, append_images=frames[1:], duration=80
+            )
+        else:
+            (tmp_path / str(i)).mkdir()
+            for at, frame in enumerate(frames):
+                frame.save(tmp_path / str(i) / f"{at}.png")
+        rows.append({"clip": f"{i}.gif" if i % 2 else str(i), "split": "train"})
+    (tmp_path / "2" / "8.png").write_bytes(b"no picture")
+    gif = (tmp_path / "3.gif").read_bytes()
+    (tmp_path / "3.gif").write_bytes(gif[: len(gif) - len(gif) // 8])
+    (tmp_path / "5.gif").write_bytes(b"no clip")
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def clip_batches(folder, where):
+    source = manifest(folder / "m.jsonl", modalities=CLIPS, targets={}, decoded=where)
+    source.prepare()
+    draws = [None, *np.random.default_rng(0).uniform(size=(5, 6, source.draws))]
+    return [source.compose(np.arange(6), u) for u in draws], source.compose.bad.problems
+
+
+def test_clips_are_kept_whole_and_drawn_from_in_each_epoch(clips, monkeypatch):
+    want = clip_batches(clips, False)
+    where = str(clips / "cache")
+    clip_batches(clips, where)
+    decoded = []
+    read = video.read_clip
+    monkeypatch.setattr(
+        video, "read_clip", lambda name, *rest: decoded.append(name) or read(name, *rest)
+    )
+    found = clip_batches(clips, where)
+    assert same(found[0], want[0])
+    assert found[1] == want[1]
+    assert set(decoded) <= {"2", "3.gif"}  # of which a frame is broken, which not all epochs see
+    assert not same(want[0][1], want[0][2])
+
+
+def test_a_clip_that_is_too_large_is_decoded_in_every_epoch(clips, monkeypatch):
+    want = clip_batches(clips, False)
+    monkeypatch.setattr(readers_clips, "WHOLE_BYTES", 8 * 12 * 12 * 3)
+    assert same(clip_batches(clips, str(clips / "cache"))[0], want[0])
+    arrays = [
+        record.shape
+        for index in shards(clips)
+        for record in open_shard(index).records.values()
+        if record.stored and not record.reason
+    ]
+    assert arrays
+    assert max(shape[0] * shape[1] ** 2 for shape in arrays) <= 8 * 12 * 12
+
+
+def test_a_changed_frame_is_seen(clips):
+    where = str(clips / "cache")
+    before, _ = clip_batches(clips, where)
+    Image.new("RGB", (12, 9), "blue").save(clips / "0" / "3.png")
+    after, _ = clip_batches(clips, where)
+    assert not same(after[0], before[0])
+    assert same(after, clip_batches(clips, False)[0])
 
 
 @pytest.mark.parametrize("suffix", ["json", "bin"])

@@ -72,7 +72,7 @@ class Decoded:
             decoder: of the column.
         """
         if self.where is False:
-            return decoder.decode
+            return decoder.now
         about = {
             "version": VERSION,
             "root": self.folder.root,
@@ -122,8 +122,10 @@ class DecodedColumn:
     def read(self, name: str) -> Any:
         """A file as `decoder.decode` gives it, `Unreadable` included."""
         if name not in self.found:
-            return self.decoder.decode(name)
+            return self.decoder.now(name)
         shard, record = self.found[name]
+        if not record.stored:
+            return self.decoder.now(name)
         if record.reason:
             raise Unreadable(record.reason, record.about)
         return self.decoder.unpack(record.meta, shard.array(record))
@@ -181,6 +183,9 @@ class DecodedColumn:
                 bad += failed
                 if failed:
                     records[name] = Record(files[name], reason=str(value), about=value.about)
+                    arrays.append(None)
+                elif value is None:
+                    records[name] = Record(files[name], stored=False)
                     arrays.append(None)
                 else:
                     meta, array = self.decoder.pack(value)

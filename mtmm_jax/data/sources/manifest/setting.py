@@ -51,7 +51,7 @@ class Setting:
     def once(self, column: str, cells: Sequence[Any], decoder: Decoder) -> Callable[[str], Any]:
         """name of a file -> its value, from `decoded` where there is such."""
         if self.decoded is None:
-            return decoder.decode
+            return decoder.now
         return self.decoded.once(column, cells, decoder)
 
     def some(self, column: str, cells: Sequence[Any], train: np.ndarray) -> list[Any]:

@@ -42,6 +42,7 @@ class Record:
         meta: what JSON holds of the value.
         dtype, shape, offset: of its array.
         reason, about: of a file that is `Unreadable`; empty for others.
+        stored: whether there is an array, or a reason; else the file is decoded in every epoch.
     """
 
     file: tuple[int, int]
@@ -51,6 +52,7 @@ class Record:
     offset: int = 0
     reason: str = ""
     about: str = ""
+    stored: bool = True
 
     @property
     def bytes(self) -> int:
