@@ -321,15 +321,19 @@ def test_a_folder_that_cannot_be_written_is_named(folder, capsys, monkeypatch):
     (folder / "file").write_text("")
     with pytest.raises(ConfigError, match=r"data.decoded: cannot write to .*file.*or False"):
         source_of(folder, str(folder / "file")).train(4)
-    monkeypatch.setenv("MTMM_JAX_DATA", str(folder / "file"))
+    monkeypatch.setattr(decoded, "default_root", lambda: folder / "file")
     source = source_of(folder, None)
     source.train(4)
     assert capsys.readouterr().err.count("data.decoded: cannot write") == len(KINDS)
     assert same(batches(source), batches(source_of(folder, False)))
 
 
+DEFAULT = decoded.default_root  # tests have another
+
+
 def test_the_default_folder_is_below_the_cache(folder, monkeypatch):
     monkeypatch.setenv("MTMM_JAX_DATA", str(folder / "cache"))
+    monkeypatch.setattr(decoded, "default_root", DEFAULT)
     section = {"kind": "manifest", "path": str(folder / "m.jsonl"), "targets": {}}
     source = build({**section, "modalities": KINDS})
     source.train(4)

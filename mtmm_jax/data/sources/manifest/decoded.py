@@ -47,6 +47,10 @@ _SHARD_BYTES = 2**25
 _SHARD_SECONDS = 10.0  # of work that a kill may cost, and between two lines of progress
 
 
+def default_root() -> Path:
+    return packed.cache() / "decoded"
+
+
 @dataclasses.dataclass(eq=False)
 class Decoded:
     """The columns of a manifest that name files to decode.
@@ -81,7 +85,7 @@ class Decoded:
             **decoder.options,
         }
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
-        root = packed.cache() / "decoded" if self.where is None else Path(self.where).expanduser()
+        root = default_root() if self.where is None else Path(self.where).expanduser()
         names = tuple(dict.fromkeys(name for name in cells if name is not None))
         self.columns.append(DecodedColumn(column, root / digest, names, self.folder, decoder))
         return self.columns[-1].read
