@@ -60,6 +60,17 @@ def _programs_end_with_their_file():
         getattr(ctypes.CDLL(None), "malloc_trim", int)(0)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _decoded_files_are_temporary(tmp_path_factory):
+    """What tests decode once is of no use to anybody later."""
+    from mtmm_jax.data.sources.manifest import decoded
+
+    with pytest.MonkeyPatch.context() as patch:
+        root = tmp_path_factory.mktemp("decoded")
+        patch.setattr(decoded, "default_root", lambda: root)
+        yield
+
+
 def pytest_collection_finish():
     """What is imported by now stays: the collector need not look at it again and again."""
     gc.collect()

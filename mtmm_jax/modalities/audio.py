@@ -18,8 +18,9 @@ from mtmm_jax.modalities.units import OverLine, Parts, Units, zeros
 from mtmm_jax.ranges import Range, Seconds
 from mtmm_jax.readers import audio
 from mtmm_jax.readers.cells import Attempt, Setting
+from mtmm_jax.readers.decoder import Decoder
 from mtmm_jax.readers.own import OWN, own_bytes, read_own
-from mtmm_jax.readers.sounds import RATES, SOUNDS, decode_audio
+from mtmm_jax.readers.sounds import RATES, SOUNDS, VERSIONS, decode_audio
 
 SECONDS = 0.1  # of a unit
 
@@ -38,10 +39,23 @@ class AudioColumn(Column):
     def fit(self, cells: list[str | None], setting: Setting, *_: Any) -> Input:
         folder, limits = setting.folder, setting.limits
         rate, length = self.rate, max(1, round(self.seconds * self.rate))
+        # A random stretch is drawn anew in each epoch, from the whole recording.
+        kept = None if self.random else length
+        read = setting.once(
+            self.at,
+            cells,
+            Decoder(
+                "audio",
+                {"rate": rate, "samples": kept, **VERSIONS},
+                decode=lambda name: decode_audio(folder.read(name), rate, limits)[:kept],
+                pack=lambda wave: ({}, wave),
+                unpack=lambda _, wave: wave,
+            ),
+        )
 
         def batch(rows: np.ndarray, chance: np.ndarray | None, attempt: Attempt) -> Any:
             def decode(name: str, i: int) -> np.ndarray:
-                wave = decode_audio(folder.read(name), rate, limits)
+                wave = read(name)
                 room = len(wave) - length
                 if chance is None or room <= 0 or not self.random:
                     return wave

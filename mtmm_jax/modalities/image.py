@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
+import PIL
 
 from mtmm_jax.chance import inside
 from mtmm_jax.markup import COLOURS, escape, png, to_pixels
@@ -19,8 +20,9 @@ from mtmm_jax.modalities.shown import Example
 from mtmm_jax.modalities.units import OverPicture, Units
 from mtmm_jax.ranges import Side
 from mtmm_jax.readers.cells import Attempt, Setting
+from mtmm_jax.readers.decoder import Decoder
 from mtmm_jax.readers.own import OWN, own_bytes, read_own
-from mtmm_jax.readers.pictures import IMAGES, decode_image, stack_images
+from mtmm_jax.readers.pictures import IMAGES, Picture, decode_image, stack_images
 
 SIDE = 8  # units along a picture's side
 
@@ -35,12 +37,17 @@ class ImageColumn(Column):
 
     def fit(self, cells: list[str | None], setting: Setting, *_: Any) -> Input:
         folder, limits, size = setting.folder, setting.limits, self.size
+        decoder = Decoder(
+            "image",
+            {"size": size, "pillow": PIL.__version__},
+            decode=lambda name: decode_image(folder.read(name), size, limits),
+            pack=lambda one: ({"height": one.height, "width": one.width}, one.pixels),
+            unpack=lambda meta, pixels: Picture(pixels, **meta),
+        )
+        read = setting.once(self.at, cells, decoder)
 
         def batch(rows: np.ndarray, chance: Any, attempt: Attempt) -> Any:
-            def decode(name: str, _: int) -> Any:
-                return decode_image(folder.read(name), size, limits)
-
-            found = attempt(self.at, cells, decode)
+            found = attempt(self.at, cells, lambda name, _: read(name))
             x = stack_images([None if one is None else one.pixels for one in found], size)
             return {"x": x, "present": present(found)}, found
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 from PIL import Image
 
 from mtmm_jax.markup import data_uri, escape, png, to_pixels
@@ -24,7 +25,17 @@ from mtmm_jax.modalities.units import OverPicture, Units
 from mtmm_jax.ranges import Positive, Side, Size
 from mtmm_jax.readers import video
 from mtmm_jax.readers.cells import Attempt, Setting
-from mtmm_jax.readers.clips import CLIPS, View, decode_animation, decode_folder, stack_clips
+from mtmm_jax.readers.clips import (
+    CLIPS,
+    Clip,
+    View,
+    decode_animation,
+    decode_folder,
+    stack_clips,
+    whole_animation,
+    whole_folder,
+)
+from mtmm_jax.readers.decoder import Decoder
 from mtmm_jax.readers.files import Folder
 from mtmm_jax.readers.limits import Limits
 from mtmm_jax.readers.own import OWN, own_bytes, read_own
@@ -59,10 +70,25 @@ class VideoColumn(Column):
         folder, limits = setting.folder, setting.limits
         rate = None if self.sample == "uniform" else float(self.rate or video.RATE)
         view = View(self.frames, self.size, self.sample, rate or video.RATE, self.folder_rate)
+        stored = setting.once(
+            self.at,
+            cells,
+            Decoder(
+                "video",
+                {"size": view.size, "folder_rate": view.folder_rate, "pillow": PIL.__version__},
+                decode=lambda name: whole_clip(name, folder, view, limits),
+                pack=lambda clip: ({"rate": clip.rate}, clip.frames),
+                unpack=lambda meta, frames: Clip(frames, **meta),
+                otherwise=lambda name: None,
+            ),
+        )
 
         def batch(rows: np.ndarray, chance: np.ndarray | None, attempt: Attempt) -> Any:
             def decode(name: str, i: int) -> list[np.ndarray]:
                 jitter = None if chance is None or not chance.shape[1] else float(chance[i, 0])
+                clip = stored(name)
+                if clip is not None:
+                    return clip.seen(view, jitter)
                 return read_clip(name, folder, view, limits, jitter)
 
             found = attempt(self.at, cells, decode)
@@ -82,6 +108,14 @@ def read_clip(
         return decode_animation(folder.read(name), view, limits, chance)
     read = functools.partial(_frame, folder, name.rstrip("/"))
     return decode_folder(folder.names(name), read, view, limits, chance)
+
+
+def whole_clip(name: str, folder: Folder, view: View, limits: Limits) -> Clip | None:
+    """All frames, unless the clip is better decoded in every epoch."""
+    if not folder.is_folder(name):
+        return whole_animation(folder.read(name), view, limits)
+    read = functools.partial(_frame, folder, name.rstrip("/"))
+    return whole_folder(folder.names(name), read, view, limits)
 
 
 def _frame(folder: Folder, name: str, frame: str) -> bytes:

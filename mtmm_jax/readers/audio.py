@@ -5,25 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import soxr
 
 
 def trim(wave: np.ndarray, rate: float, floor: float = 0.02, margin: float = 0.02) -> np.ndarray:
     """Drops what is quieter than `floor` of the peak before and after, but for `margin` seconds."""
     level = np.abs(wave)
-    loud = np.flatnonzero(level > floor * level.max(initial=0))
-    if not len(loud):
+    loud = level > floor * level.max(initial=0)
+    first = int(loud.argmax()) if len(loud) else 0
+    if not len(loud) or not loud[first]:
         return wave
-    keep = round(margin * rate)
-    return wave[max(loud[0] - keep, 0) : loud[-1] + 1 + keep]
+    last, keep = len(loud) - 1 - int(loud[::-1].argmax()), round(margin * rate)
+    return wave[max(first - keep, 0) : last + 1 + keep]
 
 
-def resample(wave: np.ndarray, rate: int, wanted: int) -> np.ndarray:
+def resample(wave: np.ndarray, rate: float, wanted: float) -> np.ndarray:
     """To another number of samples per second, band-limited."""
     if rate == wanted:
         return wave
-    from scipy.signal import resample_poly  # slow to import, and only files of other rates need it
-
-    return resample_poly(wave, wanted, rate).astype(wave.dtype)
+    return soxr.resample(wave, rate, wanted)
 
 
 def fit(waves: Sequence[np.ndarray], length: int) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mtmm_jax.readers.decoder import Decoder
 from mtmm_jax.readers.files import Folder
 from mtmm_jax.readers.limits import Limits, Unreadable
 
@@ -32,6 +33,9 @@ class Setting(Protocol):
 
     def cells(self, column: str, where: str, parse: Callable[[Any], Any]) -> list[Any]:
         """A column, each value parsed; `None` where it is absent or its row is bad."""
+
+    def once(self, column: str, cells: Sequence[Any], decoder: Decoder) -> Callable[[str], Any]:
+        """name of a file -> its value, which may have been decoded before."""
 
     def some(self, column: str, cells: Sequence[Any], train: np.ndarray) -> list[Any]:
         """The values of the train split, of which there must be one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from PIL import ImageFile
@@ -12,6 +13,7 @@ from mtmm_jax.readers import video
 from mtmm_jax.readers.limits import Limits, Unreadable, guard
 from mtmm_jax.readers.pictures import decode_image, frame, open_image, stack_images
 
+WHOLE_BYTES = 2**26  # of the frames of a clip that is kept whole
 CLIPS = "a folder of numbered frames, a GIF or an animated WebP"
 
 
@@ -66,20 +68,75 @@ def decode_animation(
 
 
 def _animation(data: bytes, view: View, limits: Limits, chance: float | None) -> list[np.ndarray]:
+    image, count, rate = _opened(data, limits)
+    return video.animation(image, view.indices(count, rate, chance), _see(view, limits))
+
+
+def _opened(data: bytes, limits: Limits) -> tuple[ImageFile.ImageFile, int, float]:
+    """An animation, how many frames it has and how many of them a second, decoding none."""
     image = open_image(data, limits)
     seconds = [video.RATE]
     if image.format in ("GIF", "WEBP"):
         seconds = video.durations(data, limits.frames) or seconds
     limits.check("frames", len(seconds), "frames")
     limits.check("clip_pixels", len(seconds) * image.width * image.height, "pixels in its frames")
+    return image, len(seconds), len(seconds) / sum(seconds)
 
+
+def _see(view: View, limits: Limits) -> Callable[[ImageFile.ImageFile], np.ndarray]:
     def see(image: ImageFile.ImageFile) -> np.ndarray:
         limits.check("pixels", image.width * image.height, "pixels in a frame")
         image.load()
         return frame(image, view.size)
 
-    indices = view.indices(len(seconds), len(seconds) / sum(seconds), chance)
-    return video.animation(image, indices, see)
+    return see
+
+
+class Clip(NamedTuple):
+    """All frames of a clip, from which each epoch draws some.
+
+    Attributes:
+        frames: `[T, S, S, 3]` uint8.
+        rate: frames a second.
+    """
+
+    frames: np.ndarray
+    rate: float
+
+    def seen(self, view: View, chance: float | None) -> list[np.ndarray]:
+        """What `decode_folder` and `decode_animation` give of it."""
+        return [self.frames[i] for i in view.indices(len(self.frames), self.rate, chance)]
+
+
+def whole_folder(
+    names: Iterable[str], read: Callable[[str], bytes], view: View, limits: Limits
+) -> Clip | None:
+    """All frames; None where they are over `WHOLE_BYTES`, or one of them cannot be decoded."""
+    names = guard(video.numbered, names)
+    limits.check("frames", len(names), "frames")
+    if _bytes(len(names), view) > WHOLE_BYTES:
+        return None
+    try:
+        frames = [decode_image(read(name), view.size, limits).pixels for name in names]
+    except Unreadable:  # which does not matter in the epochs that do not see it
+        return None
+    return Clip(np.stack(frames), view.folder_rate)
+
+
+def whole_animation(data: bytes, view: View, limits: Limits) -> Clip | None:
+    """All frames; None where they are over `WHOLE_BYTES`, or one of them cannot be decoded."""
+    image, count, rate = guard(_opened, data, limits)
+    if _bytes(count, view) > WHOLE_BYTES:
+        return None
+    try:
+        frames = guard(video.animation, image, np.arange(count), _see(view, limits))
+    except Unreadable:
+        return None
+    return Clip(np.stack(frames), rate)
+
+
+def _bytes(count: int, view: View) -> int:
+    return count * view.size**2 * 3
 
 
 def stack_clips(

@@ -63,6 +63,19 @@ class Folder:
         except (OSError, UnicodeError) as error:
             raise _unreadable(error) from error
 
+    def stat(self, name: str) -> tuple[int, int]:
+        """Bytes and time of change, in nanoseconds, of a file, or of a folder and all in it."""
+        head, tail = os.path.split(name)
+        try:
+            path = os.path.join(self._parent(head), tail)
+            found = [os.stat(path)]
+            if stat.S_ISDIR(found[0].st_mode):
+                with os.scandir(path) as entries:
+                    found += [entry.stat() for entry in entries]
+        except (OSError, UnicodeError) as error:
+            raise _unreadable(error) from error
+        return sum(one.st_size for one in found), max(one.st_mtime_ns for one in found)
+
     def is_folder(self, name: str) -> bool:
         try:
             return os.path.isdir(self._parent(name))

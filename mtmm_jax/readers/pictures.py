@@ -5,7 +5,6 @@ A picture that is opaque and has the wanted size already is taken as it is.
 
 from __future__ import annotations
 
-import functools
 import io
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -23,7 +22,6 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from mtmm_jax.readers import images
 from mtmm_jax.readers.limits import Limits, Unreadable, guard
 
 IMAGES = "PNG, JPEG, WebP, GIF, BMP or TIFF"
@@ -37,7 +35,11 @@ _FORMATS = (
     (b"II*\0", TiffImagePlugin.TiffImageFile),
     (b"MM\0*", TiffImagePlugin.TiffImageFile),
 )
-_LARGEST = 512  # pixels a side before the exact resize, whose cost grows with the area
+_LARGEST = 8192  # pixels a side: one pixel by 32 million would need a square of them
+# The triangle that packaged data and augmentation are resized with (`images.resize_matrix`): what a
+# file shows in prediction is what training saw. It has no overshoot at edges, unlike Lanczos.
+_FILTER = Image.Resampling.BILINEAR
+_GAP = 3.0  # a box filter first, where a picture shrinks by more than this
 _SCANS = 100  # of a progressive JPEG; each is a pass over all of its pixels
 _TURNED = {"exif", "xmp", "Raw profile type exif"}  # where an orientation may be noted
 
@@ -46,7 +48,7 @@ class Picture(NamedTuple):
     """A decoded picture.
 
     Attributes:
-        pixels: `[S, S, 3]` in 0..255: uint8 as in the file, or float32 after resizing.
+        pixels: `[S, S, 3]` uint8.
         height, width: of the whole picture in the file, upright.
     """
 
@@ -112,44 +114,43 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def frame(image: Image.Image, size: int) -> np.ndarray:
-    """A loaded image -> `[size, size, 3]` in 0..255, centred on a white square."""
+    """A loaded image -> uint8 `[size, size, 3]`, centred on a white square."""
     if image.mode.startswith("I"):  # 16 bits of grey, which `convert` would clip at 8
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-    if image.mode != "RGB":
-        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    largest = max(_LARGEST, 2 * size)
-    if max(image.size) > largest:
-        image.thumbnail((largest, largest))
+    if image.has_transparency_data:
+        # Premultiplied: what is transparent has no colour that could bleed into its neighbours.
+        square = _square(image.convert("RGBA").convert("RGBa"), size, (0, 0, 0, 0))
+        seen = _pixels(square)
+        white = 255 - seen[..., 3:]
+        return np.minimum(seen[..., :3] + white.astype(np.uint16), 255).astype(np.uint8)
+    return _pixels(_square(image.convert("RGB"), size, (255, 255, 255)))
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
     # Not np.asarray: Pillow's array interface costs a small picture half as much again.
-    pixels = np.frombuffer(image.tobytes(), np.uint8).reshape(*image.size[::-1], -1)
-    if image.mode == "RGBA" and pixels[..., 3].min() == 255:
-        pixels = pixels[..., :3]
-    if pixels.shape[2] == 4:
-        planes = images.to_planes(np.asarray(images.pad_square(image)))[None]
-        return (images.plain(planes, size)[0] + 1) * np.float32(127.5)
-    return pixels if image.size == (size, size) else _resize(pixels, size)
+    return np.frombuffer(image.tobytes(), np.uint8).reshape(*image.size[::-1], -1)
 
 
-@functools.lru_cache(maxsize=64)
-def _lens(source: int, size: int) -> np.ndarray:
-    one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
-    return images.resize_matrix(source, size, one, zero)[0]
+def _square(image: Image.Image, size: int, margin: tuple[int, ...]) -> Image.Image:
+    """What Pillow's resize makes of the picture on its square, without making that square.
 
-
-def _resize(pixels: np.ndarray, size: int) -> np.ndarray:
-    """What `images.plain` makes of an opaque picture on its square, without the square's margins.
-
-    The share of white in a result pixel is separable, so that no alpha is needed.
+    Resizing is separable: the longer axis first, then the margins, then the other axis.
     """
-    height, width = pixels.shape[:2]
-    side = max(height, width)
-    top, left = (side - height) // 2, (side - width) // 2
-    rows = _lens(side, size)[:, top : top + height]
-    columns = _lens(side, size)[:, left : left + width]
-    seen = rows @ pixels.reshape(height, -1).astype(np.float32)
-    seen = np.tensordot(seen.reshape(size, width, 3), columns, axes=(1, 1)).swapaxes(1, 2)
-    seen += 255 * (1 - np.outer(rows.sum(1), columns.sum(1)))[..., None]
-    return np.clip(seen, 0, 255)
+    if max(image.size) > _LARGEST:
+        image.thumbnail((_LARGEST, _LARGEST), _FILTER)
+    width, height = image.size
+    side = max(width, height)
+    if width == height:
+        return _resized(image, (size, size))
+    wide = width > height
+    image = _resized(image, (size, height) if wide else (width, size))
+    square = Image.new(image.mode, (size, side) if wide else (side, size), margin)
+    square.paste(image, (0, (side - height) // 2) if wide else ((side - width) // 2, 0))
+    return _resized(square, (size, size))
+
+
+def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return image if image.size == size else image.resize(size, _FILTER, reducing_gap=_GAP)
 
 
 def stack_images(pictures: Sequence[np.ndarray | None], size: int) -> np.ndarray:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import io
 import struct
-from fractions import Fraction
 
 import numpy as np
 import soundfile
+import soxr
 
 from mtmm_jax.readers import audio
 from mtmm_jax.readers.limits import Limits, Unreadable, guard
 
 SOUNDS = "WAV, FLAC, OGG (Vorbis or Opus) or MP3"
+VERSIONS = {"libsndfile": soundfile.__libsndfile_version__, "soxr": soxr.__version__}
 RATES = (1_000, 384_000)
 _CHANNELS = 32
 _FLOOR, _MARGIN = 0.02, 0.02  # of `audio.trim`
-_FINEST = 1000  # denominator of a resampling ratio: its filter grows with it
 
 
 def decode_audio(data: bytes, rate: int, limits: Limits) -> np.ndarray:
@@ -33,10 +33,7 @@ def _decode(data: bytes, wanted: int, limits: Limits) -> np.ndarray:
     mono = wave[:, 0] if wave.shape[1] == 1 else wave.mean(axis=1)
     if mono.dtype != np.int16 and not np.isfinite(mono).all():
         raise Unreadable("has not-a-number or infinity among its samples")
-    if rate != wanted:
-        ratio = Fraction(wanted, rate).limit_denominator(_FINEST)
-        mono = audio.resample(mono, ratio.denominator, ratio.numerator)
-    return _trim(mono, wanted)
+    return _trim(audio.resample(mono, rate, wanted), wanted)
 
 
 def _plain_wav(data: bytes, limits: Limits) -> tuple[np.ndarray, int] | None:
@@ -63,9 +60,12 @@ def _plain_wav(data: bytes, limits: Limits) -> tuple[np.ndarray, int] | None:
 
 
 def _any_sound(data: bytes, limits: Limits) -> tuple[np.ndarray, int]:
-    with soundfile.SoundFile(io.BytesIO(data)) as sound:
-        _check(sound.frames, sound.samplerate, sound.channels, limits)
-        return sound.read(dtype="float32", always_2d=True), sound.samplerate
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as sound:
+            _check(sound.frames, sound.samplerate, sound.channels, limits)
+            return sound.read(dtype="float32", always_2d=True), sound.samplerate
+    except soundfile.LibsndfileError as error:  # as text it has the address of the bytes
+        raise Unreadable(f"is no sound: {error.error_string}") from error
 
 
 def _check(frames: int, rate: int, channels: int, limits: Limits) -> None:

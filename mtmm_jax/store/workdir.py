@@ -22,7 +22,7 @@ FORMAT = 2
 """Of a workdir. It grows when what stands in config.json, spec.json or a checkpoint changes."""
 
 # Values that may differ when a run goes on: they do not change what is learned.
-FREE = ("devices", "evaluation.log_every", *OPTIONAL)
+FREE = ("devices", "data.decoded", "evaluation.log_every", *OPTIONAL)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from mtmm_jax.data.pipeline.source import Training
+from mtmm_jax.data.pipeline.source import Source, Training
 from mtmm_jax.devices import parallel
 from mtmm_jax.training.experiment import Experiment
 from mtmm_jax.training.faults import Faults, diverged
@@ -96,9 +97,16 @@ class Figures:
                 **_of_hooks(self._experiment, figures),
             },
         )
-        self._watch.update(number, mean_losses, weights)
+        advice = waiting_advice(self._experiment.source, self._experiment.config["data"])
+        self._watch.update(number, mean_losses, weights, self._waited / seconds, advice)
         # Writing is time of the next steps.
         self._told, self._since, self._waited = number, now, 0.0
+
+
+def waiting_advice(source: Source, data: Mapping[str, Any]) -> str:
+    """What to do where steps wait for batches."""
+    decode = "decode files once (data.decoded = None), or " if data.get("decoded") is False else ""
+    return f"{decode}make more batches at once with data.workers ({source.workers} now)"
 
 
 def _diagnostics(names: tuple[str, ...], figures: list[dict[str, Any]]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from mtmm_jax.store.workdir import write
 from mtmm_jax.training.wandb_run import open_wandb
 
+MUCH_WAITING = 0.1  # of the time of steps
 PAIRS_UP_TO = 8  # tasks: 28 curves of pairs; more than that nobody reads as curves
 
 
@@ -93,6 +94,7 @@ class Watch:
         self._console, self._steps, self._names = console, steps, tasks
         self._first: int | None = None
         self._began = self._spoke = time.monotonic()
+        self._advised = False
         self._bar = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -119,8 +121,16 @@ class Watch:
         """A line above the bar."""
         self._bar.console.print(line, highlight=False)
 
-    def update(self, step: int, losses: Any, weights: Any) -> None:
-        """Each task's loss and, after an x, its weight."""
+    def update(
+        self, step: int, losses: Any, weights: Any, waited: float = 0.0, advice: str = ""
+    ) -> None:
+        """Each task's loss and, after an x, its weight.
+
+        Args:
+            step, losses, weights: as they stand.
+            waited: the share of time in which steps waited for batches.
+            advice: what to do where that is much; printed once.
+        """
         now = time.monotonic()
         if self._first is None:  # the steps before it waited for the compiler
             self._first, self._began = step, now
@@ -130,6 +140,11 @@ class Watch:
             for name, loss, weight in zip(self._names, losses, weights, strict=True)
         )
         shown = f"{speed:.1f} steps/s" if speed else "compiled"
+        if waited > MUCH_WAITING:
+            shown += f"  waiting for data {waited:.0%}"
+            if not self._advised:
+                self._advised = True
+                self.say(f"steps spend {waited:.0%} of their time waiting for data: {advice}")
         self._bar.update(self._id, completed=step, speed=shown, figures=figures)
         if self._bar.disable and (now - self._spoke > 10 or step == self._steps):
             self._spoke = now

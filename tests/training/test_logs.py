@@ -8,12 +8,13 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from rich.console import Console
 
 from mtmm_jax import balancing, training
 from mtmm_jax import train as command
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.training import logs, wandb_run
-from mtmm_jax.training.figures import _diagnostics
+from mtmm_jax.training.figures import _diagnostics, waiting_advice
 
 NAMES = ("a", "b", "c", "d")
 # a and b are together twice; c meets the others once; d comes alone, and nobody else is there.
@@ -237,3 +238,23 @@ def test_train_refuses_wandb_and_windows_before_the_data_are_read(monkeypatch, c
         assert command.main([*arguments, *more]) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_the_console_says_how_long_steps_wait_for_data(capsys):
+    console = Console(width=200, force_terminal=False)
+    watch = logs.Watch(console, 4, 0, ("a",))
+    for step, share in ((1, 0.0), (2, 0.1), (3, 0.93), (4, 0.5)):
+        watch._spoke = -100.0
+        watch.update(step, [1.0], [1.0], share, "more data.workers")
+    lines = capsys.readouterr().out.splitlines()
+    assert ["waiting for data" in line for line in lines] == [False, False, True, True, True]
+    assert "steps spend 93% of their time waiting for data: more data.workers" in lines[2]
+    assert "waiting for data 93%" in lines[3]
+    assert "waiting for data 50%" in lines[4]
+
+
+def test_what_to_do_about_waiting_is_about_the_config():
+    source = types.SimpleNamespace(workers=3)
+    assert "data.workers (3 now)" in waiting_advice(source, {"kind": "films"})
+    assert "data.decoded" not in waiting_advice(source, {"kind": "manifest", "decoded": None})
+    assert "data.decoded = None" in waiting_advice(source, {"kind": "manifest", "decoded": False})

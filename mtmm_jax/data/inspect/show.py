@@ -146,7 +146,9 @@ def examples(source: Source, split: str, number: int, augment: bool) -> Batch:
     """Some examples: evenly spaced over a split, or the first of training with its augmentation."""
     number = min(number, source.split_size(split))
     if augment:
-        return next(dataclasses.replace(source, augment=True, workers=0).train(number))
+        return next(
+            dataclasses.replace(source, augment=True, workers=0, prepare=lambda: None).train(number)
+        )
     return next(_some(source, split, number).batches(split, number))
 
 

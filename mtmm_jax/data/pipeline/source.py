@@ -47,6 +47,7 @@ class Source:
         workers: threads that make batches, each a whole one; 0 makes them when asked for.
         finish: what is done to every finished batch, of training and evaluation; it is given the
             rows of the global batch, so that all hosts do the same.
+        prepare: called before training batches are made, such as to decode all files once.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Source:
     carries: tuple[Spec, ...] = ()
     workers: int = 1
     finish: Callable[[Batch, np.ndarray], Batch] = lambda batch, rows: batch
+    prepare: Callable[[], None] = lambda: None
 
     @property
     def size(self) -> int:
@@ -94,6 +96,7 @@ class Source:
             raise ConfigError(f"shard: {shard} is not (index, count) with 0 <= index < count")
         if batch_size < 1 or batch_size % count:
             raise ConfigError(f"batch_size: {batch_size} does not divide into {count} shards")
+        self.prepare()
         return Training(self, batch_size, self.seed if seed is None else seed, shard)
 
     @property

@@ -146,6 +146,7 @@ def mix(
             for name, s in sources.items()
             if name in seen
         ),
+        prepare=lambda: [source.prepare() for source in built] and None,
     )
 
 

@@ -19,7 +19,15 @@ from mtmm_jax.registry import ConfigError, choose
 from mtmm_jax.targets import columns
 
 KEYS = ("modalities", "targets", "split", "id", "limits")
-_IGNORED = ("kind", "path", "on_bad", "augment", "seed", "workers")  # of a config's `data`
+_IGNORED = (
+    "kind",
+    "path",
+    "on_bad",
+    "augment",
+    "seed",
+    "workers",
+    "decoded",
+)  # of a config's `data`
 
 
 def describe(path: Path, arguments: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from mtmm_jax.data.pipeline.source import Source
 from mtmm_jax.data.sources.manifest.bad import ON_BAD, BadRows
+from mtmm_jax.data.sources.manifest.decoded import Where
 from mtmm_jax.data.sources.manifest.rows import Rows
 from mtmm_jax.data.sources.manifest.source import check_limits, from_rows
 from mtmm_jax.ranges import Natural, Share, Threads
@@ -36,6 +37,7 @@ def video_folder(
     augment: bool = True,
     seed: Natural = 0,
     workers: Threads = 1,
+    decoded: Where = None,
 ) -> Source:
     """`video_frames/<id>/<i>.jpg`, `text_data/<id>.txt` and `audio_data/<id>.wav` under `root`.
 
@@ -49,7 +51,7 @@ def video_folder(
         root: of the folders, out of which nothing leads.
         options: modality -> options of its kind, such as `{"video": {"frames": 16}}`.
         split: the share of each split, decided by the hash of the id; 8 to 1 to 1 by default.
-        on_bad, limits, augment, seed, workers: as in `manifest`.
+        on_bad, limits, augment, seed, workers, decoded: as in `manifest`.
     """
     limits = check_limits(limits)
     choose(on_bad, ON_BAD, f"{_WHERE}.on_bad")
@@ -81,6 +83,7 @@ def video_folder(
         augment=augment,
         seed=seed,
         workers=workers,
+        decoded=decoded,
         name="video_folder",
     )
 

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from mtmm_jax.data.sources.manifest.bad import BadRows
+from mtmm_jax.data.sources.manifest.decoded import Decoded
 from mtmm_jax.data.sources.manifest.rows import Rows
+from mtmm_jax.readers.decoder import Decoder
 from mtmm_jax.readers.files import Folder
 from mtmm_jax.readers.limits import Limits, Unreadable
 from mtmm_jax.registry import ConfigError
@@ -23,6 +25,7 @@ class Setting:
     folder: Folder
     limits: Limits
     bad: BadRows
+    decoded: Decoded | None = None
 
     def cells(self, column: str, where: str, parse: Callable[[Any], Any]) -> list[Any]:
         """A column, each value parsed; `None` where it is absent or its row is bad."""
@@ -44,6 +47,12 @@ class Setting:
                 raise
             self.bad.structure(None, column, None, error, "no such column")
             return [None] * len(self.rows)
+
+    def once(self, column: str, cells: Sequence[Any], decoder: Decoder) -> Callable[[str], Any]:
+        """name of a file -> its value, from `decoded` where there is such."""
+        if self.decoded is None:
+            return decoder.now
+        return self.decoded.once(column, cells, decoder)
 
     def some(self, column: str, cells: Sequence[Any], train: np.ndarray) -> list[Any]:
         """The values of the train split, of which there must be one."""

@@ -15,6 +15,7 @@ from mtmm_jax.batch import Spec, choose_all
 from mtmm_jax.data.pipeline.source import SPLITS, Source
 from mtmm_jax.data.sources.manifest.bad import ON_BAD, BadRows
 from mtmm_jax.data.sources.manifest.compose import Compose, picture_of
+from mtmm_jax.data.sources.manifest.decoded import Decoded, Where
 from mtmm_jax.data.sources.manifest.rows import Rows, read_rows
 from mtmm_jax.data.sources.manifest.setting import Setting
 from mtmm_jax.modalities import column_of
@@ -40,6 +41,7 @@ def manifest(
     augment: bool = True,
     seed: Natural = 0,
     workers: Threads = 1,
+    decoded: Where = None,
 ) -> Source:
     """Examples from the rows of `path`; the files that it names lie in its folder or below.
 
@@ -62,6 +64,9 @@ def manifest(
         augment: whether training takes other moments of clips and recordings than evaluation.
         seed: of shuffling and augmentation.
         workers: threads that make batches.
+        decoded: where pictures and recordings are kept, decoded once before the first step: a
+            folder; None for one below the cache (`$MTMM_JAX_DATA`, else `~/.cache/mtmm_jax`); or
+            False to decode files in every epoch.
     """
     path = Path(path)
     limits = check_limits(limits)
@@ -79,6 +84,7 @@ def manifest(
         augment=augment,
         seed=seed,
         workers=workers,
+        decoded=decoded,
     )
 
 
@@ -102,11 +108,13 @@ def from_rows(
     augment: bool = True,
     seed: Natural = 0,
     workers: Threads = 1,
+    decoded: Where = False,
     name: str = "manifest",
 ) -> Source:
     """What `manifest` does once its file is read."""
     inputs, labels = _kinds(modalities, targets)
-    setting = Setting(rows, folder, limits, bad)
+    store = Decoded(folder, limits, decoded)
+    setting = Setting(rows, folder, limits, bad, store)
     for line, reason in rows.broken:
         bad.line(line, reason)
     ids = _ids(rows, id)
@@ -140,6 +148,7 @@ def from_rows(
         augment=augment,
         seed=seed,
         workers=workers,
+        prepare=store.fill,
     )
 
 
