@@ -88,6 +88,16 @@ class BadRows:
             if row is not None:
                 self._rows.setdefault(row, problem)
 
+    def note(self, row: int | None, column: str, value: Any, reason: object, about: str) -> None:
+        """Something worth knowing that makes no row unusable: logged, or kept where collected."""
+        line = None if row is None else self._lines[row]
+        problem = Problem(self.path, line, column, _short(value), str(reason), about)
+        if self.on_bad != _COLLECT:
+            _log.warning("%s", problem)
+            return
+        with self._lock:
+            self._all.append(problem)
+
     def _add(self, key: int | tuple[int, str], problem: Problem) -> None:
         if self.on_bad == "stop":
             raise ConfigError(str(problem))

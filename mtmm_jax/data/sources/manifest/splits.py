@@ -14,6 +14,7 @@ import numpy as np
 
 from mtmm_jax.data.pipeline.source import SPLITS
 from mtmm_jax.data.sources.manifest.bad import BadRows
+from mtmm_jax.data.sources.manifest.formats import SPLIT_NAMES
 from mtmm_jax.data.sources.manifest.rows import Rows
 from mtmm_jax.ranges import Natural
 from mtmm_jax.registry import ConfigError, check, choose
@@ -91,8 +92,8 @@ def _by_column(rows: Rows, split: str, bad: BadRows, where: str) -> np.ndarray:
     for row, value in enumerate(rows.column(split, where)):
         if value is None:
             bad.row(row, split, value, "says no split")
-        elif value in SPLITS:
-            part[row] = SPLITS.index(value)
+        elif str(value).lower() in SPLIT_NAMES:
+            part[row] = SPLITS.index(SPLIT_NAMES[str(value).lower()])
         else:
             choices = f"is an unknown split; choices: {', '.join(SPLITS)}"
             bad.structure(row, split, value, choices, "unknown split")
