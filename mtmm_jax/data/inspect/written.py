@@ -1,0 +1,111 @@
+"""A config file for a table, as short as a person would write it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mtmm_jax.modalities import MODALITIES
+from mtmm_jax.registry import ConfigError, entry_of
+from mtmm_jax.targets import TARGETS
+
+_WIDTH = 100
+BASE = "emoji"  # its optimiser, schedule and fusion
+
+
+def config_text(table: Path, out: Path, description: Mapping[str, Any]) -> str:
+    """The text of a config of every command.
+
+    Args:
+        table: the path of the table.
+        out: of the file that will hold the text; the table is named from its folder.
+        description: the arguments of `manifest` that say what the columns are.
+    """
+    modalities = {name: entry_of(spec) for name, spec in description["modalities"].items()}
+    targets = {name: entry_of(spec) for name, spec in description["targets"].items()}
+    encoders = {
+        name: MODALITIES[spec["kind"]].encoder
+        for name, spec in modalities.items()
+        if MODALITIES[spec["kind"]].encoder
+    }
+    tasks = {
+        name: TARGETS[spec["kind"]].task
+        for name, spec in targets.items()
+        if TARGETS[spec["kind"]].task
+    }
+    if not encoders or not tasks:
+        what = "input that an encoder reads" if not encoders else "column to predict"
+        raise ConfigError(
+            f"--write: {table} has no {what}; name columns with --label, --modality or --target"
+        )
+    data = {key: description[key] for key in ("id", "limits", "split") if key in description}
+    place = os.path.relpath(table.resolve(), out.resolve().parent).replace(os.sep, "/")
+    lines = [
+        f'"""{_plain(table.name)}: written by `python -m mtmm_jax.data.inspect.check`; '
+        'change what it took wrongly."""',
+        "",
+        "from pathlib import Path",
+        "",
+        "from mtmm_jax import training",
+        "",
+        "",
+        "def get_config():",
+        f'    config = training.load("{BASE}")',
+        "    config.data = {",
+        '        "kind": "manifest",',
+        f'        "path": str(Path(__file__).parent / {_literal(place)}),',
+        *_section("modalities", _short(modalities)),
+        *_section("targets", _short(targets)),
+        *(f"        {_literal(key)}: {_literal(value)}," for key, value in data.items()),
+        "    }",
+        *_statement("config.model.encoders", encoders),
+        *_statement("config.tasks", tasks),
+        *(["    config.model.modality_dropout = 0.0"] if len(encoders) == 1 else []),
+        "    return config",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _short(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    return {name: spec["kind"] if len(spec) == 1 else spec for name, spec in entries.items()}
+
+
+def _section(key: str, entries: Mapping[str, Any]) -> list[str]:
+    whole = f"        {_literal(key)}: {_literal(entries)},"
+    if len(whole) <= _WIDTH:
+        return [whole]
+    return [f"        {_literal(key)}: {{", *_packed(entries, 12), "        },"]
+
+
+def _statement(place: str, entries: Mapping[str, Any]) -> list[str]:
+    whole = f"    {place} = {_literal(entries)}"
+    if len(whole) <= _WIDTH:
+        return [whole]
+    return [f"    {place} = {{", *_packed(entries, 8), "    }"]
+
+
+def _packed(entries: Mapping[str, Any], indent: int) -> list[str]:
+    """As many entries on a line as fit."""
+    lines = [" " * indent]
+    for key, value in entries.items():
+        text = f"{_literal(key)}: {_literal(value)},"
+        if len(lines[-1]) + len(text) + 1 > _WIDTH and lines[-1].strip():
+            lines.append(" " * indent)
+        lines[-1] += text if not lines[-1].strip() else f" {text}"
+    return lines
+
+
+def _literal(value: Any) -> str:
+    """Python, with double quotes."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_literal(k)}: {_literal(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_literal, value)) + "]"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+
+
+def _plain(text: str) -> str:
+    return text.replace("\\", "/").replace('"', "'")
