@@ -143,6 +143,7 @@ IMAGE = ModalityKind(
     read=lambda value, kept: read_image(value, kept.modality),
     endings=(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"),
     magic=rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP|BM|II\*\0|MM\0\*",
+    guessed={"size": 32},
     encoder="resnet",
     units=Units(patches, border, patch_names, over_picture, masked=False),
     corruptions={

@@ -1,4 +1,4 @@
-"""An odd folder of data as a stranger has it, drawn anew: files of many kinds, gaps, rare classes."""
+"""An odd folder of data as a stranger has it: files of many kinds, gaps, rare classes."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def draw(root: Path, count: int = 120, seed: int = 0, corrupt: bool = True) -> l
     for i, row in enumerate(rows):
         (root / row["photo"]).write_bytes(picture(row, noise))
         if row["sound"]:
-            tone = np.sin(np.arange(4000) * (0.05 + 0.05 * (i % 3))) * 0.3
+            tone = np.sin(np.arange(4000) * (0.05 + 0.003 * i)) * 0.3
             soundfile.write(root / row["sound"], tone, 8000)
     if corrupt:
         (root / rows[11]["photo"]).write_bytes(b"\x89PNG\r\n\x1a\nbroken")

@@ -152,7 +152,7 @@ def _files(values: Sequence[Any], folder: Folder) -> tuple[str, str, str, dict[s
         return None
     kinds: collections.Counter[str] = collections.Counter()
     for value in sample:
-        kinds[_kind_of_file(value, folder)] += 1
+        kinds[_kind_of_file(value, folder, len(set(sample)) > len(sample) / 2)] += 1
     kinds.pop("", None)
     if not kinds or kinds.total() <= len(sample) / 2:
         return None
@@ -163,12 +163,12 @@ def _files(values: Sequence[Any], folder: Folder) -> tuple[str, str, str, dict[s
     return "modality", kind, why, dict(MODALITIES[kind].guessed)
 
 
-def _kind_of_file(value: str, folder: Folder) -> str:
-    """The modality of a file or folder; empty where the text names none."""
+def _kind_of_file(value: str, folder: Folder, clips: bool) -> str:
+    """The modality of a file, or of a folder where `clips`; empty where the text names none."""
     try:
-        if folder.is_folder(check_path(value)):
+        if clips and folder.is_folder(check_path(value)):
             return "video"
-        start = folder.read(value)[:16]
+        start = folder.read(check_path(value))[:16]
     except (Unreadable, ValueError):
         start = b""
     by_content = [

@@ -122,7 +122,7 @@ def test_every_problem_is_named_with_its_line(folder, capsys):
     for line in ("line 1, column 'image': 'gone.png' does not exist", "id of line 2", "over the"):
         assert line in said
     assert main([*arguments, "--show", "2"]) == 1
-    assert "and 9 more" in capsys.readouterr().out
+    assert "and 11 more" in capsys.readouterr().out
 
 
 def test_what_columns_are_is_guessed_and_said(folder, capsys):
@@ -149,8 +149,8 @@ def test_what_columns_are_is_guessed_and_said(folder, capsys):
     said = capsys.readouterr().out
     assert "guessed" in said
     assert "modality video" in said
-    assert "'animal': class, as a target" in said
-    assert "'boxes': boxes, units fractions, as a target" in said
+    assert "target class" in said
+    assert "target boxes" in said
 
 
 def test_options_describe_a_manifest(folder, capsys):
