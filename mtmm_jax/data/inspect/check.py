@@ -265,6 +265,7 @@ def _columns_table(columns: Sequence[ColumnLook]) -> Any:
     table.add_column("classes")
     for one in columns:
         meaning = " ".join(part for part in (one.role or "left out", one.kind) if part)
+        meaning += "".join(f", {key} {value}" for key, value in one.options.items())
         tail = f", {one.tail} with fewer than {TAIL} rows" if one.tail else ""
         classes = f"{len(one.classes)}{tail}" if one.classes else ""
         counts = (f"{n:,}" for n in (one.present, one.missing, one.distinct))

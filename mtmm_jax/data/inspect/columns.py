@@ -80,7 +80,7 @@ def _look(name: str, rows: Rows, folder: Folder, labels: Collection[str]) -> Col
         role, kind, why, options = _meaning(name, values, len(names), folder, name in labels)
     if role == "target" and labels and name not in labels:
         role, kind, why = _as_input(kind, why, len(names))
-    discrete = kind in TARGETS and TARGETS[kind].discrete
+    discrete = kind == "category" or (kind in TARGETS and TARGETS[kind].discrete)
     classes = {str(_plain(value)): count for value, count in names.items()} if discrete else {}
     missing = len(rows) - len(values)
     return ColumnLook(name, role, kind, why, options, len(values), missing, len(names), classes)
@@ -195,7 +195,14 @@ def description_of(rows: Rows, looks: Sequence[ColumnLook]) -> dict[str, Any]:
             own = {} if name == look.name else {"column": look.name}
             options = {**own, **look.options}
             place[name] = {"kind": look.kind, **options} if options else look.kind
-    table = [{"column": one.name, "kind": one.kind} for one in looks if one.role == "table"]
+    # Without a kind a column of texts is of categories, one of numbers of numbers.
+    table = [
+        {"column": one.name, "kind": one.kind}
+        if one.kind == "category" and all(map(is_number, one.classes))
+        else one.name
+        for one in looks
+        if one.role == "table"
+    ]
     if table:
         found["modalities"]["table"] = {"kind": "table", "columns": table}
     if not any(look.role == "split" for look in looks):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,7 +61,7 @@ def config_text(table: Path, out: Path, description: Mapping[str, Any]) -> str:
         f'        "path": str(Path(__file__).parent / {_literal(place)}),',
         *_section("modalities", _short(modalities)),
         *_section("targets", _short(targets)),
-        *(f"        {_literal(key)}: {_literal(value)}," for key, value in data.items()),
+        *(line for key, value in data.items() for line in _option(key, value)),
         "    }",
         *_statement("config.model.encoders", encoders),
         *_statement("config.tasks", tasks),
@@ -71,6 +73,12 @@ def config_text(table: Path, out: Path, description: Mapping[str, Any]) -> str:
 
 def _short(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {name: spec["kind"] if len(spec) == 1 else spec for name, spec in entries.items()}
+
+
+def _option(key: str, value: Any) -> list[str]:
+    if isinstance(value, Mapping):
+        return _section(key, value)
+    return [f"        {_literal(key)}: {_literal(value)},"]
 
 
 def _section(key: str, entries: Mapping[str, Any]) -> list[str]:
@@ -88,14 +96,12 @@ def _statement(place: str, entries: Mapping[str, Any]) -> list[str]:
 
 
 def _packed(entries: Mapping[str, Any], indent: int) -> list[str]:
-    """As many entries on a line as fit."""
-    lines = [" " * indent]
-    for key, value in entries.items():
-        text = f"{_literal(key)}: {_literal(value)},"
-        if len(lines[-1]) + len(text) + 1 > _WIDTH and lines[-1].strip():
-            lines.append(" " * indent)
-        lines[-1] += text if not lines[-1].strip() else f" {text}"
-    return lines
+    """As many entries on a line as fit, broken behind commas and never within a name."""
+    texts = [f"{_literal(key)}: {_literal(value)}," for key, value in entries.items()]
+    space = " " * indent
+    whole = re.sub(r'"(?:[^"\\]|\\.)*"', lambda m: m[0].replace(" ", "\0"), " ".join(texts))
+    lines = textwrap.wrap(whole, _WIDTH - indent, break_long_words=False, break_on_hyphens=False)
+    return [space + line.replace("\0", " ") for line in lines]
 
 
 def _literal(value: Any) -> str:

@@ -76,6 +76,9 @@ def test_folders_are_tables(root, name, target, tmp_path):
 
 def test_labels_make_the_other_columns_inputs(root, tmp_path):
     report, own = checked(root, "t.csv", tmp_path, "--label", "shape")
+    lines = own.read_text().splitlines()
+    assert len(lines) <= 25
+    assert max(map(len, lines)) <= 100
     assert roles(report)["price"] == ("table", "number")
     assert roles(report)["colour"] == ("table", "category")
     source = training.assemble(training.load(str(own))).source
