@@ -82,26 +82,25 @@ def _option(key: str, value: Any) -> list[str]:
 
 
 def _section(key: str, entries: Mapping[str, Any]) -> list[str]:
-    whole = f"        {_literal(key)}: {_literal(entries)},"
-    if len(whole) <= _WIDTH:
-        return [whole]
-    return [f"        {_literal(key)}: {{", *_packed(entries, 12), "        },"]
+    return _wrapped(f"{_literal(key)}: {_literal(entries)},", 8)
 
 
 def _statement(place: str, entries: Mapping[str, Any]) -> list[str]:
-    whole = f"    {place} = {_literal(entries)}"
-    if len(whole) <= _WIDTH:
-        return [whole]
-    return [f"    {place} = {{", *_packed(entries, 8), "    }"]
+    return _wrapped(f"{place} = {_literal(entries)}", 4)
 
 
-def _packed(entries: Mapping[str, Any], indent: int) -> list[str]:
-    """As many entries on a line as fit, broken behind commas and never within a name."""
-    texts = [f"{_literal(key)}: {_literal(value)}," for key, value in entries.items()]
-    space = " " * indent
-    whole = re.sub(r'"(?:[^"\\]|\\.)*"', lambda m: m[0].replace(" ", "\0"), " ".join(texts))
-    lines = textwrap.wrap(whole, _WIDTH - indent, break_long_words=False, break_on_hyphens=False)
-    return [space + line.replace("\0", " ") for line in lines]
+def _wrapped(text: str, indent: int) -> list[str]:
+    """Lines broken behind commas and colons, never within a name."""
+    whole = re.sub(r'"(?:[^"\\]|\\.)*"', lambda m: m[0].replace(" ", "\0"), text)
+    lines = textwrap.wrap(
+        whole.replace(": ", ":\0").replace(" = ", "\0=\0"),
+        _WIDTH,
+        initial_indent=" " * indent,
+        subsequent_indent=" " * (indent + 4),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return [line.replace("\0", " ") for line in lines]
 
 
 def _literal(value: Any) -> str:

@@ -10,7 +10,7 @@ from mtmm_jax.registry import ConfigError
 from mtmm_jax.targets.rare import OTHER
 
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
-COUNTS = {"common": 60, "usual": 30, "rare": 3, "single": 1}
+COUNTS = {"common": 61, "usual": 32, "rare": 3, "single": 1}
 
 
 def table(tmp_path):
