@@ -6,7 +6,6 @@ import collections
 import dataclasses
 import re
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import Any
 
 from mtmm_jax.data.sources.manifest.formats import FILE
@@ -217,11 +216,6 @@ def description_of(rows: Rows, looks: Sequence[ColumnLook]) -> dict[str, Any]:
     if ids and "id" not in rows.columns:
         found["id"] = ids[0]
     return found
-
-
-def shown_path(table: Any) -> Path:
-    """The path of a table, for messages."""
-    return Path(table) if isinstance(table, str | Path) else Path("table")
 
 
 def _plain(value: Any) -> Any:

@@ -13,6 +13,7 @@ from mtmm_jax.data.inspect.columns import TAIL, ColumnLook
 from mtmm_jax.data.pipeline.source import Source
 from mtmm_jax.data.sources.manifest.bad import BadRows
 from mtmm_jax.data.sources.manifest.rows import Rows
+from mtmm_jax.modalities import MODALITIES
 
 GAPS = 0.05  # share of empty cells from which they are worth a word
 _NOTHING = ("na", "n/a", "nan", "null", "none", "-", "?")
@@ -101,7 +102,7 @@ def _straddling(
 
 def _same_texts(rows: Rows, look: ColumnLook, of_row: dict[int, str], bad: BadRows) -> None:
     """Texts of evaluation that training has too. Files are compared by their content elsewhere."""
-    if look.kind not in ("text",):
+    if MODALITIES[look.kind].files:
         return
     texts = {row: _folded(rows.values[row].get(look.name)) for row in of_row}
     train = {texts[row] for row, split in of_row.items() if split == "train"}
