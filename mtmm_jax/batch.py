@@ -66,7 +66,12 @@ class Spec:
             name: {"y": target.blank(batch_size), "present": present}
             for name, target in self.targets.items()
         }
-        return {"inputs": inputs, "targets": targets, "weight": np.ones(batch_size, np.float32)}
+        return {
+            "inputs": inputs,
+            "targets": targets,
+            "id": np.arange(batch_size, dtype=np.int32),
+            "weight": np.ones(batch_size, np.float32),
+        }
 
     def check(self, batch: Batch, where: str = "batch") -> None:
         """Raises a `ConfigError` where a batch disagrees with this spec; before compiling."""

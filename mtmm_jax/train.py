@@ -105,9 +105,14 @@ def _leading(out: Any) -> Any:
 
 def describe(experiment: Any, out: Any = None) -> None:
     """The parameter table, on a mesh how it is divided, and the task x modality matrix."""
+    from mtmm_jax.data.pipeline.source import split_sizes
     from mtmm_jax.training.tables import parameter_table, partition_table, task_table
 
     out = out or console()
+    if experiment.source is not None:
+        sizes = split_sizes(experiment.source)
+        used = ", ".join(f"{split} {count:,}" for split, count in sizes.items())
+        out.print(f"rows: {used}", highlight=False)
     out.print(parameter_table(experiment.shapes.params))
     if divided := partition_table(experiment):
         out.print(divided)

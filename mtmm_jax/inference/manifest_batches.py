@@ -101,7 +101,7 @@ def open_all(path: str | Path, workdirs: Sequence[Workdir], on_bad: str = "skip"
     bad = BadRows(path, rows.lines, on_bad)
     for line, reason in rows.broken:
         bad.line(line, reason)
-    setting = Setting(rows, Folder(path.parent, limits), limits, bad)
+    setting = Setting(rows, Folder(rows.base, limits), limits, bad)
     found, wanted = [], {}
     for workdir in workdirs:
         data = workdir.config()["data"]

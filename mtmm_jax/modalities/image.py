@@ -147,6 +147,9 @@ IMAGE = ModalityKind(
     options=lambda modality, given: {"size": modality.shape[0]},
     read=lambda value, kept: read_image(value, kept.modality),
     endings=(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"),
+    magic=rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP|BM|II\*\0|MM\0\*",
+    guessed={"size": 32},
+    encoder="resnet",
     units=Units(patches, border, patch_names, over_picture, masked=False),
     corruptions={
         "noise": PIXEL_NOISE,

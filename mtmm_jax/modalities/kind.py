@@ -45,7 +45,9 @@ class ModalityKind:
         row: instead of `read`: -> a row of a manifest, which is then read by `kept`.
         files: whether cells name files, which must stay in the manifest's folder.
         endings: of such files, for guessing what a column is.
-        guessed: options of a column whose kind was guessed by an ending.
+        magic: how such files begin, a regex over bytes.
+        guessed: options of a column whose kind was guessed by its files.
+        encoder: an entry of `ENCODERS` for a config that is written for such a column.
         units: what explanations name.
         corruptions: name -> damage.
         show: an example as HTML.
@@ -64,6 +66,8 @@ class ModalityKind:
     row: Callable[[str, Kept], dict[str, Any]] = array_row
     files: bool = True
     endings: tuple[str, ...] = ()
+    magic: bytes = b""
+    encoder: str = ""
     guessed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     units: Units = STRETCHES_OF_AXIS
     corruptions: Mapping[str, Corruption] = dataclasses.field(

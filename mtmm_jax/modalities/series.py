@@ -174,6 +174,7 @@ SERIES = ModalityKind(
     column=SeriesColumn,
     kept=kept_series,
     row=_row,
+    encoder="series_gru",
     corruptions={"noise": NOISE, "missing steps": fewer("steps"), "absent": ABSENT},
     show=show,
     wide=True,

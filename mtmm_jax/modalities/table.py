@@ -126,6 +126,7 @@ TABLE = ModalityKind(
     kept=kept_table,
     row=_row,
     files=False,
+    encoder="table_mlp",
     units=Units(one_each, zeros, column_names, masked=False),
     corruptions={"noise": NOISE, "missing values": fewer("values"), "absent": ABSENT},
     show=show,

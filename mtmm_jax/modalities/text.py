@@ -133,6 +133,7 @@ TEXT = ModalityKind(
     read=lambda value, kept: encode_text(value, kept.modality, kept.tokenizer()),
     files=False,
     endings=(".txt",),
+    encoder="text_gru",
     guessed={"from": "file"},
     units=Units(path=token_units, words=True),
     corruptions={

@@ -75,6 +75,8 @@ def load(name_or_path: str, sections: Iterable[str] = ()) -> ConfigDict:
     if "get_config" not in module:
         raise ConfigError(f"--config: {path} has no function get_config()")
     config = module["get_config"]()
+    if not isinstance(config, ConfigDict):
+        config = ConfigDict(config)
     with config.unlocked():
         for key, value in {**OPTIONAL, **dict.fromkeys(sections)}.items():
             if key not in config:

@@ -168,6 +168,7 @@ BOXES = TargetKind(
     small=False,
     column=BoxesColumn,
     guess=guess,
+    task="detection",
     html=html,
     wide=True,
     places=places,

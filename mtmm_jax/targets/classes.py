@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from mtmm_jax.markup import escape
 from mtmm_jax.readers.cells import Setting, by_size, class_name
 from mtmm_jax.readers.limits import Unreadable
+from mtmm_jax.registry import ConfigError
 from mtmm_jax.targets.column import (
     Classes,
     Column,
@@ -20,24 +21,34 @@ from mtmm_jax.targets.column import (
     few,
     frequencies,
     index,
+    is_date,
     most,
 )
 from mtmm_jax.targets.kind import Count, TargetKind, Words, blank
+from mtmm_jax.targets.rare import RareOptions, report_rare, settle_classes, usable_cells
 from mtmm_jax.targets.target import Target
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassColumn(Column):
-    """One of the classes: those of the train split, or `classes` (names, or how many)."""
+    """One of the classes: those of the rows, or `classes` (names, or how many).
+
+    Args:
+        classes: the only ones that may be.
+        rare: `{"below": n, "to": "keep", "other" or "drop"}`: see `rare.RareOptions`.
+    """
 
     classes: Classes = None
+    rare: Mapping[str, Any] | None = None
 
     def parse(self, setting: Setting) -> list[str | None]:
-        return setting.cells(self.at, self.where, class_name)
+        return setting.cells(self.at, self.where, _class)
 
     def fit(self, cells: list[str | None], setting: Setting, train: np.ndarray) -> Label:
+        classes, rare = check_classes(self.classes, self.where), self._rare
+        if not classes:
+            cells, classes = settle_classes(cells, rare, setting, train, self.at)
         found = setting.some(self.at, cells, train)
-        classes = check_classes(self.classes, self.where) or by_size(set(found))
         known = np.array([cell is not None for cell in cells], bool)
         y = np.zeros(len(cells), np.int32)
         at = {name: i for i, name in enumerate(classes)}
@@ -45,6 +56,16 @@ class ClassColumn(Column):
             y[row] = index(at, cells[row], setting, int(row), self.at)
         share = frequencies(collections.Counter(found), classes, len(found))
         return Label(Target(self.kind, classes, share, made_from=tuple(self.made_from)), y, known)
+
+    @property
+    def _rare(self) -> RareOptions:
+        if self.rare is not None and self.classes is not None:
+            raise ConfigError(f"{self.where}.rare: not with classes, which says what there is")
+        return RareOptions.of(self.rare, f"{self.where}.rare")
+
+
+def _class(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else class_name(value)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,7 +88,14 @@ class LabelsColumn(Column):
     def fit(self, cells: list[list[str] | None], setting: Setting, train: np.ndarray) -> Label:
         found = setting.some(self.at, cells, train)
         counts = collections.Counter(name for names in found for name in set(names))
-        classes = check_classes(self.classes, self.where) or by_size(set(counts))
+        classes = check_classes(self.classes, self.where)
+        if not classes:
+            present = collections.Counter(
+                name for names in usable_cells(cells, setting) for name in set(names)
+            )
+            few = [name for name in by_size(set(present)) if not counts[name]]
+            report_rare(few, counts, present, RareOptions(), setting, self.at)
+            classes = by_size(set(present))
         if not classes:
             setting.bad.structure(
                 None, self.at, None, "has no class in the train split", "empty column"
@@ -75,7 +103,7 @@ class LabelsColumn(Column):
         at = {name: i for i, name in enumerate(classes)}
         y = np.zeros((len(cells), len(classes)), np.float32)
         for row, names in enumerate(cells):
-            for name in names or ():
+            for name in names if names and (self.classes or row not in setting.bad) else ():
                 i = index(at, name, setting, row, self.at)
                 if i < len(classes):
                     y[row, i] = 1
@@ -136,7 +164,8 @@ CLASS = TargetKind(
     discrete=True,
     mixable=probabilities,
     column=ClassColumn,
-    guess=lambda values: {} if few(values) else None,
+    guess=lambda values: {} if few(values) and not most(values, is_date) else None,
+    task="classification",
     html=html_class,
 )
 
@@ -147,6 +176,7 @@ LABELS = TargetKind(
     mixable=lambda target, y: y,
     column=LabelsColumn,
     guess=guess_labels,
+    task="multilabel",
     html=html_labels,
     wide=True,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import difflib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,9 @@ from mtmm_jax.targets.target import Target
 Classes = Sequence[str] | Size | None
 """Names, or how many."""
 _SHOWN = 20
-_FEW = 50  # classes at most, each of which two rows have on average
+_FEW = 1000  # classes at most, each of which two rows have on average
+_FEW_NUMBERS = 20  # of them where they are numbers
+_SENTENCE, _PHRASES = 2.5, 10  # spaces from which texts are sentences, unless there are that few
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,8 +181,32 @@ def most(values: Sequence[Any], test: Callable[[Any], bool]) -> bool:
 
 
 def few(values: Sequence[Any]) -> bool:
-    """Whether there are few different values for their number, as of classes."""
-    return len({str(value) for value in values}) <= min(_FEW, max(len(values) // 2, 1))
+    """Whether the values look like classes: few different ones for their number, no sentences.
+
+    Whole numbers do if they count from 0 or 1 without a gap, or are only two; other numbers never.
+    """
+    names = {str(value) for value in values}
+    if most(values, is_number):
+        counted = {int(float(name)) for name in names if is_number(name)}
+        whole = not any(isinstance(value, float) or "." in str(value) for value in values)
+        gapless = min(counted) in (0, 1) and max(counted) - min(counted) < len(counted)
+        few_numbers = len(counted) <= min(_FEW_NUMBERS, max(len(values) // 2, 1))
+        return whole and few_numbers and (gapless or len(counted) <= 2)
+    if len(names) > min(_FEW, max(len(values) // 2, 1)):
+        return False
+    spaces = sum(str(value).strip().count(" ") for value in values) / len(values)
+    return spaces < _SENTENCE or len(names) <= min(_PHRASES, len(values) // 4)
+
+
+def is_date(value: Any) -> bool:
+    """Whether a text is an ISO date or time."""
+    if not isinstance(value, str) or len(value) < 8 or "-" not in value:
+        return False
+    try:
+        datetime.datetime.fromisoformat(value)
+    except ValueError:
+        return False
+    return True
 
 
 def is_number(value: Any) -> bool:

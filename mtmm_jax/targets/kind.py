@@ -73,6 +73,7 @@ class TargetKind:
         column: the options and the reading of a manifest's column; None: it stands in no manifest.
         guess: cells of a column -> the options if they look like this kind, else None. Where
             several kinds claim a column, the last in the table has it.
+        task: the task of a config that is written for such a column; empty: none is.
         html: `(target, y of one example, words) -> str`, with names escaped.
         wide: whether that takes the width of a card.
         places: `(target, y of one example) -> [(class name, [y0, x0, y1, x1] in 0..1)]`, drawn over
@@ -92,6 +93,7 @@ class TargetKind:
     undo: Callable[[Target, Any], Any] = unchanged
     column: Callable[..., Any] | None = PlainColumn
     guess: Callable[[Sequence[Any]], dict[str, Any] | None] | None = None
+    task: str = ""
     html: Callable[[Target, Any, Words], str] = as_numbers
     wide: bool = False
     places: Callable[[Target, Any], list[tuple[str, np.ndarray]]] | None = None

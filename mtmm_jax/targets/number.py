@@ -34,14 +34,9 @@ class NumberColumn(Column):
         return Label(target, np.array([cell or 0.0 for cell in cells], np.float32), known)
 
 
-def whole(values: Sequence[Any]) -> bool:
-    """Whether numbers are written without a point."""
-    return not any(isinstance(value, float) or "." in str(value) for value in values)
-
-
 def guess(values: Sequence[Any]) -> dict[str, Any] | None:
     """Numbers that are not the indices of a few classes."""
-    return {} if most(values, is_number) and not (whole(values) and few(values)) else None
+    return {} if most(values, is_number) and not few(values) else None
 
 
 def describe(target: Target, y: Any) -> Target:
@@ -69,4 +64,5 @@ NUMBER = TargetKind(
     undo=undo,
     column=NumberColumn,
     guess=guess,
+    task="regression",
 )

@@ -138,7 +138,7 @@ def test_a_kind_that_claims_a_column_is_guessed(path, monkeypatch, capsys):
     looks = lambda values: {"shape": [4]} if isinstance(values[0], list) else None  # noqa: E731
     monkeypatch.setitem(TARGETS, "numbers", dataclasses.replace(NUMBERS, guess=looks))
     assert check.main([str(path)]) == 0
-    assert "'pose': numbers, shape [4], as a target" in " ".join(capsys.readouterr().out.split())
+    assert "target numbers, shape [4]" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_kind_like_another_is_taken_by_its_tasks(monkeypatch):

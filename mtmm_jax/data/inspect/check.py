@@ -1,6 +1,7 @@
-"""What is wrong with a folder of files, row by row: `python -m mtmm_jax.data.inspect.check FILE`.
+"""What a table holds and what is wrong with it: `python -m mtmm_jax.data.inspect.check TABLE`.
 
-Exit codes: 0 nothing, 1 problems were found, 2 it cannot be checked.
+`--write own.py` writes a config of it that every command takes. Exit
+codes: 0 nothing, or only doubts, 1 problems were found, 2 it cannot be checked.
 """
 
 from __future__ import annotations
@@ -16,11 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
 
 from mtmm_jax import registry
-from mtmm_jax.data.pipeline.source import Source
+from mtmm_jax.data.inspect.columns import TAIL, ColumnLook, look_at_columns
+from mtmm_jax.data.inspect.described import KEYS, describe
+from mtmm_jax.data.inspect.doubts import note_doubts
+from mtmm_jax.data.inspect.written import config_text
+from mtmm_jax.data.pipeline.source import Source, split_sizes
 from mtmm_jax.data.sources.manifest.bad import BadRows, Problem
-from mtmm_jax.data.sources.manifest.described import KEYS, describe
 from mtmm_jax.data.sources.manifest.rows import Rows, read_rows
 from mtmm_jax.data.sources.manifest.source import check_limits, from_rows
 from mtmm_jax.modalities import MODALITIES
@@ -43,6 +48,8 @@ class Report:
         splits: how many of them can be used in each split.
         kinds: modality or target -> what it was taken as.
         problems: by line.
+        doubts: what a person should know, such as gaps and classes with few rows.
+        columns: what each holds and was taken as.
     """
 
     path: str
@@ -50,70 +57,72 @@ class Report:
     splits: dict[str, int]
     kinds: dict[str, str]
     problems: list[Problem]
+    doubts: list[Problem]
+    columns: list[ColumnLook]
 
     @property
     def summary(self) -> dict[str, int]:
         """Sort of problem -> how many, the most frequent first."""
-        return dict(collections.Counter(p.about for p in self.problems).most_common())
+        found = (*self.problems, *self.doubts)
+        return dict(collections.Counter(p.about for p in found).most_common())
 
     def to_dict(self) -> dict[str, Any]:
-        problems = [dataclasses.asdict(problem) for problem in self.problems]
-        return {**dataclasses.asdict(self), "summary": self.summary, "problems": problems}
+        return {**dataclasses.asdict(self), "summary": self.summary}
 
 
 def check(
-    path: str | Path,
+    table: Any,
     description: Mapping[str, Any],
     progress: Callable[[Iterable[int], int], Iterable[int]] = lambda rows, total: rows,
+    looks: Sequence[ColumnLook] | None = None,
 ) -> Report:
-    """Reads every row and every file of a manifest.
+    """Reads every row and every file of a table.
 
     Args:
-        path: of the manifest.
+        table: a path, or columns in memory: what `manifest` takes.
         description: the arguments of `manifest` that say what its columns are.
         progress: `(rows, total)` -> the rows, shown while they are gone through.
+        looks: at the columns, if at hand.
     """
-    path = Path(path)
     limits = check_limits(description.get("limits"))
-    rows = read_rows(path, limits)
-    folder = Folder(path.parent, limits)
-    bad = BadRows.collecting(path, rows.lines)
-    told = {key: description[key] for key in KEYS if key in description and key != "limits"}
-    source = from_rows(rows, folder, bad, limits, **{"targets": {}, **told})
-    _empty(rows, bad)
-    _repeated_ids(rows, description.get("id", "id"), bad)
+    rows = read_rows(table, limits)
+    folder = Folder(rows.base, limits)
+    bad = BadRows.collecting(rows.path, rows.lines)
+    options = {key: description[key] for key in KEYS if key in description and key != "limits"}
+    source = from_rows(rows, folder, bad, limits, **{"targets": {}, **options})
     contents = _Contents(rows, folder, _media(description["modalities"]), source, bad)
     for row in progress(range(len(rows)), len(rows)):
         source.compose(np.array([row]), None)
         contents.look(row)
+    if looks is None:
+        looks = look_at_columns(rows, folder)
+    note_doubts(rows, _as_described(looks, description), source, description.get("id", "id"), bad)
     return Report(
-        path=str(path),
+        path=str(rows.path),
         rows=len(rows) + len(rows.broken),
-        splits={
-            split: sum(1 for row in found.tolist() if row not in bad)
-            for split, found in source.rows.items()
-        },
+        splits=split_sizes(source, bad),
         kinds={
             **{name: f"modality, {one.kind}" for name, one in source.spec.modalities.items()},
             **{name: f"target, {one.kind}" for name, one in source.spec.targets.items()},
         },
         problems=bad.problems,
+        doubts=bad.doubts,
+        columns=list(looks),
     )
 
 
-def _empty(rows: Rows, bad: BadRows) -> None:
-    for column in sorted(rows.columns):
-        if all(row.get(column) in (None, "", []) for row in rows.values):
-            bad.structure(None, column, None, "has no value in any row", "empty column")
-
-
-def _repeated_ids(rows: Rows, column: str, bad: BadRows) -> None:
-    first: dict[str, int] = {}
-    for row, cells in enumerate(rows.values):
-        id = cells.get(column)
-        if id is not None and first.setdefault(str(id), row) != row:
-            line = rows.lines[first[str(id)]]
-            bad.structure(row, column, id, f"is the id of line {line} too", "repeated id")
+def _as_described(looks: Sequence[ColumnLook], description: Mapping[str, Any]) -> list[ColumnLook]:
+    """The looks, but a column that is no target by the description is not doubted as one."""
+    targets = {
+        (spec.get("column") if isinstance(spec, Mapping) else None) or name
+        for name, spec in description.get("targets", {}).items()
+    }
+    return [
+        dataclasses.replace(look, role="table")
+        if look.role == "target" and look.name not in targets
+        else look
+        for look in looks
+    ]
 
 
 def _media(modalities: Mapping[str, Any]) -> list[str]:
@@ -150,7 +159,7 @@ class _Contents:
                     f"is in {self._split[row]} and has the content of line "
                     f"{self._rows.lines[first]}, which is in {self._split[first]}"
                 )
-                self._bad.structure(row, column, name, reason, "in two splits")
+                self._bad.note(row, column, name, reason, "in two splits", doubt=False)
 
     def _hash(self, name: str) -> bytes:
         files = [name]
@@ -166,12 +175,23 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m mtmm_jax.data.inspect.check",
         description="Reads every row and file of a manifest and reports what is wrong.",
-        epilog="What the columns are is said by --config, by NAME.description.json beside "
-        "NAME.jsonl, or by --modality and --target; otherwise it is guessed, and said.",
+        epilog="What the columns are is known from --config, from NAME.description.json next to "
+        "NAME.jsonl, or from --modality and --target; otherwise it is guessed. With --config "
+        "FILE.py values of the config are set by --config.section.key=value.",
         allow_abbrev=False,
     )
-    p.add_argument("manifest", help="a .jsonl or .csv file")
-    p.add_argument("--config", help="a .json, or a .py with `get_config()`, which is run")
+    p.add_argument(
+        "manifest",
+        nargs="?",
+        metavar="TABLE",
+        help="a .csv, .tsv, .jsonl or .parquet, a folder of class/file, or one with metadata.csv; "
+        "that of --config by default",
+    )
+    p.add_argument("--config", help="a config of training, a .json, or a .py with `get_config()`")
+    p.add_argument("--write", metavar="OWN.py", help="write a config of the table there")
+    p.add_argument(
+        "--label", action="append", metavar="COLUMN", help="to predict; the others are inputs"
+    )
     kinds = f"kinds: {', '.join(sorted(MODALITIES))}"
     p.add_argument("--modality", action="append", metavar="NAME=KIND[:COLUMN]", help=kinds)
     kinds = f"kinds: {', '.join(sorted(columns()))}"
@@ -187,54 +207,96 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = parser().parse_args(argv)
+    arguments, rest = parser().parse_known_args(argv)
     try:
-        return _run(arguments)
+        if unknown := [word for word in rest if not word.startswith("--config.")]:
+            raise ConfigError(f"check: {unknown[0]!r} is not understood; see --help")
+        return _run(arguments, rest)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     from rich.console import Console
     from rich.progress import track
 
     out = Console(width=None if sys.stdout.isatty() else 120)
     shown = Console(stderr=True)
-    path = Path(arguments.manifest)
-    description, said = describe(path, arguments)
-    for line in said:
-        out.print(line, highlight=False, markup=False, soft_wrap=True)
+    found = describe(arguments, overrides)
+    out.print(found.origin, highlight=False, markup=False, soft_wrap=True)
+    written = (
+        config_text(found.path, Path(arguments.write), found.description)
+        if (arguments.write)
+        else ""
+    )
 
     def progress(rows: Iterable[int], total: int) -> Iterable[int]:
         return track(rows, "checking", total, console=shown, disable=not sys.stderr.isatty())
 
-    report = check(path, description, progress)
+    report = check(found.path, found.description, progress, found.looks)
     if arguments.json:
-        try:
-            Path(arguments.json).write_text(json.dumps(report.to_dict(), indent=1) + "\n")
-        except OSError as error:
-            raise ConfigError(f"--json: cannot write {arguments.json}: {error}") from error
+        _write(arguments.json, json.dumps(report.to_dict(), indent=1) + "\n", "--json")
     show(report, out, registry.check(arguments.show, Natural, "--show"))
+    if arguments.write:
+        _write(arguments.write, written, "--write")
+        out.print(f"wrote {arguments.write}", highlight=False, soft_wrap=True)
+        out.print(
+            f"next: python -m mtmm_jax.train --config {arguments.write} --dry_run",
+            highlight=False,
+            soft_wrap=True,
+        )
     return 1 if report.problems else 0
 
 
-def show(report: Report, out: Any, most: int) -> None:
-    """The problems, then a table of how many of each sort."""
+def _write(path: str, text: str, option: str) -> None:
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{option}: cannot write {path}: {error}") from error
+
+
+def _columns_table(columns: Sequence[ColumnLook]) -> Any:
     from rich.table import Table
 
-    for problem in report.problems[:most]:
+    table = Table(title="columns")
+    for name in ("column", "taken as", "why"):
+        table.add_column(name, overflow="fold")
+    for name in ("present", "missing", "distinct"):
+        table.add_column(name, justify="right")
+    table.add_column("classes")
+    for one in columns:
+        meaning = " ".join(part for part in (one.role or "left out", one.kind) if part)
+        meaning += "".join(f", {key} {value}" for key, value in one.options.items())
+        tail = f", {one.tail} with fewer than {TAIL} rows" if one.tail else ""
+        classes = f"{len(one.classes)}{tail}" if one.classes else ""
+        counts = (f"{n:,}" for n in (one.present, one.missing, one.distinct))
+        cells = (one.name, meaning, one.why, *counts, classes)
+        table.add_row(*(escape(cell) for cell in cells))
+    return table
+
+
+def show(report: Report, out: Any, most: int) -> None:
+    """The columns, the problems, then a table of how many of each sort."""
+    from rich.table import Table
+
+    out.print(_columns_table(report.columns))
+
+    found = [*report.problems, *report.doubts]
+    for problem in found[:most]:
         out.print(f"{problem.about}: {problem}", highlight=False, markup=False, soft_wrap=True)
-    if len(report.problems) > most:
-        out.print(f"... and {len(report.problems) - most} more (--show)", highlight=False)
+    if len(found) > most:
+        out.print(f"... and {len(found) - most} more (--show)", highlight=False)
     table = Table(title=f"{report.path}: {report.rows} rows")
     table.add_column("")
     table.add_column("count", justify="right")
     for split, count in report.splits.items():
         table.add_row(f"usable in {split}", f"{count:,}")
+    wrong = {problem.about for problem in report.problems}
     for about, count in report.summary.items():
-        table.add_row(about, f"{count:,}", style="red")
-    if not report.problems:
+        style, word = ("red", "") if about in wrong else ("yellow", "doubt: ")
+        table.add_row(f"{word}{about}", f"{count:,}", style=style)
+    if not found:
         table.add_row("nothing wrong", "", style="green")
     out.print(table)
 

@@ -23,7 +23,8 @@ from mtmm_jax.data.inspect.page import Card, Counted, page
 from mtmm_jax.data.inspect.parts import sheet
 from mtmm_jax.data.pipeline.source import SPLITS
 from mtmm_jax.ranges import Count
-from mtmm_jax.registry import ConfigError, check, choose
+from mtmm_jax.registry import ConfigError, check, choose, entry_of
+from mtmm_jax.store import config as configs
 
 _BATCH = 64  # examples composed at once while counting
 
@@ -41,7 +42,8 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    p.add_argument("name", metavar="NAME", help="which source")
+    p.add_argument("name", nargs="?", metavar="NAME", help="which source")
+    p.add_argument("--config", metavar="FILE.py", help="a config of training, instead of NAME")
     p.add_argument("--out", required=True, metavar="PAGE.html", help="the page to write")
     p.add_argument("--png", metavar="SHEET.png", help="a sheet of the pictures besides")
     p.add_argument("--split", default="train", help="train (default), validation or test")
@@ -59,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments, rest = parser().parse_known_args(argv)
     try:
-        for path in show(arguments, options(rest)):
+        for path in show(arguments, *_section(arguments, rest)):
             print(f"wrote {path} ({path.stat().st_size:,} bytes)")
     # `mtmm_jax.command` would do this, but data stands below it.
     except ConfigError as error:
@@ -68,9 +70,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def show(arguments: argparse.Namespace, config: dict[str, Any]) -> list[Path]:
+def _section(arguments: argparse.Namespace, rest: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """The source and its options: named, or the `data` of a config with its overrides."""
+    if (arguments.name is None) == (arguments.config is None):
+        raise ConfigError("show: needs a source's NAME or --config FILE.py, one of them")
+    if arguments.config is None:
+        return choose(arguments.name, SOURCES, "show", "source"), options(rest)
+    config = configs.apply_overrides(configs.load(arguments.config), rest)
+    section = entry_of(configs.as_dict(config)["data"], "data")
+    return choose(section.pop("kind", None), SOURCES, "data.kind", "source"), section
+
+
+def show(arguments: argparse.Namespace, name: str, config: dict[str, Any]) -> list[Path]:
     """Writes what was asked for. Returns the paths."""
-    name = choose(arguments.name, SOURCES, "show", "source")
     choose(arguments.split, SPLITS, "--split", "split")
     for key in ("count", "sample"):
         check(getattr(arguments, key), Count, f"--{key}")

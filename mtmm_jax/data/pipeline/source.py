@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -120,6 +120,13 @@ class Source:
             ids = np.where(real, batch["id"], -1).astype(np.int32)
             whole = {**batch, "id": ids, "weight": real * batch["weight"]}
             yield self.finish(whole, chosen)
+
+
+def split_sizes(source: Source, bad: Container[int] = ()) -> dict[str, int]:
+    """How many rows of each split are used: all but those known to be bad."""
+    return {
+        split: sum(row not in bad for row in rows.tolist()) for split, rows in source.rows.items()
+    }
 
 
 def weighted(batch: Batch) -> Batch:

@@ -328,12 +328,16 @@ def test_wrong_settings_are_named_at_construction(folder, change, message):
         build(folder / "m.jsonl", **change)
 
 
-def test_a_class_that_training_lacks_is_an_error_with_its_line(folder):
+def test_a_class_that_training_lacks_is_kept_and_named(folder, caplog):
     path = changed(folder, "class.jsonl", lambda rows: rows[6].update(animal="cow"))
-    with pytest.raises(ConfigError, match=r"line 7, column 'animal': 'cow' is an unknown class"):
-        build(path)
+    target = build(path).spec.targets["animal"]
+    assert (target.classes, target.frequencies) == (("cat", "cow", "dog"), (0.5, 0, 0.5))
+    assert "1 class has no row in train, 1 rows in all, kept: 'cow' (1)" in caplog.text
     named = {"animal": {"kind": "class", "classes": ["cow", "dog", "cat"]}}
     assert build(path, targets=named).spec.targets["animal"].frequencies == (0, 0.5, 0.5)
+    named["animal"]["classes"] = ["dog", "cat"]
+    with pytest.raises(ConfigError, match=r"line 7, column 'animal': 'cow' is an unknown class"):
+        build(path, targets=named)
 
 
 def test_without_training_rows_there_is_no_source(folder):

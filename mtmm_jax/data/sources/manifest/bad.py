@@ -59,6 +59,7 @@ class BadRows:
         self._lock = threading.Lock()
         self._rows: dict[int | tuple[int, str], Problem] = {}
         self._all: list[Problem] = []
+        self._doubts: list[Problem] = []
 
     @classmethod
     def collecting(cls, path: Path, lines: Sequence[int]) -> BadRows:
@@ -88,6 +89,24 @@ class BadRows:
             if row is not None:
                 self._rows.setdefault(row, problem)
 
+    def note(
+        self,
+        row: int | None,
+        column: str,
+        value: Any,
+        reason: object,
+        about: str,
+        doubt: bool = True,
+    ) -> None:
+        """Something worth knowing that makes no row unusable: logged, or kept where collected."""
+        line = None if row is None else self._lines[row]
+        problem = Problem(self.path, line, column, _short(value), str(reason), about)
+        if self.on_bad != _COLLECT:
+            _log.warning("%s", problem)
+            return
+        with self._lock:
+            (self._doubts if doubt else self._all).append(problem)
+
     def _add(self, key: int | tuple[int, str], problem: Problem) -> None:
         if self.on_bad == "stop":
             raise ConfigError(str(problem))
@@ -112,6 +131,11 @@ class BadRows:
         with self._lock:
             found = self._all if self.on_bad == _COLLECT else list(self._rows.values())
             return sorted(set(found), key=lambda p: (p.line or 0, p.column, p.reason))
+
+    @property
+    def doubts(self) -> list[Problem]:
+        """What was noted of the whole table, where it is collected."""
+        return list(dict.fromkeys(self._doubts))
 
 
 def _short(value: Any) -> str:

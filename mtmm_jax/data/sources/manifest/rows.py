@@ -1,14 +1,20 @@
-"""The rows of a JSONL or CSV file; a line that cannot be read is kept as such, with its reason."""
+"""The rows of a table: JSONL, CSV, TSV, Parquet, a folder, or columns in memory.
+
+A line that cannot be read is kept as such, with its reason.
+"""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from mtmm_jax.data.sources.manifest import formats
 from mtmm_jax.readers.limits import Limits, Unreadable
 from mtmm_jax.registry import ConfigError, choose
 
@@ -23,6 +29,7 @@ class Rows:
         lines: on which line of the file each row begins, from 1.
         columns: that at least one row has.
         broken: `(line, reason)` of what is no row.
+        root: the folder in which the files lie that rows name; the manifest's by default.
     """
 
     path: Path
@@ -30,6 +37,12 @@ class Rows:
     lines: list[int]
     columns: frozenset[str]
     broken: list[tuple[int, str]] = dataclasses.field(default_factory=list)
+    root: Path | None = None
+
+    @property
+    def base(self) -> Path:
+        """The folder in which the files lie."""
+        return self.path.parent if self.root is None else self.root
 
     def __len__(self) -> int:
         return len(self.values)
@@ -40,8 +53,21 @@ class Rows:
         return [row.get(name) for row in self.values]
 
 
-def read_rows(path: Path, limits: Limits) -> Rows:
-    """The rows of a `.jsonl` or a `.csv` with a header, in UTF-8."""
+def read_rows(table: str | os.PathLike[str] | Any, limits: Limits) -> Rows:
+    """The rows of a table.
+
+    Args:
+        table: the path of a `.jsonl`, a `.csv` or `.tsv` with a header (UTF-8, the delimiter is
+            found), a `.parquet`, a folder of `class/file` or `split/class/file`, a folder with
+            `metadata.csv` or `metadata.jsonl` (column `file_name`); or columns in memory: a dict
+            of lists or a data frame.
+        limits: what is refused for its size.
+    """
+    if not isinstance(table, str | os.PathLike):
+        return _in_memory(table)
+    path = Path(table)
+    if path.is_dir():
+        return _folder(path, limits)
     if not path.is_file():
         raise ConfigError(f"manifest: {path} does not exist, or is no file")
     read = _FORMATS[choose(path.suffix.lower(), _FORMATS, f"manifest {path}", "kind of manifest")]
@@ -56,8 +82,33 @@ def read_rows(path: Path, limits: Limits) -> Rows:
                     lines.append(line)
         except ConfigError as error:
             raise ConfigError(f"manifest {path}: {error}") from error
-    columns = frozenset(key for row in values for key in row)
-    return Rows(path, values, lines, columns, broken)
+    return Rows(path, values, lines, _columns(values), broken)
+
+
+def _columns(values: list[dict[str, Any]]) -> frozenset[str]:
+    return frozenset(key for row in values for key in row)
+
+
+def _in_memory(table: Any) -> Rows:
+    values = formats.rows_of_columns(table)
+    lines = list(range(1, len(values) + 1))
+    return Rows(Path("table"), values, lines, _columns(values), root=Path("."))
+
+
+def _folder(root: Path, limits: Limits) -> Rows:
+    """One row a file, or the rows of the metadata files in the folder or in those of its splits."""
+    values: list[dict[str, Any]] = []
+    broken: list[tuple[int, str]] = []
+    found = formats.metadata_files(root)
+    for file, below, split in found:
+        rows = read_rows(file, limits)
+        values += [formats.placed(row, below, split) for row in rows.values]
+        broken += rows.broken
+    if not found:
+        values = formats.files_by_class(root)
+    lines = rows.lines if len(found) == 1 else list(range(1, len(values) + 1))
+    path = found[0][0] if len(found) == 1 else root
+    return Rows(path, values, lines, _columns(values), broken, root)
 
 
 def _lines(file: BinaryIO, limit: int) -> Iterator[tuple[int, bytes | None]]:
@@ -109,7 +160,7 @@ def _csv(file: BinaryIO, limits: Limits) -> Iterator[tuple[int, dict[str, Any] |
                 too_long.append(number)
             yield "\n" if line is None else line.decode(errors="surrogateescape")
 
-    reader = csv.reader(text(), strict=True)
+    reader = csv.reader(text(), strict=True, delimiter=_delimiter(file))
     try:
         header = next(reader, None)
     except csv.Error as error:
@@ -133,6 +184,26 @@ def _csv(file: BinaryIO, limits: Limits) -> Iterator[tuple[int, dict[str, Any] |
             yield start, _told(_record, header, cells)
 
 
+def _delimiter(file: BinaryIO) -> str:
+    """The one that makes the most columns of the header; a comma where none makes several."""
+    start = file.tell()
+    sample = file.read(2**16).removeprefix(b"\xef\xbb\xbf").decode(errors="replace")
+    file.seek(start)
+
+    def width(delimiter: str) -> int:
+        try:
+            return len(next(csv.reader(io.StringIO(sample), delimiter=delimiter), ()))
+        except csv.Error:
+            return 0
+
+    return max(_DELIMITERS, key=width)
+
+
+def _parquet(file: BinaryIO, limits: Limits) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    del limits
+    yield from enumerate(formats.rows_of_parquet(file), 1)
+
+
 def _record(header: list[str], cells: list[str]) -> dict[str, Any]:
     if len(cells) != len(header):
         raise Unreadable(f"has {len(cells)} cells, and the header {len(header)}")
@@ -154,4 +225,5 @@ def _told(read: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any] | s
         return str(error)
 
 
-_FORMATS = {".jsonl": _jsonl, ".csv": _csv}
+_DELIMITERS = (",", ";", "\t", "|")
+_FORMATS = {".jsonl": _jsonl, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet}

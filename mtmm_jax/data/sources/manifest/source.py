@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +16,9 @@ from mtmm_jax.data.sources.manifest.compose import Compose, picture_of
 from mtmm_jax.data.sources.manifest.decoded import Decoded, Where
 from mtmm_jax.data.sources.manifest.rows import Rows, read_rows
 from mtmm_jax.data.sources.manifest.setting import Setting
+from mtmm_jax.data.sources.manifest.splits import assign_splits
 from mtmm_jax.modalities import column_of
-from mtmm_jax.ranges import Natural, Share, Threads
+from mtmm_jax.ranges import Natural, Threads
 from mtmm_jax.readers.files import Folder
 from mtmm_jax.readers.limits import Limits
 from mtmm_jax.registry import ConfigError, build, choose, section_of
@@ -30,11 +29,11 @@ _WHERE = "data.manifest"
 
 
 def manifest(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Any,
     *,
     modalities: Mapping[str, Any],
     targets: Mapping[str, Any],
-    split: str | Mapping[str, Share] = "split",
+    split: str | Mapping[str, Any] = "split",
     id: str = "id",
     on_bad: str = "skip",
     limits: Mapping[str, Any] | Limits | None = None,
@@ -51,13 +50,17 @@ def manifest(
     batches. `source.compose.bad` counts and names both.
 
     Args:
-        path: a `.jsonl` (an object a line) or a `.csv` with a header, in UTF-8.
+        path: a `.jsonl` (an object a line), a `.csv` or `.tsv` with a header (UTF-8, any usual
+            delimiter), a `.parquet`, a folder (`class/file`, or with `metadata.csv`), or columns in
+            memory; see `rows.read_rows`.
         modalities: name -> a kind of `modalities.MODALITIES` with its options, such as
             `{"kind": "image", "column": "photo", "size": 64}`. The column is called as the
             modality by default.
         targets: name -> a kind of label (`targets.columns`) with its options.
         split: the column that says train, validation or test, or the share of each, such as
-            `{"train": 0.8, "validation": 0.1, "test": 0.1}`: then the hash of the id decides.
+            `{"train": 0.8, "validation": 0.1, "test": 0.1}`: then the hash of the id decides, or
+            what `seed`, `stratified`, `group` or `time` next to the shares say
+            (`splits.SplitOptions`).
         id: the column that names an example, for shares and reports; the line without one.
         on_bad: "skip", or "stop" to make the first bad row an error that names it.
         limits: what is refused for its size; see `Limits`.
@@ -68,14 +71,13 @@ def manifest(
             folder; None for one below the cache (`$MTMM_JAX_DATA`, else `~/.cache/mtmm_jax`); or
             False to decode files in every epoch.
     """
-    path = Path(path)
     limits = check_limits(limits)
     choose(on_bad, ON_BAD, f"{_WHERE}.on_bad")
     rows = read_rows(path, limits)
     return from_rows(
         rows,
-        Folder(path.parent, limits),
-        BadRows(path, rows.lines, on_bad),
+        Folder(rows.base, limits),
+        BadRows(rows.path, rows.lines, on_bad),
         limits,
         modalities=modalities,
         targets=targets,
@@ -103,7 +105,7 @@ def from_rows(
     *,
     modalities: Mapping[str, Any],
     targets: Mapping[str, Any],
-    split: str | Mapping[str, float] = "split",
+    split: str | Mapping[str, Any] = "split",
     id: str = "id",
     augment: bool = True,
     seed: Natural = 0,
@@ -118,7 +120,7 @@ def from_rows(
     for line, reason in rows.broken:
         bad.line(line, reason)
     ids = _ids(rows, id)
-    part = _splits(rows, split, ids, bad)
+    part = assign_splits(rows, split, ids, bad, f"{_WHERE}.split")
     parsed = {name: kind.parse(setting) for name, kind in inputs.items()}
     answers = {name: kind.parse(setting) for name, kind in labels.items()}
     train = _usable(part, bad)["train"]
@@ -196,40 +198,6 @@ def _ids(rows: Rows, column: str) -> list[str]:
         str(line) if value is None else str(value)[:200]
         for line, value in zip(rows.lines, found, strict=True)
     ]
-
-
-def _splits(
-    rows: Rows, split: str | Mapping[str, float], ids: Sequence[str], bad: BadRows
-) -> np.ndarray:
-    """`[N]`: the place of each row's split in `SPLITS`, -1 for none."""
-    where = f"{_WHERE}.split"
-    if not isinstance(split, str):
-        choose_all(split, SPLITS, where, "split")
-        shares = [split.get(name, 0.0) for name in SPLITS]
-        if abs(sum(shares) - 1) > 1e-6:
-            raise ConfigError(f"{where}: the shares {dict(split)} do not add up to 1")
-        ends = np.cumsum(shares)[:-1]
-        return np.searchsorted(ends, [_place(one) for one in ids], side="right")
-    part = np.full(len(rows), -1)
-    for row, value in enumerate(rows.column(split, where)):
-        if value is None:
-            bad.row(row, split, value, "says no split")
-        elif value in SPLITS:
-            part[row] = SPLITS.index(value)
-        else:
-            bad.structure(
-                row,
-                split,
-                value,
-                f"is an unknown split; choices: {', '.join(SPLITS)}",
-                "unknown split",
-            )
-    return part
-
-
-def _place(id: str) -> float:
-    """A number in 0..1 that an id alone decides: splits stay when rows come or the seed changes."""
-    return int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest()) / 2**64
 
 
 def _usable(part: np.ndarray, bad: BadRows) -> dict[str, np.ndarray]:

@@ -1,0 +1,116 @@
+"""A config file for a table, as short as a person would write it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mtmm_jax.modalities import MODALITIES
+from mtmm_jax.registry import ConfigError, entry_of
+from mtmm_jax.targets import TARGETS
+
+_WIDTH = 100
+BASE = "emoji"  # its optimiser, schedule and fusion
+
+
+def config_text(table: Path, out: Path, description: Mapping[str, Any]) -> str:
+    """The text of a config of every command.
+
+    Args:
+        table: the path of the table.
+        out: of the file that will hold the text; the table is named from its folder.
+        description: the arguments of `manifest` that say what the columns are.
+    """
+    modalities = {name: entry_of(spec) for name, spec in description["modalities"].items()}
+    targets = {name: entry_of(spec) for name, spec in description["targets"].items()}
+    encoders = {
+        name: MODALITIES[spec["kind"]].encoder
+        for name, spec in modalities.items()
+        if MODALITIES[spec["kind"]].encoder
+    }
+    tasks = {
+        name: TARGETS[spec["kind"]].task
+        for name, spec in targets.items()
+        if TARGETS[spec["kind"]].task
+    }
+    if not encoders or not tasks:
+        what = "input that an encoder reads" if not encoders else "column to predict"
+        raise ConfigError(
+            f"--write: {table} has no {what}; name columns with --label, --modality or --target"
+        )
+    data = {key: description[key] for key in ("id", "limits", "split") if key in description}
+    place = os.path.relpath(table.resolve(), out.resolve().parent).replace(os.sep, "/")
+    lines = [
+        f'"""{_plain(table.name)}: written by `python -m mtmm_jax.data.inspect.check`; '
+        'change what it took wrongly."""',
+        "",
+        "from pathlib import Path",
+        "",
+        "from mtmm_jax import training",
+        "",
+        "",
+        "def get_config():",
+        f'    config = training.load("{BASE}")',
+        "    config.data = {",
+        '        "kind": "manifest",',
+        f'        "path": str(Path(__file__).parent / {_literal(place)}),',
+        *_section("modalities", _short(modalities)),
+        *_section("targets", _short(targets)),
+        *(line for key, value in data.items() for line in _option(key, value)),
+        "    }",
+        *_statement("config.model.encoders", encoders),
+        *_statement("config.tasks", tasks),
+        *(["    config.model.modality_dropout = 0.0"] if len(encoders) == 1 else []),
+        "    return config",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _short(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    return {name: spec["kind"] if len(spec) == 1 else spec for name, spec in entries.items()}
+
+
+def _option(key: str, value: Any) -> list[str]:
+    if isinstance(value, Mapping):
+        return _section(key, value)
+    return [f"        {_literal(key)}: {_literal(value)},"]
+
+
+def _section(key: str, entries: Mapping[str, Any]) -> list[str]:
+    return _wrapped(f"{_literal(key)}: {_literal(entries)},", 8)
+
+
+def _statement(place: str, entries: Mapping[str, Any]) -> list[str]:
+    return _wrapped(f"{place} = {_literal(entries)}", 4)
+
+
+def _wrapped(text: str, indent: int) -> list[str]:
+    """Lines broken behind commas and colons, never within a name."""
+    whole = re.sub(r'"(?:[^"\\]|\\.)*"', lambda m: m[0].replace(" ", "\0"), text)
+    lines = textwrap.wrap(
+        whole.replace(": ", ":\0").replace(" = ", "\0=\0"),
+        _WIDTH,
+        initial_indent=" " * indent,
+        subsequent_indent=" " * (indent + 4),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return [line.replace("\0", " ") for line in lines]
+
+
+def _literal(value: Any) -> str:
+    """Python, with double quotes."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_literal(k)}: {_literal(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_literal, value)) + "]"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+
+
+def _plain(text: str) -> str:
+    return text.replace("\\", "/").replace('"', "'")
