@@ -209,7 +209,8 @@ def _without_range(entry: Any, provided: set[str]) -> Iterator[str]:
 @pytest.mark.parametrize("table", sorted(_tables()))
 def test_every_number_of_every_entry_has_a_range(table):
     provided = PROVIDED.get(table, set())
-    entries = _tables()[table].items()
+    own = lambda entry: getattr(entry, "__module__", "").startswith("mtmm_jax")  # noqa: E731
+    entries = [(name, entry) for name, entry in _tables()[table].items() if own(entry)]
     assert [f"{e}.{name}" for e, entry in entries for name in _without_range(entry, provided)] == []
 
 

@@ -69,6 +69,7 @@ RUN_ENGINE: dict[str, Callable[..., Prepared]] = {
 }
 ENGINES = ("auto", *RUN_ENGINE)
 HeadGradients = Literal["weighted", "own"] | None
+DEFAULTS = {"engine": "auto", "head_gradients": None, "chunk": 1}
 TRAINER = {"engine": Literal[ENGINES], "head_gradients": HeadGradients, "chunk": Size}
 """Options of `value_and_grad` that stand in `config.balancing`."""
 
@@ -162,7 +163,8 @@ def value_and_grad(
     """
     options = {"engine": engine, "head_gradients": head_gradients, "chunk": chunk}
     for key, value in options.items():
-        check(value, TRAINER[key], f"balancing.{key}")
+        if value is not DEFAULTS[key]:
+            check(value, TRAINER[key], f"balancing.{key}")
     rule, num_tasks = balancer.rule, balancer.num_tasks
     engine = choose_engine(engine, losses_fn, rule)
     check_engine(engine, losses_fn, rule, microbatches)

@@ -249,7 +249,6 @@ def _encoders(configs: Mapping[str, Any], width: int, spec: Spec) -> dict[str, n
         where = f"model.encoders.{name}"
         registry.choose(name, spec.modalities, where, "modality")
         modality = spec.modalities[name]
-        _check_reads(config, modality, where)
         encoder = registry.build(
             ENCODERS,
             config,
@@ -259,6 +258,7 @@ def _encoders(configs: Mapping[str, Any], width: int, spec: Spec) -> dict[str, n
             vocabulary=modality.vocabulary or 0,
             rate=modality.rate,
         )
+        _check_reads(config, modality, where)
         encoders[name] = encoder
     if not encoders:
         raise ConfigError(f"model.encoders: is empty; the data has {', '.join(spec.modalities)}")

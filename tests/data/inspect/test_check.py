@@ -175,7 +175,7 @@ def test_a_config_in_python_is_run_where_it_is_named(folder):
         (["m.jsonl", "--modality", "image=picture"], "unknown kind 'picture'"),
         (["m.jsonl", "--target", "animal=class"], "has no modality"),
         (["m.jsonl", "--config", "none.json"], "cannot read the description"),
-        (["m.jsonl", "--limit", "pixel=3"], "unknown key 'pixel'"),
+        (["m.jsonl", "--limit", "pixel=3"], "unknown limit 'pixel'"),
         (["m.jsonl", "--limit", "pixels=x"], "'x' is not a number"),
         (["m.jsonl", "--split", "train=0.5"], "do not add up"),
         (["m.jsonl", "--json", "none/out.json"], "cannot write"),
