@@ -187,7 +187,8 @@ def assemble(config: Any, spec: Spec | None = None, source: Any = None) -> Exper
     """
     check_config(config)
     plain = configs.as_dict(config)
-    plain["optimizer"] = registry.entry_of(plain["optimizer"], "optimizer")
+    for key in ("data", "optimizer"):  # everything that reads them later finds a section
+        plain[key] = registry.entry_of(plain[key], key)
     devices = parallel.place(plain["devices"], plain["batch_size"])
     parallel.check_rows(plain["evaluation"]["batch_size"], devices, "evaluation.batch_size")
     if source is None and spec is None:

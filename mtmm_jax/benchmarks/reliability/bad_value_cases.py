@@ -89,6 +89,8 @@ def of_table(
     kinds = Literal[tuple(table)]
     yield from of_parameter(f"{place}.kind", kinds, {place: dict(needed or {})})
     for kind, entry in table.items():
+        if not getattr(entry, "__module__", "mtmm_jax").startswith("mtmm_jax"):
+            continue  # registered by whoever asks; the processes that answer do not know it
         hints = hints_of(entry)
         for name in parameters(entry):
             own = (place, name) not in PROVIDED
