@@ -21,7 +21,6 @@ from mtmm_jax.batch import Batch
 from mtmm_jax.model import Model
 from mtmm_jax.ranges import Count, Natural, NonNegative, Share
 from mtmm_jax.registry import ConfigError, choose
-from mtmm_jax.tasks.distilled import Distilled
 from mtmm_jax.tasks.task import Task
 from mtmm_jax.tasks.terms.imitation import (
     MEASURES,
@@ -30,6 +29,7 @@ from mtmm_jax.tasks.terms.imitation import (
     share_of,
 )
 from mtmm_jax.tasks.terms.term import Regulariser
+from mtmm_jax.tasks.traits.distilled import Distilled
 
 # `(model, variables to evaluate, batch, step) -> {target: {"y", "present"}}`.
 Labeller = Callable[[Model, Any, Batch, jax.Array], dict[str, Any]]

@@ -15,8 +15,8 @@ from mtmm_jax.model import Model
 from mtmm_jax.registry import ConfigError, choose
 from mtmm_jax.store.checkpoints import restore_from
 from mtmm_jax.store.workdir import Workdir
-from mtmm_jax.tasks.distilled import Distilled
 from mtmm_jax.tasks.terms.term import Regulariser
+from mtmm_jax.tasks.traits.distilled import Distilled
 from mtmm_jax.text import tokenizer_of
 
 WHERE = "teachers"

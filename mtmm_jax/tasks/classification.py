@@ -12,12 +12,12 @@ import numpy as np
 
 from mtmm_jax.batch import Spec
 from mtmm_jax.ranges import Decay
-from mtmm_jax.tasks.distilled import distilled_class
-from mtmm_jax.tasks.explained import explained_class
 from mtmm_jax.tasks.metrics import monoids as metrics
 from mtmm_jax.tasks.metrics.calibration import class_calibration
 from mtmm_jax.tasks.task import Labels, Task, find_target, masked
 from mtmm_jax.tasks.traits import Traits, class_labelling, confusion_drawing
+from mtmm_jax.tasks.traits.distilled import distilled_class
+from mtmm_jax.tasks.traits.explained import explained_class
 
 Build = Any  # (spec, **context) -> head module, given by model.py
 

@@ -13,11 +13,11 @@ import numpy as np
 from mtmm_jax.batch import Spec, Target
 from mtmm_jax.ranges import Between, Positive
 from mtmm_jax.registry import ConfigError
-from mtmm_jax.tasks.distilled import distilled_labels
-from mtmm_jax.tasks.explained import explained_label
 from mtmm_jax.tasks.metrics import monoids as metrics
 from mtmm_jax.tasks.task import Labels, Task, find_target, masked
 from mtmm_jax.tasks.traits import Traits, labels_labelling
+from mtmm_jax.tasks.traits.distilled import distilled_labels
+from mtmm_jax.tasks.traits.explained import explained_label
 
 _EDGE = 1e-4  # frequencies this near to 0 or 1 are taken to be there: their log odds are finite
 

@@ -12,10 +12,10 @@ import numpy as np
 from mtmm_jax.batch import Spec
 from mtmm_jax.heads.ordinal import Cumulative
 from mtmm_jax.registry import ConfigError
-from mtmm_jax.tasks.distilled import distilled_class
 from mtmm_jax.tasks.metrics import monoids as metrics
 from mtmm_jax.tasks.task import Labels, Task, find_target, masked
 from mtmm_jax.tasks.traits import Traits, class_labelling, confusion_drawing
+from mtmm_jax.tasks.traits.distilled import distilled_class
 
 
 def ordinal(

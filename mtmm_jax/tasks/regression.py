@@ -13,12 +13,12 @@ import optax
 from mtmm_jax import registry
 from mtmm_jax.batch import Spec
 from mtmm_jax.ranges import Positive
-from mtmm_jax.tasks.distilled import distilled_number
-from mtmm_jax.tasks.explained import explained_number
 from mtmm_jax.tasks.metrics import monoids as metrics
 from mtmm_jax.tasks.metrics.calibration import interval_calibration
 from mtmm_jax.tasks.task import Labels, Task, find_target, masked
 from mtmm_jax.tasks.traits import Traits, number_labelling
+from mtmm_jax.tasks.traits.distilled import distilled_number
+from mtmm_jax.tasks.traits.explained import explained_number
 
 
 class Error(NamedTuple):

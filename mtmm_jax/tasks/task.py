@@ -12,8 +12,6 @@ import jax.numpy as jnp
 
 from mtmm_jax.batch import Batch, Spec, Target
 from mtmm_jax.registry import ConfigError, choose
-from mtmm_jax.tasks.distilled import Distilled
-from mtmm_jax.tasks.explained import PROJECTION, Explained
 from mtmm_jax.tasks.metrics.monoids import Metric
 from mtmm_jax.tasks.traits import (
     NO_TRAITS,
@@ -24,6 +22,8 @@ from mtmm_jax.tasks.traits import (
     arrays_of,
     no_drawing,
 )
+from mtmm_jax.tasks.traits.distilled import Distilled
+from mtmm_jax.tasks.traits.explained import PROJECTION, Explained
 
 FUSED = "fused"
 

@@ -14,9 +14,9 @@ import pytest
 
 from mtmm_jax import tasks
 from mtmm_jax.heads.bound import row_of
-from mtmm_jax.tasks.explained import PROJECTION
 from mtmm_jax.tasks.task import Labels
 from mtmm_jax.tasks.traits import arrays_of
+from mtmm_jax.tasks.traits.explained import PROJECTION
 from tests.tasks import examples
 from tests.tasks.quantile import quantile
 

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from mtmm_jax.registry import choose
-from mtmm_jax.tasks.distilled import Distilled
 from mtmm_jax.tasks.task import Task
 from mtmm_jax.tasks.terms.term import Regulariser, View
+from mtmm_jax.tasks.traits.distilled import Distilled
 
 Array = jax.Array
 MEASURES = ("kl", "squared")
