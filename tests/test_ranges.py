@@ -11,6 +11,7 @@ import pytest
 from mtmm_jax import ranges
 from mtmm_jax.ranges import Range, describe, located, mismatch
 from mtmm_jax.registry import ConfigError, build, check_fields, checked, parameters
+from tests.made_up import packaged
 
 NONSENSE = (float("nan"), float("inf"), -float("inf"), True, "2", None, [], {}, 10**400, b"2")
 
@@ -186,7 +187,7 @@ def _tables() -> dict[str, Mapping[str, Any]]:
         "DEVICES": FORMS,
         "TRANSFORMS": {name: row.build for name, row in TRANSFORMS.items()},
         "AUGMENTATIONS": {name: row.apply for name, row in AUGMENTATIONS.items()},
-        "MODALITIES": {name: row.column for name, row in MODALITIES.items()},
+        "MODALITIES": {name: row.column for name, row in packaged(MODALITIES).items()},
         "TARGETS": columns(),
         "LAYERS": {"adapter": Adapter},
     }
