@@ -78,6 +78,7 @@ def ours(folder: Path, kind: str, count: int, workers: int) -> Iterator[Any]:
         str(path),
         modalities={name: all_of[name] for name in paths_of(kind, 0)},
         targets={"label": {"kind": "class"}},
+        decoded=False,  # what decoding costs in every epoch
     )
     return iter(dataclasses.replace(source, workers=workers).train(BATCH))
 
