@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 
+from mtmm_jax.devices import machine
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.runs.plans import Trial, config_of
 from mtmm_jax.training.experiment import Experiment, assemble
@@ -138,7 +139,9 @@ def run_side_by_side(
 
     Stopped, it asks them to save and waits for them. Arguments as in `run_in_turn`.
     """
-    free = places(count, *devices_here(), _cores(), os.environ.get("CUDA_VISIBLE_DEVICES") or None)
+    free = places(
+        count, *devices_here(), machine.cores(), os.environ.get("CUDA_VISIBLE_DEVICES") or None
+    )
     base = folder / "config.py"
     base.write_text(_CONFIG.format(json.dumps(config, indent=1)))
     waiting = list(trials)
@@ -198,12 +201,6 @@ def _start(
         with contextlib.suppress(ProcessLookupError):
             os.sched_setaffinity(process.pid, cores)
     return process
-
-
-def _cores() -> list[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
 
 
 def _failure(code: int, log: Path) -> str | None:

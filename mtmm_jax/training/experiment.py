@@ -14,11 +14,11 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from mtmm_jax import data, memory, registry
+from mtmm_jax import data, registry
 from mtmm_jax.assembly import Parts, StepContext, StepHook, extended
 from mtmm_jax.balancing.trainer import TRAINER
 from mtmm_jax.batch import Spec
-from mtmm_jax.devices import parallel
+from mtmm_jax.devices import machine, parallel
 from mtmm_jax.devices.mesh import Layout
 from mtmm_jax.model import Model
 from mtmm_jax.model import build as build_model
@@ -93,12 +93,12 @@ class Experiment:
         several = isinstance(self.devices, int)
         devices = self.devices if several else self.devices.mesh.size
         device = jax.local_devices()[0]
-        there = memory.device_bytes(device) // (devices if device.platform == "cpu" else 1)
-        state = sum(_bytes(leaf) for leaf in jax.tree.leaves(self.shapes))
+        there = machine.device_bytes(device) // (devices if device.platform == "cpu" else 1)
+        state = sum(map(machine.bytes_of, jax.tree.leaves(self.shapes)))
         fix = "choose a smaller model (model.width, presets, fusion)"
         split = 1 if several else devices
-        memory.refuse_larger(
-            (state + sum(_bytes(leaf) for leaf in jax.tree.leaves(self.shapes.params))) / split,
+        machine.refuse_larger(
+            (state + sum(map(machine.bytes_of, jax.tree.leaves(self.shapes.params)))) / split,
             there,
             "model",
             f"the training state and a gradient of {self.parameters:,} parameters",
@@ -106,8 +106,8 @@ class Experiment:
         )
         traced = self._initialise.trace(key_data(self.config["seed"]))
         rows = self.config["batch_size"] / devices / EXAMPLE_ROWS
-        largest = max((_bytes(aval) for aval in _batched(traced.jaxpr.jaxpr)), default=0)
-        memory.refuse_larger(
+        largest = max(map(machine.bytes_of, _batched(traced.jaxpr.jaxpr)), default=0)
+        machine.refuse_larger(
             largest * rows / self.trainer.get("accumulate", 1),
             there,
             "batch_size",
@@ -150,11 +150,6 @@ class Experiment:
 
 
 EXAMPLE_ROWS = 2  # of the batch by which a model is initialised
-
-
-def _bytes(leaf: Any) -> int:
-    itemsize = getattr(leaf.dtype, "itemsize", 4)
-    return math.prod(leaf.shape) * itemsize
 
 
 def _batched(jaxpr: Any) -> Iterator[Any]:

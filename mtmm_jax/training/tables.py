@@ -7,12 +7,12 @@ import math
 from typing import Any
 
 import jax
-import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
 from mtmm_jax import model
 from mtmm_jax.devices import parallel
+from mtmm_jax.devices.machine import bytes_of
 from mtmm_jax.devices.mesh import Layout
 from mtmm_jax.model import Model
 from mtmm_jax.tasks.task import is_fusion, modalities_of
@@ -32,7 +32,7 @@ def parameter_table(params: Any) -> Table:
     for name, leaves in groups.items():
         size = sum(math.prod(leaf.shape) for leaf in leaves)
         total += size
-        bytes_ = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+        bytes_ = sum(map(bytes_of, leaves))
         table.add_row(name, str(len(leaves)), f"{size:,}", f"{bytes_ / 1e6:.2f}")
     table.add_section()
     table.add_row("total", "", f"{total:,}", "")
@@ -109,7 +109,7 @@ def partition_table(experiment: Experiment) -> Table | None:
     params = parallel.abstract(experiment.shapes.params, layout)
     for rule in layout.rules:
         mine = [x for path, x in model.flatten(params).items() if layout.placed[path][1] == rule]
-        whole = sum(math.prod(x.shape) * _itemsize(x.dtype) for x in mine)
+        whole = sum(map(bytes_of, mine))
         own = sum(map(_bytes_a_device, mine))
         axes = json.dumps(rule.axes)
         table.add_row(
@@ -125,8 +125,4 @@ def partition_table(experiment: Experiment) -> Table | None:
 def _bytes_a_device(x: Any) -> int:
     sharding = getattr(x, "sharding", None)
     shape = x.shape if sharding is None else sharding.shard_shape(x.shape)
-    return math.prod(shape) * _itemsize(x.dtype)
-
-
-def _itemsize(dtype: Any) -> int:
-    return 8 if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) else np.dtype(dtype).itemsize
+    return math.prod(shape) * x.dtype.itemsize

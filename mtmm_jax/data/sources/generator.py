@@ -16,7 +16,7 @@ import numpy as np
 from mtmm_jax.batch import Batch, Modality, Spec, Target
 from mtmm_jax.chance import uniform
 from mtmm_jax.data.pipeline.source import SPLITS, Source
-from mtmm_jax.memory import host_bytes, refuse_larger
+from mtmm_jax.devices.machine import host_bytes, refuse_larger
 from mtmm_jax.ranges import Correlation, Decay, Layers, Natural, NonNegative, Size, SplitSizes
 from mtmm_jax.registry import ConfigError, checked
 

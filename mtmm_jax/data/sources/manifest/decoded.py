@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +34,7 @@ from mtmm_jax.data.sources.manifest.shards import (
     open_shard,
     write_shard,
 )
+from mtmm_jax.devices.machine import cores
 from mtmm_jax.readers.decoder import Decoder
 from mtmm_jax.readers.files import Folder
 from mtmm_jax.readers.limits import Limits, Unreadable
@@ -176,7 +176,7 @@ class DecodedColumn:
         return found
 
     def _decode(self, files: Mapping[str, tuple[int, int]]) -> None:
-        threads = _processors()
+        threads = len(cores())
         what = f"{len(files):,} files of column {self.name!r}"
         _say(f"decoding {what} once, into {self.path} ({threads} threads)")
         records, arrays, size, bad = {}, [], 0, 0
@@ -234,12 +234,6 @@ def _in_order(
             yield name, value
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @contextlib.contextmanager

@@ -1,13 +1,21 @@
-"""How much memory there is, and the refusal of what cannot fit into it, before it is allocated."""
+"""The memory and cores there are, and the refusal of what cannot fit, before it is allocated."""
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
 from mtmm_jax.registry import ConfigError
 
 _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
+
+
+def cores() -> list[int]:
+    """The processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 def host_bytes() -> int:
@@ -32,6 +40,11 @@ def device_bytes(device: Any) -> int:
     except (AttributeError, RuntimeError):
         stats = {}
     return int(stats.get("bytes_limit") or host_bytes())
+
+
+def bytes_of(array: Any) -> int:
+    """Of an array, or of what has its shape and dtype."""
+    return math.prod(array.shape) * array.dtype.itemsize
 
 
 def readable(count: float) -> str:
