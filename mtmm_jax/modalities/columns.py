@@ -129,14 +129,7 @@ class ArrayColumn(Column):
             return found
 
         def batch(rows: np.ndarray, chance: Any, attempt: Attempt) -> Any:
-            found = attempt(self.at, cells, decode)
-            x, mask = (
-                np.zeros((len(rows), *shape), np.float32),
-                np.zeros((len(rows), shape[0]), bool),
-            )
-            for i, one in enumerate(found):
-                if one is not None:
-                    x[i, : len(one)], mask[i, : len(one)] = one[: shape[0]], True
+            x, mask = filled(attempt(self.at, cells, decode), shape)
             entry = {"x": x, "mask": mask} if self.masked else {"x": x}
             return {**entry, "present": mask.any(1)}, []
 
@@ -174,6 +167,16 @@ def array_row(value: str, kept: Kept) -> dict[str, Any]:
         return {kept.column: read_cell(value).tolist()}
     decode = lambda where: decode_array(own_bytes(where))  # noqa: E731
     return {kept.column: read_own(value, kept.name, ARRAYS, decode).tolist()}
+
+
+def filled(found: Sequence[np.ndarray | None], shape: tuple[int, ...]) -> tuple[Any, Any]:
+    """Arrays cut or filled up to `shape` along their first axis, and their mask; None is empty."""
+    x = np.zeros((len(found), *shape), np.float32)
+    mask = np.zeros((len(found), shape[0]), bool)
+    for i, one in enumerate(found):
+        if one is not None:
+            x[i, : len(one)], mask[i, : len(one)] = one[: shape[0]], True
+    return x, mask
 
 
 def present(decoded: Sequence[Any]) -> np.ndarray:

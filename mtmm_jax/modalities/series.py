@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mtmm_jax.markup import plot
-from mtmm_jax.modalities.columns import Column, Input, Kept
+from mtmm_jax.modalities.columns import Column, Input, Kept, filled
 from mtmm_jax.modalities.corruption import ABSENT, NOISE, fewer
 from mtmm_jax.modalities.kind import ModalityKind
 from mtmm_jax.modalities.modality import Modality
@@ -121,11 +121,7 @@ def _batches(
     """Batches of steps, cut or filled up to `length`."""
 
     def batch(rows: np.ndarray, chance: Any, attempt: Attempt) -> Any:
-        x = np.zeros((len(rows), length, channels), np.float32)
-        mask = np.zeros((len(rows), length), bool)
-        for i, found in enumerate(attempt(column, cells, _readable(decode))):
-            if found is not None:
-                x[i, : len(found)], mask[i, : len(found)] = found[:length], True
+        x, mask = filled(attempt(column, cells, _readable(decode)), (length, channels))
         return {"x": x, "mask": mask, "present": mask.any(1)}, []
 
     return batch

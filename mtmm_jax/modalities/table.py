@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,9 @@ from mtmm_jax.modalities.kind import ModalityKind
 from mtmm_jax.modalities.modality import Modality
 from mtmm_jax.modalities.scale import scale_of
 from mtmm_jax.modalities.shown import Example, named_numbers, names_of
-from mtmm_jax.modalities.table_column import TableColumn
+from mtmm_jax.modalities.table_column import TableColumn, spread
 from mtmm_jax.modalities.units import Units, numbered, zeros
-from mtmm_jax.readers.cells import Attempt, Setting, class_name, number
+from mtmm_jax.readers.cells import Attempt, Setting, category, number
 from mtmm_jax.readers.limits import Unreadable
 
 
@@ -24,22 +23,22 @@ def kept_table(kept: Kept, setting: Setting) -> Input | None:
     """Standardised and spread over columns as in training; None where no row has any of it."""
     name, modality = kept.name, kept.modality
     where, rows = f"--manifest: {name}", setting.rows
-    learnt = kept.asset(f"{name}_columns.json")
-    if learnt is None and name in rows.columns:
+    kept_columns = kept.asset(f"{name}_columns.json")
+    if kept_columns is None and name in rows.columns:
         listed = setting.cells(name, where, lambda value: _vector(value, modality))
         nothing = [None] * len(modality.names or range(modality.shape[0]))
         cells = dict(enumerate(zip(*(nothing if v is None else v for v in listed), strict=True)))
     else:
-        columns = dict.fromkeys(learnt or modality.names)
+        columns = dict.fromkeys(kept_columns or modality.names)
         if not columns.keys() & rows.columns:
             return None
         cells = {}
         for column in columns:
-            parse = _category if learnt and "categories" in learnt[column] else number
+            parse = category if kept_columns and "categories" in kept_columns[column] else number
             here = column in rows.columns
             cells[column] = setting.cells(column, where, parse) if here else [None] * len(rows)
-    if learnt is not None:
-        parts = [_learnt(cells[column], about) for column, about in learnt.items()]
+    if kept_columns is not None:
+        parts = [spread(cells[column], about) for column, about in kept_columns.items()]
         x, mask = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
     else:
         x, mask = _plain(list(cells.values()), kept)
@@ -49,22 +48,6 @@ def kept_table(kept: Kept, setting: Setting) -> Input | None:
         return {"x": x[chosen], "mask": known, "present": known.any(1)}, []
 
     return Input(modality, batch)
-
-
-def _learnt(cells: list[Any], about: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """A column by what a manifest's run learnt of it; a category that it did not meet is masked."""
-    if "mean" in about:
-        values = np.array([np.nan if cell is None else cell for cell in cells], np.float64)[:, None]
-        known = ~np.isnan(values)
-        x = np.where(known, (values - about["mean"]) / about["std"], 0)
-        return x.astype(np.float32), known
-    at = {category: i for i, category in enumerate(about["categories"])}
-    x = np.zeros((len(cells), len(at)), np.float32)
-    mask = np.zeros(x.shape, bool)
-    for row, value in enumerate(cells):
-        if value in at:
-            x[row, at[value]], mask[row] = 1, True
-    return x, mask
 
 
 def _plain(cells: list[Any], kept: Kept) -> tuple[np.ndarray, np.ndarray]:
@@ -91,10 +74,6 @@ def _vector(value: Any, modality: Modality) -> list[float | None]:
     if not isinstance(value, list) or len(value) != size:
         raise Unreadable(f"is no list of {size} numbers")
     return [None if v is None else number(v) for v in value]
-
-
-def _category(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else class_name(value)
 
 
 def _row(value: str, kept: Kept) -> dict[str, Any]:

@@ -11,11 +11,19 @@ import numpy as np
 
 from mtmm_jax.modalities.columns import Input
 from mtmm_jax.modalities.modality import Modality
-from mtmm_jax.readers.cells import SMALLEST_STD, Attempt, Setting, by_size, class_name, number
+from mtmm_jax.readers.cells import (
+    SMALLEST_STD,
+    Attempt,
+    Setting,
+    by_size,
+    category,
+    is_number,
+    number,
+)
 from mtmm_jax.readers.limits import Unreadable
 from mtmm_jax.registry import ConfigError, choose
 
-_KINDS = ("number", "category")
+_PARSERS = {"number": number, "category": category}
 _MOST = 256  # categories of a column
 
 
@@ -46,7 +54,7 @@ class TableColumn:
                 raise ConfigError(f"{self.where}.columns: {column!r} names no column")
             for key in given:
                 choose(key, ("column", "kind"), f"{self.where}.columns", "key")
-            choose(given.get("kind", _KINDS[0]), _KINDS, f"{self.where}.columns", "kind of column")
+            choose(given.get("kind", "number"), _PARSERS, f"{self.where}.columns", "kind of column")
         if len(set(self.names)) < len(self.names):
             raise ConfigError(f"{self.where}.columns: {self.names} has a column twice")
 
@@ -64,11 +72,7 @@ class TableColumn:
 
     def parse(self, setting: Setting) -> list[list[Any]]:
         return [
-            setting.cells(
-                name,
-                self.where,
-                number if not isinstance(column, str) and column.get("kind") == "number" else _cell,
-            )
+            setting.cells(name, self.where, _PARSERS.get(_kind(column), _cell))
             for name, column in zip(self.names, self.columns, strict=True)
         ]
 
@@ -97,55 +101,64 @@ class TableColumn:
     def _column(
         self, name: str, column: Any, cells: list[Any], setting: Setting, train: np.ndarray
     ) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
-        """What was learnt of a column, its part of the table and its mask."""
-        found = setting.some(name, cells, train)
-        kind = None if isinstance(column, str) else column.get("kind")
+        """A description of the column, its part of the table and its mask."""
+        found, kind = setting.some(name, cells, train), _kind(column)
         if kind is None:
-            kind = "number" if sum(map(_is_number, found)) > len(found) / 2 else "category"
+            kind = "number" if sum(map(is_number, found)) > len(found) / 2 else "category"
+            cells = setting.cells(name, self.where, _PARSERS[kind])
         if kind == "number":
-            return _numbers(setting.cells(name, self.where, number), train)
-        categories = by_size({class_name(value) for value in found})
+            about: dict[str, Any] = _scale(cells, train)
+        else:
+            about = {"categories": self._categories(name, cells, setting, train)}
+        return about, *spread(cells, about)
+
+    def _categories(
+        self, name: str, cells: list[str | None], setting: Setting, train: np.ndarray
+    ) -> list[str]:
+        categories = by_size({cells[row] for row in train if cells[row] is not None})
         if len(categories) > _MOST:
             reason = f'has {len(categories)} categories, over {_MOST}; is it of kind "number"?'
             setting.bad.structure(None, name, None, reason, "bad value")
-        at = {category: i for i, category in enumerate(categories[:_MOST])}
-        x = np.zeros((len(cells), max(len(at), 1)), np.float32)
-        mask = np.zeros(x.shape, bool)
-        for row, value in enumerate(cells):
-            place = None if value is None else at.get(class_name(value))
-            if place is not None:
-                x[row, place], mask[row] = 1, True
-        return {"categories": list(at) or [""]}, x, mask
+        return list(categories[:_MOST]) or [""]
 
 
-def _numbers(
-    cells: list[float | None], train: np.ndarray
-) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
-    values = np.array([np.nan if cell is None else cell for cell in cells])
-    known = ~np.isnan(values)
-    seen = values[train][known[train]]
+def _kind(column: str | Mapping[str, str]) -> str | None:
+    return None if isinstance(column, str) else column.get("kind")
+
+
+def _scale(cells: list[float | None], train: np.ndarray) -> dict[str, float]:
+    seen = np.array([cells[row] for row in train if cells[row] is not None], np.float64)
     mean, std = (float(seen.mean()), float(seen.std())) if len(seen) else (0.0, 1.0)
-    std = std if std > SMALLEST_STD else 1.0
-    x = np.where(known, (values - mean) / std, 0).astype(np.float32)
-    return {"mean": mean, "std": std}, x[:, None], known[:, None]
+    return {"mean": mean, "std": std if std > SMALLEST_STD else 1.0}
+
+
+def spread(cells: list[Any], about: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """A column's part of the table and its mask; a category that `about` does not have is masked.
+
+    Args:
+        cells: numbers or categories; None where there is none.
+        about: the description of the column: `mean` and `std`, or `categories`.
+    """
+    if "mean" in about:
+        values = np.array([np.nan if cell is None else cell for cell in cells], np.float64)[:, None]
+        known = ~np.isnan(values)
+        x = np.where(known, (values - about["mean"]) / about["std"], 0)
+        return x.astype(np.float32), known
+    at = {name: i for i, name in enumerate(about["categories"])}
+    x = np.zeros((len(cells), len(at)), np.float32)
+    mask = np.zeros(x.shape, bool)
+    for row, value in enumerate(cells):
+        if value in at:
+            x[row, at[value]], mask[row] = 1, True
+    return x, mask
 
 
 def _cell(value: Any) -> Any:
     """A number or a category, not yet known which."""
     if isinstance(value, float):
         return number(value)
-    if isinstance(value, bool):
-        return str(value).lower()
     try:
-        class_name(value)
+        category(value)
     except Unreadable as error:
         raise Unreadable("is neither a number nor a category") from error
     return value
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        number(value)
-    except Unreadable:
-        return False
-    return True

@@ -62,6 +62,14 @@ def number(value: Any) -> float:
     return found
 
 
+def is_number(value: Any) -> bool:
+    try:
+        number(value)
+    except Unreadable:
+        return False
+    return True
+
+
 def class_name(value: Any) -> str:
     """The name of a class: a word or a whole number."""
     if isinstance(value, bool) or not isinstance(value, int | str):
@@ -70,6 +78,11 @@ def class_name(value: Any) -> str:
     if not name.strip() or len(name) > 200:
         raise Unreadable("is no name of a class: empty, or over 200 characters")
     return name
+
+
+def category(value: Any) -> str:
+    """The name of a class, or true or false."""
+    return str(value).lower() if isinstance(value, bool) else class_name(value)
 
 
 def words(limits: Limits) -> Callable[[Any], str]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mtmm_jax.markup import escape
-from mtmm_jax.readers.cells import Setting, by_size, class_name
+from mtmm_jax.readers.cells import Setting, by_size, category, class_name
 from mtmm_jax.readers.limits import Unreadable
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.targets.column import (
@@ -42,7 +42,7 @@ class ClassColumn(Column):
     rare: Mapping[str, Any] | None = None
 
     def parse(self, setting: Setting) -> list[str | None]:
-        return setting.cells(self.at, self.where, _class)
+        return setting.cells(self.at, self.where, category)
 
     def fit(self, cells: list[str | None], setting: Setting, train: np.ndarray) -> Label:
         classes, rare = check_classes(self.classes, self.where), self._rare
@@ -62,10 +62,6 @@ class ClassColumn(Column):
         if self.rare is not None and self.classes is not None:
             raise ConfigError(f"{self.where}.rare: not with classes, which says what there is")
         return RareOptions.of(self.rare, f"{self.where}.rare")
-
-
-def _class(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else class_name(value)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mtmm_jax.ranges import Size
-from mtmm_jax.readers.cells import Setting, number
+from mtmm_jax.readers.cells import Setting, is_number, number
 from mtmm_jax.readers.limits import Unreadable
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.targets.target import Target
@@ -205,13 +205,5 @@ def is_date(value: Any) -> bool:
     try:
         datetime.datetime.fromisoformat(value)
     except ValueError:
-        return False
-    return True
-
-
-def is_number(value: Any) -> bool:
-    try:
-        number(value)
-    except Unreadable:
         return False
     return True

@@ -69,7 +69,7 @@ class TargetKind:
             same share of each.
         mixable: `(target, y) -> y` as floats of which a weighted mean is a label; None: mixup keeps
             labels as they are.
-        standardise, undo: `(target, y) -> y` to and from the units of losses.
+        standardise, undo: `(target, y) -> y` to and from the units of losses, by `mean` and `std`.
         column: the options and the reading of a manifest's column; None: it stands in no manifest.
         guess: cells of a column -> the options if they look like this kind, else None. Where
             several kinds claim a column, the last in the table has it.

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mtmm_jax.readers.cells import SMALLEST_STD, Setting, number
-from mtmm_jax.targets.column import Column, Label, few, is_number, most
+from mtmm_jax.readers.cells import SMALLEST_STD, Setting, is_number, number
+from mtmm_jax.targets.column import Column, Label, few, most
 from mtmm_jax.targets.kind import Count, TargetKind, blank
 from mtmm_jax.targets.target import Target
 

@@ -11,11 +11,12 @@ from typing import Any
 from mtmm_jax.data.sources.manifest.formats import FILE
 from mtmm_jax.data.sources.manifest.rows import Rows
 from mtmm_jax.modalities import MODALITIES
+from mtmm_jax.readers.cells import is_number
 from mtmm_jax.readers.files import Folder, check_path
 from mtmm_jax.readers.limits import Unreadable
 from mtmm_jax.registry import choose
 from mtmm_jax.targets import TARGETS
-from mtmm_jax.targets.column import is_date, is_number, most
+from mtmm_jax.targets.column import is_date, most
 
 TAIL = 5  # rows below which a class is in the tail
 _OPENED = 20  # files whose content is looked at

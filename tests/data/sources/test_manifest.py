@@ -292,6 +292,10 @@ def test_stopping_names_line_column_file_and_reason(folder):
     path = changed(folder, "stop.jsonl", lambda rows: rows[2].update(kilos=float("nan")))
     with pytest.raises(ConfigError, match=r"line 3, column 'kilos': nan is not a finite"):
         build(path, on_bad="stop")
+    path = changed(folder, "float.jsonl", lambda rows: rows[2].update(colour=1.5))
+    guessed = {**MODALITIES, "facts": {"kind": "table", "columns": ["age", "colour"]}}
+    with pytest.raises(ConfigError, match=r"line 3, column 'colour': 1.5 is not the name of a cl"):
+        build(path, on_bad="stop", modalities=guessed)
 
 
 @pytest.mark.parametrize(
