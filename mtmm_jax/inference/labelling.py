@@ -23,7 +23,7 @@ from mtmm_jax.inference.outputs import answers
 from mtmm_jax.inference.prediction import absent
 from mtmm_jax.modalities import kind_of
 from mtmm_jax.ranges import Natural, Share
-from mtmm_jax.registry import ConfigError, check, choose
+from mtmm_jax.registry import ConfigError, check, choose, entry_of
 from mtmm_jax.tasks.task import Task
 from mtmm_jax.tasks.traits import DIGITS
 
@@ -113,9 +113,8 @@ def _tasks(run: Finished) -> dict[str, Task]:
     found: dict[str, Task] = {}
     for name, task in run.experiment.model.tasks.items():
         if task.labelling is not None and name in run.experiment.config["tasks"]:
-            entry = own.get(task.target)
-            column = entry.get("column") if isinstance(entry, Mapping) else None
-            found.setdefault(column or task.target, task)
+            entry = entry_of(own.get(task.target, {}))
+            found.setdefault(entry.get("column") or task.target, task)
     return found
 
 

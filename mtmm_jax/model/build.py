@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 
 from mtmm_jax import fusion, registry, sharing
-from mtmm_jax.batch import Modality, Spec, choose_all
+from mtmm_jax.batch import Spec, choose_all
 from mtmm_jax.encoders import ENCODERS, Raw
 from mtmm_jax.fusion.join import ProjectToModality, Trunk
 from mtmm_jax.model.build_tasks import build_tasks
@@ -258,22 +258,16 @@ def _encoders(configs: Mapping[str, Any], width: int, spec: Spec) -> dict[str, n
             vocabulary=modality.vocabulary or 0,
             rate=modality.rate,
         )
-        _check_reads(config, modality, where)
+        if not encoder.accepts(modality):
+            fitting = [kind for kind, other in ENCODERS.items() if other.accepts(modality)]
+            raise ConfigError(
+                f"{where}.kind: {type(encoder).__name__} does not read {modality.kind} of shape "
+                f"{modality.shape}; choices: {', '.join(fitting) or 'none'}"
+            )
         encoders[name] = encoder
     if not encoders:
         raise ConfigError(f"model.encoders: is empty; the data has {', '.join(spec.modalities)}")
     return encoders
-
-
-def _check_reads(config: Any, modality: Modality, where: str) -> None:
-    """The encoder that a config names reads such a modality; an unknown one is named elsewhere."""
-    entry = ENCODERS.get(registry.entry_of(config, where).get("kind"))
-    if entry is not None and not entry.accepts(modality):
-        fitting = [kind for kind, other in ENCODERS.items() if other.accepts(modality)]
-        raise ConfigError(
-            f"{where}.kind: {entry.__name__} does not read {modality.kind} of shape "
-            f"{modality.shape}; choices: {', '.join(fitting) or 'none'}"
-        )
 
 
 def _fusion(config: Any, count: int, width: int) -> nn.Module:

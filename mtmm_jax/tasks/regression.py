@@ -87,7 +87,7 @@ def regression(
         z = error.refine(prediction.astype(jnp.float32))
         if labels.y is None:
             return masked(z[:, 0], labels.weight)
-        y = jnp.where(labels.weight > 0, (labels.y - label.mean) / label.std, 0.0)
+        y = jnp.where(labels.weight > 0, label.standardise(labels.y), 0.0)
         return masked(error.values(z, y), labels.weight)
 
     errors = metrics.regression_errors(label.mean, label.std)
@@ -99,22 +99,22 @@ def regression(
         )
 
     def decode(z: np.ndarray) -> dict[str, float]:
-        told = {"prediction": float(z[0]) * label.std + label.mean}
+        answer = {"prediction": label.undo(float(z[0]))}
         if error.size == 2:
             log_variance = float(error.refine(jnp.asarray(z, jnp.float32)[None])[0, 1])
-            told["std"] = label.std * float(np.exp(0.5 * log_variance))
-        return told
+            answer["std"] = label.std * float(np.exp(0.5 * log_variance))
+        return answer
 
     def outputs(z: jax.Array) -> dict[str, jax.Array]:
         """With a Gaussian loss also one standard deviation."""
         z = error.refine(z)
-        found = {"value": z[:, 0] * label.std + label.mean}
+        found = {"value": label.undo(z[:, 0])}
         if error.size == 2:
             found["std"] = label.std * jnp.exp(0.5 * z[:, 1])
         return found
 
     def restore(outputs: Mapping[str, Any]) -> np.ndarray:
-        columns = [(outputs["value"] - label.mean) / label.std]
+        columns = [label.standardise(outputs["value"])]
         if "std" in outputs:
             columns.append(2 * np.log(outputs["std"] / label.std))
         return np.stack(columns, 1)

@@ -46,17 +46,17 @@ def waypoints(
         if labels.y is None:
             return masked(points[:, 0, 0], labels.weight)
         valid, weight = _valid(labels)
-        truth = jnp.where(valid[..., None], (labels.y["points"] - label.mean) / label.std, 0.0)
+        truth = jnp.where(valid[..., None], label.standardise(labels.y)["points"], 0.0)
         squared = 0.5 * jnp.square(points - truth).sum(-1)
         mean = jnp.where(valid, squared, 0.0).sum(1) / _count(valid)
         return masked(mean, weight)
 
     def decode(prediction: np.ndarray) -> dict[str, Any]:
-        points = np.asarray(prediction).reshape(label.shape) * label.std + label.mean
-        return {"path": points.round(4).tolist()}
+        points = np.asarray(prediction).reshape(label.shape)
+        return {"path": label.undo({"points": points})["points"].round(4).tolist()}
 
     def outputs(z: jax.Array) -> dict[str, jax.Array]:
-        return {"points": z.reshape(z.shape[0], *label.shape) * label.std + label.mean}
+        return label.undo({"points": z.reshape(z.shape[0], *label.shape)})
 
     return Task(
         name=name,
@@ -88,7 +88,7 @@ def displacement(label: Target) -> metrics.Metric:
             nothing = jnp.zeros(())
             return {"average": nothing, "final": nothing, "count": nothing}
         valid, weight = _valid(labels)
-        gap = points * label.std + label.mean - labels.y["points"]
+        gap = label.undo({"points": points})["points"] - labels.y["points"]
         distance = jnp.sqrt(jnp.square(jnp.where(valid[..., None], gap, 0.0)).sum(-1))
         last = jnp.where(valid, jnp.arange(valid.shape[1]), -1)
         final = jnp.take_along_axis(distance, last.argmax(1)[:, None], axis=1)[:, 0]

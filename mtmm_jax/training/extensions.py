@@ -17,6 +17,7 @@ from mtmm_jax.objectives import distillation, imbalance, in_step, relatedness, s
 from mtmm_jax.optim import optimizers, per_path, per_task, privacy
 from mtmm_jax.ranges import Layers
 from mtmm_jax.registry import ConfigError, check
+from mtmm_jax.store.config import KEYS
 from mtmm_jax.transfer import init_from, lora, quantising
 
 TRAINER_KEYS = ("engine", "head_gradients", "chunk")
@@ -107,8 +108,5 @@ EXTENSIONS: dict[str, Extension] = {
 
 
 def optional_sections() -> tuple[str, ...]:
-    """The sections that a config may leave out: those of extensions, but for the basic ones."""
-    return tuple(place for place in EXTENSIONS if "." not in place and place not in BASIC)
-
-
-BASIC = ("balancing", "tasks", "optimizer")
+    """The sections that a config may leave out: those of extensions which `KEYS` does not have."""
+    return tuple(place for place in EXTENSIONS if "." not in place and place not in KEYS)

@@ -114,7 +114,7 @@ def check(
 def _as_described(looks: Sequence[ColumnLook], description: Mapping[str, Any]) -> list[ColumnLook]:
     """The looks, but a column that is no target by the description is not doubted as one."""
     targets = {
-        (spec.get("column") if isinstance(spec, Mapping) else None) or name
+        registry.entry_of(spec).get("column") or name
         for name, spec in description.get("targets", {}).items()
     }
     return [
@@ -127,11 +127,12 @@ def _as_described(looks: Sequence[ColumnLook], description: Mapping[str, Any]) -
 
 def _media(modalities: Mapping[str, Any]) -> list[str]:
     """The columns that name files whose content must not be in two splits."""
-    kinds = {
-        name: {"kind": spec} if isinstance(spec, str) else spec for name, spec in modalities.items()
-    }
-    files = {name: spec for name, spec in kinds.items() if MODALITIES[spec["kind"]].files}
-    return [spec.get("column") or name for name, spec in files.items()]
+    entries = {name: registry.entry_of(spec) for name, spec in modalities.items()}
+    return [
+        entry.get("column") or name
+        for name, entry in entries.items()
+        if MODALITIES[entry["kind"]].files
+    ]
 
 
 class _Contents:
