@@ -134,6 +134,7 @@ PROVIDED = {
     "SCHEDULES": {"peak"},  # `learning_rate`, which the optimiser checks
     "INPUTS": {"paths", "features", "where"},
     "LABELS": {"paths", "features", "where"},
+    "ENCODERS": {"shape"},  # of the modality
     "HEADS": {"shape", "start"},  # by a task, from its labels
 }
 """Parameters that a table's builder provides, and no config."""

@@ -14,6 +14,13 @@ from mtmm_jax.encoders.audio import LogMelCNN as LogMelCNN
 from mtmm_jax.encoders.audio import MLPAudio as MLPAudio
 from mtmm_jax.encoders.audio import TransformerAudio as TransformerAudio
 from mtmm_jax.encoders.encoder import Encoder as Encoder
+from mtmm_jax.encoders.fixed import AudioSummary as AudioSummary
+from mtmm_jax.encoders.fixed import FixedEncoder as FixedEncoder
+from mtmm_jax.encoders.fixed import ImageGradients as ImageGradients
+from mtmm_jax.encoders.fixed import SeriesSummary as SeriesSummary
+from mtmm_jax.encoders.fixed import TableColumns as TableColumns
+from mtmm_jax.encoders.fixed import TextNgrams as TextNgrams
+from mtmm_jax.encoders.fixed import VideoGradients as VideoGradients
 from mtmm_jax.encoders.image import CNN as CNN
 from mtmm_jax.encoders.image import MLPImage as MLPImage
 from mtmm_jax.encoders.image import ResNet as ResNet
@@ -54,4 +61,10 @@ ENCODERS = {
     "table_mlp": MLPTable,
     "table_transformer": TransformerTable,
     "perceiver": Perceiver,
+    "image_gradients": ImageGradients,
+    "video_gradients": VideoGradients,
+    "text_ngrams": TextNgrams,
+    "audio_summary": AudioSummary,
+    "series_summary": SeriesSummary,
+    "table_columns": TableColumns,
 }

@@ -132,6 +132,7 @@ AUDIO = ModalityKind(
     endings=(".wav", ".flac", ".ogg", ".mp3", ".opus"),
     magic=rb"RIFF....WAVE|fLaC|OggS|ID3|\xff[\xf2\xf3\xfa\xfb]",
     encoder="log_mel_cnn",
+    fixed="audio_summary",
     units=Units(moments, zeros, moment_names, over_wave, path=moment_of, masked=False),
     corruptions={
         "noise": Corruption((20.0, 10.0, 5.0, 0.0, -5.0), "dB above it", of_values(_sound_noise)),

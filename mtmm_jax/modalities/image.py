@@ -148,8 +148,9 @@ IMAGE = ModalityKind(
     read=lambda value, kept: read_image(value, kept.modality),
     endings=(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"),
     magic=rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP|BM|II\*\0|MM\0\*",
-    guessed={"size": 32},
+    guessed={"size": 64},
     encoder="resnet",
+    fixed="image_gradients",
     units=Units(patches, border, patch_names, over_picture, masked=False),
     corruptions={
         "noise": PIXEL_NOISE,

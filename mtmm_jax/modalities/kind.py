@@ -48,6 +48,7 @@ class ModalityKind:
         magic: how such files begin, a regex over bytes.
         guessed: options of a column whose kind was guessed by its files.
         encoder: an entry of `ENCODERS` for a config that is written for such a column.
+        fixed: an entry of `ENCODERS` without learned features, for linear models.
         units: what explanations name.
         corruptions: name -> damage.
         show: an example as HTML.
@@ -68,6 +69,7 @@ class ModalityKind:
     endings: tuple[str, ...] = ()
     magic: bytes = b""
     encoder: str = ""
+    fixed: str = ""
     guessed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     units: Units = STRETCHES_OF_AXIS
     corruptions: Mapping[str, Corruption] = dataclasses.field(

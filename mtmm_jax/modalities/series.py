@@ -171,6 +171,7 @@ SERIES = ModalityKind(
     kept=kept_series,
     row=_row,
     encoder="series_gru",
+    fixed="series_summary",
     corruptions={"noise": NOISE, "missing steps": fewer("steps"), "absent": ABSENT},
     show=show,
     wide=True,

@@ -106,6 +106,7 @@ TABLE = ModalityKind(
     row=_row,
     files=False,
     encoder="table_mlp",
+    fixed="table_columns",
     units=Units(one_each, zeros, column_names, masked=False),
     corruptions={"noise": NOISE, "missing values": fewer("values"), "absent": ABSENT},
     show=show,

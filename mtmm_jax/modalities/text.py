@@ -134,6 +134,7 @@ TEXT = ModalityKind(
     files=False,
     endings=(".txt",),
     encoder="text_gru",
+    fixed="text_ngrams",
     guessed={"from": "file"},
     units=Units(path=token_units, words=True),
     corruptions={

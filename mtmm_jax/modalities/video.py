@@ -205,6 +205,7 @@ VIDEO = ModalityKind(
     endings=(".gif",),
     magic=rb"GIF8",
     encoder="video_frames",
+    fixed="video_gradients",
     units=Units(frame_patches, border, patch_names, over_frame),
     corruptions={"noise": PIXEL_NOISE, "missing frames": fewer("frames"), "absent": ABSENT},
     show=show,

@@ -7,6 +7,7 @@ from mtmm_jax import registry
 from mtmm_jax.batch import Modality, Spec
 from mtmm_jax.encoders import ENCODERS, audio, image, sequence, series, speech, text, vit
 from mtmm_jax.encoders.encoder import MLPS
+from mtmm_jax.encoders.fixed import FixedEncoder
 from tests.made_up import packaged
 
 # kind -> its presets
@@ -31,7 +32,9 @@ PRESETS = {
     "table_transformer": sequence.TRANSFORMERS,
     "perceiver": sequence.TRANSFORMERS,
 }
-WITHOUT_PRESETS = {"video_frames"}
+WITHOUT_PRESETS = {"video_frames"} | {
+    kind for kind, row in ENCODERS.items() if issubclass(row, FixedEncoder)
+}
 
 REAL = {
     "image": Modality("image", (224, 224, 3), "float32"),

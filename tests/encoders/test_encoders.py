@@ -26,6 +26,7 @@ def _build(config, name="image"):
         modality=name,
         vocabulary=modality.vocabulary,
         rate=modality.rate,
+        shape=modality.shape,
     )
 
 
@@ -37,7 +38,8 @@ def _first_modality(kind):
 def test_unknown_presets_and_dtypes_are_refused(kind):
     name = _first_modality(kind)
     entry = toy.SPEC.example(1)["inputs"][name]
-    for field, value in (("preset", "huge"), ("dtype", "float8")):
+    fields = dict.fromkeys({"preset"} & set(ENCODERS[kind].__dataclass_fields__), "huge")
+    for field, value in {**fields, "dtype": "float8"}.items():
         with pytest.raises(ConfigError, match=f"{field}: .*'{value}'.*(choices|one of)"):
             module = _build({"kind": kind, field: value}, name=name)
             jax.eval_shape(module.init, jax.random.key(0), entry)
