@@ -9,6 +9,8 @@ so that the units' attributions add up to F(x) - F(x') (Sundararajan, Taly, Yan 
 scalar of a prediction that its task names (`Task.explained`), such as a class's log-probability or
 a number. Texts and sound go along the path between the tokens that the encoder's stem gives: words
 have no values between them, and log energies have no slope that could be followed into silence.
+Where such features are formulas (fixed encoders, linear models) units are left out one by one
+instead: A_u = F(x) - F(x without u), which need not add up to anything.
 
 Whether A_u is right is checked by deletion (Petsiuk, Das, Saenko 2018): without the units of the
 highest A_u the answer should suffer more than without as many others.
@@ -26,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtmm_jax.batch import Tokens, clean
+from mtmm_jax.encoders import FixedEncoder
 from mtmm_jax.modalities import kind_of
 from mtmm_jax.modalities.units import Parts, without
 from mtmm_jax.model import Model
@@ -72,6 +75,40 @@ def integrated_gradients(
     }
     whole = sum(x.reshape(*x.shape[:2], -1).sum(2) for x in found.values())
     return attributions, value(ends) - value(starts) - whole
+
+
+def one_by_one(model: Model, name: str) -> bool:
+    """Whether a modality's units are left out one by one: where its path would lead between tokens
+    of a stem, and features are formulas of the input itself, which has no path."""
+    if kind_of(model.spec.modalities[name]).units.path is None:
+        return False
+    linear = model.linear is not None and name in model.linear.encoders
+    return linear or isinstance(model.encoders[name], FixedEncoder)
+
+
+def left_out(
+    model: Model,
+    variables: Any,
+    inputs: Mapping[str, Any],
+    parts: Mapping[str, Parts],
+    scores: Callable[[Any], jax.Array],
+) -> dict[str, jax.Array]:
+    """`{modality: [K, B, units]}`: F(x) - F(x without the unit)."""
+    if not parts:
+        return {}
+    seen = clean(dict(inputs))
+    whole = scores(model(variables, seen)[0])
+    found = {}
+    for name, own in parts.items():
+
+        def less(unit: jax.Array, name: str = name, own: Parts = own) -> jax.Array:
+            keep = jnp.broadcast_to(jnp.arange(own.count) != unit, own.there.shape)
+            changed = {**seen, name: without(seen[name], own, keep)}
+            return whole - scores(model(variables, clean(changed))[0])
+
+        each = jax.lax.map(less, jnp.arange(own.count), batch_size=8)
+        found[name] = jnp.where(own.there, jnp.moveaxis(each, 0, -1), 0.0)
+    return found
 
 
 def _summed(values: jax.Array, units: jax.Array, count: int) -> jax.Array:
@@ -170,8 +207,11 @@ class Explainer:
             predictions, _ = model(variables, clean(inputs))
             answer = answers(predictions)
             scores = lambda found: said(found, answer, "score")  # noqa: E731
-            told = integrated_gradients(model, variables, inputs, parts, scores, steps)
-            return predictions, answer, *told
+            apart = {name: own for name, own in parts.items() if one_by_one(model, name)}
+            along = {name: own for name, own in parts.items() if name not in apart}
+            found, gap = integrated_gradients(model, variables, inputs, along, scores, steps)
+            found |= left_out(model, variables, inputs, apart, scores)
+            return predictions, answer, found, gap
 
         def values(variables: Any, inputs: Any, parts: Any, answer: Any, asked: Any) -> Any:
             def one(changes: Any) -> jax.Array:

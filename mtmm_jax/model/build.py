@@ -13,6 +13,7 @@ from mtmm_jax.encoders import ENCODERS, Raw
 from mtmm_jax.fusion.join import ProjectToModality, Trunk
 from mtmm_jax.model.build_tasks import build_tasks
 from mtmm_jax.model.forward import STAGES, FusionStage
+from mtmm_jax.model.linear import linear_models
 from mtmm_jax.model.model import Model
 from mtmm_jax.model.parts import adapters, bottlenecks, regularisers
 from mtmm_jax.ranges import Decay, Entry, NonNegative, Size
@@ -31,6 +32,7 @@ MODEL_KEYS: dict[str, Any] = {
     "regulariser_scale": NonNegative,
     "bottleneck": Mapping[str, Entry | None] | None,
     "adapters": Mapping[str, Mapping[str, Any] | None] | None,
+    "linear": bool | Mapping[str, Entry | None] | None,
 }
 NEEDED = ("width", "encoders", "fusion")
 
@@ -94,6 +96,7 @@ def build(model: Mapping[str, Any], task_configs: Mapping[str, Any], spec: Spec)
         probes,
         bottlenecks=bottlenecks(model.get("bottleneck") or {}, encoders, fusions),
         adapters=adapters(model.get("adapters") or {}, encoders, stage),
+        linear=linear_models(model.get("linear"), encoders, built, spec),
     )
 
 
@@ -257,6 +260,7 @@ def _encoders(configs: Mapping[str, Any], width: int, spec: Spec) -> dict[str, n
             modality=name,
             vocabulary=modality.vocabulary or 0,
             rate=modality.rate,
+            shape=modality.shape,
         )
         if not encoder.accepts(modality):
             fitting = [kind for kind, other in ENCODERS.items() if other.accepts(modality)]

@@ -5,6 +5,8 @@ A `Model` is pure functions over a plain dict of parameters with readable paths:
     encoders/<modality>/...   adapters/<modality>/...   bottleneck/<modality>/...
     fusion/<read>/...   sharing/...   heads/<task>/...
 
+and, of linear models, variables that no optimiser changes: `features/<modality>`, `stack/<task>`.
+
 It splits at the cut: `trunk(variables, inputs) -> shared`, every tensor that a task reads, and
 `readout(variables, {task: shared}) -> predictions`, so that each task can be given its own copy
 of the shared tensors. `split` is both as `balancing` takes them, down to the losses.
@@ -28,6 +30,7 @@ from mtmm_jax import balancing
 from mtmm_jax.batch import Batch, Spec, Tokens, clean
 from mtmm_jax.model.decision import decide
 from mtmm_jax.model.forward import LEVELS, EncoderCache, ForwardPass, FusionStage
+from mtmm_jax.model.linear import LINEAR, LinearModels
 from mtmm_jax.model.modality_dropout import drop_modalities
 from mtmm_jax.model.parameters import REWRITES, Rewrite
 from mtmm_jax.registry import ConfigError
@@ -70,6 +73,7 @@ class Model:
         rewrites: what makes the parameters that modules read out of those that are learned.
         bottlenecks: modality -> module that its tokens pass on their way into fusion.
         adapters: modality -> module that whatever leaves its encoder passes.
+        linear: linear models of fixed features, mixed into predictions outside of training.
     """
 
     spec: Spec
@@ -85,6 +89,7 @@ class Model:
     rewrites: tuple[Rewrite, ...] = ()
     bottlenecks: Mapping[str, nn.Module] = dataclasses.field(default_factory=dict)
     adapters: Mapping[str, nn.Module] = dataclasses.field(default_factory=dict)
+    linear: LinearModels | None = None
 
     def init(self, key: jax.Array, batch: Batch) -> dict[str, Any]:
         """Variables: `{"params": ..., "batch_stats": ...}`. Pure; may be traced."""
@@ -268,6 +273,8 @@ class Model:
                 shared[read] = cache.tokens(read, "second")
         if forward.mode["train"] and "losses" in forward.updates:
             shared[AUXILIARY] = forward.auxiliary_losses()
+        if self.linear is not None and not forward.mode["train"]:
+            shared[LINEAR] = self.linear.read(forward, inputs)
         return shared
 
     def _readout(
@@ -292,6 +299,9 @@ class Model:
                 tokens = {read: part.stop_gradient() for read, part in tokens.items()}
             tokens = self._reversed(forward, name, tokens)
             predictions[name] = forward(f"heads/{name}", task.head, tokens)
+        if self.linear is not None and not forward.mode["train"]:
+            first = next(iter(self.tasks))
+            predictions = self.linear.mixed(forward, predictions, shared[first][LINEAR])
         return predictions
 
     def _decide(self, forward: ForwardPass, name: str, shared: Mapping[str, Tokens]) -> Any:

@@ -18,6 +18,7 @@ from mtmm_jax.tasks.task import Labels, Task, find_target, masked
 from mtmm_jax.tasks.traits import Traits, class_labelling, confusion_drawing
 from mtmm_jax.tasks.traits.distilled import distilled_class
 from mtmm_jax.tasks.traits.explained import explained_class
+from mtmm_jax.tasks.traits.linear import linear_class
 
 Build = Any  # (spec, **context) -> head module, given by model.py
 
@@ -94,6 +95,7 @@ def classification(
         explained=explained_class(classes),
         labelling=class_labelling(classes),
         distilled=distilled_class(),
+        linear=linear_class(len(classes)),
         drawing=confusion_drawing,
         traits=Traits(class_logits=True, averages=True),
     )

@@ -18,6 +18,7 @@ from mtmm_jax.tasks.task import Labels, Task, find_target, masked
 from mtmm_jax.tasks.traits import Traits, labels_labelling
 from mtmm_jax.tasks.traits.distilled import distilled_labels
 from mtmm_jax.tasks.traits.explained import explained_label
+from mtmm_jax.tasks.traits.linear import linear_labels
 
 _EDGE = 1e-4  # frequencies this near to 0 or 1 are taken to be there: their log odds are finite
 
@@ -99,6 +100,7 @@ def multilabel(
         explained=explained_label(classes),
         labelling=labels_labelling(classes),
         distilled=distilled_labels(),
+        linear=linear_labels(len(classes)),
         traits=Traits(averages=True),
     )
 

@@ -19,17 +19,20 @@ from mtmm_jax.tasks.task import Labels, Task, find_target, masked
 from mtmm_jax.tasks.traits import Traits, number_labelling
 from mtmm_jax.tasks.traits.distilled import distilled_number
 from mtmm_jax.tasks.traits.explained import explained_number
+from mtmm_jax.tasks.traits.linear import linear_number
 
 
 class Error(NamedTuple):
     """A loss: how many numbers the head gives, and `(prediction [B, size], y [B]) -> [B]`.
 
-    The first number is the label's standardised value; `refine` reads the head's output first.
+    The first number is the label's standardised value; `refine` reads the head's output first, and
+    `coarsen` undoes that.
     """
 
     size: int
     values: Callable[[jax.Array, jax.Array], jax.Array]
     refine: Callable[[jax.Array], jax.Array] = lambda prediction: prediction
+    coarsen: Callable[[jax.Array], jax.Array] = lambda refined: refined
 
 
 def _mse() -> Error:
@@ -48,7 +51,11 @@ def _gaussian(*, limit: Positive = 8.0) -> Error:
     def values(z: jax.Array, y: jax.Array) -> jax.Array:
         return 0.5 * (jnp.square(z[:, 0] - y) * jnp.exp(-z[:, 1]) + z[:, 1])
 
-    return Error(2, values, refine)
+    def coarsen(z: jax.Array) -> jax.Array:
+        inside = jnp.clip(z[:, 1] / limit, -1 + 1e-6, 1 - 1e-6)
+        return jnp.stack([z[:, 0], limit * jnp.arctanh(inside)], axis=1)
+
+    return Error(2, values, refine, coarsen)
 
 
 LOSSES = {"mse": _mse, "huber": _huber, "gaussian": _gaussian}
@@ -136,5 +143,6 @@ def regression(
         explained=explained_number(label.mean, label.std),
         labelling=number_labelling(),
         distilled=distilled_number(label.mean, label.std),
+        linear=linear_number(label.standardise, error.size, error.refine, error.coarsen),
         traits=Traits(averages=True),
     )

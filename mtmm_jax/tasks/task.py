@@ -24,6 +24,7 @@ from mtmm_jax.tasks.traits import (
 )
 from mtmm_jax.tasks.traits.distilled import Distilled
 from mtmm_jax.tasks.traits.explained import PROJECTION, Explained
+from mtmm_jax.tasks.traits.linear import Linear
 
 FUSED = "fused"
 
@@ -68,6 +69,7 @@ class Task:
         speech: what it does to speak, if it does.
         drawing: `({metric: state}, examples) -> {name: array}`, what the report draws: "confusion"
             `[true, predicted]`, or "query/NAME" `[Q]` and "answer/NAME" `[Q, K]`, ids of rows.
+        linear: how its linear models are fitted and mixed; None if it has none.
         traits: facts about the kind.
     """
 
@@ -92,6 +94,7 @@ class Task:
     space: Space | None = None
     speech: Speech | None = None
     drawing: Callable[[Mapping[str, Any], int], dict[str, Any]] = no_drawing
+    linear: Linear | None = None
     traits: Traits = NO_TRAITS
 
     @property
