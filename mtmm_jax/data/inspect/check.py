@@ -227,7 +227,7 @@ def _run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     found = describe(arguments, overrides)
     out.print(found.origin, highlight=False, markup=False, soft_wrap=True)
     written = (
-        config_text(found.path, Path(arguments.write), found.description)
+        config_text(found.path, Path(arguments.write), found.description, len(found.rows))
         if (arguments.write)
         else ""
     )

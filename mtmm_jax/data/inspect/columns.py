@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 import re
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -79,7 +80,7 @@ def _look(name: str, rows: Rows, folder: Folder, labels: Collection[str]) -> Col
     if values:
         role, kind, why, options = _meaning(name, values, len(names), folder, name in labels)
     if role == "target" and labels and name not in labels:
-        role, kind, why = _as_input(kind, why, len(names))
+        role, kind, why, options = _as_input(kind, why, values, len(names))
     discrete = kind == "category" or (kind in TARGETS and TARGETS[kind].discrete)
     classes = {str(_plain(value)): count for value, count in names.items()} if discrete else {}
     missing = len(rows) - len(values)
@@ -108,7 +109,14 @@ def _meaning(
             return "target", kind, _why(kind, values, distinct), options
     if label:
         return "target", "class", f"a label, {distinct} different", {}
-    return "modality", "text", f"texts, {distinct} of {len(values)} different", {}
+    return "modality", "text", f"texts, {distinct} of {len(values)} different", _length(values)
+
+
+def _length(values: Sequence[Any]) -> dict[str, Any]:
+    """The tokens that 95 of 100 texts need at most, 4 for 3 words, between 16 and 128."""
+    words = sorted(len(str(value).split()) for value in values)
+    need = math.ceil(words[int(0.95 * (len(words) - 1))] * 4 / 3)
+    return {"length": min(max(-(-need // 8) * 8, 16), 128)}
 
 
 def _why(kind: str, values: Sequence[Any], distinct: int) -> str:
@@ -119,12 +127,17 @@ def _why(kind: str, values: Sequence[Any], distinct: int) -> str:
     return f"numbers, {distinct} different"
 
 
-def _as_input(kind: str, why: str, distinct: int) -> tuple[str, str, str]:
-    """A column that could be a label and is none: a column of the table that is an input."""
+def _as_input(
+    kind: str, why: str, values: Sequence[Any], distinct: int
+) -> tuple[str, str, str, dict[str, Any]]:
+    """A column that could be a label and is none: a column of the table that is an input, or a
+    text where it has too many classes."""
     number = kind in TARGETS and TARGETS[kind].value is not None and not TARGETS[kind].discrete
     if number or (kind in TARGETS and TARGETS[kind].discrete and distinct <= _CATEGORIES):
-        return "table", "number" if number else "category", why
-    return "", "", f"{why}; no label, and no column of a table"
+        return "table", "number" if number else "category", why, {}
+    if all(isinstance(value, str) for value in values) and not most(values, is_number):
+        return "modality", "text", f"{why}: too many for categories", _length(values)
+    return "", "", f"{why}; no label, and no column of a table", {}
 
 
 def _names_rows(name: str, values: Sequence[Any], distinct: int) -> str | None:
@@ -145,11 +158,10 @@ def _names_rows(name: str, values: Sequence[Any], distinct: int) -> str | None:
 
 def _files(values: Sequence[Any], folder: Folder) -> tuple[str, str, str, dict[str, Any]] | None:
     """What kind of files a column names, by their first bytes, else by their endings."""
-    sample = [value for value in values if isinstance(value, str)][
-        :: max(len(values) // _OPENED, 1)
-    ]
-    if len(sample) <= len(values) / _OPENED / 2:
+    texts = [value for value in values if isinstance(value, str)]
+    if len(texts) <= len(values) / 2:
         return None
+    sample = texts[:: max(len(texts) // _OPENED, 1)]
     kinds: collections.Counter[str] = collections.Counter()
     for value in sample:
         kinds[_kind_of_file(value, folder, len(set(sample)) > len(sample) / 2)] += 1

@@ -10,28 +10,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mtmm_jax.modalities import MODALITIES
+from mtmm_jax.modalities import MODALITIES, ModalityKind
 from mtmm_jax.registry import ConfigError, entry_of
 from mtmm_jax.targets import TARGETS
 
 _WIDTH = 100
-BASE = "emoji"  # its optimiser, schedule and fusion
+BASE = "own_data"  # its optimiser, schedule, fusion and linear models
+FEW = 5000  # rows below which fixed features do better than encoders learned from them
+_EPOCHS, _BATCH, _STEPS = 30, 64, (200, 5000)
 
 
-def config_text(table: Path, out: Path, description: Mapping[str, Any]) -> str:
+def config_text(table: Path, out: Path, description: Mapping[str, Any], rows: int) -> str:
     """The text of a config of every command.
 
     Args:
         table: the path of the table.
         out: of the file that will hold the text; the table is named from its folder.
         description: the arguments of `manifest` that say what the columns are.
+        rows: of the table; they decide on encoders and on the number of steps.
     """
     modalities = {name: entry_of(spec) for name, spec in description["modalities"].items()}
     targets = {name: entry_of(spec) for name, spec in description["targets"].items()}
     encoders = {
-        name: MODALITIES[spec["kind"]].encoder
+        name: encoder
         for name, spec in modalities.items()
-        if MODALITIES[spec["kind"]].encoder
+        if (encoder := _encoder(MODALITIES[spec["kind"]], rows))
     }
     tasks = {
         name: TARGETS[spec["kind"]].task
@@ -66,9 +69,20 @@ def config_text(table: Path, out: Path, description: Mapping[str, Any]) -> str:
         *_statement("config.model.encoders", encoders),
         *_statement("config.tasks", tasks),
         *(["    config.model.modality_dropout = 0.0"] if len(encoders) == 1 else []),
+        f"    config.steps = {_steps(rows)}",
         "    return config",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _encoder(kind: ModalityKind, rows: int) -> str:
+    return (kind.fixed if rows < FEW else "") or kind.encoder
+
+
+def _steps(rows: int) -> int:
+    """Of about 30 epochs, a multiple of 50."""
+    least, most = _STEPS
+    return min(max(-(-_EPOCHS * rows // (50 * _BATCH)) * 50, least), most)
 
 
 def _short(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

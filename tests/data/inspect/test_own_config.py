@@ -71,7 +71,7 @@ def test_folders_are_tables(root, name, target, tmp_path):
     source = training.assemble(training.load(str(own))).source
     assert split_sizes(source) == report["splits"]
     assert target in source.spec.targets
-    assert source.spec.modalities["image"].shape == (32, 32, 3)
+    assert source.spec.modalities["image"].shape == (64, 64, 3)
 
 
 def test_labels_make_the_other_columns_inputs(root, tmp_path):

@@ -1,0 +1,43 @@
+"""Your own table and files: what `mtmm_jax.data.inspect.check TABLE --write own.py` builds on.
+
+python -m mtmm_jax.data.inspect.check things.csv --label kind --write own.py
+python -m mtmm_jax.train --config own.py --workdir runs/own
+
+A network of all inputs, linear models of fixed features (n-grams, gradients, spectra, columns), and
+for each task the mixture of both that is best on validation. Alone it has no data: set
+`config.data`, `config.model.encoders` and `config.tasks`.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "seed": 0,
+            "steps": 600,
+            "batch_size": 64,
+            "devices": 1,
+            "data": {"kind": "digits"},
+            "model": {
+                "width": 96,
+                "encoders": dict.fromkeys(("fac", "pix"), "table_mlp"),
+                "fusion": {"kind": "concat"},
+                "sharing": {"kind": "hard"},
+                "modality_dropout": 0.2,
+                "linear": True,
+            },
+            "tasks": {"digit": {"kind": "classification"}},
+            "balancing": {"kind": "equal"},
+            "optimizer": {
+                "kind": "adamw",
+                "learning_rate": 2e-3,
+                "schedule": "cosine",
+                "warmup": 0.05,
+                "weight_decay": 0.05,
+                "clip": 1.0,
+            },
+            "checkpoint": {"every": 100, "keep": 1, "best": "mean"},
+            "evaluation": {"every": 100, "batch_size": 128, "log_every": 10, "baselines": True},
+        }
+    )
