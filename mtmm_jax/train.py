@@ -142,7 +142,7 @@ def fit(
     from mtmm_jax.optim import pruning
     from mtmm_jax.store.checkpoints import Checkpoints
     from mtmm_jax.store.workdir import Workdir
-    from mtmm_jax.training import profiling, wandb_run
+    from mtmm_jax.training import linear_models, profiling, wandb_run
     from mtmm_jax.training import results as final
     from mtmm_jax.training.logs import results_table
     from mtmm_jax.training.loop import train
@@ -168,6 +168,8 @@ def fit(
                 if prune := pruning.read(config["optimizer"].get("prune"), config["steps"]):
                     out.print(pruning.told(state.variables["params"], prune))
                 results, states = final.final_results(experiment, state.variables)
+                if linear := linear_models.results(workdir, state.variables, experiment.model):
+                    results["linear"] = linear
                 if processes.leads():
                     final.save_examples(experiment, workdir, states)
                     workdir.write("results.json", final.finite(results))

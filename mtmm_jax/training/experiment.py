@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +24,24 @@ from mtmm_jax.model import Model
 from mtmm_jax.model import build as build_model
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.store import config as configs
+from mtmm_jax.training import linear_models
 from mtmm_jax.training.extensions import EXTENSIONS, optional_sections
 from mtmm_jax.training.step import TrainState, initialiser, key_data, make_step, prepared
 from mtmm_jax.transfer import init_from
+
+
+class Begun(NamedTuple):
+    """A run before its first step.
+
+    Attributes:
+        state: drawn, loaded and fitted.
+        fitted: the statistics of fixed encoders and the linear models; None without any.
+        loaded: what `init_from` gave; None without it.
+    """
+
+    state: TrainState
+    fitted: Any
+    loaded: init_from.Report | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +73,9 @@ class Experiment:
         Args:
             seed: instead of the config's; the compiled program is the same.
         """
-        return self.begun(seed)[0]
+        return self.begun(seed).state
 
-    def begun(self, seed: int | None = None) -> tuple[TrainState, init_from.Report | None]:
+    def begun(self, seed: int | None = None) -> Begun:
         """The state before the first step, and what of it came from elsewhere."""
         if (self.config.get("relatedness") or {"found": True}).get("found") is None:
             raise ConfigError(
@@ -72,7 +87,8 @@ class Experiment:
         laid_out = {} if mesh is None else {"out_shardings": mesh.of(self.shapes)}
         drawn = key_data(self.config["seed"] if seed is None else seed)
         state = parallel.jit_once(self._initialise, **laid_out)(drawn)
-        return init_from.load(self, state, assemble)
+        state, loaded = init_from.load(self, state, assemble)
+        return Begun(*linear_models.begin(self, state), loaded)
 
     @functools.cached_property
     def _initialise(self) -> Any:

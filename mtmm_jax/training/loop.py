@@ -17,6 +17,7 @@ from mtmm_jax.evaluation import Evaluator, headlines
 from mtmm_jax.store.checkpoints import Checkpoints
 from mtmm_jax.store.workdir import Workdir, writing
 from mtmm_jax.tasks.task import modalities_of
+from mtmm_jax.training import linear_models
 from mtmm_jax.training.experiment import Experiment, check_batch
 from mtmm_jax.training.faults import Faults
 from mtmm_jax.training.figures import Figures
@@ -84,8 +85,9 @@ def train(
         iterator.set_state(data_state)
         console.print(f"resuming from step {start}")
     else:
-        state, loaded = experiment.begun()
+        state, fitted, loaded = experiment.begun()
         init_from.tell(loaded, workdir, console)
+        linear_models.show(fitted, experiment, workdir, console)
     evaluator = Evaluator(experiment.model, devices)
     step = parallel.wrap(experiment.step(), devices)
     if meter is not None:
@@ -130,6 +132,7 @@ def train(
                 figures.tell(number)
             latest_score = None
             if validate:
+                state = linear_models.reweigh(experiment, state)
                 batches = _counted(evaluation_batches(experiment, "validation"), beat)
                 results = evaluator.results(state.variables, batches)
                 state = _validated(experiment, journal, watch, number, state, results)

@@ -65,8 +65,12 @@ def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def comparison(results: dict[str, Any], split: str) -> dict[str, Any]:
-    """Columns of the table at the end: the model, each modality alone, the trivial predictor."""
+    """Columns of the table at the end: the model, each modality alone, the trivial predictor, and
+    the linear models."""
     columns = {"all modalities": results[split]}
+    by_task = (results.get("linear") or {"results": {}})["results"].get(split, {})
+    if by_task:  # the last of a task's linear models reads all of its modalities
+        columns["linear"] = {task: [*own.values()][-1] for task, own in by_task.items()}
     for name, by_split in sorted(results.get("baselines", {}).items()):
         columns[name] = by_split[split]
     return columns
