@@ -48,8 +48,8 @@ from mtmm_jax import training
 
 # %%
 config = training.load("emoji")
-config.steps = 200
-config.evaluation.every = 100
+config.steps = 100
+config.evaluation.every = 50
 config.balancing.kind = "uncertainty"
 config.model
 

@@ -117,28 +117,37 @@ def test_a_finished_run_is_not_run_again(finished, command):
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_stopped_and_resumed_equals_never_stopped(finished, tmp_path, number):
-    workdir = tmp_path / "stopped"
+def _stopped_after(workdir, step, number):
+    """A run that got a signal once a later checkpoint than `step` is there: its code and errors."""
     process = _start(*_train(workdir))
     deadline = time.monotonic() + 300
-    journal = workdir / "metrics.jsonl"
     saved = workdir / "checkpoints"
-    while not any(name.name.isdigit() for name in (saved.iterdir() if saved.exists() else ())):
+    while not any(
+        path.name.isdigit() and int(path.name) > step
+        for path in (saved.iterdir() if saved.exists() else ())
+    ):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(number)
     _, err = process.communicate(timeout=120)
-    if number == signal.SIGINT:
-        assert process.returncode == 130, err
-        assert "the same command goes on from there" in err
+    return process.returncode, err
+
+
+@pytest.mark.slow
+def test_stopped_killed_and_resumed_equals_never_stopped(finished, tmp_path):
+    workdir = tmp_path / "stopped"
+    code, err = _stopped_after(workdir, 0, signal.SIGINT)
+    assert code == 130, err
+    assert "the same command goes on from there" in err
+    kept = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+    _stopped_after(workdir, kept, signal.SIGKILL)
     code, out, err = _run(*_train(workdir))
     assert code == 0, err
     assert "resuming from step" in out
     assert _parameters(workdir) == _parameters(finished[0])
-    steps = [json.loads(line)["step"] for line in journal.read_text().splitlines()]
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines]
     assert steps == sorted(steps)
 
 

@@ -167,18 +167,22 @@ def _tiny(name):
     return config
 
 
+# Sections that suites of their own take through an assembled step; `_tiny` has no `init_from`.
+TRAINED = {"init_from", "lora", "quantise", "relatedness", "semi", "teachers"}
+# Configs whose data other tests train: `test_a_recipe_runs`, test_leaderboard, test_report.
+SEEN = ("scenario_medical", "digits", "generator")
+
+
 def _features(name):
-    """What a config uses that no suite of its own trains: not its fusion, sharing or method."""
+    """What a config uses that no other suite trains: its data, its sections, how it prunes.
+
+    Fusions, sharings, methods, encoders, heads and tasks have suites over their tables, all with
+    gradients; the options of a source and the rules of an optimizer have suites of their own.
+    """
     config = training.load(name)
-    entries = {"encoder": config.model.encoders, "task": config.tasks}
-    features = {
-        (part, entry.kind) for part, table in entries.items() for entry in table.values() if entry
-    }
-    heads = [task.head for task in config.tasks.values() if task and task.get("head")]
-    features |= {("head", head.kind) for head in heads}
-    features |= {(name, "on") for name, section in config.items() if section}
-    for part in ("data", "optimizer"):
-        features |= {(part, key) for key, value in config[part].items() if value}
+    features = {(name, "on") for name, section in config.items() if section}
+    features |= {("prune", "on")} if config.optimizer.get("prune") else set()
+    features -= {(name, "on") for name in TRAINED}
     return features | {("source", config.data.kind, config.data.get("scenario"))}
 
 
@@ -186,6 +190,7 @@ def _cover(names):
     """Few configs, the richest first, that use together every feature that one of them uses."""
     features = {name: _features(name) for name in names}
     left, chosen = set().union(*features.values()), []
+    left -= set().union(*map(_features, SEEN))
     while left:
         chosen.append(max(sorted(names), key=lambda name: len(features[name] & left)))
         left -= features[chosen[-1]]

@@ -30,7 +30,12 @@ FORMS = {
 }
 BOTH = "fsdp 2 x tensor 2"
 FAST = [("pcgrad", BOTH)]  # the Jacobian, fast: below, with accumulation
-SLOW = [(m, f) for m in gradients.METHODS for f in (2, 4, *FORMS) if (m, f) not in FAST]
+# Every form with the Jacobian, which has most to move; the other tiers on replicas and a mesh.
+SLOW = [
+    *(("graddrop", form) for form in (4, *FORMS)),
+    *(("uncertainty", form) for form in (2, BOTH)),
+    ("pcgrad", 2),
+]
 
 
 def _layout(form):
@@ -81,7 +86,7 @@ LABELS = {"kind": {"kind": "classification"}, "size": {"kind": "regression"}}
     ("method", "form"),
     [
         ("graddrop", "fsdp 2"),
-        *(pytest.param(m, BOTH, marks=pytest.mark.slow) for m in gradients.METHODS),
+        *(pytest.param(m, BOTH, marks=pytest.mark.slow) for m in ("uncertainty", "pcgrad")),
     ],
 )
 def test_accumulation_on_a_mesh_changes_nothing(method, form):

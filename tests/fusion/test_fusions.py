@@ -372,7 +372,7 @@ def test_properties_in_training(label, modalities):
 
 
 @pytest.mark.slow
-@_three(chosen=lambda entry: hasattr(entry, "dropout"))
+@_three(chosen=lambda entry: hasattr(entry, "dropout"), without=OPTIONS)
 def test_properties_with_dropout(label, modalities):
     fused = _check_training(label, modalities, dropout=0.5)
     suite = _suite(label, modalities)
@@ -407,8 +407,18 @@ def test_compiled_is_as_written(label, modalities):
     _same(compiled, suite.forward(suite.params, inputs)[0])
 
 
+def _ways(kind):
+    """What a model sees of a fusion: whether tokens stay, rows mix, and it has a loss."""
+    flags = ("keeps_layout", "mixes_rows", "has_auxiliary")
+    return tuple(bool(getattr(FUSIONS[kind], flag, False)) for flag in flags)
+
+
+# One fusion of each way; all of them, without the model, are in `test_properties`.
+ONE_OF_EACH = {_ways(kind): kind for kind in FUSIONS}.values()
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", FUSIONS)
+@pytest.mark.parametrize("kind", ONE_OF_EACH)
 def test_fillers_reach_no_prediction_loss_or_gradient_of_a_model(kind):
     encoders = {"table": "table_mlp", "text": "text_bag", "audio": "audio_mlp"}
     tasks = {"kind": {"kind": "classification"}, "size": {"kind": "regression"}}

@@ -319,7 +319,7 @@ def test_what_a_task_has_by_default_takes_any_prediction(case):
 
 
 @pytest.mark.slow
-@EVERY
+@pytest.mark.parametrize("case", [case for case in CASES if not case.startswith("head ")])
 def test_eager_is_jitted(case):
     """The loss and the outputs; not the model, which takes a minute op by op."""
     model, _ = built(case)
