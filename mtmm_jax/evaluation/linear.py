@@ -50,9 +50,16 @@ def fixed_encoders(model: Model) -> dict[str, tuple[str, FixedEncoder]]:
     return found
 
 
-def fit_statistics(model: Model, source: Any, batch_size: int) -> Stats:
-    """Path -> the statistics of each fixed encoder, from at most `ROWS` training rows."""
-    encoders = fixed_encoders(model)
+def fit_statistics(
+    encoders: Mapping[str, tuple[str, FixedEncoder]], source: Any, batch_size: int
+) -> Stats:
+    """Path -> the statistics of each encoder, from at most `ROWS` training rows.
+
+    Args:
+        encoders: path -> modality and encoder.
+        source: of the rows.
+        batch_size: of a pass.
+    """
     stats = {
         path: {**_blank(encoder), **encoder.prepare(tokenizer_of(source.assets, name))}
         for path, (name, encoder) in encoders.items()
@@ -68,6 +75,23 @@ def fit_statistics(model: Model, source: Any, batch_size: int) -> Stats:
         found = np.concatenate(raw[path]) if raw[path] else np.zeros((0, encoder.size))
         stats[path] = {**stats[path], **encoder.fit(found)}
     return stats
+
+
+def encode_split(
+    encoder: FixedEncoder,
+    name: str,
+    stats: Mapping[str, np.ndarray],
+    source: Any,
+    split: str,
+    batch_size: int,
+) -> np.ndarray:
+    """`[N, D]`: a modality's features of at most `ROWS` rows of a split."""
+    program = _applied(encoder, "vectors")
+    parts = [
+        np.asarray(program(stats, clean(batch["inputs"])[name]))[batch["id"] >= 0]
+        for batch in _batches(source, split, batch_size)
+    ]
+    return np.concatenate(parts) if parts else np.zeros((0, encoder.size), np.float32)
 
 
 def _blank(encoder: FixedEncoder) -> dict[str, np.ndarray]:
@@ -150,7 +174,7 @@ def fit_linear(model: Model, source: Any, batch_size: int) -> Fitted:
     are those of the task, over the rows of a split that have them too.
     """
     source.prepare()
-    stats = fit_statistics(model, source, batch_size)
+    stats = fit_statistics(fixed_encoders(model), source, batch_size)
     variables = {f"{path}/{key}": v for path, own in stats.items() for key, v in own.items()}
     results: Results = {"validation": {}, "test": {}}
     about: dict[str, dict[str, dict[str, float]]] = {}

@@ -48,6 +48,8 @@ class Source:
         finish: what is done to every finished batch, of training and evaluation; it is given the
             rows of the global batch, so that all hosts do the same.
         prepare: called before training batches are made, such as to decode all files once.
+        raw: rows -> each one's cells as they stand in the table, by column; None where the data
+            are no table.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Source:
     workers: int = 1
     finish: Callable[[Batch, np.ndarray], Batch] = lambda batch, rows: batch
     prepare: Callable[[], None] = lambda: None
+    raw: Callable[[np.ndarray], list[Mapping[str, Any]]] | None = None
 
     @property
     def size(self) -> int:

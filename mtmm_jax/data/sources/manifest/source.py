@@ -151,6 +151,7 @@ def from_rows(
         seed=seed,
         workers=workers,
         prepare=store.fill,
+        raw=lambda chosen: [rows.values[row] for row in chosen],
     )
 
 
