@@ -146,6 +146,7 @@ def fit(
     from mtmm_jax.training import results as final
     from mtmm_jax.training.logs import results_table
     from mtmm_jax.training.loop import train
+    from mtmm_jax.training.stopping import Progress
     from mtmm_jax.training.tables import lowered_step
 
     started = time.monotonic()
@@ -167,9 +168,12 @@ def fit(
                 config = experiment.config
                 if prune := pruning.read(config["optimizer"].get("prune"), config["steps"]):
                     out.print(pruning.told(state.variables["params"], prune))
+                last = processes.told(checkpoints.latest())
+                progress = Progress.of(checkpoints.progress(last))
                 results, states = final.final_results(experiment, state.variables)
                 if linear := linear_models.results(workdir, state.variables, experiment.model):
                     results["linear"] = linear
+                results["training"] = final.course(experiment, progress, best, last)
                 if processes.leads():
                     final.save_examples(experiment, workdir, states)
                     workdir.write("results.json", final.finite(results))

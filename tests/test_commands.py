@@ -96,7 +96,8 @@ def test_a_run_leaves_what_it_says(finished):
     for words in ("parameters", "tasks x modalities", "steps/s", "all modalities", "trivial"):
         assert words in out
     results = json.loads((workdir / "results.json").read_text())
-    assert set(results) == {"validation", "test", "baselines"}
+    assert set(results) == {"validation", "test", "baselines", "training"}
+    assert results["training"]["last_step"] == results["training"]["steps"] == 16
     assert set(results["test"]) == {"category", "subcategory", "year", "retrieval"}
     assert set(results["baselines"]) == {"trivial", "only image", "only text", "only audio"}
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]

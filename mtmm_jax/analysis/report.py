@@ -109,7 +109,7 @@ def write_report(workdir: Workdir) -> None:
     page = (
         f"<!doctype html><meta charset='utf-8'><title>{html.escape(title)}</title>"
         f"<style>{PAGE_STYLE}</style><h1>{html.escape(title)}</h1>"
-        f"<p>{config['steps']} steps of {config['batch_size']} examples; inputs: "
+        f"<p>{_steps(config, results)} of {config['batch_size']} examples; inputs: "
         f"{html.escape(', '.join(inputs))}; balancing: {html.escape(_kind(config['balancing']))}; "
         f"seed {config['seed']}.</p><nav>{links}</nav>{body}"
     )
@@ -136,6 +136,14 @@ def png_of(figure: Figure) -> bytes:
     figure.savefig(buffer, format="png", dpi=110)
     plots.plt.close(figure)
     return buffer.getvalue()
+
+
+def _steps(config: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    course = results.get("training", {})
+    steps = f"{course.get('last_step', config['steps'])} steps"
+    return (
+        f"{steps} (stopped early, of {config['steps']})" if course.get("stopped_early") else steps
+    )
 
 
 def _kind(spec: Any) -> str:

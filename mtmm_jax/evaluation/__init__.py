@@ -3,6 +3,8 @@
 from mtmm_jax.evaluation.robustness import curves as curves
 from mtmm_jax.evaluation.robustness import effective_robustness as effective_robustness
 from mtmm_jax.evaluation.robustness import relative_robustness as relative_robustness
+from mtmm_jax.evaluation.skill import mean_skill as mean_skill
+from mtmm_jax.evaluation.skill import skills as skills
 from mtmm_jax.evaluation.split import Evaluator as Evaluator
 from mtmm_jax.evaluation.split import headlines as headlines
 from mtmm_jax.evaluation.split import restrict as restrict

@@ -14,8 +14,11 @@ from mtmm_jax.evaluation.split import compute
 from mtmm_jax.store.workdir import Workdir, write
 from mtmm_jax.training.experiment import Experiment
 from mtmm_jax.training.loop import evaluation_batches
+from mtmm_jax.training.stopping import Progress
 
 SPLITS = ("validation", "test")
+FORMAT = 2
+"""Of results.json; 1, which had no number, held the splits and the baselines alone."""
 
 
 def final_results(experiment: Experiment, variables: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -41,6 +44,30 @@ def final_results(experiment: Experiment, variables: Any) -> tuple[dict[str, Any
     if any(task.space is not None for task in experiment.model.tasks.values()):
         states["train"] = evaluator.states(variables, evaluation_batches(experiment, "train"))
     return results, states
+
+
+def course(
+    experiment: Experiment, progress: Progress, best_step: int, last_step: int
+) -> dict[str, Any]:
+    """How training went: its length, the checkpoint that counts, and what chose it.
+
+    Args:
+        experiment: the run.
+        progress: of the validation score, up to the end.
+        best_step: of the checkpoint that is evaluated.
+        last_step: of training; fewer than the config's steps where it was stopped.
+    """
+    steps = experiment.config["steps"]
+    return {
+        "steps": steps,
+        "last_step": last_step,
+        "stopped_early": last_step < steps,
+        "best_step": best_step,
+        "score": experiment.config["checkpoint"]["best"],
+        "best_score": progress.best,
+        "improved_at": progress.step,
+        "evaluations_since": progress.stale,
+    }
 
 
 def save_examples(experiment: Experiment, workdir: Workdir, states: Any, pictures: int = 6) -> None:
