@@ -175,6 +175,7 @@ def fit(
                     results["linear"] = linear
                 results["training"] = final.course(experiment, progress, best, last)
                 if processes.leads():
+                    final.add_remarks(experiment, workdir, results)
                     final.save_examples(experiment, workdir, states)
                     workdir.write("results.json", final.finite(results))
     finally:
@@ -184,7 +185,10 @@ def fit(
     processes.led(lambda: write_report(workdir), "report")
     results = workdir.read("results.json")
     for split in final.SPLITS:
-        out.print(results_table(split, final.comparison(results, split)))
+        certainty = results.get("intervals", {}).get(split)
+        out.print(results_table(split, final.comparison(results, split), certainty))
+    for remark in results.get("remarks", ()):
+        out.print(remark, highlight=False, markup=False, soft_wrap=True)
     out.print(f"checkpoints  {workdir.checkpoints}", soft_wrap=True)
     out.print(f"results      {workdir.results}", soft_wrap=True)
     out.print(f"report       {workdir.report}", soft_wrap=True)

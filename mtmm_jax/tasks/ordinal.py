@@ -13,6 +13,7 @@ from mtmm_jax.batch import Spec
 from mtmm_jax.heads.ordinal import Cumulative
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.tasks.metrics import monoids as metrics
+from mtmm_jax.tasks.metrics.intervals import of_counts, of_mean, only, wilson
 from mtmm_jax.tasks.task import Labels, Task, find_target, masked
 from mtmm_jax.tasks.traits import Traits, class_labelling, confusion_drawing
 from mtmm_jax.tasks.traits.distilled import distilled_class
@@ -133,7 +134,17 @@ def ordinal_errors(classes: int) -> metrics.Metric:
             "kappa": float(1 - (gap**2 * counts).sum() / spread),
         }
 
-    return metrics.Metric(update, metrics.add, compute)
+    def intervals(counts: np.ndarray) -> dict[str, Any]:
+        counts = np.asarray(counts, np.float64)
+        gap = np.abs(np.subtract.outer(np.arange(classes), np.arange(classes)))
+        sums = ((gap * counts).sum(), (gap**2 * counts).sum(), counts.sum())
+        return {
+            "mae": of_mean(*sums, low=0.0),
+            "accuracy": wilson(np.trace(counts), counts.sum()),
+            **only(of_counts(compute, counts), "kappa"),
+        }
+
+    return metrics.Metric(update, metrics.add, compute, intervals)
 
 
 def _thresholds(frequencies: Iterable[float]) -> np.ndarray:

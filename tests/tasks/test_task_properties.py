@@ -17,6 +17,7 @@ from mtmm_jax.heads.bound import row_of
 from mtmm_jax.tasks.task import Labels
 from mtmm_jax.tasks.traits import arrays_of
 from mtmm_jax.tasks.traits.explained import PROJECTION
+from tests.made_up import packaged
 from tests.tasks import examples
 from tests.tasks.quantile import quantile
 
@@ -224,6 +225,40 @@ def test_metrics_and_answers_are_json(case):
         assert wave is None or np.isfinite(wave).all()
         assert decoded or wave is not None
         json.dumps(decoded, allow_nan=False)
+
+
+@EVERY
+def test_every_metric_has_an_interval_around_it_or_a_reason(case):
+    task, found = task_of(case), base(case)
+    nothing = measured(case, _only(()))["states"]
+    for key, metric in task.metrics.items():
+        if metric.intervals is None:
+            continue
+        values, known = metric.compute(found["states"][key]), metric.intervals(found["states"][key])
+        assert set(known) == set(values)
+        for name, one in known.items():
+            if isinstance(one, str):
+                assert " " in one
+                continue
+            assert np.isfinite(one[:2]).all()
+            assert one.low <= one.high
+            if one.method != "bootstrap":  # whose percentiles follow a metric's bias, of six rows
+                assert one.low - 1e-5 <= values[name] <= one.high + 1e-5
+        empty = metric.intervals(nothing[key])
+        assert set(empty) == set(values)
+        assert all(isinstance(one, str) for one in empty.values())
+
+
+WITHOUT = ("adversarial", "detection", "reconstruction", "segmentation")
+
+
+def test_headlines_have_intervals_but_for_those_of_pixels_boxes_and_values():
+    for kind in packaged(tasks.TASKS).keys() - MADE_UP.keys():
+        task, states = task_of(kind), base(kind)["states"]
+        known = {}
+        for key, metric in task.metrics.items():
+            known |= metric.intervals(states[key]) if metric.intervals is not None else {}
+        assert isinstance(known.get(task.headline, ""), str) == (kind in WITHOUT), kind
 
 
 @EVERY
