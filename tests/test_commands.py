@@ -199,7 +199,7 @@ def test_predict_takes_any_subset_of_the_modalities(finished, tmp_path, command)
         "predict", "--workdir", str(workdir), "--json", *image, *audio, "--text", "red apple"
     )
     assert code == 0, err
-    answers = json.loads(out)
+    answers = json.loads(out)["answers"]
     assert 0 < answers["category"]["probability"] <= 1
     assert 2000 < answers["year"]["prediction"] < 2030
     assert set(answers["retrieval"]["nearest"]) == {"image -> text", "text -> image"}

@@ -98,6 +98,7 @@ def multilabel(
         trivial=odds.astype(np.float32),
         secondary=("exact_match",),
         outputs=lambda logits: {"probability": jax.nn.sigmoid(logits)},
+        restore=lambda outputs: _logits(outputs["probability"]),
         explained=explained_label(classes),
         labelling=labels_labelling(classes),
         distilled=distilled_labels(),
@@ -164,6 +165,11 @@ def _log_odds(label: Target) -> np.ndarray:
 
 def _probability(logits: np.ndarray) -> np.ndarray:
     return 0.5 * (1.0 + np.tanh(0.5 * logits))
+
+
+def _logits(p: np.ndarray) -> np.ndarray:
+    p = np.clip(np.asarray(p, np.float64), 1e-30, 1 - 2.0**-24)
+    return np.log(p) - np.log1p(-p)
 
 
 def _needs_frequencies(label: Target, where: str, value: Any) -> None:

@@ -90,6 +90,7 @@ def ordinal(
         trivial=-thresholds.astype(np.float32),
         smaller=("mae",),
         outputs=outputs,
+        restore=lambda outputs: _log_odds(outputs["probability"]),
         explained=None,
         labelling=class_labelling(classes, lambda outputs: int(outputs["level"])),
         distilled=distilled_class(log_probabilities),
@@ -107,6 +108,13 @@ def log_probabilities(above: jax.Array) -> jax.Array:
     higher, lower = jax.nn.log_sigmoid(above), jax.nn.log_sigmoid(-above)
     middle = higher[..., :-1] + lower[..., 1:] + between
     return jnp.concatenate([lower[..., :1], middle, higher[..., -1:]], axis=-1)
+
+
+def _log_odds(p: np.ndarray) -> np.ndarray:
+    """`[..., K - 1]` of being above each class but the last, from `[..., K]` probabilities."""
+    p = np.maximum(np.asarray(p, np.float64), 1e-30)
+    above = np.cumsum(p[..., ::-1], -1)[..., ::-1][..., 1:]
+    return (np.log(above) - np.log(np.cumsum(p, -1)[..., :-1])).astype(np.float32)
 
 
 def ordinal_errors(classes: int) -> metrics.Metric:

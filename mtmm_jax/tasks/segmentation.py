@@ -78,6 +78,7 @@ def segmentation(
         decode=decode,
         trivial=everywhere,
         outputs=outputs,
+        restore=lambda outputs: np.log(np.maximum(outputs["probability"], 1e-30)),
         explained=None,
         drawing=confusion_drawing,
         traits=Traits(averages=True),

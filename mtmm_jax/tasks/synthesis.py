@@ -183,6 +183,10 @@ def synthesis(
         wave = listen(prediction["mel"], prediction["frames"])
         return {"seconds": len(wave) / label.rate, "rate": label.rate, "wave": wave}
 
+    def decode_outputs(outputs: Mapping[str, Any]) -> dict[str, Any]:
+        mel = (np.asarray(outputs["log_mel"]) - _MIDDLE) / _SPREAD
+        return decode({"mel": mel, "frames": outputs["frames"]})
+
     def outputs(prediction: dict[str, Any]) -> dict[str, jax.Array]:
         """The logarithms of mel power; a wave is made of them on the host."""
         return {"log_mel": prediction["mel"] * _SPREAD + _MIDDLE, "frames": prediction["frames"]}
@@ -211,6 +215,7 @@ def synthesis(
         },
         smaller=("warped_distortion", "distortion", "duration_error"),
         outputs=outputs,
+        decode_outputs=decode_outputs,
         explained=None,
         speech=Speech(heard, say, listen),
         speaker=speaker,

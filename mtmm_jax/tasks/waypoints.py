@@ -72,6 +72,7 @@ def waypoints(
         trivial=np.zeros(label.shape, np.float32),
         smaller=("ade", "fde"),
         outputs=outputs,
+        decode_outputs=lambda found: {"path": np.asarray(found["points"]).round(4).tolist()},
         explained=None,
         traits=Traits(averages=True),
     )

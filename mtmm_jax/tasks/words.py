@@ -96,6 +96,7 @@ def words(
         trivial=np.zeros(size, np.float32),
         smaller=("perplexity",),
         outputs=lambda z: {"probability": jax.nn.softmax(z)},
+        restore=lambda outputs: np.log(np.maximum(outputs["probability"], 1e-30)),
         explained=None,
         traits=Traits(vocabulary_of=modality),
         modality=modality,

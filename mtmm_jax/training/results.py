@@ -142,4 +142,6 @@ def finite(value: Any) -> Any:
     """NaN as None: JSON has no NaN."""
     if isinstance(value, dict):
         return {key: finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(entry) for entry in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -103,7 +103,7 @@ def test_it_predicts_one_sample_and_explains_it(folder, capsys):
     sample = ("--table", json.dumps({"size": 1.0, "age": -1.0}))
     capsys.readouterr()
     assert predict.main(["--workdir", _run(folder), *sample, "--json"]) == 0
-    found = _json(capsys)
+    found = _json(capsys)["answers"]
     assert set(found["price"]["quantiles"]) == {"0.1", "0.5", "0.9"}
     assert predict.main(["--workdir", _run(folder), *sample]) == 0
     capsys.readouterr()

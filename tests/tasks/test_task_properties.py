@@ -14,6 +14,7 @@ import pytest
 
 from mtmm_jax import tasks
 from mtmm_jax.heads.bound import row_of
+from mtmm_jax.inference.answers import check_document, document
 from mtmm_jax.tasks.task import Labels
 from mtmm_jax.tasks.traits import arrays_of
 from mtmm_jax.tasks.traits.explained import PROJECTION
@@ -311,6 +312,38 @@ def test_outputs_restore_a_prediction_of_the_same_metrics(case):
     states = jax.device_get(update(task.restore(found["outputs"]), batch))
     expected = computed(case, found["states"])
     assert computed(case, states) == pytest.approx(expected, rel=1e-3, nan_ok=True)
+
+
+@EVERY
+def test_outputs_are_answered_as_the_prediction_is_decoded(case):
+    """What an exported file says is what the run says; all kinds of the package can."""
+    task, found = task_of(case), base(case)
+    for i in range(3):
+        said = task.answer({key: value[i] for key, value in found["outputs"].items()})
+        if said is None:
+            assert case not in packaged(tasks.TASKS) or case in MADE_UP
+            return
+        expected = task.decode(row_of(found["prediction"], i))
+        _alike(said, expected)
+        for one in (said, expected):
+            one.pop("wave", None)
+            one.pop("rate", None)
+        check_document(document({"t": expected}))
+
+
+def _alike(one, other):
+    if isinstance(other, dict):
+        assert one.keys() == other.keys()
+        for key in other:
+            _alike(one[key], other[key])
+    elif isinstance(other, str):
+        assert one == other
+    elif isinstance(other, list) and np.asarray(other).dtype != np.float64:
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            _alike(a, b)
+    else:
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=2e-4)
 
 
 @EVERY
