@@ -396,9 +396,8 @@ def test_it_labels_and_is_exported(run, tmp_path):
     given = ["--exported", str(file), "--manifest", str(path), "--out", str(predictions)]
     assert predict.main(given) == 0
     exported = [json.loads(line)["answers"] for line in predictions.read_text().splitlines()]
-    places = [
-        one["again"]["outputs"]["place"] for one in exported
-    ]  # the first of the label's two tasks
+    # The first of the label's two tasks, of a kind that cannot be decoded from its outputs.
+    places = [one["again"]["outputs"]["place"] for one in exported]
     np.testing.assert_allclose(places, labels, atol=1e-4)
 
 
