@@ -154,5 +154,7 @@ def test_it_is_exported_and_the_file_predicts_the_same(folder, capsys):
         whole.read_text().splitlines(), out.read_text().splitlines(), strict=True
     ):
         run, program = json.loads(one)["answers"], json.loads(other)["answers"]
-        expected = list(run["price"]["quantiles"].values())
-        np.testing.assert_allclose(program["price"]["quantiles"], expected, rtol=1e-4)
+        assert program["price"]["prediction"] == pytest.approx(run["price"]["prediction"], rel=1e-4)
+        assert program["price"]["quantiles"] == pytest.approx(run["price"]["quantiles"], rel=1e-4)
+        assert program["price"].keys() == run["price"].keys()
+        assert np.shape(program["bare"]["outputs"]["value"]) == (3,)  # it says no more of itself

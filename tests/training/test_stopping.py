@@ -18,6 +18,7 @@ from mtmm_jax.store.checkpoints import Checkpoints
 from mtmm_jax.store.workdir import Workdir
 from mtmm_jax.training import stopping
 from mtmm_jax.training.loop import score, train
+from mtmm_jax.training.results import course
 from mtmm_jax.training.stopping import Progress, StoppingSettings
 from tests import toy
 
@@ -90,6 +91,22 @@ def test_training_ends_when_the_score_stands_still_and_says_so_in_one_line(stopp
         f"step {best}, in 3 evaluations"
     )
     assert text.splitlines().count(line) == 1
+
+
+def test_results_say_where_training_stopped_and_which_step_counts(stopped):
+    _, (last, _, best, progress, _) = stopped
+    found = course(training.assemble(CONFIG), Progress.of(progress), best, last)
+    assert found == {
+        "steps": 20,
+        "last_step": last,
+        "stopped_early": True,
+        "best_step": best,
+        "score": "skill",
+        "best_score": progress["best"],
+        "improved_at": best,
+        "evaluations_since": 3,
+    }
+    assert not course(training.assemble(CONFIG), Progress.of(progress), best, 20)["stopped_early"]
 
 
 def test_the_same_command_again_trains_no_further(stopped):

@@ -21,7 +21,7 @@ from scipy.special import ndtri, stdtrit
 
 LEVEL = 0.95
 RESAMPLES = 400
-MOST_ROWS = 20_000  # of which a bootstrap is worth its time
+MOST_VALUES = 50_000  # of which a bootstrap is worth its time: a few seconds
 FEW = "fewer than two examples"
 _Z = float(ndtri(0.5 + LEVEL / 2))
 
@@ -45,7 +45,8 @@ def wilson(hits: float, count: float) -> Interval | str:
     middle = p + _Z**2 / (2 * n)
     half = _Z * (p * (1 - p) / n + _Z**2 / (4 * n**2)) ** 0.5
     scale = 1 + _Z**2 / n
-    return Interval(max((middle - half) / scale, 0.0), min((middle + half) / scale, 1.0), "wilson")
+    low, high = max((middle - half) / scale, 0.0), min((middle + half) / scale, 1.0)
+    return Interval(float(low), float(high), "wilson")
 
 
 def of_mean(
@@ -130,18 +131,19 @@ def of_r2(s: Mapping[str, float]) -> Interval | str:
 
 
 def of_rows(
-    statistic: Callable[[np.ndarray], Mapping[str, float]], count: int
+    statistic: Callable[[np.ndarray], Mapping[str, float]], count: int, width: int = 1
 ) -> dict[str, Interval] | str:
     """Percentiles of a statistic over examples drawn with replacement, always the same ones.
 
     Args:
         statistic: indices of examples, some of them several times -> `{metric: value}`.
         count: of the examples.
+        width: how many values of an example the statistic reads.
     """
     if count < 2:
         return FEW
-    if count > MOST_ROWS:
-        return f"more than {MOST_ROWS:,} examples to resample"
+    if count * width > MOST_VALUES:
+        return f"more than {MOST_VALUES:,} values to resample"
     draw = np.random.default_rng(0)
     return _percentiles([statistic(draw.integers(0, count, count)) for _ in range(RESAMPLES)])
 

@@ -127,7 +127,8 @@ def average_precision() -> Metric:
         def drawn(rows: np.ndarray) -> dict[str, float]:
             return compute({key: np.asarray(value)[kept[rows]] for key, value in state.items()})
 
-        return only(of_rows(drawn, len(kept)), "average_precision")
+        classes = np.asarray(state["score"]).shape[1]
+        return only(of_rows(drawn, len(kept), classes), "average_precision")
 
     return Metric(update, collect, compute, intervals)
 
