@@ -196,7 +196,8 @@ def _compare(
     write(folder / PICTURE, fronts.picture(outcomes))
     results = Workdir(folder / best).read("results.json")
     title = f"test, run {fronts.label(best)}, the best on validation"
-    out.print(results_table(title, comparison(results, "test")))
+    certainty = results.get("intervals", {}).get("test")
+    out.print(results_table(title, comparison(results, "test"), certainty))
     for what, path in (("best", best), ("plan", FILE), ("picture", PICTURE)):
         out.print(f"{what:12} {folder / path}", soft_wrap=True)
 

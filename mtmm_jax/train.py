@@ -146,6 +146,7 @@ def fit(
     from mtmm_jax.training import results as final
     from mtmm_jax.training.logs import results_table
     from mtmm_jax.training.loop import train
+    from mtmm_jax.training.stopping import Progress
     from mtmm_jax.training.tables import lowered_step
 
     started = time.monotonic()
@@ -167,10 +168,14 @@ def fit(
                 config = experiment.config
                 if prune := pruning.read(config["optimizer"].get("prune"), config["steps"]):
                     out.print(pruning.told(state.variables["params"], prune))
+                last = processes.told(checkpoints.latest())
+                progress = Progress.of(checkpoints.progress(last))
                 results, states = final.final_results(experiment, state.variables)
                 if linear := linear_models.results(workdir, state.variables, experiment.model):
                     results["linear"] = linear
+                results["training"] = final.course(experiment, progress, best, last)
                 if processes.leads():
+                    final.add_remarks(experiment, workdir, results)
                     final.save_examples(experiment, workdir, states)
                     workdir.write("results.json", final.finite(results))
     finally:
@@ -180,7 +185,10 @@ def fit(
     processes.led(lambda: write_report(workdir), "report")
     results = workdir.read("results.json")
     for split in final.SPLITS:
-        out.print(results_table(split, final.comparison(results, split)))
+        certainty = results.get("intervals", {}).get(split)
+        out.print(results_table(split, final.comparison(results, split), certainty))
+    for remark in results.get("remarks", ()):
+        out.print(remark, highlight=False, markup=False, soft_wrap=True)
     out.print(f"checkpoints  {workdir.checkpoints}", soft_wrap=True)
     out.print(f"results      {workdir.results}", soft_wrap=True)
     out.print(f"report       {workdir.report}", soft_wrap=True)

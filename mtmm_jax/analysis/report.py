@@ -18,7 +18,7 @@ from mtmm_jax.analysis.pictures import task_relatedness
 from mtmm_jax.model import build
 from mtmm_jax.objectives.relatedness import FILE as RELATEDNESS
 from mtmm_jax.store.workdir import Workdir, write
-from mtmm_jax.training.logs import read_journal
+from mtmm_jax.training.logs import certainty_cells, read_journal
 from mtmm_jax.training.results import SPLITS, comparison
 
 PAGE_STYLE = """
@@ -92,7 +92,9 @@ def write_report(workdir: Workdir) -> None:
             table = f"<table>{_row(head, 'th')}{cells}</table>" if rows else ""
             pictures[name] = pictures.get(name, "") + table
     tables = "".join(
-        f"<h3>{split}</h3>{_table(comparison(results, split))}" for split in reversed(SPLITS)
+        f"<h3>{split}</h3>"
+        f"{_table(comparison(results, split), results.get('intervals', {}).get(split))}"
+        for split in reversed(SPLITS)
     )
     speech = samples.speech(workdir)
     sections = {
@@ -109,9 +111,9 @@ def write_report(workdir: Workdir) -> None:
     page = (
         f"<!doctype html><meta charset='utf-8'><title>{html.escape(title)}</title>"
         f"<style>{PAGE_STYLE}</style><h1>{html.escape(title)}</h1>"
-        f"<p>{config['steps']} steps of {config['batch_size']} examples; inputs: "
+        f"<p>{_steps(config, results)} of {config['batch_size']} examples; inputs: "
         f"{html.escape(', '.join(inputs))}; balancing: {html.escape(_kind(config['balancing']))}; "
-        f"seed {config['seed']}.</p><nav>{links}</nav>{body}"
+        f"seed {config['seed']}.</p>{_remarks(results)}<nav>{links}</nav>{body}"
     )
     write(workdir.report, page.encode())
 
@@ -138,6 +140,19 @@ def png_of(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+def _steps(config: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    course = results.get("training", {})
+    steps = f"{course.get('last_step', config['steps'])} steps"
+    return (
+        f"{steps} (stopped early, of {config['steps']})" if course.get("stopped_early") else steps
+    )
+
+
+def _remarks(results: Mapping[str, Any]) -> str:
+    items = "".join(f"<li>{html.escape(remark)}</li>" for remark in results.get("remarks", ()))
+    return f"<ul>{items}</ul>" if items else ""
+
+
 def _kind(spec: Any) -> str:
     return spec if isinstance(spec, str) else spec["kind"]
 
@@ -153,13 +168,17 @@ def _caption(workdir: Workdir, name: str) -> str:
     return f"<p>{html.escape(told)}</p>" if told else ""
 
 
-def _table(columns: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> str:
-    head = _row(["task", "figure", *columns], "th")
+def _table(columns: Mapping[str, Mapping[str, Mapping[str, float | None]]], certainty: Any) -> str:
+    """The first column with its 95 % intervals and numbers of examples, where they are known."""
+    first, *others = columns
+    head = _row(["task", "figure", first, *(["95 %", "n"] if certainty else []), *others], "th")
     rows = []
     for task, figures in next(iter(columns.values())).items():
         for i, figure in enumerate(figures):
             values = [results.get(task, {}).get(figure) for results in columns.values()]
             cells = ["-" if v is None else f"{v:.3f}" for v in values]
+            if certainty:
+                cells[1:1] = certainty_cells(certainty.get(task, {}).get(figure))
             rows.append(_row([task if i == 0 else "", figure.replace("_", " "), *cells], "td"))
     return f"<table>{head}{''.join(rows)}</table>"
 

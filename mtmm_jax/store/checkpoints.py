@@ -87,8 +87,21 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
 
-    def save(self, state: Any, score: float | None, iterator: dict[str, Any]) -> None:
-        """Begins to save; returns while the writing goes on."""
+    def save(
+        self,
+        state: Any,
+        score: float | None,
+        iterator: dict[str, Any],
+        progress: dict[str, Any] | None = None,
+    ) -> None:
+        """Begins to save; returns while the writing goes on.
+
+        Args:
+            state: of the training.
+            score: of the validation at this step, if there was one.
+            iterator: the state of the data.
+            progress: how the validation score went so far, see `training.stopping`.
+        """
         step = int(jax.device_get(state.step))
         if self.latest() == step:
             return
@@ -100,7 +113,11 @@ class Checkpoints:
                 {"state": state},
                 force=True,
                 metrics=None if score is None else {"score": float(score)},
-                custom_metadata={"iterator": json.dumps(iterator), "score": score},
+                custom_metadata={
+                    "iterator": json.dumps(iterator),
+                    "score": score,
+                    "progress": json.dumps(progress),
+                },
             )
 
     def steps(self) -> list[int]:
@@ -119,6 +136,14 @@ class Checkpoints:
             if found.metrics and "score" in found.metrics
         ]
         return max(scored)[1] if scored else self.latest()
+
+    def progress(self, step: int) -> dict[str, Any] | None:
+        """How the validation score had gone by a step; None where its checkpoint does not know."""
+        try:
+            stored = (self._orbax.metadata(step).custom_metadata or {}).get("progress")
+            return None if stored is None else json.loads(stored)
+        except (ValueError, OSError, KeyError):
+            return None  # `restore` names the damage
 
     def restore(
         self, step: int, like: Any, devices: parallel.Devices = 1

@@ -24,7 +24,7 @@ from mtmm_jax.model import Model
 from mtmm_jax.model import build as build_model
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.store import config as configs
-from mtmm_jax.training import linear_models
+from mtmm_jax.training import linear_models, stopping
 from mtmm_jax.training.extensions import EXTENSIONS, optional_sections
 from mtmm_jax.training.step import TrainState, initialiser, key_data, make_step, prepared
 from mtmm_jax.transfer import init_from
@@ -212,7 +212,8 @@ def assemble(config: Any, spec: Spec | None = None, source: Any = None) -> Exper
         _check_mixing(parts.source, parts.model, parts.balancer)
     _check_batch_size(parts)
     best = plain["checkpoint"]["best"]
-    registry.choose(best, ("mean", *parts.model.tasks), "checkpoint.best", "task")
+    registry.choose(best, ("mean", "skill", *parts.model.tasks), "checkpoint.best", "task")
+    stopping.read(plain.get("stopping"))
     if isinstance(devices, Layout):
         devices = devices.resolve(parts.model.shapes["params"])
     return Experiment(
