@@ -107,7 +107,79 @@ def room_of(found: Findings, task: str, metric: str) -> float | None:
     return max(trivial if task in found.smaller else 1.0 - trivial, 0.0)
 
 
-REMARKS: list[Remark] = [validation_stood_still, waited_for_data, few_examples]
+def below_the_linear_model(found: Findings) -> Iterator[str]:
+    """The tasks of which a linear model of fixed features is better by more than chance."""
+    by_task = (found.results.get("linear") or {}).get("results", {}).get(SPLIT, {})
+    for task, experts in by_task.items():
+        metric = found.headlines.get(task)
+        values = {name: own.get(metric) for name, own in experts.items()}
+        best, value = _best(values, task in found.smaller)
+        if best is not None and _beyond(found, task, metric, value):
+            yield (
+                f"{task}: {metric} {found.results[SPLIT][task][metric]:.3f} is below that of a "
+                f"linear model of fixed features ({best}), {value:.3f}: see its weight in "
+                "results.json (linear.weights); with few rows choose fixed encoders and fewer "
+                "steps, with a short validation split a longer one."
+            )
+
+
+def one_input_is_better(found: Findings) -> Iterator[str]:
+    """The tasks that one modality alone does better than all together, and what to do."""
+    baselines = found.results.get("baselines", {})
+    alone = [name for name in baselines if name.startswith("only ")]
+    for task, metric in found.headlines.items() if len(alone) > 1 else ():
+        rows = _examples(found, task, metric)
+        values = {
+            name.removeprefix("only "): baselines[name].get(SPLIT, {}).get(task, {}).get(metric)
+            for name in alone
+            if _examples(found, task, metric, "baselines", name) == rows  # the same ones
+        }
+        best, value = _best(values, task in found.smaller)
+        if best is not None and _beyond(found, task, metric, value):
+            yield (
+                f"{task}: {best} alone has {metric} {value:.3f}, all inputs together "
+                f"{found.results[SPLIT][task][metric]:.3f}: the others harm it. Let the task read "
+                f"{best} (tasks.{task}.reads), or give it heads of single inputs "
+                f"(tasks.{task}.unimodal) and more modality dropout."
+            )
+
+
+def _examples(found: Findings, task: str, metric: str, *place: str) -> int | None:
+    """How many examples a metric is of; at a place of the results."""
+    at = found.results.get("intervals", {})
+    for key in (*place, SPLIT, task, metric):
+        at = at.get(key, {})
+    return at.get("n")
+
+
+def _best(values: Mapping[str, float | None], smaller: bool) -> tuple[str | None, float]:
+    known = {name: value for name, value in values.items() if value is not None}
+    known = {name: value for name, value in known.items() if math.isfinite(value)}
+    if not known:
+        return None, math.nan
+    name = min(known, key=lambda key: known[key] if smaller else -known[key])
+    return name, known[name]
+
+
+def _beyond(found: Findings, task: str, metric: str, value: float) -> bool:
+    """Whether a value is better than the model's by more than half of its 95 % interval."""
+    own = found.results[SPLIT].get(task, {}).get(metric)
+    entry = found.results.get("intervals", {}).get(SPLIT, {}).get(task, {}).get(metric) or {}
+    if own is None or not math.isfinite(own):
+        return False
+    low, high = entry.get("low"), entry.get("high")
+    half = 0.0 if low is None or high is None else (high - low) / 2
+    gain = own - value if task in found.smaller else value - own
+    return gain > half
+
+
+REMARKS: list[Remark] = [
+    below_the_linear_model,
+    one_input_is_better,
+    validation_stood_still,
+    waited_for_data,
+    few_examples,
+]
 
 
 def remarks(found: Findings) -> list[str]:

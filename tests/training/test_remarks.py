@@ -91,6 +91,66 @@ def test_few_examples_are_named_where_the_interval_is_wide(entry, trivial, small
     assert words is None or words in said[0]
 
 
+def _with_others(value, linear=None, only=(), rows=100, half=0.05, smaller=False):
+    """A run of one task and metric with a linear model and single modalities."""
+    entry = _entry(100, value - half, value + half)
+    results = _results(entry, value)
+    if linear is not None:
+        results["linear"] = {
+            "results": {"test": {"t": {"linear": {"m": linear}, "x": {"m": None}}}}
+        }
+    results["baselines"] = {f"only {n}": {"test": {"t": {"m": v}}} for n, v in only}
+    results["intervals"]["baselines"] = {
+        f"only {n}": {"test": {"t": {"m": _entry(rows, None, None)}}} for n, _ in only
+    }
+    return Findings(results, {"t": "m"}, frozenset({"t"} if smaller else ()))
+
+
+@pytest.mark.parametrize(
+    ("value", "linear", "smaller", "words"),
+    [
+        (
+            0.7,
+            0.8,
+            False,
+            "0.700 is below that of a linear model of fixed features (linear), 0.800",
+        ),
+        (0.7, 0.74, False, None),  # within half of the interval
+        (0.7, 0.6, False, None),
+        (0.7, 0.6, True, "0.700 is below"),
+        (0.7, 0.8, True, None),
+        (0.7, None, False, None),
+        (0.7, math.nan, False, None),
+        (math.nan, 0.8, False, None),
+    ],
+)
+def test_a_better_linear_model_is_named(value, linear, smaller, words):
+    found = _with_others(value, linear, smaller=smaller)
+    said = list(remarks.below_the_linear_model(found))
+    assert len(said) == (words is not None)
+    assert words is None or words in said[0]
+
+
+@pytest.mark.parametrize(
+    ("only", "rows", "words"),
+    [
+        (
+            [("photo", 0.8), ("text", 0.3)],
+            100,
+            "photo alone has m 0.800, all inputs together 0.700",
+        ),
+        ([("photo", 0.74), ("text", 0.3)], 100, None),
+        ([("photo", 0.8), ("text", 0.3)], 20, None),  # of other examples
+        ([("photo", 0.8)], 100, None),  # there are no others that could harm it
+        ([], 100, None),
+    ],
+)
+def test_a_better_single_input_is_named_where_it_saw_the_same_examples(only, rows, words):
+    said = list(remarks.one_input_is_better(_with_others(0.7, only=only, rows=rows)))
+    assert len(said) == (words is not None)
+    assert words is None or words in said[0]
+
+
 def test_results_of_an_earlier_version_have_no_remarks():
     assert remarks.remarks(Findings({"test": {"t": {"m": 0.5}}}, {"t": "m"})) == []
 
