@@ -64,6 +64,10 @@ class Experiment:
 
     def begun(self, seed: int | None = None) -> tuple[TrainState, init_from.Report | None]:
         """The state before the first step, and what of it came from elsewhere."""
+        return init_from.load(self, self.drawn(seed), assemble)
+
+    def drawn(self, seed: int | None = None) -> TrainState:
+        """The state before the first step with all parameters drawn at random."""
         if (self.config.get("relatedness") or {"found": True}).get("found") is None:
             raise ConfigError(
                 "relatedness: was not measured; mtmm_jax.train does so before the first step "
@@ -73,8 +77,7 @@ class Experiment:
         # On a mesh no device ever holds the whole.
         laid_out = {} if mesh is None else {"out_shardings": mesh.of(self.shapes)}
         drawn = key_data(self.config["seed"] if seed is None else seed)
-        state = parallel.jit_once(self._initialise, **laid_out)(drawn)
-        return init_from.load(self, state, assemble)
+        return parallel.jit_once(self._initialise, **laid_out)(drawn)
 
     @functools.cached_property
     def _initialise(self) -> Any:

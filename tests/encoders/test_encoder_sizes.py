@@ -31,7 +31,7 @@ PRESETS = {
     "table_transformer": sequence.TRANSFORMERS,
     "perceiver": sequence.TRANSFORMERS,
 }
-WITHOUT_PRESETS = {"video_frames"}
+WITHOUT_PRESETS = {"video_frames", "pretrained"}
 
 REAL = {
     "image": Modality("image", (224, 224, 3), "float32"),

@@ -33,7 +33,7 @@ def _first_modality(kind):
     return next(n for n, m in toy.SPEC.modalities.items() if ENCODERS[kind].accepts(m))
 
 
-@pytest.mark.parametrize("kind", sorted(set(packaged(ENCODERS)) - {"video_frames"}))
+@pytest.mark.parametrize("kind", sorted(set(packaged(ENCODERS)) - {"video_frames", "pretrained"}))
 def test_unknown_presets_and_dtypes_are_refused(kind):
     name = _first_modality(kind)
     entry = toy.SPEC.example(1)["inputs"][name]

@@ -14,7 +14,7 @@ from mtmm_jax.encoders.backbones.bert import BERT
 from mtmm_jax.encoders.backbones.folder import WeightsFolder
 from mtmm_jax.encoders.backbones.mapping import convert
 from mtmm_jax.encoders.encoder import Encoder
-from mtmm_jax.ranges import Decay, Dtype, LayersOrZero, Share, Size, is_section
+from mtmm_jax.ranges import Decay, Dtype, LayersOrZero, Share, Size, SizeOrZero, is_section
 from mtmm_jax.registry import ConfigError, build, choose
 
 BACKBONES: dict[str, Backbone] = {"bert": BERT}
@@ -37,7 +37,7 @@ def pretrained(
     projected: bool = True,
     sizes: Mapping[str, Any] | None = None,
     modality: str = "text",
-    vocabulary: int = 0,
+    vocabulary: SizeOrZero = 0,
     where: str = "encoder",
 ) -> Encoder:
     """An encoder of the family, sizes and parameters of a folder of weights.
@@ -95,6 +95,15 @@ def sizes_of(weights: str, where: str) -> dict[str, Any]:
     place = f"{at}: {folder.path}/config.json: model_type"
     family = choose(family, BACKBONES, place, "layout")
     return {"family": family, **BACKBONES[family].sizes(folder.config, f"{at}: {folder.path}")}
+
+
+def check_weights(weights: str, where: str) -> None:
+    """Raises a `ConfigError` where `{"kind": "pretrained", "weights": weights}` would not do."""
+    folder = WeightsFolder.at(weights, where)
+    family = choose(folder.config.get("model_type"), BACKBONES, f"{where}: model_type", "layout")
+    BACKBONES[family].sizes(folder.config, f"{where}: {folder.path}")
+    if BACKBONES[family].tokenized:
+        folder.tokenizer(where)
 
 
 def sections(encoders: Any) -> dict[str, dict[str, Any]]:
