@@ -145,6 +145,15 @@ class Workdir:
         exists = (self.path / "assets" / own).exists()
         return self.asset(own if exists else "tokenizer.json")
 
+    def tokenizers(self) -> dict[str, str]:
+        """Modality -> `tokenizer.json`, of the texts whose tokenizer the folder keeps."""
+        found = {}
+        for name, modality in self.spec().modalities.items():
+            if modality.is_a("text"):
+                with contextlib.suppress(ConfigError):
+                    found[name] = self.tokenizer(name).decode()
+        return found
+
 
 def stamped(config: Mapping[str, Any]) -> dict[str, Any]:
     """What config.json holds: the config, the format, and the version that wrote it."""

@@ -190,6 +190,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--config", help="a config of training, a .json, or a .py with `get_config()`")
     p.add_argument("--write", metavar="OWN.py", help="write a config of the table there")
+    p.add_argument("--weights", metavar="FOLDER", help="of --write: a pretrained encoder of texts")
     p.add_argument(
         "--label", action="append", metavar="COLUMN", help="to predict; the others are inputs"
     )
@@ -226,11 +227,12 @@ def _run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     shown = Console(stderr=True)
     found = describe(arguments, overrides)
     out.print(found.origin, highlight=False, markup=False, soft_wrap=True)
-    written = (
-        config_text(found.path, Path(arguments.write), found.description, len(found.rows))
-        if (arguments.write)
-        else ""
-    )
+    if arguments.weights and not arguments.write:
+        raise ConfigError("--weights: belongs to --write")
+    written = ""
+    if arguments.write:
+        place, count = Path(arguments.write), len(found.rows)
+        written = config_text(found.path, place, found.description, count, arguments.weights)
 
     def progress(rows: Iterable[int], total: int) -> Iterable[int]:
         return track(rows, "checking", total, console=shown, disable=not sys.stderr.isatty())

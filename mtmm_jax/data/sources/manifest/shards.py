@@ -26,7 +26,7 @@ from mtmm_jax.store.workdir import write
 VERSION = 1
 """Of the format and of the decoders: grows when either gives other bytes."""
 _ALIGN = 64
-_DTYPES = ("uint8", "int16", "float32")
+_DTYPES = ("uint8", "uint16", "int16", "float32")
 
 
 class Damaged(ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ from mtmm_jax.readers.files import Folder
 from mtmm_jax.readers.limits import Limits
 from mtmm_jax.registry import ConfigError, build, choose, section_of
 from mtmm_jax.targets import columns
-from mtmm_jax.text import UNITS
+from mtmm_jax.text import UNITS, Tokenizers
 
 _WHERE = "data.manifest"
 
@@ -41,6 +42,7 @@ def manifest(
     seed: Natural = 0,
     workers: Threads = 1,
     decoded: Where = None,
+    tokenizers: Tokenizers = None,
 ) -> Source:
     """Examples from the rows of `path`; the files that it names lie in its folder or below.
 
@@ -70,6 +72,7 @@ def manifest(
         decoded: where pictures and recordings are kept, decoded once before the first step: a
             folder; None for one below the cache (`$MTMM_JAX_DATA`, else `~/.cache/mtmm_jax`); or
             False to decode files in every epoch.
+        tokenizers: given by `data.build`: of some texts, by modality.
     """
     limits = check_limits(limits)
     choose(on_bad, ON_BAD, f"{_WHERE}.on_bad")
@@ -87,6 +90,7 @@ def manifest(
         seed=seed,
         workers=workers,
         decoded=decoded,
+        tokenizers=tokenizers,
     )
 
 
@@ -112,6 +116,7 @@ def from_rows(
     workers: Threads = 1,
     decoded: Where = False,
     name: str = "manifest",
+    tokenizers: Tokenizers = None,
 ) -> Source:
     """What `manifest` does once its file is read."""
     inputs, labels = _kinds(modalities, targets)
@@ -127,10 +132,17 @@ def from_rows(
     if not len(train):
         first = bad.problems[0] if bad.problems else "no row belongs to it"
         bad.structure(None, "", None, f"has no rows for training; {first}", "no training rows")
-    tokenizer = _tokenizer(inputs, parsed, setting, train)
+    given = {name: text for name, text in (tokenizers or {}).items() if name in inputs}
+    trained = {name: kind for name, kind in inputs.items() if name not in given}
+    tokenizer = _tokenizer(trained, parsed, setting, train)
     ready = {
-        name: kind.fit(parsed[name], setting, train, tokenizer) for name, kind in inputs.items()
+        name: kind.fit(parsed[name], setting, train, given.get(name, tokenizer))
+        for name, kind in inputs.items()
     }
+    for name, text in given.items():
+        setting.some(inputs[name].at, parsed[name], train)
+        own = {f"{name}.tokenizer.json": text.encode()}
+        ready[name] = dataclasses.replace(ready[name], assets=own)
     known = {name: kind.fit(answers[name], setting, train) for name, kind in labels.items()}
     columns = {name: kind.at for name, kind in labels.items()}
     compose = Compose(ready, known, columns, bad)
