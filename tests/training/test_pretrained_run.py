@@ -53,7 +53,7 @@ def _frozen(experiment):
 
 def test_a_run_begins_with_the_weights_and_needs_them_no_more(folder):
     experiment = training.assemble(_config(folder))
-    state, report = experiment.begun()
+    state, _, report = experiment.begun()
     wanted = flatten(backbones.load(str(folder / "w"))[1]["params"])
     found = flatten(state.params)
     for path, leaf in wanted.items():
