@@ -1,0 +1,60 @@
+"""How far a long job is: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+SECONDS = 10.0
+"""Between two lines."""
+
+
+@contextlib.contextmanager
+def progress(
+    what: str, done: str, things: str, total: int | None
+) -> Iterator[Callable[[int], None]]:
+    """Gives a function to be called with the number of things that are done.
+
+    Args:
+        what: is being done: "packing".
+        done: the same, done: "packed".
+        things: "rows".
+        total: of them; None where that is not known.
+    """
+    console, start = Console(stderr=True), time.monotonic()
+    bar = Progress(
+        TextColumn(what),
+        MofNCompleteColumn(),
+        BarColumn(bar_width=20),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+        refresh_per_second=4,
+    )
+    task, spoke, first = bar.add_task("", total=total), start, None
+
+    def advance(count: int) -> None:
+        nonlocal spoke, first
+        first = count if first is None else first
+        now = time.monotonic()
+        bar.update(task, completed=count)
+        if bar.disable and now - spoke > SECONDS:
+            spoke = now
+            left = ""
+            if total is not None and count > first:
+                left = f" of {total:,}"
+                seconds = (now - start) * (total - count) / (count - first)
+                left += f" {things}, {seconds:.0f} s left"
+            say(f"{done} {count:,}{left or f' {things}'}")
+
+    with bar:
+        yield advance
+
+
+def say(line: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(line, highlight=False, markup=False)
