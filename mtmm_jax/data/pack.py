@@ -2,20 +2,21 @@
 
 A table is what `check` reads, Parquet with pictures or sounds as bytes, a WebDataset tar, or a
 folder of such files. `data = {"kind": "packed", "path": DIR}` trains on it. Run again after a kill,
-it makes what is missing. With `--part i/n` a host makes every n-th shard, all into one folder.
+it makes what is missing. With `--part i/n` each of n hosts makes its shards, into one folder.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from mtmm_jax.data.inspect.described import add_options, describe
 from mtmm_jax.data.pipeline.source import SPLITS
@@ -76,7 +77,8 @@ def _run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     out = Path(arguments.out)
     stream = open_stream(found.path, check_limits(found.description.get("limits")))
     plan = _plan(out, stream, reading_options(found.description))
-    missing = [n for n in plan.missing(out) if n % part[1] == part[0]]
+    mine = range(*(plan.shards * (part[0] + end) // part[1] for end in (0, 1)))
+    missing = [number for number in plan.missing(out) if number in mine]
     start = time.monotonic()
     _pack(out, plan, stream, missing, workers)
     _summary(out, plan, len(missing), time.monotonic() - start)
@@ -120,8 +122,8 @@ def _plan(out: Path, stream: Stream, description: dict) -> Plan:
 def _pack(out: Path, plan: Plan, stream: Stream, missing: Sequence[int], workers: int) -> None:
     if not missing:
         return
-    rows = f"{min(len(missing) * plan.shard_rows, plan.rows):,} rows"
-    say(f"packing {rows} into {len(missing):,} shards in {out} ({workers} processes)")
+    rows = sum(min(plan.shard_rows, plan.rows - number * plan.shard_rows) for number in missing)
+    say(f"packing {rows:,} rows, shards: {len(missing):,}, into {out}, processes: {workers}")
     try:
         with progress("packing", "packed", "shards", len(missing)) as advance:
             if workers == 1:
@@ -132,26 +134,50 @@ def _pack(out: Path, plan: Plan, stream: Stream, missing: Sequence[int], workers
         raise ConfigError(f"--out: cannot write to {out}: {error.strerror or error}") from error
 
 
-def _in_processes(out, plan, stream, missing, workers, advance) -> None:
-    """Each process reads the table itself and makes every `workers`-th of the shards."""
+def _in_processes(
+    out: Path,
+    plan: Plan,
+    stream: Stream,
+    missing: Sequence[int],
+    workers: int,
+    advance: Callable[[int], None],
+) -> None:
+    """Each process reads its part of the table and makes the shards of it.
+
+    They end with this one, however it ends: behind the shard that each is at.
+    """
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        jobs = [
-            pool.submit(pack_part, out, os.fspath(stream.path), missing[i::workers], os.getpid())
-            for i in range(workers)
-        ]
-        waiting = set(jobs)
-        while waiting:
-            finished, waiting = wait(waiting, _LOOK)
-            advance(sum(plan.path(out, number).exists() for number in missing))
-            for job in finished:
-                try:
-                    job.result()
-                except BrokenProcessPool as error:
-                    raise ConfigError(
-                        "pack: a process was ended, by lack of memory perhaps; the same command "
-                        "goes on, with fewer --workers"
-                    ) from error
+    table, me = os.fspath(stream.path), os.getpid()
+    jobs = []
+    ends = [len(missing) * i // workers for i in range(workers + 1)]
+    for start, end in itertools.pairwise(ends):
+        here, there = context.Pipe(duplex=False)
+        job = context.Process(
+            target=_work, args=(there, out, table, missing[start:end], me), daemon=True
+        )
+        job.start()
+        there.close()
+        jobs.append((job, here))
+    while any(job.is_alive() for job, _ in jobs):
+        advance(sum(plan.path(out, number).exists() for number in missing))
+        time.sleep(_LOOK)
+    for job, here in jobs:
+        job.join()
+        with contextlib.suppress(EOFError):
+            raise ConfigError(here.recv())
+        if job.exitcode:
+            raise ConfigError(
+                f"pack: a process ended with {job.exitcode}, for lack of memory perhaps; the same "
+                "command goes on, maybe with fewer --workers"
+            )
+
+
+def _work(errors: Any, out: Path, table: str, shards: Sequence[int], parent: int) -> None:
+    """One process; it sends what is wrong in one line."""
+    try:
+        pack_part(out, table, shards, parent)
+    except (ConfigError, OSError) as error:
+        errors.send(f"pack: {error}")
 
 
 def _summary(out: Path, plan: Plan, count: int, seconds: float) -> None:

@@ -45,12 +45,10 @@ def progress(
         bar.update(task, completed=count)
         if bar.disable and now - spoke > SECONDS:
             spoke = now
-            left = ""
-            if total is not None and count > first:
-                left = f" of {total:,}"
-                seconds = (now - start) * (total - count) / (count - first)
-                left += f" {things}, {seconds:.0f} s left"
-            say(f"{done} {count:,}{left or f' {things}'}")
+            of, left = "" if total is None else f" of {total:,}", ""
+            if of and count > first:
+                left = f", {(now - start) * (total - count) / (count - first):.0f} s left"
+            say(f"{done} {count:,}{of} {things}{left}")
 
     with bar:
         yield advance
