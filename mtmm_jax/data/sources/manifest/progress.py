@@ -15,7 +15,7 @@ SECONDS = 10.0
 
 @contextlib.contextmanager
 def progress(
-    what: str, done: str, things: str, total: int | None
+    what: str, done: str, things: str, total: int | None, every: float = SECONDS
 ) -> Iterator[Callable[[int], None]]:
     """Gives a function to be called with the number of things that are done.
 
@@ -24,6 +24,7 @@ def progress(
         done: the same, done: "packed".
         things: "rows".
         total: of them; None where that is not known.
+        every: seconds between two lines.
     """
     console, start = Console(stderr=True), time.monotonic()
     bar = Progress(
@@ -36,18 +37,17 @@ def progress(
         transient=True,
         refresh_per_second=4,
     )
-    task, spoke, first = bar.add_task("", total=total), start, None
+    task, spoke = bar.add_task("", total=total), start
 
     def advance(count: int) -> None:
-        nonlocal spoke, first
-        first = count if first is None else first
+        nonlocal spoke
         now = time.monotonic()
         bar.update(task, completed=count)
-        if bar.disable and now - spoke > SECONDS:
+        if bar.disable and now - spoke > every:
             spoke = now
             of, left = "" if total is None else f" of {total:,}", ""
-            if of and count > first:
-                left = f", {(now - start) * (total - count) / (count - first):.0f} s left"
+            if of and count:
+                left = f", {(now - start) * (total - count) / count:.0f} s left"
             say(f"{done} {count:,}{of} {things}{left}")
 
     with bar:
