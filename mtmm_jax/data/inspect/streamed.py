@@ -196,19 +196,26 @@ def check_stream(stream: Stream, description: Mapping[str, Any]) -> Streamed:
                 copy.add(chunk, packed, name, columns[name])
                 present[name] += len(chunk) - _empty(chunk, name)
             advance(here.stop)
+    doubts = bad.doubts
     for name, copy in copies.items():
-        problems += copy.repeated(part, name, stream.path, not columns[name])
+        found = copy.repeated(part, name, stream.path, not columns[name])
+        kind = columns[name] and entry_of(plan.description["modalities"][columns[name]])["kind"]
+        if kind and not MODALITIES[kind].files:
+            doubts += [dataclasses.replace(one, about="text in two splits") for one in found]
+        else:
+            problems += found
     if dropped:
         reason = f"{dropped:,} more rows cannot be used, which are not named"
         problems.append(Problem(str(stream.path), None, "", "", reason, "more"))
     sizes = {name: int((part == i).sum()) for i, name in enumerate(SPLITS)}
     for split in ("validation", "test"):
         if not sizes[split]:
-            bad.note(None, "", None, f"has no row in {split}", "empty split")
+            reason = f"has no row in {split}"
+            doubts.append(Problem(str(stream.path), None, "", "", reason, "empty split"))
     counts = {
         name: {"present": here, "missing": plan.rows - here} for name, here in present.items()
     }
-    return Streamed(plan.rows, plan.spec, sizes, problems, bad.doubts, counts)
+    return Streamed(plan.rows, plan.spec, sizes, problems, doubts, counts)
 
 
 def _empty(chunk: Chunk, column: str) -> int:
@@ -223,7 +230,7 @@ def _decoded(plan: Plan, stream: Stream) -> Iterator[tuple[Chunk, Packed]]:
     with ThreadPoolExecutor(threads) as pool:
         for chunk in stream.chunks(size):
             folder = HeldFolder(stream.root, stream.limits)
-            waiting.append((chunk, pool.submit(pack_chunk, plan, chunk, folder)))
+            waiting.append((chunk, pool.submit(pack_chunk, plan, chunk, folder, stream.path)))
             if len(waiting) > threads:
                 first, job = waiting.popleft()
                 yield first, job.result()

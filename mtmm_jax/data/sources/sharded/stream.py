@@ -259,7 +259,8 @@ def _parquet(
     with _opened(path) as file:
         bytes_in = {field.name for field in file.schema_arrow if holds_bytes(field.type)}
         skipped = dict.fromkeys(bytes_in & set(without), SKIPPED)
-        read = [name for name in file.schema_arrow.names if name not in skipped]
+        names = file.schema_arrow.names
+        read = [name for name in names if name not in skipped]
         place = 0
         try:
             for group in range(file.num_row_groups):
@@ -273,7 +274,10 @@ def _parquet(
                     here = [wanted(place + i) for i in range(batch.num_rows)]
                     for want, row in _rows(batch, here, bytes_in):
                         place += 1
-                        yield place, {**row, **skipped} if want else None
+                        yield (
+                            place,
+                            {n: skipped.get(n, row.get(n)) for n in names} if want else None,
+                        )
         except (pyarrow.ArrowException, OSError) as error:
             raise _broken(path, error) from error
 

@@ -43,13 +43,18 @@ class Packed:
     problems: list[Problem]
 
 
-def pack_chunk(plan: Plan, chunk: Chunk, folder: HeldFolder) -> Packed:
-    """Decodes the files of a chunk; rows that cannot be used belong to no split."""
+def pack_chunk(plan: Plan, chunk: Chunk, folder: HeldFolder, path: Path | None = None) -> Packed:
+    """Decodes the files of a chunk; rows that cannot be used belong to no split.
+
+    Args:
+        path: of the table in problems; its name by default.
+    """
     folder.held = chunk.held
-    bad = BadRows.collecting(Path(plan.header["table"]), chunk.lines)
+    path = path or Path(plan.header["table"])
+    bad = BadRows.collecting(path, chunk.lines)
     keeping, limits = Keeping(), check_limits(plan.description.get("limits"))
     columns = frozenset(plan.header["columns"])
-    setting = Setting(chunk.rows(Path(plan.header["table"]), columns), folder, limits, bad, keeping)
+    setting = Setting(chunk.rows(path, columns), folder, limits, bad, keeping)
     inputs = inputs_of(plan, setting, list(plan.spec.modalities))
     here = slice(chunk.first, chunk.first + len(chunk))
     records = np.zeros(len(chunk), plan.layout.dtype)
