@@ -6,11 +6,12 @@ Rows are made up by a seed: a PNG of 12 x 12 pixels as bytes in Parquet, a text,
 Every command runs in a process of its own, whose largest memory is what the system says of it. The
 packing is killed (SIGKILL) once a third of its shards is there, and started again. Rows a second
 are those of batches of 128 in a random order, of a pack of `--few` rows and of this one in turns in
-one process, so that their ratio does not depend on what else the machine does.
+one process, so that their ratio does not depend on what else the machine does; each batch is read
+twice, since a small pack soon lies in the disk's cache.
 
 Fields: rows, few, processes; check, pack (first, killed at shards, again, kept) and read: seconds,
-peak_mb; first_batch_s (from the start of the process) and its build_s; rows_per_second of both,
-ratio (median, least and most of the rounds).
+peak_mb; first_batch_s (from the start of the process) and its build_s; read, first
+and again: rows_per_second of both, ratio (median, least and most of the rounds).
 """
 
 from __future__ import annotations
@@ -182,17 +183,25 @@ def read(few: Path, many: Path) -> dict[str, Any]:
 
     made = [iter(build({"kind": "packed", "path": str(p), "workers": 0}).train(BATCH))
             for p in (few, many)]  # fmt: skip
-    speeds = []
-    for _ in range(ROUNDS + 1):
-        pair = []
-        for batches in made:
-            start = time.perf_counter()
-            for _ in range(STEPS):
-                next(batches)
-            pair.append(BATCH * STEPS / (time.perf_counter() - start))
-        speeds.append(pair)
-    ratios = [many / few for few, many in speeds[1:]]
-    medians = [round(statistics.median(column)) for column in zip(*speeds[1:], strict=True)]
+    speeds: dict[str, list[list[float]]] = {"first": [], "again": []}
+    for _ in range(ROUNDS):
+        states = [batches.get_state() for batches in made]
+        for pairs in speeds.values():  # the same rows twice: from the disk, and from its cache
+            pairs.append([])
+            for batches, state in zip(made, states, strict=True):
+                batches.set_state(state)
+                next(batches)  # which draws the order of the epoch
+                start = time.perf_counter()
+                for _ in range(STEPS):
+                    next(batches)
+                pairs[-1].append(BATCH * STEPS / (time.perf_counter() - start))
+    return {name: _compared(pairs) for name, pairs in speeds.items()}
+
+
+def _compared(speeds: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Medians, and the ratio within a round."""
+    ratios = [many / few for few, many in speeds]
+    medians = [round(statistics.median(column)) for column in zip(*speeds, strict=True)]
     return {
         "rows_per_second": {"few": medians[0], "many": medians[1]},
         "ratio": round(statistics.median(ratios), 3),
