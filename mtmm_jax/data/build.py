@@ -22,6 +22,7 @@ from mtmm_jax.data.sources.generator import generator
 from mtmm_jax.data.sources.manifest import manifest, video_folder
 from mtmm_jax.data.sources.mixture import keep, mix, rename
 from mtmm_jax.data.sources.scenarios import scenarios
+from mtmm_jax.data.sources.sharded import packed
 from mtmm_jax.data.sources.tfds.source import tfds
 from mtmm_jax.data.sources.vowels import vowels
 from mtmm_jax.ranges import Entry, Natural, Threads
@@ -82,6 +83,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "scenarios": scenarios,
     "manifest": manifest,
     "video_folder": video_folder,
+    "packed": packed,
     "tfds": tfds,
     "mixture": mixture,
 }

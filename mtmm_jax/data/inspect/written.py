@@ -31,6 +31,7 @@ def config_text(
     description: Mapping[str, Any],
     rows: int,
     weights: str | None = None,
+    kind: str = "manifest",
 ) -> str:
     """The text of a config of every command.
 
@@ -40,6 +41,7 @@ def config_text(
         description: the arguments of `manifest` that say what the columns are.
         rows: of the table; they decide on encoders and on the number of steps.
         weights: a folder of a pretrained encoder for the texts.
+        kind: of `data`; a pack knows its columns itself.
     """
     if weights is not None:
         check_weights(weights, "--weights")
@@ -65,7 +67,10 @@ def config_text(
         raise ConfigError(
             f"--write: {table} has no {what}; name columns with --label, --modality or --target"
         )
-    data = {key: description[key] for key in ("id", "limits", "split") if key in description}
+    data = {"modalities": _short(modalities), "targets": _short(targets)}
+    data |= {key: description[key] for key in ("id", "limits", "split") if key in description}
+    if kind != "manifest":
+        data = {}
     lines = [
         f'"""{_plain(table.name)}: written by `python -m mtmm_jax.data.inspect.check`; '
         'change what it took wrongly."""',
@@ -79,10 +84,8 @@ def config_text(
         f'    config = training.load("{BASE}")',
         *([f"    weights = {_path(Path(weights), out)}"] if weights else []),
         "    config.data = {",
-        '        "kind": "manifest",',
+        f'        "kind": "{kind}",',
         f'        "path": {_path(table, out)},',
-        *_section("modalities", _short(modalities)),
-        *_section("targets", _short(targets)),
         *(line for key, value in data.items() for line in _option(key, value)),
         "    }",
         *_statement("config.model.encoders", encoders),

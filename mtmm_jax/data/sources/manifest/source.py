@@ -119,22 +119,22 @@ def from_rows(
     tokenizers: Tokenizers = None,
 ) -> Source:
     """What `manifest` does once its file is read."""
-    inputs, labels = _kinds(modalities, targets)
+    inputs, labels = kinds_of(modalities, targets)
     store = Decoded(folder, limits, decoded)
     setting = Setting(rows, folder, limits, bad, store)
     for line, reason in rows.broken:
         bad.line(line, reason)
-    ids = _ids(rows, id)
+    ids = ids_of(rows, id)
     part = assign_splits(rows, split, ids, bad, f"{_WHERE}.split")
     parsed = {name: kind.parse(setting) for name, kind in inputs.items()}
     answers = {name: kind.parse(setting) for name, kind in labels.items()}
-    train = _usable(part, bad)["train"]
+    train = usable_rows(part, bad)["train"]
     if not len(train):
         first = bad.problems[0] if bad.problems else "no row belongs to it"
         bad.structure(None, "", None, f"has no rows for training; {first}", "no training rows")
     given = {name: text for name, text in (tokenizers or {}).items() if name in inputs}
     trained = {name: kind for name, kind in inputs.items() if name not in given}
-    tokenizer = _tokenizer(trained, parsed, setting, train)
+    tokenizer = shared_tokenizer(trained, parsed, setting, train)
     ready = {
         name: kind.fit(parsed[name], setting, train, given.get(name, tokenizer))
         for name, kind in inputs.items()
@@ -153,7 +153,7 @@ def from_rows(
             {name: one.modality for name, one in ready.items()},
             {name: one.target for name, one in known.items()},
         ),
-        rows=_usable(part, bad),
+        rows=usable_rows(part, bad),
         compose=compose,
         draws=sum(one.draws for one in ready.values()),
         assets={name: data for part in assets for name, data in part.items()},
@@ -167,7 +167,7 @@ def from_rows(
     )
 
 
-def _kinds(
+def kinds_of(
     modalities: Mapping[str, Any], targets: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The options of modalities and targets, checked."""
@@ -203,7 +203,8 @@ def _origin(spec: Any) -> Any:
     return {"origin" if key == "from" else key: value for key, value in spec.items()}
 
 
-def _ids(rows: Rows, column: str) -> list[str]:
+def ids_of(rows: Rows, column: str) -> list[str]:
+    """The name of each row: that of the column, or its line."""
     if column == "id" and column not in rows.columns:
         return [str(line) for line in rows.lines]
     found = rows.column(column, f"{_WHERE}.id")
@@ -213,14 +214,16 @@ def _ids(rows: Rows, column: str) -> list[str]:
     ]
 
 
-def _usable(part: np.ndarray, bad: BadRows) -> dict[str, np.ndarray]:
+def usable_rows(part: np.ndarray, bad: BadRows) -> dict[str, np.ndarray]:
+    """Split -> the rows in it that are not known to be bad."""
     fine = np.array([row not in bad for row in range(len(part))], bool)
     return {split: np.flatnonzero((part == i) & fine) for i, split in enumerate(SPLITS)}
 
 
-def _tokenizer(
+def shared_tokenizer(
     inputs: Mapping[str, Any], parsed: Mapping[str, Any], setting: Setting, train: np.ndarray
 ) -> str:
+    """The `tokenizer.json` that all texts of a manifest share; empty where it has none."""
     readers = {name: kind for name, kind in inputs.items() if kind.tokenized}
     if not readers:
         return ""
