@@ -250,14 +250,19 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments, rest = parser().parse_known_args(argv)
     try:
-        if unknown := [word for word in rest if not word.startswith("--config.")]:
-            raise ConfigError(f"check: {unknown[0]!r} is not understood; see --help")
-        return _run(arguments, rest)
+        return run(argv)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """`main` for Python: 0 or 1, and a `ConfigError` where the table cannot be checked."""
+    arguments, rest = parser().parse_known_args(argv)
+    if unknown := [word for word in rest if not word.startswith("--config.")]:
+        raise ConfigError(f"check: {unknown[0]!r} is not understood; see --help")
+    return _run(arguments, rest)
 
 
 def _run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
