@@ -180,7 +180,11 @@ def linear_models(
     where = "model.linear"
     usual = {name: kind_of(spec.modalities[name]).fixed for name in encoders}
     if config is True:
-        given = {name: kind for name, kind in usual.items() if kind}
+        given = {
+            name: {"kind": kind, **ENCODERS[kind].linear_options}
+            for name, kind in usual.items()
+            if kind
+        }
     else:
         choose_all(config, encoders, where, "encoded modality")
         given = {name: value for name, value in config.items() if value is not None}
@@ -250,7 +254,7 @@ def _features(name: str, config: Any, spec: Spec, where: str) -> FixedEncoder | 
     )
     if encoder.accepts(modality):
         return encoder
-    if config == kind_of(modality).fixed:  # the usual one, of an unusual shape
+    if registry.entry_of(config)["kind"] == kind_of(modality).fixed:  # of an unusual shape
         return None
     fitting = [kind for kind, row in table.items() if row.accepts(modality)]
     raise ConfigError(

@@ -257,7 +257,8 @@ IMAGES = [kind for kind, row in ENCODERS.items() if row.accepts(BANDS)]
 
 @pytest.mark.parametrize("kind", IMAGES)
 def test_encoders_of_pictures_take_any_channels(kind):
-    module = registry.build(ENCODERS, kind, where="t", width=8, modality="image", vocabulary=0)
+    given = {"modality": "image", "vocabulary": 0, "shape": BANDS.shape}
+    module = registry.build(ENCODERS, kind, where="t", width=8, **given)
     entry = Spec({"image": BANDS}, {}).example(2)["inputs"]["image"]
     shapes = jax.eval_shape(module.init, jax.random.key(0), entry)
     assert jax.eval_shape(module.apply, shapes, entry).values.shape[-1] == 8

@@ -1,13 +1,14 @@
 """Encoders without learned features, held against scikit-learn and loops in NumPy."""
 
 import itertools
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import sparse
-from sklearn.feature_extraction.text import TfidfTransformer
+from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 from sklearn.linear_model import LinearRegression
 
 from mtmm_jax.encoders import (
@@ -18,9 +19,10 @@ from mtmm_jax.encoders import (
     TextNgrams,
     VideoGradients,
 )
-from mtmm_jax.encoders.fixed.ngrams import letters_of
+from mtmm_jax.encoders.fixed.ngrams import spelled, spelling
 from mtmm_jax.encoders.fixed.summaries import over_time
-from mtmm_jax.text import encode_with_mask, read_tokenizer, train_tokenizer
+from mtmm_jax.registry import ConfigError
+from mtmm_jax.text import encode_with_mask, read_tokenizer, train_tokenizer, train_words
 
 ROWS = 6
 RNG = np.random.default_rng(0)
@@ -108,26 +110,82 @@ def test_ngrams_are_weighted_as_scikit_learn_weights_them(fitted):
         np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
-def test_ngrams_count_tokens_pairs_and_letters(fitted):
-    _, entry = CASES["text"]
-    raw = fitted["text"][0]
-    tokens = entry["mask"].sum(1)
-    np.testing.assert_array_equal(raw[:, :64].sum(1), 2 * tokens - (tokens > 0))
-    names = read_tokenizer(TOKENIZER).get_vocab()
-    names = {id: name for name, id in names.items()}
-    grams = [
-        sum(len(letters_of(names[id], 64)) for id in row[mask] if names[id][0] != "[")
-        for row, mask in zip(entry["x"], entry["mask"], strict=True)
-    ]
-    np.testing.assert_array_equal(raw[:, 64:].sum(1), grams)
+SENTENCES = [*TEXTS, "Frogs, frogs and a toad!", "unheard-of amphibians", "a"]
 
 
-def test_letters_know_the_edge_of_a_word_and_its_continuation():
-    count = 2**20
-    assert len(letters_of("▁frog", count)) == 4 + 3 + 2 + 1  # " frog"
-    assert set(letters_of("##og", count)) < set(letters_of("▁frog", count))
-    assert letters_of("▁FROG", count) == letters_of("Ġfrog", count)
-    assert letters_of("▁", count) == []
+@pytest.mark.parametrize("kind", ["pieces", "words", "wordpiece"])
+def test_ngrams_are_those_of_scikit_learn_whatever_the_tokenizer(kind):
+    tokenizer = {
+        "pieces": lambda: train_tokenizer(SENTENCES, 50),
+        "words": lambda: train_words(SENTENCES, 100),
+        "wordpiece": lambda: WORDPIECE,
+    }[kind]()
+    read = read_tokenizer(tokenizer)
+    # What of the texts is known, as the tokenizer splits it.
+    texts = [" ".join(_words(read, text)) for text in SENTENCES]
+    ids, mask = encode_with_mask(read, SENTENCES, 24)
+    entry = {"x": ids, "mask": mask, "present": mask.any(1)}
+    encoder = TextNgrams(4, vocabulary=read.get_vocab_size(), buckets=2**17, shape=(24,))
+    stats = encoder.prepare(tokenizer.encode())
+    raw = np.asarray(encoder.apply(variables(encoder, **stats), entry, method="raw_of"))
+    for half, options in enumerate(
+        (
+            {"ngram_range": (1, 2), "token_pattern": r"\S+"},
+            {"analyzer": _letters},
+        )
+    ):
+        # Sorted counts of a row are the same, unless two n-grams share one of 2^17 buckets.
+        wanted = CountVectorizer(**options).fit_transform(texts).toarray()
+        found = raw[:, half * 2**17 : (half + 1) * 2**17]
+        for own, other in zip(found, wanted, strict=True):
+            np.testing.assert_array_equal(np.sort(own[own > 0]), np.sort(other[other > 0]))
+        # N-grams of two texts are in the same buckets where they are the same.
+        shared = (found > 0).astype(np.float32) @ (found > 0).T.astype(np.float32)
+        both = (wanted > 0).astype(np.float32) @ (wanted > 0).T.astype(np.float32)
+        np.testing.assert_array_equal(shared, both)
+
+
+def _words(read, text):
+    """Of a text as its tokens spell it."""
+    names = read.get_vocab()
+    return "".join(spelling(token, names) for token in read.encode(text).tokens).split()
+
+
+def _letters(text):
+    """`char_wb` of 2 to 5 letters, less the second count of words shorter than that."""
+    words = [f" {word} " for word in text.split()]
+    return [w[i : i + n] for w in words for n in range(2, 6) for i in range(len(w) - n + 1)]
+
+
+WORDPIECE = json.dumps(
+    {
+        "version": "1.0",
+        "normalizer": {"type": "Lowercase"},
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "model": {
+            "type": "WordPiece",
+            "unk_token": "[UNK]",
+            "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100,
+            "vocab": {
+                token: i
+                for i, token in enumerate(
+                    ["[PAD]", "[UNK]", "a", "frog", "##s", "red", "apple", ",", "and", "to", "##ad"]
+                )
+            },
+        },
+    }
+)
+
+
+def test_texts_longer_than_the_letters_that_are_read_are_cut():
+    letters = np.full((1, 4, 16), ord("x"), np.int32)
+    letters[:, :, 0] = ord(" ")
+    found = np.asarray(jax.jit(lambda t: spelled(t, 32))(letters))
+    assert (found > 0).all()
+    assert found[0, -1] == ord(" ")
+    nothing = np.asarray(jax.jit(lambda t: spelled(t, 32))(np.zeros_like(letters)))
+    assert not nothing.any()
 
 
 def reference_gradients(picture: np.ndarray, cells: int) -> np.ndarray:
@@ -198,3 +256,8 @@ def test_a_linear_model_of_columns_is_piecewise_linear():
     knot = stats["quantiles"][1, 0]
     bent = np.where(x[:, 0] > knot, 3 * (x[:, 0] - knot), 0) - x[:, 0]
     assert LinearRegression().fit(vectors, bent).score(vectors, bent) == pytest.approx(1, abs=1e-5)
+
+
+def test_without_a_shape_the_error_says_what_to_give():
+    with pytest.raises(ConfigError, match=r"SeriesSummary.shape: is missing; .*Modality.shape"):
+        SeriesSummary(4)

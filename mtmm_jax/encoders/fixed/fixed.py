@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -14,6 +14,7 @@ from mtmm_jax.batch import Tokens
 from mtmm_jax.encoders.encoder import Encoder
 from mtmm_jax.layers import Dropout
 from mtmm_jax.ranges import Decay
+from mtmm_jax.registry import ConfigError
 
 _LIMIT = 8.0  # standard deviations beyond which a value is cut
 _SMALLEST_STD = 1e-6
@@ -32,6 +33,9 @@ class FixedEncoder(Encoder):
         dropout: rate on the features in training.
     """
 
+    linear_options: ClassVar[Mapping[str, Any]] = {}
+    """Of the features of a linear model, which can afford more of them."""
+
     modality: str = "fixed"
     shape: Sequence[int | None] = ()
     dropout: Decay = 0.1
@@ -47,6 +51,14 @@ class FixedEncoder(Encoder):
             "center": ((self.size,), jnp.float32, 0.0),
             "scale": ((self.size,), jnp.float32, 1.0),
         }
+
+    def __post_init__(self) -> None:
+        if not self.shape:
+            raise ConfigError(
+                f"{type(self).__name__}.shape: is missing; give that of one example's x, such as "
+                "Modality.shape"
+            )
+        super().__post_init__()
 
     def setup(self) -> None:
         self.stats = {

@@ -1,10 +1,9 @@
-"""Token ids -> hashed n-grams of tokens and of their letters, weighted by TF-IDF."""
+"""Token ids -> the text's letters again -> hashed n-grams of words and letters, by TF-IDF."""
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -16,20 +15,23 @@ from mtmm_jax.encoders.fixed.fixed import FixedEncoder
 from mtmm_jax.ranges import Size, SizeOrZero
 from mtmm_jax.text import read_tokenizer
 
-_LETTERS = 48  # n-grams of letters that a token has at most
+_LETTERS = 16  # of a token at most
+_MEAN = 8  # letters of a token in the longest text that is read whole
 _ORDERS = range(2, 6)  # letters of an n-gram
-_MULTIPLIER = np.uint32(2654435761)  # Knuth's, of multiplicative hashing
+_SPACE = ord(" ")
+_STEP = np.uint32(2654435761)  # odd, near 2^32 over the golden ratio: multiplicative hashing
 
 
 class TextNgrams(FixedEncoder):
     """(1 + log tf) idf over hashed n-grams, each half of length 1.
 
-    One half counts tokens and pairs of neighbours, the other n-grams of 2 to 5 letters inside
-    tokens, with their edges, so that forms of a word have features in common; idf = 1 + log((1 +
-    N) / (1 + df)) over the train split. What scikit-learn's TfidfVectorizer does with `word` and
-    `char_wb`, over the tokens that the source gives: what a tokenizer splits is counted in parts.
+    One half counts words and pairs of neighbouring words, the other n-grams of 2 to 5 letters
+    inside words, with their edges; idf = 1 + log((1 + N) / (1 + df)) over the train split. It is
+    what scikit-learn's TfidfVectorizer does with `word` and `char_wb` (but for its second count of
+    words shorter than an n-gram): tokens are spelled out again, so that the tokenizer's pieces do
+    not matter.
 
-    Cost: B T (1 + 48) additions into `[B, 2 buckets]`. For texts of some words up to a few hundred;
+    Cost: about 40 T additions into `[B, 2 buckets]`. For texts of some words up to a few hundred;
     not where the order of words decides.
 
     Attributes:
@@ -39,6 +41,8 @@ class TextNgrams(FixedEncoder):
 
     vocabulary: SizeOrZero = 0
     buckets: Size = 4096
+
+    linear_options: ClassVar[Mapping[str, Any]] = {"buckets": 16_384}
 
     @staticmethod
     def accepts(modality: Modality) -> bool:
@@ -51,27 +55,29 @@ class TextNgrams(FixedEncoder):
     def statistics(self) -> dict[str, tuple[tuple[int, ...], Any, float]]:
         return {
             "idf": ((self.size,), jnp.float32, 1.0),
-            # The buckets of each token's letters; -1 where it has no more.
-            "letters": ((self.vocabulary, _LETTERS), jnp.int32, -1),
+            # The letters of each token, a space where it begins a word; 0 where it has no more.
+            "letters": ((self.vocabulary, _LETTERS), jnp.int32, 0),
         }
 
     def raw(self, entry: Mapping[str, Any]) -> jax.Array:
         """`[B, size]`: how often each bucket was counted."""
         mask = mask_of(entry) & entry["present"][:, None]
         ids = jnp.clip(entry["x"], 0, max(self.vocabulary - 1, 0))
-        one = ids.astype(jnp.uint32) * _MULTIPLIER
-        two = (one[:, :-1] ^ (one[:, 1:] >> 7)) * _MULTIPLIER + jnp.uint32(1)
-        tokens = jnp.concatenate([one, two], axis=1)
-        tokens = ((tokens >> 8) % jnp.uint32(self.buckets)).astype(jnp.int32)
-        there = jnp.concatenate([mask, mask[:, :-1] & mask[:, 1:]], axis=1)
-        letters = self.stat("letters")[ids]
-        rows = ids.shape[0]
-        known = mask[..., None] & (letters >= 0)
-        places = jnp.concatenate([tokens, self.buckets + letters.reshape(rows, -1)], axis=1)
-        weights = jnp.concatenate([there, known.reshape(rows, -1)], axis=1)
-        places = jnp.where(weights, places, 0)
-        counts = jnp.zeros((rows, self.size), jnp.float32)
-        return counts.at[jnp.arange(rows)[:, None], places].add(weights.astype(jnp.float32))
+        tokens = jnp.where(mask[..., None], self.stat("letters")[ids], 0)
+        letters = spelled(tokens, _MEAN * ids.shape[1])
+        words, there = word_hashes(letters, ids.shape[1])
+        pairs = _mixed(words[:, :-1] * _STEP + words[:, 1:])
+        found = [(_mixed(words), there), (pairs, there[:, :-1] & there[:, 1:])]
+        places = [hashed % np.uint32(self.buckets) for hashed, _ in found]
+        known = [one for _, one in found]
+        for order in _ORDERS:
+            hashed, fine = letter_hashes(letters, order)
+            places.append(hashed % np.uint32(self.buckets) + np.uint32(self.buckets))
+            known.append(fine)
+        at, weights = jnp.concatenate(places, axis=1), jnp.concatenate(known, axis=1)
+        counts = jnp.zeros((ids.shape[0], self.size), jnp.float32)
+        rows = jnp.arange(ids.shape[0])[:, None]
+        return counts.at[rows, at.astype(jnp.int32)].add(weights.astype(jnp.float32))
 
     def scaled(self, raw: jax.Array) -> jax.Array:
         weights = jnp.where(raw > 0, 1 + jnp.log(jnp.maximum(raw, 1)), 0) * self.stat("idf")
@@ -82,12 +88,11 @@ class TextNgrams(FixedEncoder):
         return halves.reshape(weights.shape)
 
     def prepare(self, tokenizer: bytes | None) -> dict[str, np.ndarray]:
-        found = np.full((self.vocabulary, _LETTERS), -1, np.int32)
-        if tokenizer is None:
-            return {"letters": found}
-        for token, id in read_tokenizer(tokenizer).get_vocab().items():
-            if id < self.vocabulary and not (token[:1] in "[<" and token[-1:] in "]>"):
-                own = letters_of(token, self.buckets)[:_LETTERS]
+        found = np.zeros((self.vocabulary, _LETTERS), np.int32)
+        names = {} if tokenizer is None else read_tokenizer(tokenizer).get_vocab()
+        for token, id in names.items():
+            if id < self.vocabulary:
+                own = [ord(letter) for letter in spelling(token, names)[:_LETTERS]]
                 found[id, : len(own)] = own
         return {"letters": found}
 
@@ -97,15 +102,68 @@ class TextNgrams(FixedEncoder):
         return {"idf": idf.astype(np.float32)}
 
 
-def letters_of(token: str, buckets: int) -> list[int]:
-    """The buckets of a token's n-grams of letters.
+def spelling(token: str, names: Mapping[str, int]) -> str:
+    """A token in lower-case letters, after a space if a word begins with it; "" of special ones.
 
-    Marks of a word's begin ("▁", "Ġ") are its edge; "##" says that it goes on.
+    Words begin with "▁" or "Ġ" where the vocabulary `names` has such tokens, with anything but "##"
+    where it has those, and with every token where it has neither.
     """
-    inner = token.startswith("##")
-    word = token.removeprefix("##").replace("▁", " ").replace("Ġ", " ").lower()
-    if not word.strip():
-        return []
-    word = word if inner or word.startswith(" ") else f" {word}"
-    grams = [word[i : i + n] for n in _ORDERS for i in range(len(word) - n + 1)]
-    return [zlib.crc32(gram.encode()) % buckets for gram in grams]
+    if len(token) > 2 and (token[0] + token[-1]) in ("[]", "<>"):
+        return ""
+    if token[0] in "▁Ġ":
+        return f" {token[1:].lower()}"
+    if token.startswith("##"):
+        return token[2:].lower()
+    marked = "▁" in names or "Ġ" in names or any(name[0] in "▁Ġ" for name in names)
+    return token.lower() if marked else f" {token.lower()}"
+
+
+def spelled(tokens: jax.Array, most: int) -> jax.Array:
+    """`[B, most]`: the letters of tokens `[B, T, L]` one after the other, a space behind the last;
+    0 after that."""
+    there = tokens > 0
+    length = there.sum(-1)
+    start = jnp.cumsum(length, axis=1) - length
+    place = jnp.where(there, start[..., None] + jnp.arange(tokens.shape[-1]), most)
+    rows = jnp.arange(tokens.shape[0])[:, None, None]
+    empty = jnp.zeros((tokens.shape[0], most), jnp.int32)
+    letters = empty.at[rows, place].set(tokens, mode="drop")
+    total = length.sum(1)
+    end = jnp.where(total > 0, jnp.minimum(total, most - 1), most)
+    return letters.at[rows[:, 0, 0], end].set(_SPACE, mode="drop")
+
+
+def word_hashes(letters: jax.Array, most: int) -> tuple[jax.Array, jax.Array]:
+    """`[B, most]` uint32 of the words between spaces, and which there are."""
+    space, rows = letters == _SPACE, jnp.arange(letters.shape[0])[:, None]
+    place = jnp.arange(letters.shape[1])
+    begin = jax.lax.cummax(jnp.where(space, place, 0), axis=1)
+    powers = np.cumprod(np.full(letters.shape[1], _STEP, np.uint32), dtype=np.uint32)
+    real = (letters > 0) & ~space
+    value = jnp.where(real, letters.astype(jnp.uint32) * jnp.asarray(powers)[place - begin], 0)
+    word = jnp.cumsum(space, axis=1) - 1
+    word = jnp.where(real & (word >= 0), word, most)
+    empty = jnp.zeros((letters.shape[0], most), jnp.uint32)
+    hashed = empty.at[rows, word].add(value.astype(jnp.uint32), mode="drop")
+    count = empty.at[rows, word].add(real.astype(jnp.uint32), mode="drop")
+    return hashed, count > 0
+
+
+def letter_hashes(letters: jax.Array, order: int) -> tuple[jax.Array, jax.Array]:
+    """`[B, windows]` uint32 of n-grams of letters, and which lie in one word with its edges."""
+    width = letters.shape[1] - order + 1
+    parts = [letters[:, i : i + width] for i in range(order)]
+    hashed = jnp.full(parts[0].shape, order, jnp.uint32)
+    for part in parts:
+        hashed = hashed * _STEP + part.astype(jnp.uint32)
+    fine = jnp.stack([part > 0 for part in parts]).all(0)
+    inner = [part != _SPACE for part in parts[1:-1]]
+    some = (parts[0] != _SPACE) | (parts[1] != _SPACE)
+    return _mixed(hashed), jnp.stack([fine, some, *inner]).all(0)
+
+
+def _mixed(hashed: jax.Array) -> jax.Array:
+    """The bits of uint32 numbers, spread (Murmur3's finalizer)."""
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        hashed = (hashed ^ (hashed >> np.uint32(shift))) * np.uint32(factor)
+    return hashed ^ (hashed >> np.uint32(16))
