@@ -23,6 +23,7 @@ from mtmm_jax.balancing.base import (
     rule_dtype,
     select_tasks,
     stateless,
+    task_array,
     task_vector,
 )
 from mtmm_jax.ranges import Natural, NonNegative, Positive, Real
@@ -88,7 +89,7 @@ def static(num_tasks: int, weights: NonNegative | Sequence[NonNegative] = 1.0) -
 
     def weigh(state: tuple[()], evidence: Evidence) -> tuple[Array, tuple[()]]:
         # Of constants alone XLA makes a step that takes a sixth longer at forty tasks.
-        return jnp.where(evidence.present, jnp.asarray(fixed, evidence.losses.dtype), 0), state
+        return jnp.where(evidence.present, task_array(fixed, evidence.losses.dtype), 0), state
 
     return Balancer(Rule("losses", stateless, weigh), num_tasks)
 
@@ -217,7 +218,7 @@ def cosmos(
 
     def scalar(losses: Array, present: Array) -> Array:
         even = solvers.uniform(present, losses.dtype)
-        r = even if ray is None else jnp.where(present, jnp.asarray(ray, losses.dtype), 0)
+        r = even if ray is None else jnp.where(present, task_array(ray, losses.dtype), 0)
         lengths = _norm(r) * _norm(losses)
         cosine = r @ losses / jnp.where(lengths > 0, lengths, 1)
         return r @ losses - penalty * cosine
@@ -249,10 +250,10 @@ def pbi(
     best = task_vector(ideal, num_tasks, "pbi.ideal")
 
     def scalar(losses: Array, present: Array) -> Array:
-        r = jnp.where(present, jnp.asarray(ray, losses.dtype), 0)
+        r = jnp.where(present, task_array(ray, losses.dtype), 0)
         length = _norm(r)
         r = r / jnp.where(length > 0, length, 1)
-        above = jnp.where(present, losses - jnp.asarray(best, losses.dtype), 0)
+        above = jnp.where(present, losses - task_array(best, losses.dtype), 0)
         along = above @ r
         return along + theta * _norm(above - along * r)
 
@@ -300,8 +301,8 @@ def stch(
         nadir = state.nadir.astype(losses.dtype)
 
         def scalar(losses: Array) -> Array:
-            terms = jnp.asarray(ray, losses.dtype) * (
-                losses / nadir - jnp.asarray(best, losses.dtype)
+            terms = task_array(ray, losses.dtype) * (
+                losses / nadir - task_array(best, losses.dtype)
             )
             return mu * jax.nn.logsumexp(jnp.where(present, terms / mu, 0), where=present)
 

@@ -23,6 +23,7 @@ from mtmm_jax.balancing.base import (
     random_init,
     random_next,
     rule_dtype,
+    task_array,
     task_vector,
 )
 from mtmm_jax.balancing.losses import Learned, learned_init, learned_step
@@ -160,7 +161,7 @@ def famo(
         return FamoState(learned_init(inner, zeros), zeros, jnp.zeros((num_tasks,), bool))
 
     def distance(losses: Array, dtype: jnp.dtype) -> Array:
-        return jnp.maximum(losses.astype(dtype) - jnp.asarray(floor, dtype), 0) + 1e-8
+        return jnp.maximum(losses.astype(dtype) - task_array(floor, dtype), 0) + 1e-8
 
     def learn(state: FamoState, losses: Array, measured: Array) -> FamoState:
         """One step of xi for tasks whose loss is known both before and after."""
@@ -244,7 +245,7 @@ def performance(
         ratio, seen = state
         measured = jnp.isfinite(values)
         metric = jnp.maximum(jnp.where(measured, values, 1).astype(ratio.dtype), 1e-6)
-        scale = jnp.asarray(references, ratio.dtype)
+        scale = task_array(references, ratio.dtype)
         new = jnp.where(jnp.asarray(higher), metric / scale, scale / metric)
         blended = jnp.where(seen, decay * ratio + (1 - decay) * new, new)
         chosen = jnp.where(measured, blended, ratio)
