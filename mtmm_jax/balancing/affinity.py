@@ -270,4 +270,4 @@ def affinity(
         counted = jnp.where(present, jnp.asarray(matters, dtype), 0)
         return affinity_weights(counted, table), state
 
-    return Balancer(Rule("gramian", init, weigh), num_tasks)
+    return Balancer(Rule("gramian", init, weigh, reads_losses=False), num_tasks)

@@ -8,6 +8,7 @@ Around them: the arithmetic on task gradients that rules and engines share.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtmm_jax.registry import ConfigError
+from mtmm_jax.ranges import hints_of
+from mtmm_jax.registry import ConfigError, check
 
 TIERS = ("losses", "gramian", "jacobian")
 
@@ -286,6 +288,7 @@ class Rule(NamedTuple):
         second_sample: whether `Evidence.other` is needed.
         observes: what `observe` takes: `"metrics"` of a validation, where larger is better unless
             the method's options say otherwise, or later `"losses"`; empty without it.
+        reads_losses: whether `weigh` looks at the losses' values; `update` may omit them otherwise.
     """
 
     needs: str
@@ -294,6 +297,7 @@ class Rule(NamedTuple):
     observe: Callable[[PyTree, Array], PyTree] | None = None
     second_sample: bool = False
     observes: str = ""
+    reads_losses: bool = True
 
 
 class BalancerState(NamedTuple):
@@ -339,10 +343,11 @@ class Outcome(NamedTuple):
 class Balancer(optax.GradientTransformationExtraArgs):
     """A balancing rule as an Optax transformation.
 
-    `update(grads, state, params=None, *, losses, present=None, other=None)` balances every leaf of
-    shape `[K, *p.shape]` and passes every leaf of shape `p.shape` (a head's own gradient) through;
-    without `params` all leaves are stacked. `losses` and `present` are `[K]`; `other` is a second
-    independent sample of the stacked gradients, for the rules that need one.
+    `update(grads, state, params=None, *, losses=None, present=None, other=None)` balances every
+    leaf of shape `[K, *p.shape]` and passes every leaf of shape `p.shape` (a head's own gradient)
+    through; without `params` all leaves are stacked. `losses` and `present` are `[K]`; losses may
+    be omitted where the rule never reads them. `other` is a second independent sample of the
+    stacked gradients, for the rules that need one.
 
     Attributes:
         rule: the `Rule`.
@@ -366,7 +371,7 @@ class Balancer(optax.GradientTransformationExtraArgs):
             state: BalancerState,
             params: PyTree | None = None,
             *,
-            losses: Array,
+            losses: Array | None = None,
             present: Array | None = None,
             other: PyTree | None = None,
             **extra_args: Any,
@@ -451,6 +456,11 @@ def current_weights(state: PyTree) -> Array:
     found = optax.tree.get_all_with_path(state, "task_weights")
     if not found:
         raise ConfigError("current_weights: no balancer in this optimizer state")
+    if len(found) > 1:
+        raise ConfigError(
+            f"current_weights: {len(found)} balancers in this optimizer state; pass the part of it "
+            "that belongs to one of them"
+        )
     return found[0][1]
 
 
@@ -473,6 +483,11 @@ def _stacked(grads: PyTree, params: PyTree | None, num_tasks: int) -> list[bool]
         shapes = [leaf.shape for leaf in jax.tree.leaves(params)]
     stacked = []
     for path, leaf, shape in zip(paths_of(grads), leaves, shapes, strict=True):
+        if params is None and leaf.shape == (num_tasks,):
+            raise ConfigError(
+                f"gradient of {path!r} has shape {leaf.shape}: one number per task, or a vector "
+                "that is no task gradient? Pass `params`: update(grads, state, params)"
+            )
         is_row = leaf.shape == (num_tasks, *shape)
         if not is_row and leaf.shape != shape:
             raise ConfigError(
@@ -494,13 +509,18 @@ def _update(
     grads: PyTree,
     state: BalancerState,
     params: PyTree | None,
-    losses: Array,
+    losses: Array | None,
     present: Array | None,
     other: PyTree | None,
 ) -> tuple[PyTree, BalancerState]:
     """`Balancer.update`: all task gradients are given, whatever the tier."""
-    losses = jnp.asarray(losses)
-    chex.assert_shape(losses, (num_tasks,))
+    if losses is None and rule.reads_losses:
+        raise ConfigError(
+            f"this method reads the losses: update(..., losses=array of shape ({num_tasks},))"
+        )
+    losses = jnp.ones((num_tasks,), jnp.float32) if losses is None else jnp.asarray(losses)
+    if losses.shape != (num_tasks,):
+        raise ConfigError(f"losses: shape {losses.shape}; {num_tasks} tasks need ({num_tasks},)")
     losses = losses.astype(balancing_dtype(losses.dtype))
     stacked = _stacked(grads, params, num_tasks)
     rows = _rows_of(grads, stacked)
@@ -588,6 +608,26 @@ def task_array(values: Any, dtype: Any) -> Array:
         if hasattr(values, "shape")
         else jnp.asarray(values, dtype)
     )
+
+
+def checked_method(method: Callable[..., Balancer], where: str) -> Callable[..., Balancer]:
+    """A method whose hyper-parameters are checked by their hints; arrays, such as those that
+    `optax.inject_hyperparams` makes of schedules, are taken as they are."""
+    signature, hints = inspect.signature(method), hints_of(method)
+
+    @functools.wraps(method)
+    def build(*args: Any, **kwargs: Any) -> Balancer:
+        for name, value in signature.bind(*args, **kwargs).arguments.items():
+            if not isinstance(value, jax.Array):
+                check(value, hints.get(name, Any), f"{where}.{name}")
+            elif name == "num_tasks":
+                raise ConfigError(
+                    f"{where}.num_tasks: an array; with optax.inject_hyperparams pass "
+                    "static_args=('num_tasks',)"
+                )
+        return method(*args, **kwargs)
+
+    return build
 
 
 class RandomState(NamedTuple):

@@ -40,7 +40,7 @@ def memoryless(num_tasks: int, weights_of: Callable[[Geometry, Array], Array]) -
     def weigh(state: tuple[()], evidence: Evidence) -> tuple[Array, tuple[()]]:
         return weights_of(evidence.geometry, evidence.present), state
 
-    return Balancer(Rule("gramian", stateless, weigh), num_tasks)
+    return Balancer(Rule("gramian", stateless, weigh, reads_losses=False), num_tasks)
 
 
 def preference_of(
@@ -94,7 +94,7 @@ def pcgrad(num_tasks: int, seed: Natural = 0) -> Balancer:
         orders = random_orders(key, num_tasks)
         return pcgrad_weights(evidence.geometry, evidence.present, orders), state
 
-    return Balancer(Rule("gramian", random_init(seed), weigh), num_tasks)
+    return Balancer(Rule("gramian", random_init(seed), weigh, reads_losses=False), num_tasks)
 
 
 def random_orders(key: Array, num_tasks: int) -> Array:

@@ -24,7 +24,8 @@ from mtmm_jax.balancing.base import (
 )
 from mtmm_jax.balancing.gramian import Preference, preference_of
 from mtmm_jax.balancing.losses import Learned, learned_init, learned_step
-from mtmm_jax.ranges import Count, Decay, NonNegative, Positive, Share
+from mtmm_jax.ranges import Count, Decay, Natural, NonNegative, Positive, Real, Share
+from mtmm_jax.registry import ConfigError
 
 
 def restrict(weights: Array, present: Array) -> Array:
@@ -120,7 +121,9 @@ def modo(num_tasks: int, gamma: Positive = 0.1, rho: NonNegative = 0.1) -> Balan
         )
         return weights, write_back(weights, state, present)
 
-    return Balancer(Rule("gramian", _simplex_init, weigh, second_sample=True), num_tasks)
+    return Balancer(
+        Rule("gramian", _simplex_init, weigh, second_sample=True, reads_losses=False), num_tasks
+    )
 
 
 def sdmgrad(
@@ -171,7 +174,9 @@ def sdmgrad(
         weights, _ = jax.lax.fori_loop(0, iterations, step, (start, jnp.zeros_like(start)))
         return (weights + pull * wanted) / (1 + pull), write_back(weights, state, present)
 
-    return Balancer(Rule("gramian", _simplex_init, weigh, second_sample=True), num_tasks)
+    return Balancer(
+        Rule("gramian", _simplex_init, weigh, second_sample=True, reads_losses=False), num_tasks
+    )
 
 
 def learned(num_tasks: int, learning_rate: Positive = 0.1, held_out: bool = True) -> Balancer:
@@ -202,7 +207,58 @@ def learned(num_tasks: int, learning_rate: Positive = 0.1, held_out: bool = True
         weights = solvers.project_simplex(start + learning_rate * gain, present)
         return weights, write_back(weights, state, present)
 
-    return Balancer(Rule("gramian", _simplex_init, weigh, second_sample=held_out), num_tasks)
+    rule = Rule("gramian", _simplex_init, weigh, second_sample=held_out, reads_losses=False)
+    return Balancer(rule, num_tasks)
+
+
+def auto_lambda(
+    num_tasks: int,
+    learning_rate: Positive = 1e-4,
+    step: Positive = 0.1,
+    init: Real = 0.1,
+    primary: Sequence[Natural] | None = None,
+) -> Balancer:
+    """Auto-Lambda: task weights by gradient descent through one step of the model: the validation
+    loss of the primary tasks after a step of size `step` along the weighted gradient falls along
+    `d/dw = -step J1 J2^T p`, p their indicator; w under Adam, raw (may turn negative).
+
+    J2 is `other`: gradients on held-out samples. The published code takes them at the parameters
+    after the virtual step, and `J1 J2^T` as a finite difference of the training losses along them;
+    give those to the Optax transformation as `other`, and it is the published method over the
+    leaves that are shared. `value_and_grad` takes them at the parameters as they are.
+
+    Paper: Liu et al., TMLR 2022 (arXiv 2202.03091).
+    Cost: a second batch of task gradients.
+    Use it: some tasks are there to help others. Not: when twice the gradients are too dear, or in
+    short runs: w moves by about the learning rate a step.
+
+    Args:
+        num_tasks: K.
+        learning_rate: of Adam on w.
+        step: the model's learning rate.
+        init: the first weights.
+        primary: which tasks count on held-out samples, by index; all by default.
+    """
+    chosen = tuple(range(num_tasks)) if primary is None else tuple(primary)
+    if not chosen or not all(0 <= k < num_tasks for k in chosen):
+        raise ConfigError(f"auto_lambda.primary: {chosen} are not among {num_tasks} tasks")
+    mask = tuple(float(k in chosen) for k in range(num_tasks))
+    inner = optax.adam(learning_rate)
+
+    def begin(rows: Rows, num_tasks: int) -> Learned:
+        start = jnp.broadcast_to(jnp.asarray(init, rule_dtype(rows)), (num_tasks,))
+        return learned_init(inner, start)
+
+    def weigh(state: Learned, evidence: Evidence) -> tuple[Array, Learned]:
+        dtype = state.values.dtype
+        gain = evidence.other.astype(dtype) @ jnp.asarray(mask, dtype)
+        bound = float(jnp.finfo(dtype).max) ** 0.4  # Adam squares it
+        slope = jnp.clip(-as_number(step, dtype) * gain, -bound, bound)
+        state = learned_step(inner, state, slope, evidence.present)
+        return state.values, state
+
+    rule = Rule("gramian", begin, weigh, second_sample=True, reads_losses=False)
+    return Balancer(rule, num_tasks)
 
 
 class PcdState(NamedTuple):
@@ -259,7 +315,7 @@ def pcd(
         weights = _nearest_within(cosines, norms, scaled, thresholds, present)
         return weights, PcdState(roots, count)
 
-    return Balancer(Rule("gramian", init, weigh), num_tasks)
+    return Balancer(Rule("gramian", init, weigh, reads_losses=False), num_tasks)
 
 
 def _nearest_within(

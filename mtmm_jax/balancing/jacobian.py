@@ -91,7 +91,7 @@ def graddrop(num_tasks: int, leak: Share | Sequence[Share] = 0.0, seed: Natural 
             chosen[path] = drop_signs(g, draws, task_array(leaks, draws.dtype))
         return chosen, state
 
-    return Balancer(Rule("jacobian", random_init(seed), weigh), num_tasks)
+    return Balancer(Rule("jacobian", random_init(seed), weigh, reads_losses=False), num_tasks)
 
 
 def drop_signs(grads: Array, draws: Array, leak: Array) -> Array:
@@ -135,7 +135,7 @@ def trimmed_mean(num_tasks: int, trim: Natural = 1) -> Balancer:
 
         return {path: one(g) for path, g in evidence.grads.items()}, state
 
-    return Balancer(Rule("jacobian", stateless, weigh), num_tasks)
+    return Balancer(Rule("jacobian", stateless, weigh, reads_losses=False), num_tasks)
 
 
 class MocoState(NamedTuple):
@@ -327,7 +327,7 @@ def excess_mtl(num_tasks: int, step: Positive = 1.0, warmup: Natural = 1) -> Bal
         )
         return weights, state
 
-    return Balancer(Rule("jacobian", init, weigh), num_tasks)
+    return Balancer(Rule("jacobian", init, weigh, reads_losses=False), num_tasks)
 
 
 def _excess(gradient: Array, root: Array) -> Array:
@@ -383,7 +383,7 @@ def gradvac(
         )
         return weights, GradVacState(rho, random)
 
-    whole = Balancer(Rule("gramian", init, weigh), num_tasks)
+    whole = Balancer(Rule("gramian", init, weigh, reads_losses=False), num_tasks)
     if groups == "whole":
         return whole
     return grouped(whole, by=groups)

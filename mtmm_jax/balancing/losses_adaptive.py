@@ -48,7 +48,7 @@ def rlw(num_tasks: int, seed: Natural = 0) -> Balancer:
         draws = jax.random.normal(key, (num_tasks,), evidence.losses.dtype)
         return solvers.masked_softmax(draws, evidence.present), state
 
-    return Balancer(Rule("losses", random_init(seed), weigh), num_tasks)
+    return Balancer(Rule("losses", random_init(seed), weigh, reads_losses=False), num_tasks)
 
 
 class DwaState(NamedTuple):
@@ -78,6 +78,8 @@ def dwa(num_tasks: int, temperature: Positive = 2.0, epoch: Natural = 100) -> Ba
         epoch: steps in an epoch; 0: epochs end with `observe`.
     """
 
+    by_observation = isinstance(epoch, int) and epoch == 0
+
     def init(rows: Rows, num_tasks: int) -> DwaState:
         zeros = jnp.zeros((num_tasks,), rule_dtype(rows))
         counts = jnp.zeros((num_tasks,), jnp.int32)
@@ -104,7 +106,7 @@ def dwa(num_tasks: int, temperature: Positive = 2.0, epoch: Natural = 100) -> Ba
             count=state.count + present.astype(jnp.int32),
             step=state.step + 1,
         )
-        if epoch == 0:
+        if by_observation:
             return weights, state
         means = state.sums / jnp.maximum(state.count, 1).astype(ratio.dtype)
         rolled = roll(state, means, state.count > 0)
@@ -115,7 +117,7 @@ def dwa(num_tasks: int, temperature: Positive = 2.0, epoch: Natural = 100) -> Ba
         measured = jnp.isfinite(values)
         return roll(state, jnp.where(measured, values, 0), measured)
 
-    waits = (observe, False, "losses") if epoch == 0 else ()
+    waits = (observe, False, "losses") if by_observation else ()
     return Balancer(Rule("losses", init, weigh, *waits), num_tasks)
 
 

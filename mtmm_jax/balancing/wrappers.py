@@ -18,8 +18,8 @@ from mtmm_jax.balancing.base import (
     Geometry,
     PyTree,
     Rows,
-    Rule,
     WeightedGradient,
+    checked_method,
     combine,
     measure,
     paths_of,
@@ -28,7 +28,7 @@ from mtmm_jax.balancing.base import (
     weighted_gradient,
 )
 from mtmm_jax.ranges import Count, Decay, Natural
-from mtmm_jax.registry import ConfigError, check, checked, choose
+from mtmm_jax.registry import ConfigError, check, choose
 
 
 def shared_by_path(pattern: str) -> Callable[[PyTree], PyTree]:
@@ -115,7 +115,9 @@ def normalised(inner: Balancer, by: Literal["none", "l2", "loss", "loss+"] = "l2
             result = result * inverse
         return result, NormalisedState(new)
 
-    return wrap(inner, init, weigh)
+    wrapped = wrap(inner, init, weigh)
+    reads = rule.reads_losses or by in ("loss", "loss+")
+    return Balancer(wrapped.rule._replace(reads_losses=reads), inner.num_tasks)
 
 
 class SmoothedState(NamedTuple):
@@ -300,7 +302,7 @@ def grouped(inner: Balancer, by: str | Mapping[str, str] = "layer") -> Balancer:
         return GroupedState({k: rule.observe(v, values) for k, v in state.inner.items()})
 
     seen = None if rule.observe is None else observe
-    wrapped = Rule("jacobian", init, weigh, seen, observes=rule.observes)
+    wrapped = rule._replace(needs="jacobian", init=init, weigh=weigh, observe=seen)
     return Balancer(wrapped, num_tasks)
 
 
@@ -364,6 +366,6 @@ def _with_ones(weights: Array, present: Array) -> Array:
 
 
 WRAPPERS: dict[str, Callable[..., Balancer]] = {
-    rule.__name__: checked(rule, f"balancing.{rule.__name__}")
+    rule.__name__: checked_method(rule, f"balancing.{rule.__name__}")
     for rule in (normalised, smoothed, grouped, every, warmed_up)
 }

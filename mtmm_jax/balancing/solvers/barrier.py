@@ -52,7 +52,10 @@ def power_fixed_point(
 
     def barrier(t: Array) -> Array:
         t = jnp.maximum(t, jnp.finfo(dtype).tiny)
-        return jnp.log(t) if alpha == 1 else (t ** (1 - power) - 1) / (1 - power)
+        rest = 1 - jnp.asarray(power, dtype)  # alpha may be an array
+        near = jnp.abs(rest) < 1e-3
+        safe = jnp.where(near, 1, rest)
+        return jnp.where(near, jnp.log(t) * (1 + rest * jnp.log(t) / 2), (t**safe - 1) / safe)
 
     def objective(t: Array) -> Array:
         s = unit * t

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import cho_factor, cho_solve
 
-from mtmm_jax.balancing.solvers.scaling import divide, off_diagonal, ridge
+from mtmm_jax.balancing.solvers.scaling import divide, off_diagonal, ridge, uniform
 
 Array = jax.Array
 
@@ -193,7 +193,7 @@ def min_norm_point(cosines: Array, norms: Array, mask: Array) -> MinimumNorm:
     units = z / jnp.where(sums > 0, sums, 1)
     squared = jnp.clip(units @ (off_diagonal(cosines, usable) @ units), 0, 1)
     weights = d * units / jnp.maximum(d @ units, jnp.finfo(d.dtype).tiny)
-    weights = jnp.where(zero.any(), zero / jnp.maximum(zero.sum(), 1), weights)
+    weights = jnp.where(zero.any(), uniform(zero, d.dtype), weights)
     return MinimumNorm(weights.astype(d.dtype), units, jnp.where(zero.any(), 0, squared))
 
 
