@@ -66,7 +66,7 @@ def power_fixed_point(
         pull = t**-power
         slope = matrix @ (unit * t) - unit * pull
         curvature = jnp.where(mask, jnp.minimum(power * pull / t, 1 / eps**2), 1)
-        hessian = matrix + jnp.diag(curvature + ridge(size, dtype))
+        hessian = matrix + jnp.diag(curvature + ridge(dtype))
         move = -cho_solve(cho_factor(hessian), jnp.where(mask, slope, 0))
         decrement = jnp.sqrt(jnp.maximum(-(slope @ move), 0))
         move = jnp.where(mask, move / unit, 0)

@@ -34,15 +34,16 @@ def nonnegative_qp(
     linear: Array,
     mask: Array,
     free: Array | None = None,
-    max_iterations: int = 60,
+    max_iterations: int = 20,
 ) -> QuadraticSolution:
     """`argmin_{z >= 0} 1/2 z^T M z + q^T z` for positive semidefinite M, for many q at once.
 
     Accelerated projected gradient guesses which z are positive; block principal pivoting (Judice &
     Pires 1994) then makes the guess exact: solve for the free variables, move every variable of the
-    wrong sign to the other side, and, should that stop improving, one variable at a time, which
-    is finite. A factorisation that fails is repeated with a larger ridge; the best set of free
-    variables seen is what counts, and its solution is refined without the ridge.
+    wrong sign to the other side, and, should that stop improving, one variable at a time. A
+    factorisation that fails is repeated with a larger ridge. Problems that this does not settle,
+    such as those of many dependent rows, go to Lawson & Hanson's active set method, slower and
+    certain, whose free variables stay independent. Solutions are refined without the ridge.
 
     Args:
         matrix: `[K, K]`, positive semidefinite, of unit diagonal.
@@ -62,10 +63,12 @@ def nonnegative_qp(
     largest = jnp.where(largest > 0, largest, 1)
     linear = linear / largest
     tolerance = 100 * jnp.finfo(dtype).eps
-    start_ridge = ridge(size, dtype)
+
+    def solve(right: Array, free: Array, added: Array, steps: int) -> Array:
+        return jax.vmap(lambda b, f, a: solve_refined(matrix, b, f, a, steps))(right, free, added)
 
     def step(carry: _Pivot) -> _Pivot:
-        z = jax.vmap(_solve_free, (None, 0, 0, 0))(matrix, linear, carry.free, carry.ridge)
+        z = solve(-linear, carry.free, carry.ridge, 1)
         failed = ~jnp.isfinite(z).all(1)
         slack = jnp.matmul(z, matrix, precision=jax.lax.Precision.HIGHEST) + linear
         size_of = jnp.max(jnp.abs(z), axis=1, keepdims=True)
@@ -97,25 +100,84 @@ def nonnegative_qp(
         best_free=jnp.zeros((rows, size), bool),
         best=jnp.full((rows,), size + 1, jnp.int32),
         patience=jnp.full((rows,), 3, jnp.int32),
-        ridge=jnp.full((rows,), start_ridge, dtype),
+        ridge=jnp.full((rows,), ridge(dtype), dtype),
         iteration=jnp.zeros((), jnp.int32),
     )
     final = jax.lax.while_loop(unfinished, step, start)
-    exact = jax.vmap(solve_refined, (None, 0, 0, 0))(matrix, -linear, final.best_free, final.ridge)
-    exact = jnp.where(jnp.isfinite(exact), jnp.maximum(exact, 0), 0)
-    return QuadraticSolution(exact * largest, final.best_free)
+    exact = solve(-linear, final.best_free, final.ridge, 3)
+    settled = (final.best == 0) & jnp.isfinite(exact).all(1)
+    exact = jnp.where(settled[:, None], jnp.maximum(exact, 0), 0)
+    values, kept = _one_by_one(matrix, linear, mask, settled, exact, final.best_free)
+    return QuadraticSolution(values * largest, kept)
+
+
+class _ActiveSet(NamedTuple):
+    values: Array
+    free: Array
+    added: Array
+    adding: Array
+    done: Array
+    iteration: Array
+
+
+def _one_by_one(
+    matrix: Array, linear: Array, mask: Array, settled: Array, values: Array, free: Array
+) -> tuple[Array, Array]:
+    """Lawson & Hanson's method, from zero, for the rows that are not settled."""
+    size, dtype = matrix.shape[0], matrix.dtype
+    eps = float(jnp.finfo(dtype).eps)
+
+    def one(carry: _ActiveSet, q: Array) -> _ActiveSet:
+        x = carry.values
+        slope = -(jnp.matmul(matrix, x, precision=jax.lax.Precision.HIGHEST) + q)
+        gain = jnp.where(mask & ~carry.free, slope, -jnp.inf)
+        best = jnp.argmax(gain).astype(jnp.int32)
+        places = jnp.arange(size, dtype=jnp.int32)
+        enough = gain[best] > 16 * size**0.5 * eps * (1 + jnp.sum(x))
+        stop = carry.done | (carry.adding & ~enough)
+        free = carry.free | (carry.adding & (places == best))
+        added = jnp.where(carry.adding, best, carry.added)
+        trial = solve_refined(matrix, -q, free, ridge(dtype), 2)
+        negative = free & (trial <= 0)
+        stop = stop | ~jnp.isfinite(trial).all() | (negative[added] & (x[added] <= 0))
+        ratio = jnp.where(negative, x / jnp.where(negative, x - trial, 1), jnp.inf)
+        length = jnp.minimum(jnp.min(ratio), 1)
+        moved = jnp.where(free, jnp.maximum(x + length * (trial - x), 0), 0)
+        leaving = negative & (ratio <= length * (1 + 4 * eps))
+        moved = jnp.where(leaving, 0, moved)
+        keep = stop | carry.done
+        return _ActiveSet(
+            values=jnp.where(keep, x, moved),
+            free=jnp.where(keep, carry.free, free & ~leaving),
+            added=added,
+            adding=~negative.any(),
+            done=keep,
+            iteration=carry.iteration + 1,
+        )
+
+    def step(carry: _ActiveSet) -> _ActiveSet:
+        return jax.vmap(one)(carry, linear)
+
+    def unfinished(carry: _ActiveSet) -> Array:
+        return ~carry.done.all() & (carry.iteration.max() < 4 * size)
+
+    rows = len(linear)
+    start = _ActiveSet(
+        values=values,
+        free=free & settled[:, None],
+        added=jnp.zeros((rows,), jnp.int32),
+        adding=jnp.ones((rows,), bool),
+        done=settled,
+        iteration=jnp.zeros((rows,), jnp.int32),
+    )
+    final = jax.lax.while_loop(unfinished, step, start)
+    return final.values, final.free
 
 
 def _masked_factor(matrix: Array, free: Array, added: Array) -> Array:
     identity = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
     system = jnp.where(free[:, None] & free[None, :], matrix, identity)
     return cho_factor(system + added * identity)[0]
-
-
-def _solve_free(matrix: Array, linear: Array, free: Array, added: Array) -> Array:
-    """The unconstrained minimum over the free variables, the others at zero."""
-    factor = _masked_factor(matrix, free, added)
-    return jnp.where(free, cho_solve((factor, False), jnp.where(free, -linear, 0)), 0)
 
 
 def solve_refined(

@@ -24,7 +24,7 @@ class _Level(NamedTuple):
 
 
 def furthest_common_step(
-    cosines: Array, norms: Array, center: Array, radius: float, mask: Array, iterations: int = 16
+    cosines: Array, norms: Array, center: Array, radius: float, mask: Array
 ) -> Array:
     """The y >= 0 `[K]` for which `d = e + U^T y` has the largest `min_k n_k <u_k, d>` among all d
     within `radius` of the unit vector e, `<u_k, e> = center_k`.
@@ -62,7 +62,7 @@ def furthest_common_step(
         """The level at which the piece of these free variables has the distance `radius`."""
         steepest = jnp.max(jnp.where(free, d, 0))
         slope = d / jnp.where(steepest > 0, steepest, 1)
-        both = solve_refined(matrix, jnp.stack([-p, slope], 1), free, ridge(len(norms), dtype))
+        both = solve_refined(matrix, jnp.stack([-p, slope], 1), free, ridge(dtype))
         fixed, moving = both[:, 0], both[:, 1]
         a = jnp.sum(jnp.where(free, moving * slope, 0))
         b = -jnp.sum(jnp.where(free, moving * p, 0))
@@ -95,7 +95,7 @@ def furthest_common_step(
         )
 
     def unfinished(carry: _Level) -> Array:
-        return (carry.error > 4 * eps * radius) & (carry.iteration < iterations)
+        return (carry.error > 4 * eps * radius) & (carry.iteration < 16 + 2 * len(norms))
 
     start = _Level(
         level=top.astype(dtype),
