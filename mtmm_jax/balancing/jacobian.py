@@ -276,13 +276,13 @@ class ExcessState(NamedTuple):
     count: Array
 
 
-def excess_mtl(num_tasks: int, step: Positive = 1.0, warmup: Natural = 1) -> Balancer:
+def excess_mtl(num_tasks: int, step: Positive = 1.0, warmup: Natural = 0) -> Balancer:
     """ExcessMTL: weights follow the estimated excess risk:
     `S += g^2`, `e = sum g^2 / sqrt(S + 1e-7)`, `w ~ w exp(step e / e_0)`.
 
-    e_0 is the mean of a task's first `warmup` values of e. As in the published code, whose warm-up
-    is one step, the first step takes e itself; in the steps of a longer warm-up, which the paper
-    recommends (three epochs), the weights stand still.
+    e_0 is a task's first e, and the first step takes e itself, as in the published code. With a
+    warm-up, which the paper recommends (three epochs), weights stand still during its steps and e_0
+    is the mean over them.
 
     Paper: He et al., ICML 2024.
     Cost: one K x P buffer.
@@ -291,7 +291,7 @@ def excess_mtl(num_tasks: int, step: Positive = 1.0, warmup: Natural = 1) -> Bal
     Args:
         num_tasks: K.
         step: of the weights.
-        warmup: steps of the warm-up, per task; 0 or 1 for the published code's.
+        warmup: its steps, per task.
     """
 
     def init(rows: Rows, num_tasks: int) -> ExcessState:
@@ -313,8 +313,8 @@ def excess_mtl(num_tasks: int, step: Positive = 1.0, warmup: Natural = 1) -> Bal
         share = 1 / (state.count + 1).astype(dtype)
         mean = state.first + share * (excess - state.first)
         first = jnp.where(present & (state.count < wait), mean, state.first)
-        waiting = jnp.where(wait > 1, 0, excess)
-        ratio = jnp.minimum(excess / jnp.where(first > 0, first, 1), _LARGE)
+        waiting = jnp.where(jnp.asarray(warmup) > 0, 0, excess)
+        ratio = jnp.minimum(excess / (first + 1e-7), _LARGE)
         relative = jnp.where(state.count < wait, waiting, ratio)
         start = restrict(state.weights, present)
         logits = jnp.log(jnp.maximum(start, jnp.finfo(dtype).tiny))

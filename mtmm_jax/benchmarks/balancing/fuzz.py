@@ -98,22 +98,24 @@ def draw(rng: np.random.Generator, number: int, most: int = TASKS) -> Case:
     return Case(rows.astype(np.float64), present, losses.astype(np.float64), family, scale)
 
 
-def versions(case: Case, rng: np.random.Generator) -> list[tuple[np.ndarray, ...]]:
+def versions(case: Case, rng: np.random.Generator, most: int) -> list[tuple[np.ndarray, ...]]:
     """`(rows, present, losses)`, padded: as it is, permuted, absent rows deleted, scaled."""
     order = rng.permutation(len(case.rows))
     here = case.present
     kept = (case.rows[here], here[here], case.losses[here])
     return [
-        pad(case.rows, here, case.losses),
-        pad(case.rows[order], here[order], case.losses[order]),
-        pad(*kept),
-        pad(case.rows * 2.0**7, here, case.losses),
+        pad(case.rows, here, case.losses, most),
+        pad(case.rows[order], here[order], case.losses[order], most),
+        pad(*kept, most),
+        pad(case.rows * 2.0**7, here, case.losses, most),
     ]
 
 
-def pad(rows: np.ndarray, present: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, ...]:
+def pad(
+    rows: np.ndarray, present: np.ndarray, losses: np.ndarray, most: int
+) -> tuple[np.ndarray, ...]:
     """Absent tasks after the others, up to the common shape; NaN where a task is absent."""
-    more = TASKS - len(rows)
+    more = most - len(rows)
     rows = np.where(present[:, None], rows, np.nan)
     return (
         np.pad(rows, ((0, more), (0, 0))),
@@ -123,9 +125,9 @@ def pad(rows: np.ndarray, present: np.ndarray, losses: np.ndarray) -> tuple[np.n
 
 
 @functools.cache
-def program(kind: str) -> Any:
+def program(kind: str, most: int = TASKS) -> Any:
     """`(rows [N, K, P], present, losses) -> (updates, weights)` from the initial state."""
-    balancer = balancing.build({"kind": kind, **HYPER.get(kind, {})}, TASKS)
+    balancer = balancing.build({"kind": kind, **HYPER.get(kind, {})}, most)
     rule = balancer.rule
 
     def one(rows: Any, present: Any, losses: Any) -> tuple[Any, Any]:
@@ -146,7 +148,9 @@ class Results(NamedTuple):
     weights: np.ndarray
 
 
-def run(kind: str, cases: Sequence[Case], dtype: Any, chunk: int = 32, seed: int = 0) -> Results:
+def run(
+    kind: str, cases: Sequence[Case], dtype: Any, chunk: int = 32, most: int = TASKS, seed: int = 0
+) -> Results:
     """A method on all versions of the cases, `chunk` cases at a time in one program."""
     rng = np.random.default_rng(seed)
     updates, weights = [], []
@@ -154,12 +158,12 @@ def run(kind: str, cases: Sequence[Case], dtype: Any, chunk: int = 32, seed: int
         for start in range(0, len(cases), chunk):
             part = list(cases[start : start + chunk])
             part += part[-1:] * (chunk - len(part))
-            every = [version for case in part for version in versions(case, rng)]
+            every = [version for case in part for version in versions(case, rng, most)]
             rows, present, losses = (np.stack(x) for x in zip(*every, strict=True))
-            found = program(kind)(rows.astype(dtype), present, losses.astype(dtype))
+            found = program(kind, most)(rows.astype(dtype), present, losses.astype(dtype))
             update, weight = (np.asarray(x, np.float64) for x in found)
             updates.append(update.reshape(chunk, 4, WIDTH))
-            weights.append(weight.reshape(chunk, 4, TASKS))
+            weights.append(weight.reshape(chunk, 4, most))
     count = len(cases)
     return Results(np.concatenate(updates)[:count], np.concatenate(weights)[:count])
 
@@ -215,9 +219,11 @@ def deviations(kind: str, cases: Sequence[Case], found: Results) -> dict[str, np
     return {k: np.linalg.norm(v - base, axis=1) / length for k, v in named.items()}
 
 
-def judge(kind: str, cases: Sequence[Case], dtype: Any) -> dict[str, Any]:
+def judge(
+    kind: str, cases: Sequence[Case], dtype: Any, chunk: int = 32, most: int = TASKS
+) -> dict[str, Any]:
     """One row of the results: counts, and the largest errors where the condition is at most 1e4."""
-    found = run(kind, cases, dtype)
+    found = run(kind, cases, dtype, chunk, most)
     finite = np.isfinite(found.updates).all((1, 2)) & np.isfinite(found.weights).all((1, 2))
     measured = np.array([condition(case) for case in cases])
     well = measured <= WELL
@@ -251,10 +257,10 @@ def judge(kind: str, cases: Sequence[Case], dtype: Any) -> dict[str, Any]:
     return row
 
 
-def cases_of(count: int, seed: int = 0) -> list[Case]:
-    """The cases of a seed."""
+def cases_of(count: int, seed: int = 0, most: int = TASKS) -> list[Case]:
+    """The cases of a seed, of at most so many tasks."""
     rng = np.random.default_rng(seed)
-    return [draw(rng, number) for number in range(count)]
+    return [draw(rng, number, most) for number in range(count)]
 
 
 def rows_of(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
