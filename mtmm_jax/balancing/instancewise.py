@@ -46,7 +46,9 @@ def instance_value_and_grad(model: Tapped, balancer: Balancer) -> Callable[..., 
     Args:
         model: as for engine `"gramian"`, whose readout returns `(losses [B], counts [B], aux)`: a
             sample of count 0 is absent. Samples must not read each other: no batch normalisation,
-            no contrastive loss. Parameters outside the tapped layers cost a pullback per sample.
+            no contrastive loss. Parameters outside the tapped layers cost a pullback per sample,
+            and a sample that is NaN reaches all their rows: then the step is zero. Where all are
+            tapped it is absent, and the others count.
         balancer: of the gramian tier, for `num_tasks = B`.
 
     Returns:
