@@ -68,7 +68,7 @@ def nonnegative_qp(
         return jax.vmap(lambda b, f, a: solve_refined(matrix, b, f, a, steps))(right, free, added)
 
     def step(carry: _Pivot) -> _Pivot:
-        z = solve(-linear, carry.free, carry.ridge, 1)
+        z = solve(-linear, carry.free, carry.ridge, 0)
         failed = ~jnp.isfinite(z).all(1)
         slack = jnp.matmul(z, matrix, precision=jax.lax.Precision.HIGHEST) + linear
         size_of = jnp.max(jnp.abs(z), axis=1, keepdims=True)
@@ -104,7 +104,7 @@ def nonnegative_qp(
         iteration=jnp.zeros((), jnp.int32),
     )
     final = jax.lax.while_loop(unfinished, step, start)
-    exact = solve(-linear, final.best_free, final.ridge, 3)
+    exact = solve(-linear, final.best_free, final.ridge, 2)
     settled = (final.best == 0) & jnp.isfinite(exact).all(1)
     exact = jnp.where(settled[:, None], jnp.maximum(exact, 0), 0)
     values, kept = _one_by_one(matrix, linear, mask, settled, exact, final.best_free)
