@@ -15,7 +15,7 @@ CASES = fuzz.cases_of(64, seed=1, most=MOST)
 def test_hard_jacobians(kind):
     row = fuzz.judge(kind, CASES, np.float32, chunk=64, most=MOST)
     assert row["not_finite"] == 0
-    assert row["compared"] > 15
+    assert row["compared"] >= 15
     assert row["above"] == 0, [e for e in row["errors"] if e["well"] and e["error"] > 1e-3]
     for name in ("deleted", "permuted", "scaled"):
         assert row.get(name, 0.0) < 1e-3, name
