@@ -49,7 +49,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mtmm_jax.balancing import gramian, gramian_stateful, jacobian, losses, losses_adaptive, solvers
+from mtmm_jax.balancing import (
+    gramian,
+    gramian_stateful,
+    jacobian,
+    losses,
+    losses_adaptive,
+    losses_grouped,
+    solvers,
+)
 from mtmm_jax.balancing.affinity import (
     Affinities,
     affinity,
@@ -66,15 +74,19 @@ from mtmm_jax.balancing.base import (
     Balancer,
     BalancerState,
     Evidence,
+    Geometry,
     Rule,
     WeightedGradient,
+    checked_method,
     cosines,
     current_rates,
     current_weights,
+    geometry_of,
     gramian_of,
 )
 from mtmm_jax.balancing.cut import Split
 from mtmm_jax.balancing.engines import Layer, Tapped
+from mtmm_jax.balancing.instancewise import instance_value_and_grad
 from mtmm_jax.balancing.losses_adaptive import blending
 from mtmm_jax.balancing.trainer import (
     ENGINES,
@@ -89,7 +101,7 @@ from mtmm_jax.balancing.trainer import (
 from mtmm_jax.balancing.wrappers import WRAPPERS, shared_by_path, with_auxiliary_losses
 from mtmm_jax.ranges import Entry
 from mtmm_jax.registry import build as build_entry
-from mtmm_jax.registry import check, checked, entry_of
+from mtmm_jax.registry import check, entry_of
 
 METHODS: dict[str, Callable[..., Balancer]] = {
     "equal": losses.equal,
@@ -100,9 +112,12 @@ METHODS: dict[str, Callable[..., Balancer]] = {
     "rlw": losses_adaptive.rlw,
     "imtl_l": losses.imtl_l,
     "famo": losses_adaptive.famo,
+    "go4align": losses_grouped.go4align,
+    "ldc_mtl": losses_grouped.ldc_mtl,
     "stch": losses.stch,
     "performance": losses_adaptive.performance,
     "learned": gramian_stateful.learned,
+    "auto_lambda": gramian_stateful.auto_lambda,
     "affinity": affinity,
     "cosmos": losses.cosmos,
     "pbi": losses.pbi,
@@ -129,7 +144,7 @@ METHODS: dict[str, Callable[..., Balancer]] = {
     "trimmed_mean": jacobian.trimmed_mean,
 }
 
-METHODS = {name: checked(method, f"balancing.{name}") for name, method in METHODS.items()}
+METHODS = {name: checked_method(method, f"balancing.{name}") for name, method in METHODS.items()}
 
 
 def build(spec: str | Mapping[str, Any], num_tasks: int) -> Balancer:
@@ -162,6 +177,7 @@ __all__ = [
     "Balancer",
     "BalancerState",
     "Evidence",
+    "Geometry",
     "Layer",
     "Rule",
     "Split",
@@ -178,8 +194,10 @@ __all__ = [
     "current_weights",
     "diagnose",
     "first_order_affinity",
+    "geometry_of",
     "gramian_of",
     "group_score",
+    "instance_value_and_grad",
     "lookahead_affinity",
     "magnitude_similarity",
     "measured_affinity",

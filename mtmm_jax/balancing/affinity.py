@@ -17,7 +17,6 @@ from mtmm_jax.balancing.base import (
     PyTree,
     Rows,
     Rule,
-    cosines,
     gather,
     paths_of,
     rule_dtype,
@@ -133,7 +132,7 @@ def measured_affinity(
         share = lookahead_affinity(now.losses, later)
         known = pairs & (now.losses > 0)[:, None] & jnp.isfinite(share)
         return Affinities(
-            jnp.where(known, share, jnp.nan), jnp.where(pairs, cosines(now.gramian), jnp.nan)
+            jnp.where(known, share, jnp.nan), jnp.where(pairs, now.geometry.cosines, jnp.nan)
         )
 
     return fn
@@ -263,7 +262,7 @@ def affinity(
         present, dtype = evidence.present, state.mean.dtype
         pairs = present[:, None] & present[None, :]
         keep = jnp.where(state.count == 0, 0, decay).astype(dtype)  # the first value counts fully
-        now = cosines(evidence.gramian).astype(dtype)
+        now = evidence.geometry.cosines.astype(dtype)
         mean = jnp.where(pairs, keep * state.mean + (1 - keep) * now, state.mean)
         state = AffinityState(mean, state.count + pairs.astype(jnp.int32))
         table = mean if fixed is None else jnp.asarray(fixed, dtype)
@@ -271,4 +270,4 @@ def affinity(
         counted = jnp.where(present, jnp.asarray(matters, dtype), 0)
         return affinity_weights(counted, table), state
 
-    return Balancer(Rule("gramian", init, weigh), num_tasks)
+    return Balancer(Rule("gramian", init, weigh, reads_losses=False), num_tasks)

@@ -7,6 +7,8 @@ Around them: the arithmetic on task gradients that rules and engines share.
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtmm_jax.registry import ConfigError
+from mtmm_jax.ranges import hints_of
+from mtmm_jax.registry import ConfigError, check
 
 TIERS = ("losses", "gramian", "jacobian")
 
@@ -48,16 +51,132 @@ def gramian_of(left: Rows, right: Rows | None = None) -> Array:
     return sum(one(left[path], right[path]) for path in left)
 
 
-def gradient_norms(gramian: Array) -> Array:
-    """`[K]` norms of the task gradients."""
-    return jnp.sqrt(jnp.maximum(jnp.diagonal(gramian), 0))
+class Geometry(NamedTuple):
+    """Lengths of and angles between the task gradients, at any scale that the dtype holds.
+
+    The Gramian is `n_i C_ij n_j`; its entries are squares, and leave float32 at lengths of 1e-19
+    and 1e19, where lengths and cosines do not.
+
+    Attributes:
+        norms: `[K]`.
+        cosines: `[K, K]`, of ones on the diagonal; 0 where a gradient is zero.
+    """
+
+    norms: Array
+    cosines: Array
+
+    @property
+    def gramian(self) -> Array:
+        """`[K, K]` inner products, at most what the dtype holds."""
+        largest = float(jnp.finfo(self.norms.dtype).max)
+        products = self.norms[:, None] * self.cosines * self.norms[None, :]
+        return jnp.clip(products, -largest, largest)
+
+    def scaled(self, factors: Array) -> Geometry:
+        """That of the gradients times nonnegative factors `[K]`."""
+        return geometry_of(self.cosines, self.norms * factors)
+
+
+def geometry_of(gramian: Array, factors: Array | None = None) -> Geometry:
+    """The geometry of gradients from their Gramian.
+
+    Args:
+        gramian: `[K, K]`.
+        factors: `[K]`, what the gradients of the Gramian are to be multiplied by.
+    """
+    norms = jnp.sqrt(jnp.maximum(jnp.diagonal(gramian), 0))
+    usable = norms > 0
+    inverse = jnp.where(usable, 1 / jnp.where(usable, norms, 1), 0)
+    cosines = jnp.clip(gramian * inverse[:, None] * inverse[None, :], -1, 1)
+    size = len(norms)
+    cosines = jnp.where(jnp.eye(size, dtype=bool), usable.astype(gramian.dtype), cosines)
+    if factors is None:
+        return Geometry(norms, cosines)
+    norms = norms * factors
+    usable = norms > 0
+    return Geometry(norms, mask_gramian(usable, cosines))
 
 
 def cosines(gramian: Array) -> Array:
     """`[K, K]` cosines of the task gradients; 0 where one of them is zero."""
-    norms = gradient_norms(gramian)
-    inverse = jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms, 1), 0)
-    return gramian * inverse[:, None] * inverse[None, :]
+    return geometry_of(gramian).cosines
+
+
+def power_of_two(values: Array) -> Array:
+    """The nearest powers of two, within what can be inverted."""
+    info = jnp.finfo(values.dtype)
+    largest = 2.0 ** (int(info.maxexp) - 2)
+    clipped = jnp.clip(values, 1 / largest, largest)
+    return jax.lax.reduce_precision(clipped, exponent_bits=int(info.nexp), mantissa_bits=0)
+
+
+def largest_entries(rows: PyTree) -> Array:
+    """`[K]` largest absolute values, over all leaves `[K, ...]`."""
+
+    def one(leaf: Array) -> Array:
+        dtype = balancing_dtype(leaf.dtype)
+        return jnp.max(jnp.abs(leaf.reshape(leaf.shape[0], -1)), axis=1, initial=0).astype(dtype)
+
+    return functools.reduce(jnp.maximum, map(one, jax.tree.leaves(rows)))
+
+
+def row_norms(rows: Rows) -> Array:
+    """`[K]` lengths of the task gradients, without squares that leave the dtype's range."""
+    unit = power_of_two(largest_entries(rows))
+
+    def one(leaf: Array) -> Array:
+        near = scale_rows(1 / unit, leaf.astype(unit.dtype))
+        return jnp.sum(near.reshape(len(leaf), -1) ** 2, axis=1)
+
+    return jnp.sqrt(sum(one(leaf) for leaf in rows.values())) * unit
+
+
+def measure(rows: Rows, present: Array, axis_name: Any = None) -> tuple[Geometry, Array]:
+    """The geometry of task gradients, and which of the present ones are finite.
+
+    Where a square would leave the dtype's range (a gradient of 1e20, or of 1e-20) all rows are
+    brought to the order of one first, by powers of two, which is exact.
+
+    Args:
+        rows: `{path: [K, ...]}`; with `axis_name`, of samples that only this device has.
+        present: `[K]`.
+        axis_name: the device axis to sum the Gramian over.
+    """
+
+    def rescaled() -> tuple[Array, Array, Array]:
+        largest = largest_entries(rows)
+        if axis_name is not None:
+            largest = jax.lax.pmax(largest, axis_name)
+        finite = present & jnp.isfinite(largest)
+        unit = power_of_two(jnp.where(finite, largest, 1))
+        near = jax.tree.map(lambda g: scale_rows(1 / unit, g), mask_rows(finite, rows))
+        gramian = gramian_of(near)
+        if axis_name is not None:
+            gramian = jax.lax.psum(gramian, axis_name)
+        return mask_gramian(finite, gramian), jnp.where(finite, unit, 0), finite
+
+    if axis_name is not None:
+        gramian, unit, finite = rescaled()
+        return geometry_of(gramian, unit), finite
+    plain = gramian_of(rows)
+    squared = jnp.diagonal(plain)
+    info = jnp.finfo(plain.dtype)
+    low, high = float(info.tiny) ** (2 / 3), float(info.max) ** (3 / 4)
+    in_range = ((squared > low) & (squared < high)) | ~present
+    gramian, unit, finite = jax.lax.cond(
+        in_range.all(),
+        lambda: (mask_gramian(present, plain), present.astype(plain.dtype), present),
+        rescaled,
+    )
+    return geometry_of(gramian, unit), finite
+
+
+def add_geometries(parts: Sequence[Geometry]) -> Geometry:
+    """That of gradients whose Gramians are to be added, such as those of microbatches."""
+    largest = functools.reduce(jnp.maximum, [part.norms for part in parts])
+    unit = power_of_two(largest)
+    gramian = sum(part.scaled(1 / unit).gramian for part in parts)
+    return geometry_of(gramian, jnp.where(largest > 0, unit, 0))
 
 
 def combine(weights: Array, rows: PyTree) -> PyTree:
@@ -140,16 +259,21 @@ class Evidence(NamedTuple):
     Attributes:
         losses: `[K]`, global means.
         present: `[K]` bool: the task has labels in this step and is finite.
-        gramian: `[K, K]`, inner products of the task gradients.
+        geometry: norms and cosines of the task gradients.
         grads: `{path: [K, ...]}`, the task gradients of the shared leaves.
         other: a second, independent sample: the cross Gramian `J1 J2^T`, `[K, K]`.
     """
 
     losses: Array
     present: Array
-    gramian: Array | None = None
+    geometry: Geometry | None = None
     grads: Rows | None = None
     other: Array | None = None
+
+    @property
+    def gramian(self) -> Array | None:
+        """`[K, K]`, inner products of the task gradients."""
+        return None if self.geometry is None else self.geometry.gramian
 
 
 class Rule(NamedTuple):
@@ -164,6 +288,7 @@ class Rule(NamedTuple):
         second_sample: whether `Evidence.other` is needed.
         observes: what `observe` takes: `"metrics"` of a validation, where larger is better unless
             the method's options say otherwise, or later `"losses"`; empty without it.
+        reads_losses: whether `weigh` looks at the losses' values; `update` may omit them otherwise.
     """
 
     needs: str
@@ -172,6 +297,7 @@ class Rule(NamedTuple):
     observe: Callable[[PyTree, Array], PyTree] | None = None
     second_sample: bool = False
     observes: str = ""
+    reads_losses: bool = True
 
 
 class BalancerState(NamedTuple):
@@ -217,10 +343,11 @@ class Outcome(NamedTuple):
 class Balancer(optax.GradientTransformationExtraArgs):
     """A balancing rule as an Optax transformation.
 
-    `update(grads, state, params=None, *, losses, present=None, other=None)` balances every leaf of
-    shape `[K, *p.shape]` and passes every leaf of shape `p.shape` (a head's own gradient) through;
-    without `params` all leaves are stacked. `losses` and `present` are `[K]`; `other` is a second
-    independent sample of the stacked gradients, for the rules that need one.
+    `update(grads, state, params=None, *, losses=None, present=None, other=None)` balances every
+    leaf of shape `[K, *p.shape]` and passes every leaf of shape `p.shape` (a head's own gradient)
+    through; without `params` all leaves are stacked. `losses` and `present` are `[K]`; losses may
+    be omitted where the rule never reads them. `other` is a second independent sample of the
+    stacked gradients, for the rules that need one.
 
     Attributes:
         rule: the `Rule`.
@@ -244,7 +371,7 @@ class Balancer(optax.GradientTransformationExtraArgs):
             state: BalancerState,
             params: PyTree | None = None,
             *,
-            losses: Array,
+            losses: Array | None = None,
             present: Array | None = None,
             other: PyTree | None = None,
             **extra_args: Any,
@@ -329,6 +456,11 @@ def current_weights(state: PyTree) -> Array:
     found = optax.tree.get_all_with_path(state, "task_weights")
     if not found:
         raise ConfigError("current_weights: no balancer in this optimizer state")
+    if len(found) > 1:
+        raise ConfigError(
+            f"current_weights: {len(found)} balancers in this optimizer state; pass the part of it "
+            "that belongs to one of them"
+        )
     return found[0][1]
 
 
@@ -351,6 +483,11 @@ def _stacked(grads: PyTree, params: PyTree | None, num_tasks: int) -> list[bool]
         shapes = [leaf.shape for leaf in jax.tree.leaves(params)]
     stacked = []
     for path, leaf, shape in zip(paths_of(grads), leaves, shapes, strict=True):
+        if params is None and leaf.shape == (num_tasks,):
+            raise ConfigError(
+                f"gradient of {path!r} has shape {leaf.shape}: one number per task, or a vector "
+                "that is no task gradient? Pass `params`: update(grads, state, params)"
+            )
         is_row = leaf.shape == (num_tasks, *shape)
         if not is_row and leaf.shape != shape:
             raise ConfigError(
@@ -372,13 +509,18 @@ def _update(
     grads: PyTree,
     state: BalancerState,
     params: PyTree | None,
-    losses: Array,
+    losses: Array | None,
     present: Array | None,
     other: PyTree | None,
 ) -> tuple[PyTree, BalancerState]:
     """`Balancer.update`: all task gradients are given, whatever the tier."""
-    losses = jnp.asarray(losses)
-    chex.assert_shape(losses, (num_tasks,))
+    if losses is None and rule.reads_losses:
+        raise ConfigError(
+            f"this method reads the losses: update(..., losses=array of shape ({num_tasks},))"
+        )
+    losses = jnp.ones((num_tasks,), jnp.float32) if losses is None else jnp.asarray(losses)
+    if losses.shape != (num_tasks,):
+        raise ConfigError(f"losses: shape {losses.shape}; {num_tasks} tasks need ({num_tasks},)")
     losses = losses.astype(balancing_dtype(losses.dtype))
     stacked = _stacked(grads, params, num_tasks)
     rows = _rows_of(grads, stacked)
@@ -399,24 +541,35 @@ def _update(
 
 def gather(losses: Array, present: Array, rows: Rows, others: Rows | None = None) -> Evidence:
     """Evidence from task gradients: what is not finite is absent, what is absent is zero."""
-    squared = sum(
-        jnp.sum(jnp.square(x.astype(balancing_dtype(x.dtype))).reshape(x.shape[0], -1), axis=1)
-        for x in rows.values()
-    )
-    present = present & jnp.isfinite(losses) & jnp.isfinite(squared)
+    present = present & jnp.isfinite(losses)
     if others is not None:
-        cross = gramian_of(rows, others)
-        present = present & jnp.isfinite(jnp.diagonal(cross))
-        cross = mask_gramian(present, gramian_of(mask_rows(present, rows), others))
+        present = present & jnp.isfinite(largest_entries(others))
+    geometry, present = measure(rows, present)
     rows = mask_rows(present, rows)
     dtype = balancing_dtype(losses.dtype, *(x.dtype for x in rows.values()))
+    other = None
+    if others is not None:
+        other = cross_gramian(rows, mask_rows(present, others)).astype(dtype)
     return Evidence(
         losses=jnp.where(present, losses, 0).astype(dtype),
         present=present,
-        gramian=gramian_of(rows).astype(dtype),
+        geometry=jax.tree.map(lambda x: x.astype(dtype), geometry),
         grads=rows,
-        other=None if others is None else cross.astype(dtype),
+        other=other,
     )
+
+
+def cross_gramian(left: Rows, right: Rows) -> Array:
+    """`[K, K]` inner products of two samples' gradients, at most what the dtype holds."""
+    units = power_of_two(largest_entries(left)), power_of_two(largest_entries(right))
+    scaled = [
+        jax.tree.map(lambda g, unit=unit: scale_rows(1 / unit, g), rows)
+        for rows, unit in zip((left, right), units, strict=True)
+    ]
+    # An even power in the middle: the product of the two must not overflow on the way.
+    products = gramian_of(*scaled) * units[0][:, None] * units[1][None, :]
+    largest = float(jnp.finfo(products.dtype).max) / len(products) / 4
+    return jnp.clip(products, -largest, largest)
 
 
 def rule_dtype(rows: Rows) -> Any:
@@ -430,14 +583,51 @@ def stateless(rows: Rows, num_tasks: int) -> tuple[()]:
     return ()
 
 
-def task_vector(value: float | Sequence[float], num_tasks: int, what: str) -> tuple[float, ...]:
-    """A number for all tasks, or one for each, as a tuple of K floats."""
+def as_number(value: Any, dtype: Any) -> Any:
+    """A hyper-parameter in the arithmetic's dtype: an array where a schedule gave one."""
+    return value if isinstance(value, int | float) else jnp.asarray(value).astype(dtype)
+
+
+def task_vector(value: float | Sequence[float] | Array, num_tasks: int, what: str) -> Any:
+    """A number for all tasks, or one for each, as K numbers: a tuple, or an array if it was one."""
     if isinstance(value, int | float):
         return (float(value),) * num_tasks
-    values = tuple(float(v) for v in value)
-    if len(values) != num_tasks:
-        raise ConfigError(f"{what}: {len(values)} values for {num_tasks} tasks")
-    return values
+    shape = getattr(value, "shape", None)
+    if shape == ():
+        return jnp.broadcast_to(value, (num_tasks,))
+    count = len(value) if shape is None else shape[0]
+    if count != num_tasks:
+        raise ConfigError(f"{what}: {count} values for {num_tasks} tasks")
+    return value if shape is not None else tuple(float(v) for v in value)
+
+
+def task_array(values: Any, dtype: Any) -> Array:
+    """What `task_vector` returned, as an array."""
+    return (
+        jnp.asarray(values).astype(dtype)
+        if hasattr(values, "shape")
+        else jnp.asarray(values, dtype)
+    )
+
+
+def checked_method(method: Callable[..., Balancer], where: str) -> Callable[..., Balancer]:
+    """A method whose hyper-parameters are checked by their hints; arrays, such as those that
+    `optax.inject_hyperparams` makes of schedules, are taken as they are."""
+    signature, hints = inspect.signature(method), hints_of(method)
+
+    @functools.wraps(method)
+    def build(*args: Any, **kwargs: Any) -> Balancer:
+        for name, value in signature.bind(*args, **kwargs).arguments.items():
+            if not isinstance(value, jax.Array):
+                check(value, hints.get(name, Any), f"{where}.{name}")
+            elif name == "num_tasks":
+                raise ConfigError(
+                    f"{where}.num_tasks: an array; with optax.inject_hyperparams pass "
+                    "static_args=('num_tasks',)"
+                )
+        return method(*args, **kwargs)
+
+    return build
 
 
 class RandomState(NamedTuple):

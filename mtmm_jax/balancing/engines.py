@@ -17,15 +17,21 @@ import jax.numpy as jnp
 from mtmm_jax.balancing.base import (
     Array,
     Evidence,
+    Geometry,
     PyTree,
     Rows,
     balancing_dtype,
     combine,
     gather,
+    geometry_of,
     gramian_of,
+    largest_entries,
     mask_gramian,
     mask_rows,
+    measure,
     paths_of,
+    power_of_two,
+    scale_rows,
 )
 from mtmm_jax.balancing.cut import (
     EngineOptions,
@@ -54,7 +60,8 @@ class Prepared(NamedTuple):
         backward: `(weights [K], present [K]) -> ` this device's gradient of all parameters; zero
             for those whose rows are known.
         aux: the third output of `losses_fn`.
-        gramian: `[K, K]`, over all devices, if the engine finds one.
+        geometry: of the task gradients, over all devices, if the engine finds one; NaN norms of
+            gradients that are not finite.
         rows: this device's task gradients, if the engine finds them.
         others: those of the second sample.
     """
@@ -63,7 +70,7 @@ class Prepared(NamedTuple):
     present: Array
     backward: Callable[[Array, Array], PyTree]
     aux: PyTree
-    gramian: Array | None = None
+    geometry: Geometry | None = None
     rows: Rows | None = None
     others: Rows | None = None
 
@@ -73,12 +80,13 @@ class Prepared(NamedTuple):
         if self.rows is not None:
             rows, others = total((self.rows, self.others), axis_name)
             return gather(self.losses, self.present, rows, others)
-        if self.gramian is None:
-            return Evidence(jnp.where(self.present, self.losses, 0), self.present)
-        gramian = self.gramian.astype(self.losses.dtype)
-        present = self.present & jnp.isfinite(jnp.diagonal(gramian))
-        losses = jnp.where(present, self.losses, 0)
-        return Evidence(losses, present, mask_gramian(present, gramian))
+        losses = jnp.where(self.present, self.losses, 0)
+        if self.geometry is None:
+            return Evidence(losses, self.present)
+        norms, cosines = (x.astype(losses.dtype) for x in self.geometry)
+        present = self.present & jnp.isfinite(norms)
+        geometry = Geometry(jnp.where(present, norms, 0), mask_gramian(present, cosines))
+        return Evidence(jnp.where(present, losses, 0), present, geometry)
 
 
 def reaches(function: Callable[..., PyTree], params: PyTree, *args: Any) -> list[bool]:
@@ -141,7 +149,8 @@ def representation_engine(
     """
     cut = run_to_cut(losses_fn.bind(*args), options, params)
     own, rows = cut.rows()
-    gramian = total(gramian_of({str(i): row for i, row in enumerate(rows)}), options.axis_name)
+    named = {str(i): row for i, row in enumerate(rows)}
+    geometry = _marked(*measure(named, cut.tallied.present, options.axis_name))
 
     def backward(weights: Array, present: Array) -> PyTree:
         trunk = cut.pull_trunk(combine(weights, mask_rows(present, rows)))
@@ -149,7 +158,12 @@ def representation_engine(
         return jax.tree.map(jnp.add, trunk, without_nan(heads, present))
 
     tallied = cut.tallied
-    return Prepared(tallied.losses, tallied.present, backward, cut.aux, gramian)
+    return Prepared(tallied.losses, tallied.present, backward, cut.aux, geometry)
+
+
+def _marked(geometry: Geometry, finite: Array) -> Geometry:
+    """Norms of gradients that are not finite become NaN."""
+    return geometry._replace(norms=jnp.where(finite, geometry.norms, jnp.nan))
 
 
 def pullbacks(pull: Callable[[PyTree], PyTree], cotangents: PyTree, chunk: int) -> PyTree:
@@ -398,14 +412,21 @@ def gramian_engine(
         deltas, rest = cut.pull_trunk(cotangent)
         return deltas, {name: rest[name] for name in shared - tapped}
 
-    rows_at_cut = mask_rows(cut.tallied.present, rows_at_cut)
-    deltas, rest_rows = pullbacks(pull, rows_at_cut, options.num_tasks)
+    # Brought to the order of one by powers of two, so that no square leaves the dtype's range.
+    largest = largest_entries(rows_at_cut)
+    if axis_name is not None:
+        largest = jax.lax.pmax(largest, axis_name)
+    finite = cut.tallied.present & jnp.isfinite(largest)
+    unit = power_of_two(jnp.where(finite, largest, 1))
+    near = [scale_rows(1 / unit, row) for row in mask_rows(finite, rows_at_cut)]
+    deltas, rest_rows = pullbacks(pull, near, options.num_tasks)
     _, inputs = cut.trunk_aux
 
     def backward(weights: Array, present: Array) -> PyTree:
-        found = combine(weights, mask_rows(present, rest_rows))
+        scaled = weights * unit.astype(weights.dtype)
+        found = combine(scaled, mask_rows(present, rest_rows))
         found |= _layer_gradients(
-            layers, inputs, combine(weights, mask_rows(present, deltas)), values
+            layers, inputs, combine(scaled, mask_rows(present, deltas)), values
         )
         heads = own if options.heads == "own" else cut.pull_readout(weights)[0]
         read = dict(zip(names, jax.tree.leaves(heads), strict=True))
@@ -413,7 +434,10 @@ def gramian_engine(
         return as_params(found)
 
     gramian = _global_gramian(layers, inputs, deltas, total(rest_rows, axis_name), axis_name)
-    return Prepared(cut.tallied.losses, cut.tallied.present, backward, cut.aux, gramian)
+    finite = finite & jnp.isfinite(jnp.diagonal(gramian))
+    geometry = geometry_of(mask_gramian(finite, gramian), unit.astype(gramian.dtype))
+    geometry = _marked(geometry, finite)
+    return Prepared(cut.tallied.losses, cut.tallied.present, backward, cut.aux, geometry)
 
 
 def _parameters_of(layer: Layer) -> tuple[str, ...]:

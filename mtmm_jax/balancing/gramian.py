@@ -18,11 +18,14 @@ from mtmm_jax.balancing.base import (
     Array,
     Balancer,
     Evidence,
+    Geometry,
     RandomState,
     Rule,
+    as_number,
     random_init,
     random_next,
     stateless,
+    task_array,
     task_vector,
 )
 from mtmm_jax.ranges import Count, Natural, NonNegative, Positive
@@ -31,13 +34,13 @@ from mtmm_jax.registry import ConfigError
 Preference = NonNegative | Sequence[NonNegative] | None
 
 
-def memoryless(num_tasks: int, weights_of: Callable[[Array, Array], Array]) -> Balancer:
-    """A balancer whose weights are a function of the Gramian and the mask."""
+def memoryless(num_tasks: int, weights_of: Callable[[Geometry, Array], Array]) -> Balancer:
+    """A balancer whose weights are a function of the gradients' geometry and the mask."""
 
     def weigh(state: tuple[()], evidence: Evidence) -> tuple[Array, tuple[()]]:
-        return weights_of(evidence.gramian, evidence.present), state
+        return weights_of(evidence.geometry, evidence.present), state
 
-    return Balancer(Rule("gramian", stateless, weigh), num_tasks)
+    return Balancer(Rule("gramian", stateless, weigh, reads_losses=False), num_tasks)
 
 
 def preference_of(
@@ -47,14 +50,15 @@ def preference_of(
     if preference is None:
         return solvers.uniform
     fixed = task_vector(preference, num_tasks, where)
-    return lambda mask, dtype: mask.astype(dtype) * jnp.asarray(fixed, dtype)
+    return lambda mask, dtype: mask.astype(dtype) * task_array(fixed, dtype)
 
 
 def mgda(num_tasks: int) -> Balancer:
     """MGDA: the convex combination of least norm, `min_w w^T G w` over the simplex.
 
-    Its negative descends on every task at once; it is zero exactly at Pareto stationary points.
-    For the variants with normalised gradients (l2, loss, loss+) see `normalised`.
+    Its negative descends on every task at once; it is zero exactly at Pareto stationary points,
+    and where a task's gradient is zero. For the variants with normalised gradients (l2, loss,
+    loss+) see `normalised`.
 
     Paper: Desideri 2012; Sener & Koltun, NeurIPS 2018.
     Cost: one quadratic program of size K (about 0.1 ms at K = 40), to full accuracy.
@@ -64,7 +68,9 @@ def mgda(num_tasks: int) -> Balancer:
     Args:
         num_tasks: K.
     """
-    return memoryless(num_tasks, solvers.min_norm_point)
+    return memoryless(
+        num_tasks, lambda g, mask: solvers.min_norm_point(g.cosines, g.norms, mask).weights
+    )
 
 
 def pcgrad(num_tasks: int, seed: Natural = 0) -> Balancer:
@@ -86,9 +92,9 @@ def pcgrad(num_tasks: int, seed: Natural = 0) -> Balancer:
     def weigh(state: RandomState, evidence: Evidence) -> tuple[Array, RandomState]:
         key, state = random_next(state)
         orders = random_orders(key, num_tasks)
-        return pcgrad_weights(evidence.gramian, evidence.present, orders), state
+        return pcgrad_weights(evidence.geometry, evidence.present, orders), state
 
-    return Balancer(Rule("gramian", random_init(seed), weigh), num_tasks)
+    return Balancer(Rule("gramian", random_init(seed), weigh, reads_losses=False), num_tasks)
 
 
 def random_orders(key: Array, num_tasks: int) -> Array:
@@ -100,24 +106,35 @@ def random_orders(key: Array, num_tasks: int) -> Array:
     return jnp.argsort(jax.vmap(lambda k: jax.random.uniform(k, (num_tasks,)))(keys), axis=1)
 
 
-def pcgrad_weights(gramian: Array, present: Array, orders: Array) -> Array:
-    """PCGrad's weights for given projection orders `[K, K]` (row i: the order for task i)."""
-    tasks = jnp.arange(gramian.shape[0])
-    squared = jnp.diagonal(gramian)
-    usable = present & (squared > 0)
-    inverse = jnp.where(usable, 1 / jnp.where(usable, squared, 1), 0)
+def pcgrad_weights(geometry: Geometry, present: Array, orders: Array) -> Array:
+    """PCGrad's weights for given projection orders `[K, K]` (row i: the order for task i).
+
+    Every gradient is projected as a unit vector; lengths come back at the end.
+    """
+    norms, cosines = geometry
+    tasks = jnp.arange(len(norms))
+    usable = present & (norms > 0)
 
     def project(carry: tuple[Array, Array], js: Array) -> tuple[tuple[Array, Array], None]:
-        coefficients, products = carry  # a_i and G a_i, as rows
+        coefficients, products = carry  # a_i and C a_i, as rows
         along = jnp.take_along_axis(products, js[:, None], axis=1)[:, 0]
-        step = jnp.where((js != tasks) & (along < 0), along * inverse[js], 0)
+        step = jnp.where((js != tasks) & (along < 0) & usable[js], along, 0)
         chosen = js[:, None] == tasks[None, :]
         coefficients = coefficients - jnp.where(chosen, step[:, None], 0)
-        return (coefficients, products - step[:, None] * gramian[js]), None
+        return (coefficients, products - step[:, None] * cosines[js]), None
 
-    start = jnp.diag(present.astype(gramian.dtype))
-    (coefficients, _), _ = jax.lax.scan(project, (start, gramian), orders.T)
-    return coefficients.sum(0)
+    start = jnp.diag(present.astype(norms.dtype))
+    (coefficients, _), _ = jax.lax.scan(project, (start, cosines), orders.T)
+    return weights_of_units(coefficients, geometry, present)
+
+
+def weights_of_units(coefficients: Array, geometry: Geometry, present: Array) -> Array:
+    """Weights for the sum over i of `n_i sum_j a_ij u_j`, u the unit gradients."""
+    norms = geometry.norms
+    longest = jnp.max(norms)
+    share = norms / jnp.where(longest > 0, longest, 1)
+    weights = solvers.divide(share @ coefficients, share)
+    return jnp.where(present, weights, 0)
 
 
 def cagrad(
@@ -127,8 +144,11 @@ def cagrad(
     `w* = argmin over the simplex of w^T G 1/K + c ||g_0|| ||g_w||`,
     `v = g_0 + c ||g_0|| g_w / ||g_w||`.
 
+    At a Pareto stationary point, where g_w may be zero, v is the nearest point to g_0 within the
+    ball that conflicts with no task, or as little as the ball allows.
+
     Paper: Liu et al., NeurIPS 2021.
-    Cost: an interior point solve of size K (about 0.15 ms at K = 40).
+    Cost: some nonnegative quadratic programs of size K, each starting where the last one ended.
     Use it: a good default where tasks conflict but their mean still matters (c < 1 converges to a
     minimum of the mean loss). Not: with c >= 1 that guarantee is gone.
 
@@ -137,19 +157,23 @@ def cagrad(
         c: the radius; 0 is the mean, large values approach MGDA's direction.
         rescale: `"none"`, `"1+c"` or `"1+c2"`: divide by `1 + c` or `1 + c^2`.
     """
-    divisor = {"none": 1.0, "1+c": 1 + c, "1+c2": 1 + c**2}[rescale]
 
-    def weights_of(gramian: Array, mask: Array) -> Array:
-        mean = solvers.uniform(mask, gramian.dtype)
-        radius = c * jnp.sqrt(jnp.maximum(mean @ gramian @ mean, 0))
-        point = solvers.cagrad_point(gramian, radius, mask)
-        squared = point @ gramian @ point
-        floor = jnp.finfo(gramian.dtype).eps ** 2 * jnp.trace(gramian)
-        length = jnp.where(squared > floor, radius * jax.lax.rsqrt(jnp.maximum(squared, floor)), 0)
-        return (mean + jnp.where(squared > floor, length, 0) * point) / divisor
+    def weights_of(geometry: Geometry, mask: Array) -> Array:
+        norms, cosines = geometry
+        dtype = norms.dtype
+        radius = as_number(c, dtype)
+        divisor = {"none": 1.0, "1+c": 1 + radius, "1+c2": 1 + radius**2}[rescale]
+        mean = solvers.uniform(mask, dtype)
+        longest = jnp.max(norms)
+        longest = jnp.where(longest > 0, longest, 1)
+        units = mean * norms / longest
+        products = cosines @ units
+        length = jnp.sqrt(jnp.maximum(units @ products, 0))  # of g_0, in units of the longest
+        center = jnp.where(length > 0, products / jnp.where(length > 0, length, 1), 0)
+        y = solvers.furthest_common_step(cosines, norms, jnp.clip(center, -1, 1), radius, mask)
+        step = solvers.divide(y * length, norms / longest)
+        return (mean + step) / divisor
 
-    if c == 0:
-        return memoryless(num_tasks, lambda g, mask: solvers.uniform(mask, g.dtype))
     return memoryless(num_tasks, weights_of)
 
 
@@ -161,19 +185,22 @@ def nash(num_tasks: int, max_norm: NonNegative = 1.0) -> Balancer:
     Paper: Navon et al., ICML 2022.
     Cost: damped Newton, 5 to 15 Cholesky factorisations of size K (about 0.1 ms at K = 40).
     Use it: invariance to the losses' scales, proportional fairness. Not: close to a Pareto
-    stationary point, where the weights grow without bound (the update keeps its length).
+    stationary point, where the weights grow without bound (the update keeps its length); at one
+    the update is zero to rounding.
 
     Args:
         num_tasks: K.
         max_norm: upper bound on `||v||`; 0 for none.
     """
 
-    def weights_of(gramian: Array, mask: Array) -> Array:
-        weights = solvers.power_fixed_point(gramian, 1.0, mask)
-        if max_norm <= 0:
-            return weights
-        norm = jnp.sqrt(jnp.maximum(weights @ gramian @ weights, 0))
-        return weights * jnp.where(norm > max_norm, max_norm / jnp.where(norm > 0, norm, 1), 1)
+    def weights_of(geometry: Geometry, mask: Array) -> Array:
+        norms, cosines = geometry
+        weights = solvers.power_fixed_point(cosines, norms, 1.0, mask)
+        units = weights * norms  # of order one whatever the norms are
+        norm = jnp.sqrt(jnp.maximum(units @ cosines @ units, 0))
+        bound = as_number(max_norm, norm.dtype)
+        clipped = (norm > bound) & (bound > 0)
+        return weights * jnp.where(clipped, bound / jnp.where(norm > 0, norm, 1), 1)
 
     return memoryless(num_tasks, weights_of)
 
@@ -192,13 +219,12 @@ def fairgrad(num_tasks: int, alpha: Positive = 1.0) -> Balancer:
         num_tasks: K.
         alpha: > 0.
     """
-    return memoryless(num_tasks, lambda g, m: solvers.power_fixed_point(g, float(alpha), m))
 
+    def weights_of(geometry: Geometry, mask: Array) -> Array:
+        norms, cosines = geometry
+        return solvers.power_fixed_point(cosines, norms, as_number(alpha, norms.dtype), mask)
 
-def _regularised(gramian: Array, mask: Array, reg: NonNegative) -> Array:
-    """`G / trace(G) + reg I` over the tasks that count."""
-    trace = jnp.trace(gramian)
-    return gramian / jnp.where(trace > 0, trace, 1) + reg * jnp.diag(mask.astype(gramian.dtype))
+    return memoryless(num_tasks, weights_of)
 
 
 def upgrad(num_tasks: int, reg: NonNegative = 1e-4, preference: Preference = None) -> Balancer:
@@ -220,9 +246,11 @@ def upgrad(num_tasks: int, reg: NonNegative = 1e-4, preference: Preference = Non
     """
     preferred = preference_of(preference, num_tasks, "upgrad.preference")
 
-    def weights_of(gramian: Array, mask: Array) -> Array:
-        lower = jnp.diag(preferred(mask, gramian.dtype))
-        return solvers.box_qp(_regularised(gramian, mask, reg), lower, mask).sum(0)
+    def weights_of(geometry: Geometry, mask: Array) -> Array:
+        norms, cosines = geometry
+        lower = jnp.diag(preferred(mask, norms.dtype))
+        ridge = as_number(reg, norms.dtype)
+        return solvers.cone_projections(cosines, norms, lower, ridge, mask).sum(0)
 
     return memoryless(num_tasks, weights_of)
 
@@ -242,19 +270,23 @@ def dualproj(num_tasks: int, reg: NonNegative = 1e-4, preference: Preference = N
     """
     preferred = preference_of(preference, num_tasks, "dualproj.preference")
 
-    def weights_of(gramian: Array, mask: Array) -> Array:
-        lower = preferred(mask, gramian.dtype)[None, :]
-        return solvers.box_qp(_regularised(gramian, mask, reg), lower, mask)[0]
+    def weights_of(geometry: Geometry, mask: Array) -> Array:
+        norms, cosines = geometry
+        lower = preferred(mask, norms.dtype)[None, :]
+        ridge = as_number(reg, norms.dtype)
+        return solvers.cone_projections(cosines, norms, lower, ridge, mask)[0]
 
     return memoryless(num_tasks, weights_of)
 
 
 def imtl_g(num_tasks: int) -> Balancer:
     """IMTL-G: equal projections of the update on every task's direction, `<v, g_k> / ||g_k||` the
-    same for all: `x = pinv(G) sqrt(diag G)`, `w = x / sum x`.
+    same for all: `x = D^-1 pinv(C) 1`, `w = x / sum x`, D the norms and C the cosines.
 
-    Solved for unit gradients, `x = D^-1 pinv(C) 1` with C the cosines: the same answer, but sound
-    in float32 when norms differ a thousandfold. Zero if `sum x` vanishes.
+    For independent gradients this is `pinv(G) sqrt(diag G)` as published. Of dependent ones equal
+    projections need not exist: these are then the nearest to equal (in the least squares sense) for
+    unit gradients, which does not change with the losses' scales as `pinv(G)` does. A task of zero
+    gradient weighs 0; the update is zero if `sum x` vanishes.
 
     Paper: Liu et al., ICLR 2021.
     Cost: one eigendecomposition of size K.
@@ -265,16 +297,16 @@ def imtl_g(num_tasks: int) -> Balancer:
         num_tasks: K.
     """
 
-    def weights_of(gramian: Array, mask: Array) -> Array:
-        scale = solvers.inverse_scale(jnp.diagonal(gramian), mask)
-        cosines = gramian * scale[:, None] * scale[None, :]
-        largest = jnp.max(scale)  # so that nothing overflows at tiny gradients
-        relative = scale / jnp.where(largest > 0, largest, 1)
-        ones = (scale > 0).astype(gramian.dtype)
-        x = relative * solvers.pseudo_inverse_product(cosines, ones, scale > 0)
+    def weights_of(geometry: Geometry, mask: Array) -> Array:
+        norms, cosines = geometry
+        usable = mask & (norms > 0)
+        ones = usable.astype(norms.dtype)
+        shortest = jnp.min(jnp.where(usable, norms, jnp.inf))
+        relative = jnp.where(usable, shortest / jnp.where(usable, norms, 1), 0)
+        x = relative * solvers.pseudo_inverse_product(cosines, ones, usable)
         sums = x.sum()
-        usable = jnp.abs(sums) > 10 * jnp.finfo(gramian.dtype).eps * jnp.abs(x).sum()
-        return jnp.where(usable, x / jnp.where(usable, sums, 1), 0)
+        enough = jnp.abs(sums) > 10 * jnp.finfo(x.dtype).eps * jnp.abs(x).sum()
+        return jnp.where(enough, x / jnp.where(enough, sums, 1), 0)
 
     return memoryless(num_tasks, weights_of)
 
@@ -297,27 +329,28 @@ def aligned_mtl(
     """
     preferred = preference_of(preference, num_tasks, "aligned_mtl.preference")
 
-    def weights_of(gramian: Array, mask: Array) -> Array:
-        trace = jnp.trace(gramian)
-        values, vectors = jnp.linalg.eigh(gramian / jnp.where(trace > 0, trace, 1))
-        kept = values > values[-1] * num_tasks * jnp.finfo(values.dtype).eps
-        rank = kept.sum()
+    def weights_of(geometry: Geometry, mask: Array) -> Array:
+        norms, cosines = geometry
+        found = solvers.graded_spectrum(cosines, norms, mask)
+        rank = found.kept.sum()
         first = num_tasks - rank  # values ascend: the kept ones are at the end
         chosen = {
-            "min": values[first],
-            "median": values[first + (rank - 1) // 2],
-            "rmse": jnp.sum(jnp.where(kept, values, 0)) / jnp.maximum(rank, 1).astype(values.dtype),
+            "min": found.values[jnp.minimum(first, num_tasks - 1)],
+            "median": found.values[jnp.minimum(first + (rank - 1) // 2, num_tasks - 1)],
+            "rmse": jnp.sqrt(jnp.sum(found.values**2) / jnp.maximum(rank, 1).astype(norms.dtype)),
         }[scale]
-        inverse = jnp.where(kept, jax.lax.rsqrt(jnp.where(kept, values, 1)), 0)
-        rotated = vectors.T @ preferred(mask, gramian.dtype)
-        return jnp.sqrt(jnp.maximum(chosen, 0)) * (vectors @ (inverse * rotated))
+        return chosen * (found.inverse @ (found.vectors.T @ preferred(mask, norms.dtype)))
 
     return memoryless(num_tasks, weights_of)
 
 
-def conflict_free(num_tasks: int) -> Balancer:
-    """ConFIG: the direction with equal positive cosines to all tasks, `x = pinv(U) 1` with U the
-    unit gradients, of length `sum_k <g_k, x/|x|>`. On the Gramian: `a = pinv(C) 1`, C the cosines.
+def conflict_free(num_tasks: int, preference: Preference = None) -> Balancer:
+    """ConFIG: the direction whose cosines to the tasks are equal, or in the ratio of a preference
+    r: `x = pinv(U) r` with U the unit gradients, of length `sum_k <g_k, x/|x|>`. On the Gramian:
+    `a = pinv(C) r`, C the cosines.
+
+    Of dependent gradients the cosines are the nearest to those wanted, in the least squares sense.
+    A task of zero gradient does not count.
 
     Paper: Liu, Chu & Thuerey, ICLR 2025.
     Cost: one eigendecomposition of size K.
@@ -326,18 +359,22 @@ def conflict_free(num_tasks: int) -> Balancer:
 
     Args:
         num_tasks: K.
+        preference: r, one number or K of them; ones by default.
     """
+    ratio = 1.0 if preference is None else preference
+    preferred = preference_of(ratio, num_tasks, "conflict_free.preference")
 
-    def weights_of(gramian: Array, mask: Array) -> Array:
-        scale = solvers.inverse_scale(jnp.diagonal(gramian), mask)
-        usable = scale > 0
-        cosines = gramian * scale[:, None] * scale[None, :]
-        a = solvers.pseudo_inverse_product(cosines, usable.astype(gramian.dtype), usable)
-        squared = jnp.maximum(a @ cosines @ a, 0)  # |x|^2
+    def weights_of(geometry: Geometry, mask: Array) -> Array:
+        norms, cosines = geometry
+        usable = mask & (norms > 0)
+        a = solvers.pseudo_inverse_product(cosines, preferred(usable, norms.dtype), usable)
+        products = cosines @ a
+        squared = jnp.maximum(a @ products, 0)  # |x|^2
+        longest = jnp.max(jnp.where(usable, norms, 0))
+        share = norms / jnp.where(longest > 0, longest, 1)
         # sum_k <g_k, x> = sum_k |g_k| (C a)_k
-        norms = jnp.where(usable, 1 / jnp.where(usable, scale, 1), 0)
-        length = norms @ (cosines @ a)
-        return a * scale * length / jnp.where(squared > 0, squared, 1)
+        length = jnp.where(squared > 0, share @ products / jnp.where(squared > 0, squared, 1), 0)
+        return solvers.divide(a * length, share)
 
     return memoryless(num_tasks, weights_of)
 
@@ -356,14 +393,18 @@ def krum(num_tasks: int, num_faulty: Natural = 0, num_selected: Count = 1) -> Ba
         num_faulty: how many gradients may be arbitrary.
         num_selected: how many are averaged.
     """
-    if num_selected > num_tasks:
+    if isinstance(num_selected, int) and num_selected > num_tasks:
         raise ConfigError(
             f"krum: num_faulty={num_faulty}, num_selected={num_selected} of {num_tasks} tasks"
         )
 
-    def weights_of(gramian: Array, mask: Array) -> Array:
-        squared = jnp.diagonal(gramian)
-        distances = jnp.sqrt(jnp.maximum(squared[:, None] + squared[None, :] - 2 * gramian, 0))
+    def weights_of(geometry: Geometry, mask: Array) -> Array:
+        norms, cosines = geometry
+        longest = jnp.max(norms)
+        share = norms / jnp.where(longest > 0, longest, 1)
+        # ||a - b||^2 = (|a| - |b|)^2 + 2 |a| |b| (1 - cos)
+        apart = 2 * share[:, None] * share[None, :] * (1 - cosines)
+        distances = jnp.sqrt((share[:, None] - share[None, :]) ** 2 + apart)
         distances = jnp.where(mask[None, :], distances, jnp.inf)
         distances = jnp.where(jnp.eye(num_tasks, dtype=bool), 0, distances)
         neighbours = jnp.maximum(mask.sum() - num_faulty - 2, 1)
@@ -372,6 +413,6 @@ def krum(num_tasks: int, num_faulty: Natural = 0, num_selected: Count = 1) -> Ba
         scores = jnp.sum(jnp.where(near & jnp.isfinite(nearest), nearest, 0), axis=1)
         rank = jnp.argsort(jnp.argsort(jnp.where(mask, scores, jnp.inf)))
         chosen = (rank < num_selected) & mask
-        return solvers.uniform(chosen, gramian.dtype)
+        return solvers.uniform(chosen, norms.dtype)
 
     return memoryless(num_tasks, weights_of)

@@ -6,6 +6,7 @@ in memory, and as much again for those that average them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -16,29 +17,36 @@ from mtmm_jax.balancing.base import (
     Array,
     Balancer,
     Evidence,
+    Geometry,
     RandomState,
     Rows,
     Rule,
     WeightedGradient,
+    as_number,
     balancing_dtype,
     combine,
-    gradient_norms,
-    gramian_of,
     mask_gramian,
+    measure,
     per_task,
     random_init,
     random_next,
     random_state,
+    row_norms,
     rule_dtype,
     scale_rows,
     select_tasks,
     stateless,
+    task_array,
+    task_vector,
 )
-from mtmm_jax.balancing.gramian import random_orders
+from mtmm_jax.balancing.gramian import random_orders, weights_of_units
 from mtmm_jax.balancing.gramian_stateful import restrict, write_back
 from mtmm_jax.balancing.wrappers import grouped
 from mtmm_jax.ranges import Cosine, Decay, Natural, NonNegative, Positive, Share
 from mtmm_jax.registry import ConfigError
+
+_LARGE = 1e30
+"""Beyond what any weight follows from, and within float32."""
 
 
 def _buffers(rows: Rows) -> Rows:
@@ -57,9 +65,10 @@ def _known(buffers: Rows, grads: Rows) -> Rows:
     return {path: buffers[path] for path in grads}
 
 
-def graddrop(num_tasks: int, leak: Share = 0.0, seed: Natural = 0) -> Balancer:
+def graddrop(num_tasks: int, leak: Share | Sequence[Share] = 0.0, seed: Natural = 0) -> Balancer:
     """GradDrop: at each coordinate keep one sign only, by chance: `P = 1/2 (1 + sum g / sum |g|)`,
-    `U ~ U(0, 1)`; keep `g > 0` where `P > U` and `g < 0` where `P < U`.
+    one `U ~ U(0, 1)` for all tasks; keep `g > 0` where `P > U` and `g < 0` where `P < U`. Task k
+    contributes `(leak_k + (1 - leak_k) kept) g_k`.
 
     Paper: Chen et al., NeurIPS 2020.
     Cost: O(K P), a random number per coordinate.
@@ -68,9 +77,10 @@ def graddrop(num_tasks: int, leak: Share = 0.0, seed: Natural = 0) -> Balancer:
 
     Args:
         num_tasks: K.
-        leak: the share of the dropped part that is kept, 0 to 1.
+        leak: the share of the dropped part that is kept, 0 to 1: one number or K of them.
         seed: of the draws.
     """
+    leaks = task_vector(leak, num_tasks, "graddrop.leak")
 
     def weigh(state: RandomState, evidence: Evidence) -> tuple[Rows, RandomState]:
         key, state = random_next(state)
@@ -78,19 +88,22 @@ def graddrop(num_tasks: int, leak: Share = 0.0, seed: Natural = 0) -> Balancer:
         chosen = {}
         for one_key, (path, g) in zip(keys, sorted(evidence.grads.items()), strict=True):
             draws = jax.random.uniform(one_key, g.shape[1:], balancing_dtype(g.dtype))
-            chosen[path] = drop_signs(g, draws, leak)
+            chosen[path] = drop_signs(g, draws, task_array(leaks, draws.dtype))
         return chosen, state
 
-    return Balancer(Rule("jacobian", random_init(seed), weigh), num_tasks)
+    return Balancer(Rule("jacobian", random_init(seed), weigh, reads_losses=False), num_tasks)
 
 
-def drop_signs(grads: Array, draws: Array, leak: float = 0.0) -> Array:
-    """GradDrop's sum of a leaf `[K, ...]` for given uniform draws `[...]`."""
+def drop_signs(grads: Array, draws: Array, leak: Array) -> Array:
+    """GradDrop's sum of a leaf `[K, ...]` for given uniform draws `[...]` and leaks `[K]`."""
     g = grads.astype(draws.dtype)
-    magnitude = jnp.abs(g).sum(0)
-    purity = 0.5 * (1 + g.sum(0) / jnp.where(magnitude > 0, magnitude, 1))
+    # Shares of the largest, so that sums stay in range.
+    largest = jnp.max(jnp.abs(g), axis=0)
+    share = g / jnp.where(largest > 0, largest, 1)
+    magnitude = jnp.abs(share).sum(0)
+    purity = 0.5 * (1 + share.sum(0) / jnp.where(magnitude > 0, magnitude, 1))
     keep = jnp.where((purity > draws)[None], g > 0, (purity < draws)[None] & (g < 0))
-    return jnp.sum(jnp.where(keep, g, leak * g), axis=0).astype(grads.dtype)
+    return jnp.sum(jnp.where(keep, g, per_task(leak, g) * g), axis=0).astype(grads.dtype)
 
 
 def trimmed_mean(num_tasks: int, trim: Natural = 1) -> Balancer:
@@ -122,7 +135,7 @@ def trimmed_mean(num_tasks: int, trim: Natural = 1) -> Balancer:
 
         return {path: one(g) for path, g in evidence.grads.items()}, state
 
-    return Balancer(Rule("jacobian", stateless, weigh), num_tasks)
+    return Balancer(Rule("jacobian", stateless, weigh, reads_losses=False), num_tasks)
 
 
 class MocoState(NamedTuple):
@@ -168,10 +181,13 @@ def moco(
 
     def weigh(state: MocoState, evidence: Evidence) -> tuple[Rows, MocoState]:
         present, dtype = evidence.present, state.weights.dtype
-        scale = solvers.inverse_scale(jnp.diagonal(evidence.gramian), present)
-        scale = (scale * evidence.losses).astype(dtype)
+        norms = evidence.geometry.norms
+        scale = jnp.where(present, solvers.divide(evidence.losses, norms), 0).astype(dtype)
         count, step = state.count + 1, state.step + 1
-        rate = beta / count.astype(dtype) ** sigma
+        first_rate, last_rate, power, pull = (
+            as_number(x, dtype) for x in (beta, gamma, sigma, rho)
+        )
+        rate = first_rate / count.astype(dtype) ** power
 
         def track(y: Array, g: Array) -> Array:
             return y - scale_rows(rate, y - scale_rows(scale, g.astype(y.dtype)))
@@ -179,11 +195,13 @@ def moco(
         known = _known(state.tracked, evidence.grads)
         tracked = jax.tree.map(track, known, evidence.grads)
         tracked = select_tasks(present, tracked, known)
-        gramian = gramian_of(tracked).astype(dtype)
+        geometry, _ = measure(tracked, present)
+        gramian = geometry.gramian.astype(dtype)
         start = restrict(state.weights, present)
-        length = gamma / step.astype(dtype) ** sigma
-        masked = mask_gramian(present, gramian)
-        moved = start - length * (masked @ start + rho * start)
+        length = last_rate / step.astype(dtype) ** power
+        masked = mask_gramian(present, gramian / num_tasks)  # of the clipped ends, too
+        moved = start - length * (masked @ start * num_tasks + pull * start)
+        moved = jnp.clip(moved, -_LARGE, _LARGE)
         if projection == "softmax":
             weights = solvers.masked_softmax(moved, present)
         else:
@@ -228,7 +246,7 @@ def db_mtl(num_tasks: int, beta: Decay = 0.9, sigma: Share = 0.0) -> Balancer:
     def weigh(state: DbMtlState, evidence: Evidence) -> tuple[Rows, DbMtlState]:
         present, dtype = evidence.present, evidence.losses.dtype
         count = state.count + 1
-        keep = beta / count.astype(dtype) ** sigma
+        keep = as_number(beta, dtype) / count.astype(dtype) ** as_number(sigma, dtype)
         inverse = jnp.where(present, 1 / (jnp.where(present, evidence.losses, 1) + 1e-8), 0)
 
         def average(m: Array, g: Array) -> Array:
@@ -238,32 +256,33 @@ def db_mtl(num_tasks: int, beta: Decay = 0.9, sigma: Share = 0.0) -> Balancer:
 
         known = _known(state.averaged, evidence.grads)
         averaged = select_tasks(present, jax.tree.map(average, known, evidence.grads), known)
-        squared = sum(jnp.sum(m.reshape(num_tasks, -1) ** 2, axis=1) for m in averaged.values())
-        scale = solvers.inverse_scale(squared, present)
-        largest = jnp.sqrt(jnp.max(jnp.where(present, squared, 0)))
-        mixed = combine((scale * largest).astype(dtype), averaged)
+        norms = jnp.where(present, row_norms(averaged).astype(dtype), 0)
+        weights = jnp.where(present, solvers.divide(jnp.ones_like(norms), norms / norms.max()), 0)
+        weights = jnp.where(norms.max() > 0, weights, 0)
+        mixed = combine(weights, averaged)
         gradient = {path: mixed[path].astype(g.dtype) for path, g in evidence.grads.items()}
         count = jnp.where(present, count, state.count)
-        weights = scale * largest
         return WeightedGradient(gradient, weights), DbMtlState(state.averaged | averaged, count)
 
     return Balancer(Rule("jacobian", init, weigh), num_tasks)
 
 
 class ExcessState(NamedTuple):
-    """Sums of squared gradients, weights, and each task's first excess risk."""
+    """Roots of the summed squared gradients, weights, and the excess risks to compare with."""
 
-    squares: Rows
+    roots: Rows
     weights: Array
     first: Array
-    seen: Array
+    count: Array
 
 
-def excess_mtl(num_tasks: int, step: Positive = 1.0) -> Balancer:
+def excess_mtl(num_tasks: int, step: Positive = 1.0, warmup: Natural = 0) -> Balancer:
     """ExcessMTL: weights follow the estimated excess risk:
     `S += g^2`, `e = sum g^2 / sqrt(S + 1e-7)`, `w ~ w exp(step e / e_0)`.
 
-    As in the published code, a task's first step takes e itself and later ones e over that.
+    e_0 is a task's first e, and the first step takes e itself, as in the published code. With a
+    warm-up, which the paper recommends (three epochs), weights stand still during its steps and e_0
+    is the mean over them.
 
     Paper: He et al., ICML 2024.
     Cost: one K x P buffer.
@@ -272,6 +291,7 @@ def excess_mtl(num_tasks: int, step: Positive = 1.0) -> Balancer:
     Args:
         num_tasks: K.
         step: of the weights.
+        warmup: its steps, per task.
     """
 
     def init(rows: Rows, num_tasks: int) -> ExcessState:
@@ -279,37 +299,42 @@ def excess_mtl(num_tasks: int, step: Positive = 1.0) -> Balancer:
         return ExcessState(
             _buffers(rows),
             jnp.full((num_tasks,), 1 / num_tasks, dtype),
-            jnp.ones((num_tasks,), dtype),
-            jnp.zeros((num_tasks,), bool),
+            jnp.zeros((num_tasks,), dtype),
+            jnp.zeros((num_tasks,), jnp.int32),
         )
 
     def weigh(state: ExcessState, evidence: Evidence) -> tuple[Array, ExcessState]:
         present, dtype = evidence.present, state.weights.dtype
-        known = _known(state.squares, evidence.grads)
-        squares = jax.tree.map(lambda s, g: s + g.astype(s.dtype) ** 2, known, evidence.grads)
-        excess = sum(
-            jnp.sum(
-                (evidence.grads[path].astype(s.dtype) ** 2 * jax.lax.rsqrt(s + 1e-7)).reshape(
-                    num_tasks, -1
-                ),
-                axis=1,
-            ).astype(dtype)
-            for path, s in squares.items()
-        )
-        first = jnp.where(present & ~state.seen, excess, state.first)
-        relative = jnp.where(state.seen, excess / jnp.where(first > 0, first, 1), excess)
+        known = _known(state.roots, evidence.grads)
+        roots = jax.tree.map(lambda s, g: jnp.hypot(s, g.astype(s.dtype)), known, evidence.grads)
+        excess = jnp.minimum(sum(map(_excess, evidence.grads.values(), roots.values())), _LARGE)
+        excess = excess.astype(dtype)
+        wait = jnp.maximum(warmup, 1)
+        share = 1 / (state.count + 1).astype(dtype)
+        mean = state.first + share * (excess - state.first)
+        first = jnp.where(present & (state.count < wait), mean, state.first)
+        waiting = jnp.where(jnp.asarray(warmup) > 0, 0, excess)
+        ratio = jnp.minimum(excess / (first + 1e-7), _LARGE)
+        relative = jnp.where(state.count < wait, waiting, ratio)
         start = restrict(state.weights, present)
-        logits = jnp.log(jnp.maximum(start, jnp.finfo(dtype).tiny)) + step * relative
-        weights = solvers.masked_softmax(logits, present)
+        logits = jnp.log(jnp.maximum(start, jnp.finfo(dtype).tiny))
+        weights = solvers.masked_softmax(logits + as_number(step, dtype) * relative, present)
         state = ExcessState(
-            state.squares | select_tasks(present, squares, known),
+            state.roots | select_tasks(present, roots, known),
             write_back(weights, state.weights, present),
             first,
-            state.seen | present,
+            state.count + present.astype(jnp.int32),
         )
         return weights, state
 
-    return Balancer(Rule("jacobian", init, weigh), num_tasks)
+    return Balancer(Rule("jacobian", init, weigh, reads_losses=False), num_tasks)
+
+
+def _excess(gradient: Array, root: Array) -> Array:
+    """`[K]` sums of `g^2 / sqrt(root^2 + 1e-7)`, whose terms are at most |g|."""
+    g = jnp.abs(gradient.astype(root.dtype))
+    terms = g * (g / jnp.hypot(root, jnp.asarray(1e-7**0.5, root.dtype)))
+    return jnp.sum(terms.reshape(len(g), -1), axis=1)
 
 
 class GradVacState(NamedTuple):
@@ -350,7 +375,7 @@ def gradvac(
     def weigh(state: GradVacState, evidence: Evidence) -> tuple[Array, GradVacState]:
         key, random = random_next(state.random)
         weights, rho = gradvac_weights(
-            evidence.gramian.astype(state.target.dtype),
+            jax.tree.map(lambda x: x.astype(state.target.dtype), evidence.geometry),
             evidence.present,
             random_orders(key, num_tasks),
             state.target,
@@ -358,23 +383,23 @@ def gradvac(
         )
         return weights, GradVacState(rho, random)
 
-    whole = Balancer(Rule("gramian", init, weigh), num_tasks)
+    whole = Balancer(Rule("gramian", init, weigh, reads_losses=False), num_tasks)
     if groups == "whole":
         return whole
     return grouped(whole, by=groups)
 
 
 def gradvac_weights(
-    gramian: Array, present: Array, orders: Array, target: Array, beta: float
+    geometry: Geometry, present: Array, orders: Array, target: Array, beta: float
 ) -> tuple[Array, Array]:
     """Weights and the next targets, for given orders `[K, K]` (row i: the order for task i)."""
-    tasks = jnp.arange(gramian.shape[0])
-    norms = gradient_norms(gramian)
+    norms, cosines = geometry
+    tasks = jnp.arange(len(norms))
     usable = present & (norms > 0)
-    inverse = jnp.where(usable, 1 / jnp.where(usable, norms, 1), 0)
+    beta = as_number(beta, norms.dtype)
 
     def repair(carry: tuple[Array, Array, Array], js: Array) -> tuple[tuple, None]:
-        coefficients, products, rho_all = carry  # a_i and G a_i, as rows
+        coefficients, products, rho_all = carry  # a_i and C a_i, as rows, of unit gradients
         chosen = js[:, None] == tasks[None, :]
 
         def pick(table: Array) -> Array:
@@ -382,18 +407,18 @@ def gradvac_weights(
 
         length = jnp.sqrt(jnp.maximum(jnp.sum(coefficients * products, axis=1), 0))
         counts = (js != tasks) & usable[js] & usable & (length > 0)
-        phi = pick(products) * inverse[js] / jnp.where(length > 0, length, 1)
+        phi = pick(products) / jnp.where(length > 0, length, 1)
         phi = jnp.clip(phi, -1, 1)
         rho = pick(rho_all)
         below = counts & (phi < rho)
         root = jnp.sqrt(jnp.maximum(1 - rho**2, 1e-12))
-        step = length * (rho * jnp.sqrt(1 - phi**2) - phi * root) * inverse[js] / root
+        step = length * (rho * jnp.sqrt(1 - phi**2) - phi * root) / root
         step = jnp.where(below, step, 0)
         coefficients = coefficients + jnp.where(chosen, step[:, None], 0)
-        products = products + step[:, None] * gramian[js]
+        products = products + step[:, None] * cosines[js]
         learned = jnp.where(counts, (1 - beta) * rho + beta * phi, rho)
         return (coefficients, products, jnp.where(chosen, learned[:, None], rho_all)), None
 
-    start = (jnp.diag(present.astype(gramian.dtype)), gramian, target)
+    start = (jnp.diag(present.astype(norms.dtype)), cosines, target)
     (coefficients, _, target), _ = jax.lax.scan(repair, start, orders.T)
-    return coefficients.sum(0), target
+    return weights_of_units(coefficients, geometry, present), target

@@ -20,12 +20,15 @@ from mtmm_jax.balancing.base import (
     PyTree,
     Rows,
     Rule,
+    as_number,
     rule_dtype,
     select_tasks,
     stateless,
+    task_array,
     task_vector,
 )
 from mtmm_jax.ranges import Natural, NonNegative, Positive, Real
+from mtmm_jax.registry import ConfigError
 
 _TINY = 1e-20
 
@@ -70,7 +73,7 @@ def equal(num_tasks: int, reduction: Literal["mean", "sum"] = "mean") -> Balance
         weights = solvers.uniform(present, dtype) if reduction == "mean" else present.astype(dtype)
         return weights, state
 
-    return Balancer(Rule("losses", stateless, weigh), num_tasks)
+    return Balancer(Rule("losses", stateless, weigh, reads_losses=False), num_tasks)
 
 
 def static(num_tasks: int, weights: NonNegative | Sequence[NonNegative] = 1.0) -> Balancer:
@@ -88,9 +91,9 @@ def static(num_tasks: int, weights: NonNegative | Sequence[NonNegative] = 1.0) -
 
     def weigh(state: tuple[()], evidence: Evidence) -> tuple[Array, tuple[()]]:
         # Of constants alone XLA makes a step that takes a sixth longer at forty tasks.
-        return jnp.where(evidence.present, jnp.asarray(fixed, evidence.losses.dtype), 0), state
+        return jnp.where(evidence.present, task_array(fixed, evidence.losses.dtype), 0), state
 
-    return Balancer(Rule("losses", stateless, weigh), num_tasks)
+    return Balancer(Rule("losses", stateless, weigh, reads_losses=False), num_tasks)
 
 
 def _with_learned_scales(
@@ -217,7 +220,7 @@ def cosmos(
 
     def scalar(losses: Array, present: Array) -> Array:
         even = solvers.uniform(present, losses.dtype)
-        r = even if ray is None else jnp.where(present, jnp.asarray(ray, losses.dtype), 0)
+        r = even if ray is None else jnp.where(present, task_array(ray, losses.dtype), 0)
         lengths = _norm(r) * _norm(losses)
         cosine = r @ losses / jnp.where(lengths > 0, lengths, 1)
         return r @ losses - penalty * cosine
@@ -249,10 +252,10 @@ def pbi(
     best = task_vector(ideal, num_tasks, "pbi.ideal")
 
     def scalar(losses: Array, present: Array) -> Array:
-        r = jnp.where(present, jnp.asarray(ray, losses.dtype), 0)
+        r = jnp.where(present, task_array(ray, losses.dtype), 0)
         length = _norm(r)
         r = r / jnp.where(length > 0, length, 1)
-        above = jnp.where(present, losses - jnp.asarray(best, losses.dtype), 0)
+        above = jnp.where(present, losses - task_array(best, losses.dtype), 0)
         along = above @ r
         return along + theta * _norm(above - along * r)
 
@@ -272,9 +275,14 @@ def stch(
     warmup: Natural = 100,
     preference: NonNegative | Sequence[NonNegative] = 1.0,
     ideal: Real | Sequence[Real] = 0.0,
+    form: Literal["linear", "log"] = "linear",
+    measured: Natural = 0,
 ) -> Balancer:
     """Smooth Tchebycheff: `mu logsumexp(lambda (L / nadir - z*) / mu)`, nadir the mean loss over a
-    warm-up with `sum log L`.
+    warm-up with `sum log L`; with `form="log"` the published code's `K mu logsumexp(log(L / nadir)
+    / mu)`, which has neither preference nor ideal point.
+
+    The linear form with `warmup=0, preference=1/K` is torchjd's.
 
     Paper: Lin et al., ICML 2024.
     Cost: one backward pass.
@@ -285,11 +293,18 @@ def stch(
         num_tasks: K.
         mu: smoothing; towards 0 it is the maximum.
         warmup: steps of warm-up, per task; 0 uses the losses as they are.
-        preference: lambda.
-        ideal: z*, in units of the nadir.
+        preference: lambda, of the linear form.
+        ideal: z*, in units of the nadir, of the linear form.
+        form: `"linear"` or `"log"`.
+        measured: the nadir is the mean over this many last steps of the warm-up (the published code
+            warms up for five epochs and measures in the fifth); 0 for all of them.
     """
     ray = task_vector(preference, num_tasks, "stch.preference")
     best = task_vector(ideal, num_tasks, "stch.ideal")
+    if form == "log" and not (preference == 1.0 and ideal == 0.0):
+        raise ConfigError("stch: form='log' has neither preference nor ideal; use form='linear'")
+    if isinstance(measured, int) and isinstance(warmup, int) and measured > warmup:
+        raise ConfigError(f"stch.measured: {measured} of {warmup} steps of warm-up")
 
     def init(rows: Rows, num_tasks: int) -> StchState:
         ones = jnp.ones((num_tasks,), rule_dtype(rows))
@@ -300,10 +315,14 @@ def stch(
         nadir = state.nadir.astype(losses.dtype)
 
         def scalar(losses: Array) -> Array:
-            terms = jnp.asarray(ray, losses.dtype) * (
-                losses / nadir - jnp.asarray(best, losses.dtype)
-            )
-            return mu * jax.nn.logsumexp(jnp.where(present, terms / mu, 0), where=present)
+            relative = losses / nadir
+            if form == "log":
+                terms = jnp.log(jnp.maximum(relative, _TINY))
+            else:
+                terms = task_array(ray, losses.dtype) * (relative - task_array(best, losses.dtype))
+            smooth = as_number(mu, losses.dtype)
+            total = smooth * jax.nn.logsumexp(jnp.where(present, terms / smooth, 0), where=present)
+            return total * solvers.task_count(present, losses.dtype) if form == "log" else total
 
         logarithmic = 1 / jnp.maximum(losses, _TINY)
         warming = state.count < warmup
@@ -312,8 +331,9 @@ def stch(
         smooth = jax.grad(scalar)(losses)
         weights = jnp.where(any_warming, logarithmic, smooth)
         count = state.count + 1
-        share = 1 / count.astype(losses.dtype)
-        mean = jnp.where(state.count == 0, losses, nadir + share * (losses - nadir))
+        skipped = jnp.where(measured > 0, warmup - measured, 0)  # steps before the measurement
+        share = 1 / jnp.maximum(count - skipped, 1).astype(losses.dtype)
+        mean = jnp.where(state.count <= skipped, losses, nadir + share * (losses - nadir))
         learned = StchState(count, jnp.where(mean > 0, mean, 1).astype(state.nadir.dtype))
         return weights, select_tasks(present & warming, learned, state)
 

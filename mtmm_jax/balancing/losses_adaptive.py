@@ -23,6 +23,7 @@ from mtmm_jax.balancing.base import (
     random_init,
     random_next,
     rule_dtype,
+    task_array,
     task_vector,
 )
 from mtmm_jax.balancing.losses import Learned, learned_init, learned_step
@@ -47,7 +48,7 @@ def rlw(num_tasks: int, seed: Natural = 0) -> Balancer:
         draws = jax.random.normal(key, (num_tasks,), evidence.losses.dtype)
         return solvers.masked_softmax(draws, evidence.present), state
 
-    return Balancer(Rule("losses", random_init(seed), weigh), num_tasks)
+    return Balancer(Rule("losses", random_init(seed), weigh, reads_losses=False), num_tasks)
 
 
 class DwaState(NamedTuple):
@@ -77,6 +78,8 @@ def dwa(num_tasks: int, temperature: Positive = 2.0, epoch: Natural = 100) -> Ba
         epoch: steps in an epoch; 0: epochs end with `observe`.
     """
 
+    by_observation = isinstance(epoch, int) and epoch == 0
+
     def init(rows: Rows, num_tasks: int) -> DwaState:
         zeros = jnp.zeros((num_tasks,), rule_dtype(rows))
         counts = jnp.zeros((num_tasks,), jnp.int32)
@@ -103,7 +106,7 @@ def dwa(num_tasks: int, temperature: Positive = 2.0, epoch: Natural = 100) -> Ba
             count=state.count + present.astype(jnp.int32),
             step=state.step + 1,
         )
-        if epoch == 0:
+        if by_observation:
             return weights, state
         means = state.sums / jnp.maximum(state.count, 1).astype(ratio.dtype)
         rolled = roll(state, means, state.count > 0)
@@ -114,7 +117,7 @@ def dwa(num_tasks: int, temperature: Positive = 2.0, epoch: Natural = 100) -> Ba
         measured = jnp.isfinite(values)
         return roll(state, jnp.where(measured, values, 0), measured)
 
-    waits = (observe, False, "losses") if epoch == 0 else ()
+    waits = (observe, False, "losses") if by_observation else ()
     return Balancer(Rule("losses", init, weigh, *waits), num_tasks)
 
 
@@ -160,7 +163,7 @@ def famo(
         return FamoState(learned_init(inner, zeros), zeros, jnp.zeros((num_tasks,), bool))
 
     def distance(losses: Array, dtype: jnp.dtype) -> Array:
-        return jnp.maximum(losses.astype(dtype) - jnp.asarray(floor, dtype), 0) + 1e-8
+        return jnp.maximum(losses.astype(dtype) - task_array(floor, dtype), 0) + 1e-8
 
     def learn(state: FamoState, losses: Array, measured: Array) -> FamoState:
         """One step of xi for tasks whose loss is known both before and after."""
@@ -244,7 +247,7 @@ def performance(
         ratio, seen = state
         measured = jnp.isfinite(values)
         metric = jnp.maximum(jnp.where(measured, values, 1).astype(ratio.dtype), 1e-6)
-        scale = jnp.asarray(references, ratio.dtype)
+        scale = task_array(references, ratio.dtype)
         new = jnp.where(jnp.asarray(higher), metric / scale, scale / metric)
         blended = jnp.where(seen, decay * ratio + (1 - decay) * new, new)
         chosen = jnp.where(measured, blended, ratio)

@@ -18,7 +18,6 @@ from mtmm_jax.balancing.base import (
     PyTree,
     Rows,
     WeightedGradient,
-    gradient_norms,
     rule_dtype,
     select_tasks,
     task_vector,
@@ -112,7 +111,7 @@ def gradient_norm(*, decay: Between = 0.9, power: Power = 1.0, limit: Ratio = 10
     """
 
     def rate(state: Running, evidence: Evidence) -> tuple[Array, Running]:
-        norms = gradient_norms(evidence.gramian)
+        norms = evidence.geometry.norms
         state = running(state, norms, evidence.present, decay)
         longest = jnp.max(jnp.where(evidence.present, state.mean, 0))
         relative = state.mean / jnp.where(longest > 0, longest, 1)

@@ -15,14 +15,14 @@ from mtmm_jax.balancing.base import (
     Balancer,
     BalancerState,
     Evidence,
+    Geometry,
     PyTree,
     Rows,
     Rule,
+    add_geometries,
     advance,
     balancing_dtype,
-    cosines,
     decide,
-    gradient_norms,
     not_finite,
     paths_of,
     shared_labels,
@@ -268,12 +268,12 @@ def accumulate(
             args, other = _after(counts if summed is None else summed, sample)
             prepared = run_engine(losses_fn, options._replace(counts=counts), params, args, other)
             part = jax.tree.map(_widened, measure(prepared))
-            summed = part if summed is None else jax.tree.map(jnp.add, summed, part)
+            summed = part if summed is None else _sum(summed, part)
             auxes.append((prepared.aux, prepared.present))
         return summed, auxes
 
-    found, seen = in_turn(lambda p: (p.losses, p.gramian, p.rows, p.others), counts)
-    losses, gramian, rows, seconds = found
+    found, seen = in_turn(lambda p: (p.losses, p.geometry, p.rows, p.others), counts)
+    losses, geometry, rows, seconds = found
     auxes, present = zip(*seen, strict=True)
 
     def backward(weights: Array, present: Array) -> PyTree:
@@ -286,10 +286,19 @@ def accumulate(
         present=functools.reduce(jnp.logical_and, present),
         backward=backward,
         aux=jax.tree.map(lambda *x: jnp.stack(x), *auxes),
-        gramian=gramian,
+        geometry=geometry,
         rows=rows,
         others=seconds,
     )
+
+
+def _sum(a: PyTree, b: PyTree) -> PyTree:
+    """Two microbatches' parts; Gramians add up, not norms and cosines."""
+
+    def one(x: Any, y: Any) -> Any:
+        return add_geometries([x, y]) if isinstance(x, Geometry) else x + y
+
+    return jax.tree.map(one, a, b, is_leaf=lambda x: isinstance(x, Geometry))
 
 
 def _after(done: PyTree, args: PyTree) -> PyTree:
@@ -354,12 +363,15 @@ def diagnose(evidence: Evidence, weights: Array, skipped: Array) -> dict[str, Ar
     `norms` [K], `conflict_rate`, `magnitude_similarity`, `condition_number`.
     """
     named = {"weights": weights, "present": evidence.present, "skipped": skipped}
-    if evidence.gramian is None:
+    if evidence.geometry is None:
         return named
-    gramian, present = jax.lax.stop_gradient(evidence.gramian), evidence.present
+    geometry, present = jax.lax.stop_gradient(evidence.geometry), evidence.present
+    longest = jnp.max(geometry.norms)  # what follows does not depend on the unit
+    inverse = 1 / jnp.where(longest > 0, longest, 1)
+    gramian = geometry._replace(norms=geometry.norms * inverse).gramian
     return named | {
-        "cosines": cosines(gramian),
-        "norms": gradient_norms(gramian),
+        "cosines": geometry.cosines,
+        "norms": geometry.norms,
         "conflict_rate": conflict_rate(gramian, present),
         "magnitude_similarity": magnitude_similarity(gramian, present),
         "condition_number": condition_number(gramian, present),

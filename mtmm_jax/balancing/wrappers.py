@@ -15,19 +15,20 @@ from mtmm_jax.balancing.base import (
     Array,
     Balancer,
     Evidence,
+    Geometry,
     PyTree,
     Rows,
-    Rule,
     WeightedGradient,
+    checked_method,
     combine,
-    gramian_of,
+    measure,
     paths_of,
     rule_dtype,
     scale_rows,
     weighted_gradient,
 )
 from mtmm_jax.ranges import Count, Decay, Natural
-from mtmm_jax.registry import ConfigError, check, checked, choose
+from mtmm_jax.registry import ConfigError, check, choose
 
 
 def shared_by_path(pattern: str) -> Callable[[PyTree], PyTree]:
@@ -91,7 +92,8 @@ def normalised(inner: Balancer, by: Literal["none", "l2", "loss", "loss+"] = "l2
         present, losses = evidence.present, evidence.losses
         inverse = present.astype(losses.dtype)
         if by in ("l2", "loss+"):
-            inverse = inverse * solvers.inverse_scale(jnp.diagonal(evidence.gramian), present)
+            norms = evidence.geometry.norms
+            inverse = jnp.where(present, solvers.divide(inverse, norms), 0)
         if by in ("loss", "loss+"):
             positive = losses > 0
             inverse = inverse * jnp.where(positive, 1 / jnp.where(positive, losses, 1), 0)
@@ -99,14 +101,12 @@ def normalised(inner: Balancer, by: Literal["none", "l2", "loss", "loss+"] = "l2
 
     def weigh(state: NormalisedState, evidence: Evidence) -> tuple[Any, NormalisedState]:
         inverse = inverse_scale(evidence)
-        both = inverse[:, None] * inverse[None, :]
-
-        def scale(table: Array | None) -> Array | None:
-            return None if table is None else table * both
-
         scaled = jax.tree.map(lambda g: scale_rows(inverse, g), evidence.grads)
+        other, geometry = evidence.other, evidence.geometry
         seen = evidence._replace(
-            gramian=scale(evidence.gramian), other=scale(evidence.other), grads=scaled
+            geometry=None if geometry is None else geometry.scaled(inverse),
+            other=None if other is None else other * inverse[:, None] * inverse[None, :],
+            grads=scaled,
         )
         result, new = rule.weigh(state.inner, seen)
         if isinstance(result, WeightedGradient):
@@ -115,7 +115,9 @@ def normalised(inner: Balancer, by: Literal["none", "l2", "loss", "loss+"] = "l2
             result = result * inverse
         return result, NormalisedState(new)
 
-    return wrap(inner, init, weigh)
+    wrapped = wrap(inner, init, weigh)
+    reads = rule.reads_losses or by in ("loss", "loss+")
+    return Balancer(wrapped.rule._replace(reads_losses=reads), inner.num_tasks)
 
 
 class SmoothedState(NamedTuple):
@@ -286,9 +288,10 @@ def grouped(inner: Balancer, by: str | Mapping[str, str] = "layer") -> Balancer:
             raise ConfigError("grouped: not for methods that need a second sample")
         gradient, weights, states = {}, [], dict(state.inner)
         for name, rows in split(evidence.grads).items():
-            part = evidence._replace(
-                grads=rows, gramian=gramian_of(rows).astype(evidence.losses.dtype)
-            )
+            geometry, _ = measure(rows, evidence.present)
+            dtype = evidence.losses.dtype
+            geometry = jax.tree.map(lambda x, dtype=dtype: x.astype(dtype), geometry)
+            part = evidence._replace(grads=rows, geometry=geometry)
             result, states[name] = rule.weigh(state.inner[name], part)
             combined = weighted_gradient(result, part)
             gradient |= combined.gradient
@@ -299,7 +302,7 @@ def grouped(inner: Balancer, by: str | Mapping[str, str] = "layer") -> Balancer:
         return GroupedState({k: rule.observe(v, values) for k, v in state.inner.items()})
 
     seen = None if rule.observe is None else observe
-    wrapped = Rule("jacobian", init, weigh, seen, observes=rule.observes)
+    wrapped = rule._replace(needs="jacobian", init=init, weigh=weigh, observe=seen)
     return Balancer(wrapped, num_tasks)
 
 
@@ -325,7 +328,7 @@ def with_auxiliary_losses(inner: Balancer, auxiliaries: Natural) -> Balancer:
         first = Evidence(
             losses=evidence.losses[:count],
             present=evidence.present[:count],
-            gramian=_square(evidence.gramian, count),
+            geometry=_first(evidence.geometry, count),
             grads=jax.tree.map(lambda x: x[:count], evidence.grads),
             other=_square(evidence.other, count),
         )
@@ -348,6 +351,12 @@ def with_auxiliary_losses(inner: Balancer, auxiliaries: Natural) -> Balancer:
     return Balancer(wrapped, count + auxiliaries)
 
 
+def _first(geometry: Geometry | None, count: int) -> Geometry | None:
+    if geometry is None:
+        return None
+    return Geometry(geometry.norms[:count], _square(geometry.cosines, count))
+
+
 def _square(table: Array | None, count: int) -> Array | None:
     return None if table is None else table[:count, :count]
 
@@ -357,6 +366,6 @@ def _with_ones(weights: Array, present: Array) -> Array:
 
 
 WRAPPERS: dict[str, Callable[..., Balancer]] = {
-    rule.__name__: checked(rule, f"balancing.{rule.__name__}")
+    rule.__name__: checked_method(rule, f"balancing.{rule.__name__}")
     for rule in (normalised, smoothed, grouped, every, warmed_up)
 }

@@ -131,15 +131,6 @@ def trimmed_mean(jacobian: np.ndarray, trim: int) -> np.ndarray:
     return ordered[trim : len(jacobian) - trim].mean(0)
 
 
-def pcd(jacobian: np.ndarray, tau: float) -> np.ndarray:
-    norms = np.linalg.norm(jacobian, axis=1)
-    units = jacobian / norms[:, None]
-    g = units @ units.T
-    z = nonnegative_qp(g, g[0] - tau)
-    d = units[0] + units.T @ z
-    return d * norms[0] / np.linalg.norm(d)
-
-
 def matrices(k: int, seed: int = 0) -> dict[str, np.ndarray]:
     """Families on which the properties must hold."""
     rng = np.random.default_rng(seed + k)

@@ -12,6 +12,7 @@ import pytest
 from mtmm_jax import balancing
 from mtmm_jax.balancing.gramian import pcgrad_weights
 from mtmm_jax.balancing.jacobian import drop_signs, gradvac_weights
+from mtmm_jax.benchmarks.balancing import references
 from tests.balancing import oracles
 from tests.balancing.cases import padded, run
 
@@ -140,7 +141,9 @@ REFERENCES = {
     "conflict_free": oracles.conflict_free,
     "krum": lambda j: j.T @ oracles.krum(j, 0, 1),
     "trimmed_mean": lambda j: oracles.trimmed_mean(j, 1),
-    "pcd": lambda j: oracles.pcd(j, 0.02),
+    "pcd": references.pcd,
+    "cagrad": references.cagrad,
+    "mgda": references.mgda,
 }
 
 
@@ -183,6 +186,7 @@ def test_optimality_conditions(k):
 
 @jax.jit
 def _both_projections(g, present, orders, target):
+    g = balancing.geometry_of(g)
     return (
         pcgrad_weights(g, present, orders),
         gradvac_weights(g, present, orders, target, 0.5),
@@ -207,14 +211,14 @@ def test_projections_in_random_order_match_plain_loops():
 
 def test_graddrop_matches_a_loop_over_coordinates():
     rng = np.random.default_rng(4)
-    j, u = rng.normal(size=(4, 30)), rng.random(30)
+    j, u, leak = rng.normal(size=(4, 30)), rng.random(30), np.array([0.25, 0, 1, 0.5])
     expected = np.zeros(30)
     for c in range(30):
         p = 0.5 * (1 + j[:, c].sum() / np.abs(j[:, c]).sum())
         for k in range(4):
             keep = (j[k, c] > 0 and p > u[c]) or (j[k, c] < 0 and p < u[c])
-            expected[c] += j[k, c] * (1 if keep else 0.25)
-    got = jax.jit(drop_signs)(*(x.astype(np.float32) for x in (j, u)), np.float32(0.25))
+            expected[c] += j[k, c] * (leak[k] + (1 - leak[k]) * keep)
+    got = jax.jit(drop_signs)(*(x.astype(np.float32) for x in (j, u, leak)))
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 

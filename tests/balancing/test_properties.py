@@ -35,6 +35,7 @@ ALONE_SCALES = {
     "famo",
     "db_mtl",
     "moco",
+    "auto_lambda",
 }
 
 
@@ -83,7 +84,7 @@ def test_structure_stands_and_an_absent_task_keeps_its_state(kind):
 
 
 def _hard(j):
-    """Scales 1e-6 to 1e6, dependent, repeated, opposed and zero rows."""
+    """Scales 1e-20 to 1e20, dependent, repeated, opposed and zero rows."""
     k = len(j)
     low, zero = j.copy(), j.copy()
     low[3:] = j[: k - 3].sum(1, keepdims=True) / 10
@@ -91,6 +92,8 @@ def _hard(j):
     return {
         "small": j * 1e-6,
         "large": j * 1e6,
+        "square below float32": j * 1e-20,
+        "square above float32": j * 1e20,
         "dependent": low,
         "one zero": zero,
         "repeated": np.repeat(j[:1], k, 0),

@@ -28,7 +28,9 @@ def _steps():
     diagnose = jax.jit(balancing.diagnose)
     figures = []
     for rows, here in zip(gradients, PRESENT, strict=True):
-        evidence = balancing.Evidence(np.ones(4, np.float32), here, rows @ rows.T)
+        evidence = balancing.Evidence(
+            np.ones(4, np.float32), here, balancing.geometry_of(rows @ rows.T)
+        )
         figures.append(jax.device_get(diagnose(evidence, np.ones(4, np.float32), np.False_)))
     return figures, gradients.astype(np.float64)
 

@@ -1,0 +1,35 @@
+"""The fuzz of `benchmarks.balancing.fuzz` in short: hard Jacobians of up to eight tasks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mtmm_jax.benchmarks.balancing import fuzz, references
+
+MOST = 8
+CASES = fuzz.cases_of(64, seed=1, most=MOST)
+
+
+@pytest.mark.parametrize("kind", sorted({*references.UPDATES, *references.EQUATIONS}))
+def test_hard_jacobians(kind):
+    row = fuzz.judge(kind, CASES, np.float32, chunk=64, most=MOST)
+    assert row["not_finite"] == 0
+    assert row["compared"] >= 15
+    assert row["above"] == 0, [e for e in row["errors"] if e["well"] and e["error"] > 1e-3]
+    for name in ("deleted", "permuted", "scaled"):
+        assert row.get(name, 0.0) < 1e-3, name
+
+
+def test_references_agree_with_each_other():
+    """On two conflicting gradients UPGrad has a closed form, and PCD's bound holds."""
+    rows = np.array([[1.0, 0.2], [-1.0, 0.5]])
+    cross = rows[0] @ rows[1]
+    projected = [rows[i] - cross / (rows[1 - i] @ rows[1 - i]) * rows[1 - i] for i in (0, 1)]
+    np.testing.assert_allclose(references.upgrad(rows, 0.0), sum(projected) / 2, atol=1e-9)
+    v = references.pcd(rows)
+    units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    d = v / np.linalg.norm(v)
+    assert units[1] @ d > 0
+    inside = references.cagrad(rows) - rows.mean(0)
+    np.testing.assert_allclose(np.linalg.norm(inside), 0.5 * np.linalg.norm(rows.mean(0)))
