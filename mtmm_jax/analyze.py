@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from mtmm_jax.command import console, guarded, prepare_jax
+from mtmm_jax.command import console, guarded, prepare_jax, trust_option
 
 
 def parser() -> argparse.ArgumentParser:
@@ -21,6 +21,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--workdir", required=True, help="the run's folder")
     p.add_argument("--split", default="validation", help="train, validation (default) or test")
     p.add_argument("--examples", type=int, default=512, help="how many at most, 512 by default")
+    trust_option(p)
     return p
 
 
@@ -41,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     workdir = Workdir.at(arguments.workdir)
     workdir.read("results.json")
     config = apply_overrides(ConfigDict(workdir.config()), overrides)
-    run = open_run(arguments.workdir, {**config.to_dict(), "devices": 1})
+    trusted = bool(arguments.trust_paths)
+    run = open_run(arguments.workdir, {**config.to_dict(), "devices": 1}, trust_paths=trusted)
     out = console()
     with _bar(out) as bar:
 
@@ -53,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         told, arrays = study(run, arguments.split, arguments.examples, stage)
     save_study(workdir, told, arrays)
-    write_report(workdir)
+    write_report(workdir, trusted)
     show(told, arguments.workdir)
     out.print(f"numbers      {workdir.path / 'analysis.json'}", soft_wrap=True)
     out.print(f"report       {workdir.report}", soft_wrap=True)

@@ -31,6 +31,16 @@ def prepare_jax() -> None:
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+def trust_option(parser: Any) -> None:
+    """The option of commands that open the data of a finished run."""
+    parser.add_argument(
+        "--trust_paths",
+        action="store_true",
+        default=None,
+        help="follow the paths in the config of a run that somebody else made",
+    )
+
+
 def console() -> Any:
     """Wide enough for the tables where the output is no terminal."""
     from rich.console import Console

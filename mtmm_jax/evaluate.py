@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from mtmm_jax.command import console, guarded, prepare_jax
+from mtmm_jax.command import console, guarded, prepare_jax, trust_option
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
         "retrieval task; also written to the run's zero_shot.json",
     )
     p.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    trust_option(p)
     options(p)
     return p
 
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     stored = Workdir.at(arguments.workdir).config()
     config = apply_overrides(ConfigDict(stored), overrides)
-    run = open_run(arguments.workdir, config.to_dict())
+    run = open_run(arguments.workdir, config.to_dict(), trust_paths=bool(arguments.trust_paths))
     experiment = run.experiment
     if arguments.zero_shot:
         _zero_shot(run, arguments)
@@ -133,9 +134,13 @@ def _together(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     for override in overrides:
         if not override.startswith("--config.data."):
             raise ConfigError(f"{override}: of several runs only values of the data may be changed")
-    ensemble = fused.open_ensemble(arguments.workdirs.split(","), arguments.rule)
+    ensemble = fused.open_ensemble(
+        arguments.workdirs.split(","), arguments.rule, bool(arguments.trust_paths)
+    )
     found = fused.sources(
-        ensemble, lambda stored: apply_overrides(ConfigDict(stored), overrides).to_dict()
+        ensemble,
+        lambda stored: apply_overrides(ConfigDict(stored), overrides).to_dict(),
+        bool(arguments.trust_paths),
     )
     only = arguments.only.split(",") if arguments.only else None
     told = fused.votes(ensemble, found, arguments.split, only)

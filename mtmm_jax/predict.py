@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtmm_jax.command import console, guarded, prepare_jax
+from mtmm_jax.command import console, guarded, prepare_jax, trust_option
 
 
 def parser() -> argparse.ArgumentParser:
@@ -56,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--least", type=float, help="of --label: how sure, a probability (0.9)")
     p.add_argument("--ask", type=int, help="of --label: how many rows to ask about (50)")
     p.add_argument("--by", help="of --label: uncertainty by entropy (default) or margin")
+    trust_option(p)
     return p
 
 
@@ -81,7 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return ask_many(arguments)
     notes: list[str] = []
     if together:
-        ensemble = open_ensemble(arguments.workdirs.split(","), arguments.rule)
+        ensemble = open_ensemble(
+            arguments.workdirs.split(","), arguments.rule, bool(arguments.trust_paths)
+        )
         answers = ask_together(ensemble, rest)
         notes = remarks(ensemble.rule, ensemble.used, {})
     else:
@@ -276,7 +279,9 @@ def ask_many(arguments: argparse.Namespace) -> int:
             write_predictions([asked], ask_file_rows(model, asked, size), path, out)
         return 0
     if arguments.workdirs:
-        ensemble = open_ensemble(arguments.workdirs.split(","), arguments.rule)
+        ensemble = open_ensemble(
+            arguments.workdirs.split(","), arguments.rule, bool(arguments.trust_paths)
+        )
         several = open_all(given[0], [run.workdir for run in ensemble.runs], given[1])
         write_predictions(several, ensembles.ask_rows(ensemble, several, size), path, out)
         return 0

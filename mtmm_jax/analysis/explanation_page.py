@@ -22,7 +22,7 @@ from mtmm_jax.inference.finished import Finished
 from mtmm_jax.inference.prediction import absent
 from mtmm_jax.modalities import kind_of
 from mtmm_jax.modalities.units import OverLine, OverPicture
-from mtmm_jax.store.workdir import write
+from mtmm_jax.store.files import write
 
 _FOR, _AGAINST, _LOOKED = "#1f77b4", "#d62728", "#2ca02c"
 _MOST = 10  # units that are named

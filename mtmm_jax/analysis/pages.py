@@ -206,5 +206,4 @@ def _picture(shown: PatchMap) -> str:
 
 
 def _arrays(workdir: Workdir) -> dict[str, np.ndarray]:
-    path = workdir.path / ARRAYS
-    return dict(np.load(path)) if path.exists() else {}
+    return workdir.arrays(workdir.path / ARRAYS)

@@ -17,7 +17,8 @@ from mtmm_jax.analysis import pages, plots, samples
 from mtmm_jax.analysis.pictures import task_relatedness
 from mtmm_jax.model import build
 from mtmm_jax.objectives.relatedness import FILE as RELATEDNESS
-from mtmm_jax.store.workdir import Workdir, write
+from mtmm_jax.store.files import write
+from mtmm_jax.store.workdir import Workdir
 from mtmm_jax.training.logs import read_journal
 from mtmm_jax.training.results import SPLITS, comparison
 
@@ -78,9 +79,14 @@ def figures(workdir: Workdir) -> dict[str, Figure]:
     return drawn | (pages.analysis_figures(workdir) if pages.present(workdir) else {})
 
 
-def write_report(workdir: Workdir) -> None:
+def write_report(workdir: Workdir, trust_paths: bool = False) -> None:
     """Writes `report.html`: figures, tables, speech to listen to, examples and the config; no other
-    file is needed."""
+    file is needed.
+
+    Args:
+        workdir: of a finished run.
+        trust_paths: as `open_run` has it; the speech to listen to is made of the run's data.
+    """
     config, results = workdir.config(), workdir.read("results.json")
     pictures = {
         name: image_of(png_of(figure), name) + _caption(workdir, name)
@@ -94,7 +100,7 @@ def write_report(workdir: Workdir) -> None:
     tables = "".join(
         f"<h3>{split}</h3>{_table(comparison(results, split))}" for split in reversed(SPLITS)
     )
-    speech = samples.speech(workdir)
+    speech = samples.speech(workdir, trust_paths)
     sections = {
         "Results": pictures.pop("results") + tables,
         **({"Speech": speech} if speech else {}),
@@ -127,7 +133,7 @@ def save_figures(workdir: Workdir, folder: Path) -> list[Path]:
 
 
 def _examples(workdir: Workdir) -> dict[str, np.ndarray]:
-    return dict(np.load(workdir.examples)) if workdir.examples.exists() else {}
+    return workdir.arrays(workdir.examples)
 
 
 def png_of(figure: Figure) -> bytes:

@@ -13,7 +13,8 @@ import soundfile
 
 from mtmm_jax.inference.finished import open_run
 from mtmm_jax.model import build
-from mtmm_jax.store.workdir import Workdir, write
+from mtmm_jax.store.files import write_npz
+from mtmm_jax.store.workdir import Workdir
 
 FILE = "speech.npz"
 SAMPLES, OUT_OF, LONGEST = 4, 16, 5.0  # rows, of the first so many of the split; seconds of each
@@ -25,7 +26,7 @@ CAPTION = (
 )
 
 
-def speech(workdir: Workdir) -> str:
+def speech(workdir: Workdir, trust_paths: bool = False) -> str:
     """The section about speech as HTML, its sounds within; empty where no task speaks.
 
     The sounds are made once, with the best checkpoint, and kept in the workdir.
@@ -38,15 +39,13 @@ def speech(workdir: Workdir) -> str:
     if not path.exists():
         if jax.process_count() > 1:  # one of several cannot read their checkpoint alone
             return "<p>python -m mtmm_jax.report adds speech to listen to.</p>"
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **_samples(workdir, config))
-        write(path, buffer.getvalue())
-    return _page(dict(np.load(path)))
+        write_npz(path, _samples(workdir, config, trust_paths))
+    return _page(workdir.arrays(path))
 
 
-def _samples(workdir: Workdir, config: dict[str, Any]) -> dict[str, np.ndarray]:
+def _samples(workdir: Workdir, config: dict[str, Any], trust_paths: bool) -> dict[str, np.ndarray]:
     """Texts, rate, waves recorded and said, and what the recogniser writes, if there is one."""
-    run = open_run(workdir.path, {**config, "devices": 1})
+    run = open_run(workdir.path, {**config, "devices": 1}, trust_paths=trust_paths)
     model, source = run.experiment.model, run.experiment.source
     name, task = next((n, t) for n, t in model.tasks.items() if t.speech is not None)
     writers = [n for n, t in model.tasks.items() if t.traits.transcribes]

@@ -24,6 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
+BYTES = 2**34
+"""Of all members of a file, unpacked."""
+
 
 class Exported(NamedTuple):
     """A program with its parameters, and what is needed to feed it.
@@ -46,12 +49,19 @@ class Exported(NamedTuple):
 
 def load(path: Any) -> Exported:
     """Opens an exported file; compiles when it is first asked, and once a batch size."""
-    with zipfile.ZipFile(path) as file:
-        about, spec = (json.loads(file.read(f"{name}.json")) for name in ("program", "spec"))
-        code, stored = file.read("program.mlir"), np.load(io.BytesIO(file.read("parameters.npz")))
-        names = [name for name in file.namelist() if name.startswith("assets/")]
-        assets = {name.removeprefix("assets/"): file.read(name) for name in names}
-    params = [jnp.asarray(_parameter(stored, name)) for name in about["parameters"]]
+    try:
+        parts = _parts(path)
+        about, spec = (json.loads(parts[f"{name}.json"]) for name in ("program", "spec"))
+        code, stored = parts["program.mlir"], _arrays(parts["parameters.npz"])
+        params = [jnp.asarray(_parameter(stored, name)) for name in about["parameters"]]
+        spec = {key: spec[key] for key in ("modalities", "targets")}
+    except OSError:
+        raise
+    except Exception as error:  # zip, zlib, JSON and NumPy raise many classes
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(f"{path}: is no exported run, or damaged: {reason}") from error
+    names = [name for name in parts if name.startswith("assets/")]
+    assets = {name.removeprefix("assets/"): parts[name] for name in names}
     (size,) = export.symbolic_shape("b") if about["rows"] is None else (about["rows"],)
 
     def shapes(entries: list[dict[str, Any]]) -> list[jax.ShapeDtypeStruct]:
@@ -77,6 +87,23 @@ def load(path: Any) -> Exported:
         return found
 
     return Exported(predict, about["tasks"], spec, assets, about["rows"])
+
+
+def _parts(path: Any) -> dict[str, bytes]:
+    """The members by name, each against its checksum; no more than `BYTES` of them, unpacked."""
+    with zipfile.ZipFile(path) as file:
+        size = sum(member.file_size for member in file.infolist())
+        if size > BYTES:
+            raise ValueError(f"would unpack to {size:,} bytes, over {BYTES:,}")
+        return {member.filename: file.read(member) for member in file.infolist()}
+
+
+def _arrays(data: bytes) -> dict[str, np.ndarray]:
+    with zipfile.ZipFile(io.BytesIO(data)) as file:
+        if sum(member.file_size for member in file.infolist()) > BYTES:
+            raise ValueError(f"has parameters of over {BYTES:,} bytes")
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
 
 
 def _parameter(stored: Mapping[str, np.ndarray], name: str) -> np.ndarray:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,8 @@ from mtmm_jax.modalities import Input, Kept, kind_of
 from mtmm_jax.readers.files import Folder
 from mtmm_jax.readers.limits import Limits, Unreadable
 from mtmm_jax.registry import ConfigError
-from mtmm_jax.store.workdir import Workdir
+from mtmm_jax.store import files
+from mtmm_jax.store.workdir import WAY_OUT, Workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,8 +160,9 @@ def kept_of(name: str, workdir: Workdir) -> Kept:
 
 
 def _asset(workdir: Workdir, name: str) -> Any:
-    path = workdir.path / "assets" / name
-    return json.loads(path.read_text()) if path.exists() else None
+    if not workdir.has_asset(name):
+        return None
+    return files.parse(workdir.asset(name), workdir.file(f"assets/{name}"), WAY_OUT)
 
 
 def _through(pipe: Mapping[str, Any], values: Sequence[Any]) -> dict[str, Any]:

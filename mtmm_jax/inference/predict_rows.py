@@ -10,7 +10,7 @@ from typing import Any
 from rich.progress import track
 
 from mtmm_jax.inference.manifest_batches import Requests
-from mtmm_jax.store.workdir import write
+from mtmm_jax.store.files import write
 from mtmm_jax.training.results import finite
 
 

@@ -18,6 +18,7 @@ from mtmm_jax.inference.exported import Exported, load
 from mtmm_jax.inference.finished import Finished
 from mtmm_jax.inference.manifest_batches import Requests
 from mtmm_jax.registry import ConfigError
+from mtmm_jax.store.files import reason, write
 from mtmm_jax.store.workdir import Workdir
 from mtmm_jax.tasks.synthesis import write_wave
 from mtmm_jax.tasks.task import modalities_of
@@ -79,14 +80,20 @@ def opened(path: str | Path) -> Iterator[tuple[Exported, Workdir]]:
     """An exported file, and as a workdir what reading a manifest for it needs."""
     if not Path(path).is_file():
         raise ConfigError(f"--exported: no file {str(path)!r}")
-    try:
-        model = load(path)
-        with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(path) as file:
-            for name in ("spec.json", "config.json", *(f"assets/{a}" for a in model.assets)):
-                file.extract(name, folder)
-            yield model, Workdir(Path(folder))
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise ConfigError(f"--exported: {path} is no exported run: {error}") from error
+    with tempfile.TemporaryDirectory() as folder:
+        workdir = Workdir(Path(folder))
+        try:
+            model = load(path)
+            (workdir.path / "assets").mkdir()
+            with zipfile.ZipFile(path) as file:
+                for name in ("spec.json", "config.json", *(f"assets/{a}" for a in model.assets)):
+                    write(workdir.file(name), file.read(name))
+            workdir.spec()
+        except ConfigError as error:
+            raise ConfigError(f"--exported: {path} is no exported run: {error}") from error
+        except Exception as error:  # JAX and its reader of programs raise many classes
+            raise ConfigError(f"--exported: {path} cannot be used: {reason(error)}") from error
+        yield model, workdir
 
 
 def _plain(task: Mapping[str, Any], told: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -116,7 +123,7 @@ def absent(run: Finished, size: int) -> dict[str, Any]:
 
 
 def _gallery(run: Finished) -> dict[str, Any]:
-    return dict(np.load(run.workdir.gallery)) if run.workdir.gallery.exists() else {}
+    return run.workdir.arrays(run.workdir.gallery)
 
 
 def kept_tokenizer(workdir: Workdir, modality: str) -> Any:

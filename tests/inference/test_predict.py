@@ -126,7 +126,7 @@ def test_csv_has_a_column_for_each_and_what_no_row_has_is_told(workdir, tmp_path
 
 def test_numbers_without_categories_by_name_or_as_a_list(tmp_path):
     """What sources other than manifests keep: a scale, and columns that say what is missing."""
-    from mtmm_jax.batch import Modality
+    from mtmm_jax.batch import Modality, Spec
     from mtmm_jax.data.sources.manifest.rows import Rows
     from mtmm_jax.data.sources.manifest.setting import Setting
     from mtmm_jax.modalities import Kept
@@ -134,12 +134,12 @@ def test_numbers_without_categories_by_name_or_as_a_list(tmp_path):
     from mtmm_jax.readers.files import Folder
     from mtmm_jax.store.workdir import Workdir
 
-    (tmp_path / "assets").mkdir()
     scale = {"names": ["a", "b"], "scale": {"a": {"mean": 2, "std": 4}}}
-    (tmp_path / "assets" / "table.json").write_text(json.dumps(scale))
+    workdir = Workdir(tmp_path / "run")
+    workdir.claim({}, Spec({}, {}), {"table.json": json.dumps(scale).encode()})
     modality = Modality("table", (3,), "float32", names=("a", "a_missing", "b"))
 
-    asset = functools.partial(manifest_batches._asset, Workdir(tmp_path))
+    asset = functools.partial(manifest_batches._asset, workdir)
     kept = Kept("t", modality, {"kind": "table"}, asset, None)
 
     def read(values):
