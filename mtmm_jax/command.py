@@ -42,10 +42,19 @@ def trust_option(parser: Any) -> None:
 
 
 def console() -> Any:
-    """Wide enough for the tables where the output is no terminal."""
+    """Wide enough for the tables where the output is no terminal.
+
+    Text is printed as it is: names of tasks and classes are data, and "[red]" no colour.
+    """
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 120)
+    return Console(width=None if sys.stdout.isatty() else 120, markup=False, emoji=False)
+
+
+def one_line(error: object) -> str:
+    """The words of an error without line breaks and control characters, which may be data."""
+    words = " ".join(str(error).split())
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in words)
 
 
 def guarded(main: Callable[..., int]) -> Callable[..., int]:
@@ -58,7 +67,7 @@ def guarded(main: Callable[..., int]) -> Callable[..., int]:
         try:
             return main(*args, **kwargs)
         except ConfigError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {one_line(error)}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             return 130

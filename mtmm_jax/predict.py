@@ -167,17 +167,19 @@ def _alone(arguments: argparse.Namespace) -> None:
 
 def show(answers: Mapping[str, Any]) -> None:
     """A line or a few for each task."""
+    from rich.text import Text
+
     out = console()
     for task, answer in answers.items():
-        out.print(f"[bold]{task}[/bold]", highlight=False)
+        out.print(task, style="bold", highlight=False)
         if "needs" in answer:
             out.print(f"  not without {', '.join(answer['needs'])}")
         elif "left out" in answer:
             out.print(f"  not fused: {answer['left out']}", highlight=False)
         elif "best" in answer:
             for name, probability in answer["best"].items():
-                bar = "█" * round(30 * probability)
-                out.print(f"  {probability:6.1%}  {name}  [blue]{bar}[/blue]", highlight=False)
+                bar = Text("█" * round(30 * probability), style="blue")
+                out.print(f"  {probability:6.1%}  {name} ", bar, highlight=False)
         elif "file" in answer:
             out.print(f"  {answer['seconds']:.1f} s in {answer['file']}", highlight=False)
         elif isinstance(answer.get("prediction"), float):

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 import json
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
 from mtmm_jax.analysis import pages, plots, samples
 from mtmm_jax.analysis.pictures import task_relatedness
+from mtmm_jax.markup import escape, page, row
 from mtmm_jax.model import build
 from mtmm_jax.objectives.relatedness import FILE as RELATEDNESS
-from mtmm_jax.store.files import write
+from mtmm_jax.store.files import file_name, write
 from mtmm_jax.store.workdir import Workdir
 from mtmm_jax.training.logs import read_journal
 from mtmm_jax.training.results import SPLITS, comparison
@@ -31,6 +33,9 @@ table { border-collapse: collapse; margin: 1em 0 } td, th { padding: .25em .8em;
 pre { background: #f6f6f6; padding: 1em; overflow: auto; font-size: 13px }
 nav a { margin-right: 1em }
 """
+
+NAMES_AS_TEXT = matplotlib.rc_context({"text.parse_math": False})
+"""Around what draws: a "$" in the name of a class begins no formula."""
 
 # For a reader who does not train models; by the figure's name.
 _CAPTIONS = {
@@ -79,6 +84,7 @@ def figures(workdir: Workdir) -> dict[str, Figure]:
     return drawn | (pages.analysis_figures(workdir) if pages.present(workdir) else {})
 
 
+@NAMES_AS_TEXT
 def write_report(workdir: Workdir, trust_paths: bool = False) -> None:
     """Writes `report.html`: figures, tables, speech to listen to, examples and the config; no other
     file is needed.
@@ -94,8 +100,7 @@ def write_report(workdir: Workdir, trust_paths: bool = False) -> None:
     }
     if pages.present(workdir):
         for name, (head, *rows) in pages.analysis_tables(workdir).items():
-            cells = "".join(_row(row, "td") for row in rows)
-            table = f"<table>{_row(head, 'th')}{cells}</table>" if rows else ""
+            table = f"<table>{row(head, 'th')}{''.join(map(row, rows))}</table>" if rows else ""
             pictures[name] = pictures.get(name, "") + table
     tables = "".join(
         f"<h3>{split}</h3>{_table(comparison(results, split))}" for split in reversed(SPLITS)
@@ -105,29 +110,31 @@ def write_report(workdir: Workdir, trust_paths: bool = False) -> None:
         "Results": pictures.pop("results") + tables,
         **({"Speech": speech} if speech else {}),
         **{name.capitalize(): picture for name, picture in pictures.items()},
-        "Config": f"<pre>{html.escape(json.dumps(config, indent=2))}</pre>",
+        "Config": f"<pre>{escape(json.dumps(config, indent=2))}</pre>",
     }
-    body = "".join(f"<h2 id='{name}'>{name}</h2>{part}" for name, part in sections.items())
-    links = "".join(f"<a href='#{name}'>{name}</a>" for name in sections)
+    body = "".join(
+        f"<h2 id='part{i}'>{escape(name)}</h2>{part}"
+        for i, (name, part) in enumerate(sections.items())
+    )
+    links = "".join(f"<a href='#part{i}'>{escape(name)}</a>" for i, name in enumerate(sections))
     tasks = [name for name, task in config["tasks"].items() if task is not None]
     inputs = [name for name, encoder in config["model"]["encoders"].items() if encoder is not None]
     title = f"{config['data']['kind']}: {', '.join(tasks)}"
-    page = (
-        f"<!doctype html><meta charset='utf-8'><title>{html.escape(title)}</title>"
-        f"<style>{PAGE_STYLE}</style><h1>{html.escape(title)}</h1>"
-        f"<p>{config['steps']} steps of {config['batch_size']} examples; inputs: "
-        f"{html.escape(', '.join(inputs))}; balancing: {html.escape(_kind(config['balancing']))}; "
-        f"seed {config['seed']}.</p><nav>{links}</nav>{body}"
+    lead = (
+        f"{config['steps']} steps of {config['batch_size']} examples; inputs: {', '.join(inputs)}; "
+        f"balancing: {_kind(config['balancing'])}; seed {config['seed']}."
     )
-    write(workdir.report, page.encode())
+    body = f"<h1>{escape(title)}</h1><p>{escape(lead)}</p><nav>{links}</nav>{body}"
+    write(workdir.report, page(title, PAGE_STYLE, body).encode())
 
 
+@NAMES_AS_TEXT
 def save_figures(workdir: Workdir, folder: Path) -> list[Path]:
     """Writes the run's pictures as PNG files."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, figure in figures(workdir).items():
-        paths.append(folder / f"{name.replace(' ', '_')}.png")
+        paths.append(folder / f"{file_name(name)}.png")
         write(paths[-1], png_of(figure))
     return paths
 
@@ -139,7 +146,9 @@ def _examples(workdir: Workdir) -> dict[str, np.ndarray]:
 def png_of(figure: Figure) -> bytes:
     """The figure as a PNG; it is closed."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # of a name: drawn as a box
+        figure.savefig(buffer, format="png", dpi=110)
     plots.plt.close(figure)
     return buffer.getvalue()
 
@@ -151,24 +160,20 @@ def _kind(spec: Any) -> str:
 def image_of(png: bytes, alternative: str) -> str:
     """An `<img>` that holds its picture."""
     data = base64.b64encode(png).decode()
-    return f"<img alt='{html.escape(alternative)}' src='data:image/png;base64,{data}'>"
+    return f"<img alt='{escape(alternative)}' src='data:image/png;base64,{data}'>"
 
 
 def _caption(workdir: Workdir, name: str) -> str:
     told = _CAPTIONS.get(name) or (pages.caption(workdir, name) if pages.present(workdir) else "")
-    return f"<p>{html.escape(told)}</p>" if told else ""
+    return f"<p>{escape(told)}</p>" if told else ""
 
 
 def _table(columns: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> str:
-    head = _row(["task", "figure", *columns], "th")
+    head = row(["task", "figure", *columns], "th")
     rows = []
     for task, figures in next(iter(columns.values())).items():
         for i, figure in enumerate(figures):
             values = [results.get(task, {}).get(figure) for results in columns.values()]
             cells = ["-" if v is None else f"{v:.3f}" for v in values]
-            rows.append(_row([task if i == 0 else "", figure.replace("_", " "), *cells], "td"))
+            rows.append(row([task if i == 0 else "", figure.replace("_", " "), *cells]))
     return f"<table>{head}{''.join(rows)}</table>"
-
-
-def _row(cells: Iterable[str], tag: str) -> str:
-    return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"

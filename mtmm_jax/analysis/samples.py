@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 import soundfile
 
 from mtmm_jax.inference.finished import open_run
+from mtmm_jax.markup import escape, row
 from mtmm_jax.model import build
 from mtmm_jax.store.files import write_npz
 from mtmm_jax.store.workdir import Workdir
@@ -64,9 +64,9 @@ def _samples(workdir: Workdir, config: dict[str, Any], trust_paths: bool) -> dic
     kept: dict[str, Any] = {"rate": run.experiment.source.spec.targets[task.target].rate}
     rows = np.flatnonzero(weight > 0)
     kept["texts"] = np.array([source.describe(int(batch["id"][i])) for i in rows], str)
-    for i, row in enumerate(rows):
-        kept[f"recorded/{i}"] = np.trim_zeros(np.asarray(waves[row]), "b")
-        kept[f"said/{i}"] = task.speech.listen(mel[row], count[row])
+    for i, number in enumerate(rows):
+        kept[f"recorded/{i}"] = np.trim_zeros(np.asarray(waves[number]), "b")
+        kept[f"said/{i}"] = task.speech.listen(mel[number], count[number])
     for writer, prediction in zip(writers[:1], written, strict=False):
         decode = model.tasks[writer].decode
         answers = [decode(jax.tree.map(lambda x, r=row: x[r], prediction)) for row in rows]
@@ -77,13 +77,13 @@ def _samples(workdir: Workdir, config: dict[str, Any], trust_paths: bool) -> dic
 def _page(kept: dict[str, np.ndarray]) -> str:
     rate = float(kept["rate"])
     heard = {"written down from the recording": kept["written"]} if "written" in kept else {}
-    head = "".join(f"<th>{name}</th>" for name in ("text", "recording", "synthesised", *heard))
+    head = row(["text", "recording", "synthesised", *heard], "th")
     rows = []
     for i, text in enumerate(kept["texts"]):
         sounds = [player(kept[f"{which}/{i}"], rate) for which in ("recorded", "said")]
-        cells = [html.escape(text), *sounds, *(html.escape(texts[i]) for texts in heard.values())]
+        cells = [escape(text), *sounds, *(escape(texts[i]) for texts in heard.values())]
         rows.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
-    return f"<p>{CAPTION}</p><table><tr>{head}</tr>{''.join(rows)}</table>"
+    return f"<p>{CAPTION}</p><table>{head}{''.join(rows)}</table>"
 
 
 def player(wave: np.ndarray, rate: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +19,7 @@ from mtmm_jax.inference.exported import Exported, load
 from mtmm_jax.inference.finished import Finished
 from mtmm_jax.inference.manifest_batches import Requests
 from mtmm_jax.registry import ConfigError
-from mtmm_jax.store.files import reason, write
+from mtmm_jax.store.files import file_name, reason, write
 from mtmm_jax.store.workdir import Workdir
 from mtmm_jax.tasks.synthesis import write_wave
 from mtmm_jax.tasks.task import modalities_of
@@ -30,7 +31,7 @@ def ask(run: Finished, inputs: Mapping[str, Any]) -> dict[str, Any]:
     told = jax.device_get(_predictor(run)(run.variables, {**absent(run, 1), **inputs}))
     one = row_of(told, 0)
     # Waves go to the run's folder, not beside the user's own recordings.
-    heard = lambda task: run.workdir.path / f"{task}.wav"  # noqa: E731
+    heard = lambda task: run.workdir.file(f"{file_name(task)}.wav")  # noqa: E731
     return _answers(run, one, set(inputs), _gallery(run), _tokenizers(run), heard)
 
 
@@ -54,7 +55,7 @@ def ask_rows(
             present = {name for name, entry in inputs.items() if entry["present"][i]}
             line = asked.rows.lines[row]
             one = row_of(told, i)
-            heard = lambda task, line=line: out.with_name(f"{out.stem}_{line}_{task}.wav")  # noqa: E731
+            heard = functools.partial(_heard, out.with_name(f"{out.stem}_{line}"))
             yield row, _answers(run, one, present, gallery, tokenizers, heard)
 
 
@@ -142,6 +143,10 @@ def _tokenizers(run: Finished) -> dict[str, Any]:
         for name, task in tasks
         if task.traits.vocabulary_of is not None
     }
+
+
+def _heard(stem: Path, task: str) -> Path:
+    return stem.with_name(f"{stem.name}_{file_name(task)}.wav")
 
 
 def _answers(

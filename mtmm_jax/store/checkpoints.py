@@ -32,8 +32,13 @@ _copied = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
 
 
 def _tells_more(record: logging.LogRecord) -> bool:
-    """Not what Orbax's threads tell of an error that comes out of `wait` and `restore` as well."""
-    words = ("_SignalingThread.run() raised", "Task exception was never retrieved")
+    """Not what Orbax's threads log of an error that comes out of `save`, `wait` and `restore`."""
+    words = (
+        "_SignalingThread.run() raised",
+        "Task exception was never retrieved",
+        "Failed to run",
+        "Save Finalize thread",
+    )
     return not any(word in record.getMessage() for word in words)
 
 

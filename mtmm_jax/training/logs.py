@@ -124,7 +124,7 @@ class Watch:
             BarColumn(bar_width=20),
             TextColumn("{task.fields[speed]}"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[figures]}", markup=False),
             console=console,
             disable=not console.is_terminal,
             refresh_per_second=4,  # drawing it takes milliseconds from a core
