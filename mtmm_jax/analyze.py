@@ -30,18 +30,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, overrides = parser().parse_known_args(argv)
     prepare_jax()
 
-    from ml_collections import ConfigDict
-
     from mtmm_jax.analysis import save_study, study, write_report
     from mtmm_jax.inference.finished import open_run
     from mtmm_jax.registry import choose
+    from mtmm_jax.store.config import mutable
     from mtmm_jax.store.workdir import Workdir
     from mtmm_jax.training import apply_overrides
 
     choose(arguments.split, ("train", "validation", "test"), "--split", "split")
     workdir = Workdir.at(arguments.workdir)
     workdir.read("results.json")
-    config = apply_overrides(ConfigDict(workdir.config()), overrides)
+    config = apply_overrides(mutable(workdir.config()), overrides)
     trusted = bool(arguments.trust_paths)
     run = open_run(arguments.workdir, {**config.to_dict(), "devices": 1}, trust_paths=trusted)
     out = console()

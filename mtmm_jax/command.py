@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,8 @@ def one_line(error: object) -> str:
 
 
 def guarded(main: Callable[..., int]) -> Callable[..., int]:
-    """Turns what a user can mend into one line on stderr and exit code 2; no traceback."""
+    """Turns what a user can mend into one line on stderr and exit code 2; no traceback, unless
+    `MTMM_JAX_TRACEBACK` is set."""
 
     @functools.wraps(main)
     def run(*args: Any, **kwargs: Any) -> int:
@@ -67,6 +69,8 @@ def guarded(main: Callable[..., int]) -> Callable[..., int]:
         try:
             return main(*args, **kwargs)
         except ConfigError as error:
+            if os.environ.get("MTMM_JAX_TRACEBACK"):
+                traceback.print_exc()
             print(f"error: {one_line(error)}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:

@@ -43,14 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, overrides = parser().parse_known_args(argv)
     prepare_jax()
 
-    from ml_collections import ConfigDict
-
     from mtmm_jax.batch import choose_all
     from mtmm_jax.devices import parallel, processes
     from mtmm_jax.evaluation import Evaluator
     from mtmm_jax.inference.finished import open_run
     from mtmm_jax.registry import choose
     from mtmm_jax.runs.fused import one_of
+    from mtmm_jax.store.config import mutable
     from mtmm_jax.store.workdir import Workdir
     from mtmm_jax.training import apply_overrides
     from mtmm_jax.training.logs import results_table
@@ -65,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _together(arguments, overrides)
         return 0
     stored = Workdir.at(arguments.workdir).config()
-    config = apply_overrides(ConfigDict(stored), overrides)
+    config = apply_overrides(mutable(stored), overrides)
     run = open_run(arguments.workdir, config.to_dict(), trust_paths=bool(arguments.trust_paths))
     experiment = run.experiment
     if arguments.zero_shot:
@@ -121,10 +120,9 @@ def _zero_shot(run: Any, arguments: argparse.Namespace) -> None:
 
 def _together(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Several runs and their fused predictions, on one device."""
-    from ml_collections import ConfigDict
-
     from mtmm_jax.registry import ConfigError
     from mtmm_jax.runs import fused
+    from mtmm_jax.store.config import mutable
     from mtmm_jax.training import apply_overrides
     from mtmm_jax.training.logs import results_table
     from mtmm_jax.training.results import finite
@@ -139,7 +137,7 @@ def _together(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     )
     found = fused.sources(
         ensemble,
-        lambda stored: apply_overrides(ConfigDict(stored), overrides).to_dict(),
+        lambda stored: apply_overrides(mutable(stored), overrides).to_dict(),
         bool(arguments.trust_paths),
     )
     only = arguments.only.split(",") if arguments.only else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ from mtmm_jax.analysis.pictures import task_relatedness
 from mtmm_jax.markup import escape, page, row
 from mtmm_jax.model import build
 from mtmm_jax.objectives.relatedness import FILE as RELATEDNESS
-from mtmm_jax.store.files import file_name, write
+from mtmm_jax.store.files import file_name, understood, write
 from mtmm_jax.store.workdir import Workdir
 from mtmm_jax.training.logs import read_journal
 from mtmm_jax.training.results import SPLITS, comparison
@@ -62,6 +63,9 @@ def figures(workdir: Workdir) -> dict[str, Figure]:
     model = build(config["model"], config["tasks"], spec)
     headlines = {name: task.headline for name, task in model.tasks.items()}
     records = read_journal(workdir.metrics)
+    last = max((r["step"] for r in records if r["split"] == "train"), default=0)
+    if 0 < last < config["steps"]:
+        print(f"{workdir.metrics}: ends at step {last} of {config['steps']}", file=sys.stderr)
     arrays = _examples(workdir)
     drawn = {
         "results": plots.comparison(comparison(results, "test"), headlines),
@@ -93,6 +97,14 @@ def write_report(workdir: Workdir, trust_paths: bool = False) -> None:
         workdir: of a finished run.
         trust_paths: as `open_run` has it; the speech to listen to is made of the run's data.
     """
+    with understood(workdir.path, UNFIT):
+        write(workdir.report, _page(workdir, trust_paths).encode())
+
+
+UNFIT = "its files do not fit together; MTMM_JAX_TRACEBACK=1 shows where"
+
+
+def _page(workdir: Workdir, trust_paths: bool) -> str:
     config, results = workdir.config(), workdir.read("results.json")
     pictures = {
         name: image_of(png_of(figure), name) + _caption(workdir, name)
@@ -125,7 +137,7 @@ def write_report(workdir: Workdir, trust_paths: bool = False) -> None:
         f"balancing: {_kind(config['balancing'])}; seed {config['seed']}."
     )
     body = f"<h1>{escape(title)}</h1><p>{escape(lead)}</p><nav>{links}</nav>{body}"
-    write(workdir.report, page(title, PAGE_STYLE, body).encode())
+    return page(title, PAGE_STYLE, body)
 
 
 @NAMES_AS_TEXT
@@ -133,7 +145,9 @@ def save_figures(workdir: Workdir, folder: Path) -> list[Path]:
     """Writes the run's pictures as PNG files."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name, figure in figures(workdir).items():
+    with understood(workdir.path, UNFIT):
+        drawn = figures(workdir)
+    for name, figure in drawn.items():
         paths.append(folder / f"{file_name(name)}.png")
         write(paths[-1], png_of(figure))
     return paths

@@ -85,6 +85,7 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
     A line cut short by a kill is left out, and so are damaged ones, with a line on stderr.
     """
     if not path.exists():
+        print(f"{path}: is missing; nothing is known of the course of training", file=sys.stderr)
         return []
     lines = [line for line in read_bytes(path).split(b"\n") if line]
     records = [_record(line) for line in lines]
