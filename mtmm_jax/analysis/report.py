@@ -154,6 +154,8 @@ def save_figures(workdir: Workdir, folder: Path) -> list[Path]:
 
 
 def _examples(workdir: Workdir) -> dict[str, np.ndarray]:
+    if not workdir.examples.exists():
+        print(f"{workdir.examples}: is missing; the report has no examples", file=sys.stderr)
     return workdir.arrays(workdir.examples)
 
 

@@ -24,8 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-BYTES = 2**34
-"""Of all members of a file, unpacked."""
+BYTES, ASSET_BYTES = 2**34, 2**26
+"""Of all members of a file, unpacked, and of one of its assets."""
+RATIO = 100  # of a file's members to the file, from 256 MB on: weights do not shrink like that
 
 
 class Exported(NamedTuple):
@@ -92,9 +93,14 @@ def load(path: Any) -> Exported:
 def _parts(path: Any) -> dict[str, bytes]:
     """The members by name, each against its checksum; no more than `BYTES` of them, unpacked."""
     with zipfile.ZipFile(path) as file:
-        size = sum(member.file_size for member in file.infolist())
-        if size > BYTES:
-            raise ValueError(f"would unpack to {size:,} bytes, over {BYTES:,}")
+        members = file.infolist()
+        size = sum(member.file_size for member in members)
+        packed = sum(member.compress_size for member in members)
+        if size > BYTES or size > max(RATIO * packed, 2**28):
+            raise ValueError(f"would unpack to {size:,} bytes")
+        for member in members:
+            if member.filename.startswith("assets/") and member.file_size > ASSET_BYTES:
+                raise ValueError(f"{member.filename} has {member.file_size:,} bytes")
         return {member.filename: file.read(member) for member in file.infolist()}
 
 

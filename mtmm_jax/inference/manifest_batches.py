@@ -104,7 +104,7 @@ def open_all(path: str | Path, workdirs: Sequence[Workdir], on_bad: str = "skip"
     setting = Setting(rows, Folder(rows.base, limits), limits, bad)
     found, wanted = [], {}
     for workdir in workdirs:
-        data = workdir.config()["data"]
+        data = workdir.section("data")
         id = data.get("id", "id") if data["kind"] == "manifest" else "id"
         inputs, absent = _inputs(setting, workdir)
         found.append(Requests(rows, Compose(inputs, {}, {}, bad), bad, id, tuple(absent)))
@@ -144,7 +144,7 @@ def read_one(name: str, value: str, workdir: Workdir) -> dict[str, Any]:
 
 def kept_of(name: str, workdir: Workdir) -> Kept:
     """What a run kept of a modality."""
-    config, modality = workdir.config()["data"], workdir.spec().modalities[name]
+    config, modality = workdir.section("data"), workdir.spec().modalities[name]
     own = config["modalities"] if config["kind"] == "manifest" else {}
     given = registry.entry_of(own.get(name, modality.kind))
     asset = functools.partial(_asset, workdir)
@@ -173,7 +173,7 @@ def _inputs(
     setting: Setting, workdir: Workdir, only: str | None = None
 ) -> tuple[dict[str, Input], list[str]]:
     """The modalities that some row has, ready to be read, and the others' columns."""
-    encoders = workdir.config()["model"]["encoders"]
+    encoders = workdir.section("model", "encoders")
     inputs, absent = {}, []
     for name, modality in workdir.spec().modalities.items():
         if encoders.get(name) is None or only not in (None, name):

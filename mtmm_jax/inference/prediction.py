@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -124,6 +125,9 @@ def absent(run: Finished, size: int) -> dict[str, Any]:
 
 
 def _gallery(run: Finished) -> dict[str, Any]:
+    finds = any(task.space is not None for task in run.experiment.model.tasks.values())
+    if finds and run.workdir.results.exists() and not run.workdir.gallery.exists():
+        print(f"{run.workdir.gallery}: is missing; nothing nearest is found", file=sys.stderr)
     return run.workdir.arrays(run.workdir.gallery)
 
 

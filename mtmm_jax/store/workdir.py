@@ -133,6 +133,15 @@ class Workdir:
         """The run's config, of a folder of this version's format; any other is refused."""
         return self._config()[0]
 
+    def section(self, *keys: str) -> dict[str, Any]:
+        """A section of the config; `Damaged` where it has none."""
+        found: Any = self.config()
+        for key in keys:
+            found = found.get(key) if isinstance(found, Mapping) else None
+        if not isinstance(found, Mapping):
+            raise damaged(self.path / "config.json", f"has no section {'.'.join(keys)}", WAY_OUT)
+        return dict(found)
+
     def _config(self) -> tuple[dict[str, Any], dict[str, str], bool]:
         """The config, the digests of what was written with it, and whether this user did."""
         path = self._existing("config.json")

@@ -200,6 +200,21 @@ def links_instead_of_files(world: World, canary: Path) -> None:
     _link(world.run / "report.html", canary)
 
 
+@gadget("report")
+def a_report_that_is_a_link(world: World, canary: Path) -> None:
+    _link(world.run / "report.html", canary)
+
+
+@gadget("evaluate", "export")
+def a_checkpoint_of_links(world: World, canary: Path) -> None:
+    for path in sorted((world.run / "checkpoints" / "4").rglob("*"))[:40]:
+        if path.is_file():
+            copy = world.root / "elsewhere" / path.relative_to(world.run)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(path, copy)
+            path.symlink_to(copy)
+
+
 @gadget(*READERS)
 def a_link_instead_of_the_config(world: World, canary: Path) -> None:
     _link(world.run / "config.json", Path("/etc/passwd"))
