@@ -93,11 +93,17 @@ class Checkpoints:
             keep_checkpoints_without_metrics=False,
         )
         latest = _policies.LatestN(self._keep)
-        return ocp.training.Checkpointer(
-            self.folder.absolute(),
-            preservation_policy=_policies.AnyPreservationPolicy([latest, best]),
-            cleanup_tmp_directories=True,
-        )
+        try:
+            return ocp.training.Checkpointer(
+                self.folder.absolute(),
+                preservation_policy=_policies.AnyPreservationPolicy([latest, best]),
+                cleanup_tmp_directories=True,
+            )
+        except (ValueError, KeyError, TypeError) as error:  # of the metadata of one of them
+            raise ConfigError(
+                f"--workdir: a checkpoint in {self.folder} has damaged metadata "
+                f"({_cause(error)[:120]}); remove it to go on; there are: {self.steps()}"
+            ) from error
 
     def save(self, state: Any, score: float | None, iterator: dict[str, Any]) -> None:
         """Begins to save; returns while the writing goes on."""
@@ -176,8 +182,20 @@ class Checkpoints:
     def check_small(self, say: Callable[[str], Any]) -> None:
         """Sets aside the checkpoints whose metadata are damaged: Orbax reads them all to save."""
         for step in self.steps()[:-1]:
-            if why := digests.damage(self.folder, step, most=2**20):
+            why = digests.damage(self.folder, step, most=2**20)
+            if not why and not self._scored(step):
+                why = "metrics/metrics cannot be read"
+            if why:
                 self._set_aside(step, why, say)
+
+    def _scored(self, step: int) -> bool:
+        """Whether what Orbax wrote of the score, if anything, can be read."""
+        path = self.folder / str(step) / "metrics" / "metrics"
+        try:
+            found = files.parse(files.read_bytes(path), path) if path.exists() else {"score": 0.0}
+        except files.Damaged:
+            return False
+        return isinstance(found, dict) and isinstance(found.get("score"), int | float)
 
     def restore(
         self, step: int, like: Any, devices: parallel.Devices = 1

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import threading
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +72,10 @@ def damage(folder: Path, step: int, most: int | None = None) -> str:
     return ""
 
 
-def forget(folder: Path, kept: Mapping[int, Any] | list[int]) -> None:
+def forget(folder: Path) -> None:
     """Removes the digests of checkpoints that are gone."""
     for path in (folder / FOLDER).glob("*.json"):
-        if path.stem.isdigit() and int(path.stem) not in kept:
+        if path.stem.isdigit() and not (folder / path.stem).is_dir():
             path.unlink(missing_ok=True)
 
 
@@ -111,12 +109,14 @@ class Hasher:
             path.parent.mkdir(exist_ok=True)
             if place.is_dir():
                 files.write(path, files.sealed(value))
-            steps = [int(p.name) for p in os.scandir(self._folder) if p.name.isdigit()]
-            forget(self._folder, steps)
+            forget(self._folder)
 
     def wait(self) -> None:
         """Until all that was expected and came is hashed; call it when nothing is being written."""
         for thread, over in self._threads:
             over.set()
             thread.join()
+        if self._threads:
+            with contextlib.suppress(OSError):
+                forget(self._folder)
         self._threads = []
