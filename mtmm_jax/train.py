@@ -141,7 +141,7 @@ def fit(
     from mtmm_jax.store.workdir import Workdir
 
     workdir, out = Workdir(Path(path)), _leading(console())
-    if not processes.told((workdir.path / "config.json").exists()):
+    if not processes.told(workdir.begun):
         experiment.check_shapes()
     with contextlib.ExitStack() as held:
 

@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 import stat
+import threading
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -214,6 +215,24 @@ def disk_error(error: BaseException | None) -> str:
 
 
 @contextlib.contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Threads of libraries that write (TensorBoard's) do not print a traceback about the disk: the
+    next write of this thread fails of the same."""
+    before = threading.excepthook
+
+    def hook(arguments: Any) -> None:
+        if not disk_error(arguments.exc_value):
+            before(arguments)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        if threading.excepthook is hook:
+            threading.excepthook = before
+
+
+@contextlib.contextmanager
 def writing(folder: Path, then: str = "") -> Iterator[None]:
     """Turns a disk that is full, or may not be written to, into one line.
 
@@ -225,7 +244,8 @@ def writing(folder: Path, then: str = "") -> Iterator[None]:
         then: what the user may do when there is room.
     """
     try:
-        yield
+        with _quiet_threads():
+            yield
     except ConfigError:
         raise
     except (OSError, ValueError, RuntimeError) as error:

@@ -76,9 +76,14 @@ class Workdir:
     def gallery(self) -> Path:
         return self.path / "gallery.npz"
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is a run, be it damaged."""
+        return os.path.lexists(self.path / "config.json")
+
     def lock(self) -> Any:
         """Holds the folder for one trainer; see `store.lock`."""
-        if not os.path.lexists(self.path / "config.json"):
+        if not self.begun:
             self._check_free()
         return lock.locked(self.path)
 
@@ -95,7 +100,7 @@ class Workdir:
             return self._claim(config, spec, assets)
 
     def _claim(self, config: Mapping[str, Any], spec: Spec, assets: Mapping[str, bytes]) -> bool:
-        if os.path.lexists(self.path / "config.json"):
+        if self.begun:
             found = differences(self.config(), json.loads(json.dumps(config)))
             found = [line for line in found if not line.startswith(FREE)]
             if found:

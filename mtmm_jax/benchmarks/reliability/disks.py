@@ -22,6 +22,7 @@ from typing import Any
 from mtmm_jax.benchmarks.reliability import calls
 from mtmm_jax.command import console, guarded
 
+STEPS = 60  # of a run on a small disk
 SIZES = ("32k", "200k", "1m", "8m")
 LONG = "x" * 300
 SMALL = {
@@ -66,20 +67,20 @@ def _row(case: str, found: Mapping[str, Any], wanted: str = "error: ") -> dict[s
     return {"case": case, "code": found["code"], "said": said[-300:], "fault": problem}
 
 
-def small_disk(folder: Path, size: str, call: Any, steps: int = 60) -> dict[str, Any]:
+def small_disk(folder: Path, size: str, call: Any) -> dict[str, Any]:
     """A run that does not fit; then there is room, and the same command goes on."""
     with mounted(folder / "disk", f"size={size}") as can:
         if not can:
             return {"case": f"tmpfs of {size}", "code": None, "said": "cannot mount", "fault": None}
         workdir = folder / "disk" / "run"
-        row = _row(f"tmpfs of {size}", call("train", *command(workdir, steps)), "No space left")
+        row = _row(f"tmpfs of {size}", call("train", *command(workdir, STEPS)), "No space left")
         saved = _saved(workdir)
         if row["code"] == 2 and not row["fault"]:
             if saved and f"goes on from step {saved[-1]}" not in row["said"]:
                 row["fault"] = f"does not name the last good step, {saved[-1]}"
             room = ["mount", "-o", "remount,size=256m", str(folder / "disk")]
             subprocess.run(room, check=True, capture_output=True)
-            again = call("train", *command(workdir, steps))
+            again = call("train", *command(workdir, STEPS))
             begun = f"resuming from step {saved[-1]}" if saved else ""
             if again["code"] != 0 or begun not in again["out"]:
                 row["fault"] = f"did not go on: {again['error'][-200:]}"

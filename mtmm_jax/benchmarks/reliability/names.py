@@ -57,7 +57,7 @@ HOSTILE = (
     "__proto__",
 )
 TAGS = {
-    "html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "p", "nav", "a",
+    "html", "head", "br", "meta", "title", "style", "body", "h1", "h2", "h3", "p", "nav", "a",
     "table", "tr", "td", "th", "pre", "code", "div", "span", "img", "svg", "polygon",
     "polyline", "rect", "audio", "details", "summary", "dl", "dt", "dd", "i", "b", "em",
 }  # fmt: skip
