@@ -75,6 +75,14 @@ def guarded(main: Callable[..., int]) -> Callable[..., int]:
             return 2
         except KeyboardInterrupt:
             return 130
+        except OSError as error:
+            from mtmm_jax.store.files import disk_error
+
+            if not disk_error(error) or os.environ.get("MTMM_JAX_TRACEBACK"):
+                raise
+            where = one_line(error.filename or "a file")
+            print(f"error: {where}: {disk_error(error)}", file=sys.stderr)
+            return 2
         except Exception as error:
             if type(error).__name__ != "Interrupted":
                 raise

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from mtmm_jax.analysis import pages, plots, samples
 from mtmm_jax.analysis.pictures import task_relatedness
+from mtmm_jax.analysis.remarks import remarks
 from mtmm_jax.markup import escape, page, row
 from mtmm_jax.model import build
 from mtmm_jax.objectives.relatedness import FILE as RELATEDNESS
@@ -52,7 +53,7 @@ _CAPTIONS = {
 }
 
 
-def figures(workdir: Workdir) -> dict[str, Figure]:
+def figures(workdir: Workdir, records: Any = None) -> dict[str, Figure]:
     """The run's pictures by name: results, curves, weights, what tasks do for each other (where it
     was measured), conflicts, confusion, retrieval, and those of its analysis if there was one."""
     config, results, spec = (
@@ -62,10 +63,7 @@ def figures(workdir: Workdir) -> dict[str, Figure]:
     )
     model = build(config["model"], config["tasks"], spec)
     headlines = {name: task.headline for name, task in model.tasks.items()}
-    records = read_journal(workdir.metrics)
-    last = max((r["step"] for r in records if r["split"] == "train"), default=0)
-    if 0 < last < config["steps"]:
-        print(f"{workdir.metrics}: ends at step {last} of {config['steps']}", file=sys.stderr)
+    records = _records(workdir, config["steps"]) if records is None else records
     arrays = _examples(workdir)
     drawn = {
         "results": plots.comparison(comparison(results, "test"), headlines),
@@ -106,9 +104,10 @@ UNFIT = "its files do not fit together; MTMM_JAX_TRACEBACK=1 shows where"
 
 def _page(workdir: Workdir, trust_paths: bool) -> str:
     config, results = workdir.config(), workdir.read("results.json")
+    records = _records(workdir, config["steps"])
     pictures = {
         name: image_of(png_of(figure), name) + _caption(workdir, name)
-        for name, figure in figures(workdir).items()
+        for name, figure in figures(workdir, records).items()
     }
     if pages.present(workdir):
         for name, (head, *rows) in pages.analysis_tables(workdir).items():
@@ -117,9 +116,14 @@ def _page(workdir: Workdir, trust_paths: bool) -> str:
     tables = "".join(
         f"<h3>{split}</h3>{_table(comparison(results, split))}" for split in reversed(SPLITS)
     )
+    spec = workdir.spec()
+    model = build(config["model"], config["tasks"], spec)
+    lines = remarks(records, results, spec, model.tasks)
+    noted = f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>" if lines else ""
     speech = samples.speech(workdir, trust_paths)
     sections = {
         "Results": pictures.pop("results") + tables,
+        **({"Remarks": noted} if noted else {}),
         **({"Speech": speech} if speech else {}),
         **{name.capitalize(): picture for name, picture in pictures.items()},
         "Config": f"<pre>{escape(json.dumps(config, indent=2))}</pre>",
@@ -151,6 +155,15 @@ def save_figures(workdir: Workdir, folder: Path) -> list[Path]:
         paths.append(folder / f"{file_name(name)}.png")
         write(paths[-1], png_of(figure))
     return paths
+
+
+def _records(workdir: Workdir, steps: int) -> list[dict[str, Any]]:
+    """The journal; a line on stderr where it ends before the run did."""
+    records = read_journal(workdir.metrics)
+    last = max((r["step"] for r in records if r["split"] == "train"), default=0)
+    if workdir.metrics.exists() and last < steps:
+        print(f"{workdir.metrics}: ends at step {last} of {steps}", file=sys.stderr)
+    return records
 
 
 def _examples(workdir: Workdir) -> dict[str, np.ndarray]:

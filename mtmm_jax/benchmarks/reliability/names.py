@@ -57,7 +57,8 @@ HOSTILE = (
     "__proto__",
 )
 TAGS = {
-    "html", "head", "br", "meta", "title", "style", "body", "h1", "h2", "h3", "p", "nav", "a",
+    "br", "ul", "li",
+    "html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "p", "nav", "a",
     "table", "tr", "td", "th", "pre", "code", "div", "span", "img", "svg", "polygon",
     "polyline", "rect", "audio", "details", "summary", "dl", "dt", "dd", "i", "b", "em",
 }  # fmt: skip
