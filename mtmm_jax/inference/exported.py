@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -77,6 +78,7 @@ def load(path: Any) -> Exported:
     program = dataclasses.replace(
         like, mlir_module_serialized=code, module_kept_var_idx=kept, **same
     )
+    _check_calls(program.mlir_module())
     call = jax.jit(program.call)
 
     def predict(inputs: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray]]:
@@ -88,6 +90,13 @@ def load(path: Any) -> Exported:
         return found
 
     return Exported(predict, about["tasks"], spec, assets, about["rows"])
+
+
+def _check_calls(text: str) -> None:
+    """Refuses a program that would call back into the Python that runs it."""
+    for name in re.findall(r'custom_call\s*@([\w.]+)|call_target_name\s*=\s*"([^"]+)"', text):
+        if "callback" in "".join(name) or "python" in "".join(name):
+            raise ValueError(f"the program calls {''.join(name)!r}, which is code of its reader")
 
 
 def _parts(path: Any) -> dict[str, bytes]:
