@@ -22,7 +22,7 @@ from typing import Any
 from mtmm_jax.benchmarks.reliability import calls
 from mtmm_jax.command import console, guarded
 
-STEPS = 60  # of a run on a small disk
+STEPS = 150  # of a run on a small disk
 SIZES = ("32k", "200k", "1m", "8m")
 LONG = "x" * 300
 SMALL = {
