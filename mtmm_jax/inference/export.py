@@ -89,7 +89,7 @@ def export_run(
     def program(params: Any, values: Any) -> list[jax.Array]:
         inputs: dict[str, Any] = {}
         for name, value in zip(flat, values, strict=True):
-            modality, _, key = name.partition(":")
+            modality, _, key = name.rpartition(":")
             inputs.setdefault(modality, {})[key] = value
         told = predict(jax.tree.unflatten(tree, params), inputs)
         told = {f"{task}:{key}": x for task, found in told.items() for key, x in found.items()}
@@ -186,7 +186,7 @@ def _reading(config: Mapping[str, Any]) -> dict[str, Any]:
 def _described(model: Model, names: Sequence[str]) -> dict[str, Any]:
     told: dict[str, Any] = {}
     for name in names:
-        task, _, output = name.partition(":")
+        task, _, output = name.rpartition(":")
         one = model.tasks[task]
         label = None if one.target is None else model.spec.targets[one.target]
         entry = told.setdefault(

@@ -85,7 +85,7 @@ def load(path: Any) -> Exported:
         flat = _flat(inputs, about["inputs"], about["rows"])
         found: dict[str, dict[str, np.ndarray]] = {}
         for entry, value in zip(about["outputs"], call(params, flat), strict=True):
-            task, _, output = entry["name"].partition(":")
+            task, _, output = entry["name"].rpartition(":")
             found.setdefault(task, {})[output] = np.asarray(value)
         return found
 
@@ -131,11 +131,13 @@ def _flat(
 ) -> list[np.ndarray]:
     """The inputs in the program's order, what is left out filled in; a `ValueError` names what is
     wrong."""
-    known = sorted({entry["name"].partition(":")[0] for entry in entries})
+    known = sorted({entry["name"].rpartition(":")[0] for entry in entries})
     for name, given in inputs.items():
         if name not in known:
             raise ValueError(f"inputs: unknown modality {name!r}; choices: {', '.join(known)}")
-        keys = [e["name"].partition(":")[2] for e in entries if e["name"].startswith(f"{name}:")]
+        keys = [
+            e["name"].rpartition(":")[2] for e in entries if e["name"].rpartition(":")[0] == name
+        ]
         for key in given:
             if key not in keys:
                 raise ValueError(f"inputs.{name}: unknown key {key!r}; choices: {', '.join(keys)}")
@@ -149,7 +151,7 @@ def _flat(
         raise ValueError(f"inputs: {size} rows; this file was exported for batches of {rows}")
     flat = []
     for entry in entries:
-        name, _, key = entry["name"].partition(":")
+        name, _, key = entry["name"].rpartition(":")
         shape = (size, *entry["shape"])
         if key in inputs.get(name, {}):
             value = np.asarray(inputs[name][key])
