@@ -80,7 +80,7 @@ def small_disk(folder: Path, size: str, call: Any) -> dict[str, Any]:
                 row["fault"] = f"does not name the last good step, {saved[-1]}"
             room = ["mount", "-o", "remount,size=256m", str(folder / "disk")]
             subprocess.run(room, check=True, capture_output=True)
-            again = call("train", *command(workdir, STEPS))
+            again = call("train", *command(workdir, STEPS), seconds=600)
             begun = f"resuming from step {saved[-1]}" if saved else ""
             if again["code"] != 0 or begun not in again["out"]:
                 row["fault"] = f"did not go on: {again['error'][-200:]}"
