@@ -4,8 +4,9 @@ python -m mtmm_jax.data.inspect.check things.csv --label kind --write own.py
 python -m mtmm_jax.train --config own.py --workdir runs/own
 
 A network of all inputs, linear models of fixed features (n-grams, gradients, spectra, columns), and
-for each task the mixture of both that is best on validation. Alone it has no data: set
-`config.data`, `config.model.encoders` and `config.tasks`.
+for each task the mixture of both that is best on validation. Training stops when the mean skill
+over the trivial predictor (`evaluation.skill`) stands still. By itself it learns digits from two
+views: set `config.data`, `config.model.encoders` and `config.tasks`.
 """
 
 from ml_collections import ConfigDict
@@ -37,7 +38,8 @@ def get_config() -> ConfigDict:
                 "weight_decay": 0.05,
                 "clip": 1.0,
             },
-            "checkpoint": {"every": 100, "keep": 1, "best": "mean"},
-            "evaluation": {"every": 100, "batch_size": 128, "log_every": 10, "baselines": True},
+            "checkpoint": {"every": 50, "keep": 1, "best": "skill"},
+            "evaluation": {"every": 50, "batch_size": 128, "log_every": 10, "baselines": True},
+            "stopping": {"patience": 6},
         }
     )

@@ -31,6 +31,7 @@ _ROOMS = (
     "model",
     "objectives",
     "optim",
+    "own_data",
     "paths",
     "registry",
     "runs",
@@ -44,10 +45,12 @@ _ROOMS = (
 
 
 def __getattr__(name: str) -> Any:
+    if name == "fit":
+        return importlib.import_module("mtmm_jax.own_data").fit
     if name in _ROOMS:
         return importlib.import_module(f"mtmm_jax.{name}")
     raise AttributeError(f"module 'mtmm_jax' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *_ROOMS]
+    return [*globals(), *_ROOMS, "fit"]

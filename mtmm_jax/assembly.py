@@ -96,6 +96,7 @@ class Parts:
         trainer: the options of `make_step`.
         hooks: in the order in which they act.
         freeze: regexes over the paths that do not learn.
+        rates_by_path: pairs of a regex and a factor of the learning rate, after the config's own.
         around_heads: `(parts) -> (rule -> rule)`: what stands around the optimiser's rule.
         optimizer, rates: None before they are built.
     """
@@ -111,6 +112,7 @@ class Parts:
     trainer: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     hooks: tuple[StepHook, ...] = ()
     freeze: tuple[str, ...] = ()
+    rates_by_path: tuple[tuple[str, float], ...] = ()
     around_heads: Callable[[Parts], Any] | None = None
     optimizer: optax.GradientTransformation | None = None
     rates: optax.Schedule | None = None

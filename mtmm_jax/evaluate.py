@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from mtmm_jax.batch import choose_all
     from mtmm_jax.devices import parallel, processes
-    from mtmm_jax.evaluation import Evaluator
+    from mtmm_jax.evaluation import Evaluator, certainty
+    from mtmm_jax.evaluation.split import compute
     from mtmm_jax.inference.finished import open_run
     from mtmm_jax.registry import choose
     from mtmm_jax.runs.fused import one_of
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mtmm_jax.training import apply_overrides
     from mtmm_jax.training.logs import results_table
     from mtmm_jax.training.loop import evaluation_batches
-    from mtmm_jax.training.results import finite
+    from mtmm_jax.training.results import FORMAT, finite
 
     parallel.initialize(arguments.coordinator, arguments.processes, arguments.process)
     choose(arguments.split, ("train", "validation", "test"), "--split", "split")
@@ -75,14 +76,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluator = Evaluator(experiment.model, experiment.devices)
     variables = parallel.replicate(run.variables, experiment.devices)
     batches = evaluation_batches(experiment, arguments.split)
-    results = evaluator.results(variables, batches, only)
+    states = evaluator.states(variables, batches, only)
     if not processes.leads():
         return 0
+    results, sure = compute(experiment.model, states), certainty(experiment.model, states)
     if arguments.json:
-        print(json.dumps(finite(results), indent=1))
+        about = {"split": arguments.split, "step": run.step, "only": only}
+        document = {"format": FORMAT, **about, "results": results, "intervals": sure}
+        print(json.dumps(finite(document), indent=1))
     else:
         title = f"{arguments.workdir}, step {run.step}, {arguments.split}"
-        console().print(results_table(title, {", ".join(only) if only else "all": results}))
+        console().print(results_table(title, {", ".join(only) if only else "all": results}, sure))
     return 0
 
 

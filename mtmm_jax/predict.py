@@ -65,10 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, rest = parser().parse_known_args(argv)
     prepare_jax()
 
+    from mtmm_jax.inference.answers import document
     from mtmm_jax.inference.finished import open_run
     from mtmm_jax.inference.sample import read_inputs
     from mtmm_jax.runs.fused import one_of, open_ensemble, remarks
     from mtmm_jax.store.workdir import Workdir
+    from mtmm_jax.training.results import finite
 
     if about_labels(arguments, rest):
         return label_rows(arguments)
@@ -94,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return explain(run, inputs, arguments)
         answers = ask(run, inputs)
     if arguments.json:
-        print(json.dumps(answers, indent=1))
+        print(json.dumps(finite(document(answers)), indent=1))
     else:
         show(answers)
         for note in notes:
@@ -278,7 +280,8 @@ def ask_many(arguments: argparse.Namespace) -> int:
     if arguments.exported:
         with opened(arguments.exported) as (model, workdir):
             asked = open_requests(given[0], workdir, given[1])
-            write_predictions([asked], ask_file_rows(model, asked, size), path, out)
+            found = ask_file_rows(model, workdir, asked, size, path)
+            write_predictions([asked], found, path, out)
         return 0
     if arguments.workdirs:
         ensemble = open_ensemble(

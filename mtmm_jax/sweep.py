@@ -198,22 +198,23 @@ def _compare(
     write(folder / PICTURE, fronts.picture(outcomes))
     results = Workdir(folder / best).read("results.json")
     title = f"test, run {fronts.label(best)}, the best on validation"
-    out.print(results_table(title, comparison(results, "test")))
+    certainty = results.get("intervals", {}).get("test")
+    out.print(results_table(title, comparison(results, "test"), certainty))
     for what, path in (("best", best), ("plan", FILE), ("picture", PICTURE)):
         out.print(f"{what:12} {folder / path}", soft_wrap=True)
 
 
 def cross_validation(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Compares task weights over folds, and trains with the best."""
-    from mtmm_jax import data
     from mtmm_jax.model import build
     from mtmm_jax.runs import folds
     from mtmm_jax.store.config import as_dict
     from mtmm_jax.train import fit
+    from mtmm_jax.training.experiment import build_source
 
     out, folder, by = console(), Path(arguments.workdir), arguments.by or "mean"
     plain = as_dict(_base(arguments, overrides))
-    source = data.build(plain["data"])
+    source = build_source(plain)
     tasks = tuple(build(plain["model"], plain["tasks"], source.spec).tasks)
     found = folds.candidates(arguments.weights or (), arguments.grid, tasks)
     count = f"{len(found)} candidates x {arguments.cv} folds = {len(found) * arguments.cv} runs"

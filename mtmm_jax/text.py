@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
 PADDING, UNKNOWN = 0, 1  # of the tokenizers trained here
+Tokenizers = Mapping[str, str] | None
+"""Modality -> the `tokenizer.json` that its texts must be read by."""
 SPECIAL = ("[PAD]", "[UNK]")
 _PADDINGS = ("[PAD]", "<pad>", "<|pad|>", "<PAD>")
 
@@ -192,6 +194,15 @@ def encode_with_mask(
         into[: len(row)] = row
     counts = np.array([len(row) for row in rows], np.int64)
     return ids, np.arange(width) < counts[:, None]
+
+
+def encode_present(
+    tokenizer: Tokenizer, texts: Sequence[str], length: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `encode_with_mask`, but a text without a word has no token, special ones included: it is
+    absent."""
+    ids, mask = encode_with_mask(tokenizer, texts, length)
+    return ids, mask & (mask.sum(1) > tokenizer.num_special_tokens_to_add(False))[:, None]
 
 
 def _encodings(tokenizer: Tokenizer, texts: list[str]) -> list[Encoding]:

@@ -170,6 +170,7 @@ def _fit(
     from mtmm_jax.training import results as final
     from mtmm_jax.training.logs import results_table
     from mtmm_jax.training.loop import train
+    from mtmm_jax.training.stopping import Progress
     from mtmm_jax.training.tables import lowered_step
 
     started = time.monotonic()
@@ -189,10 +190,14 @@ def _fit(
                 config = experiment.config
                 if prune := pruning.read(config["optimizer"].get("prune"), config["steps"]):
                     out.print(pruning.told(state.variables["params"], prune))
+                last = processes.told(checkpoints.latest())
+                progress = Progress.of(checkpoints.progress(last))
                 results, states = final.final_results(experiment, state.variables)
                 if linear := linear_models.results(workdir, state.variables, experiment.model):
                     results["linear"] = linear
+                results["training"] = final.course(experiment, progress, best, last)
                 if processes.leads():
+                    final.add_remarks(experiment, workdir, results)
                     final.save_examples(experiment, workdir, states)
                     workdir.write("results.json", final.finite(results))
     finally:
@@ -202,7 +207,10 @@ def _fit(
     processes.led(lambda: write_report(workdir), "report")
     results = workdir.read("results.json")
     for split in final.SPLITS:
-        out.print(results_table(split, final.comparison(results, split)))
+        certainty = results.get("intervals", {}).get(split)
+        out.print(results_table(split, final.comparison(results, split), certainty))
+    for remark in results.get("remarks", ()):
+        out.print(remark, highlight=False, markup=False, soft_wrap=True)
     out.print(f"checkpoints  {workdir.checkpoints}", soft_wrap=True)
     out.print(f"results      {workdir.results}", soft_wrap=True)
     out.print(f"report       {workdir.report}", soft_wrap=True)

@@ -98,7 +98,25 @@ def test_a_run_leaves_what_it_says(finished):
     for words in ("parameters", "tasks x modalities", "steps/s", "all modalities", "trivial"):
         assert words in out
     results = Workdir(workdir).read("results.json")
-    assert set(results) == {"validation", "test", "baselines"}
+    splits = {"validation", "test", "baselines"}
+    assert set(results) == splits | {"format", "intervals", "remarks", "skill", "training"}
+    for remark in results["remarks"]:
+        assert remark in out
+    assert any("year: r2" in remark for remark in results["remarks"])  # of 200 rows or so
+    assert set(results["intervals"]) == splits
+    for split in ("validation", "test"):
+        for task, known in results["intervals"][split].items():
+            assert set(known) == set(results[split][task])
+            assert len({entry["n"] for entry in known.values()}) == 1
+    sure = results["intervals"]["test"]["category"]["accuracy"]
+    assert 0 <= sure["low"] <= results["test"]["category"]["accuracy"] <= sure["high"] <= 1
+    assert sure["method"] == "wilson"
+    assert str(sure["n"]) in out
+    assert f"{sure['low']:.3f} to {sure['high']:.3f}" in (workdir / "report.html").read_text()
+    only = results["intervals"]["baselines"]["only audio"]["test"]["category"]["accuracy"]
+    assert 0 < only["n"] <= sure["n"]
+    assert all(-1 <= skill <= 1 for skill in results["skill"]["test"].values())
+    assert results["training"]["last_step"] == results["training"]["steps"] == 16
     assert set(results["test"]) == {"category", "subcategory", "year", "retrieval"}
     assert set(results["baselines"]) == {"trivial", "only image", "only text", "only audio"}
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -158,13 +176,20 @@ def test_evaluate_repeats_the_results(finished, command):
     results = json.loads((workdir / "results.json").read_text())
     code, out, err = _run("evaluate", "--workdir", str(workdir), "--json")
     assert code == 0, err
-    assert json.loads(out) == results["test"]
+    assert json.loads(out) == {
+        "format": results["format"],
+        "split": "test",
+        "step": results["training"]["best_step"],
+        "only": None,
+        "results": results["test"],
+        "intervals": results["intervals"]["test"],
+    }
     code, out, err = command(
         "evaluate", "--workdir", str(workdir), "--json", "--only", "text", "--split", "validation"
     )
     assert code == 0, err
     for task, figures in results["baselines"]["only text"]["validation"].items():
-        assert json.loads(out)[task] == pytest.approx(figures, abs=1e-5)
+        assert json.loads(out)["results"][task] == pytest.approx(figures, abs=1e-5)
 
 
 def test_predict_takes_any_subset_of_the_modalities(finished, tmp_path, command):
@@ -176,7 +201,7 @@ def test_predict_takes_any_subset_of_the_modalities(finished, tmp_path, command)
         "predict", "--workdir", str(workdir), "--json", *image, *audio, "--text", "red apple"
     )
     assert code == 0, err
-    answers = json.loads(out)
+    answers = json.loads(out)["answers"]
     assert 0 < answers["category"]["probability"] <= 1
     assert 2000 < answers["year"]["prediction"] < 2030
     assert set(answers["retrieval"]["nearest"]) == {"image -> text", "text -> image"}

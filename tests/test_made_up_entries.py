@@ -376,7 +376,7 @@ def test_it_predicts_and_explains(run, tmp_path, capsys):
     capsys.readouterr()
     assert predict.main(["--workdir", str(run), "--scan", cloud, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert np.shape(found["middle"]["prediction"]) == (CENTRE,)
+    assert np.shape(found["answers"]["middle"]["prediction"]) == (CENTRE,)
     explain = ["--workdir", str(run), "--scan", cloud, "--explain", str(tmp_path), "--json"]
     assert predict.main(explain) == 0
     assert {one["task"] for one in json.loads(capsys.readouterr().out)} == set(CONFIG["tasks"])
@@ -396,7 +396,8 @@ def test_it_labels_and_is_exported(run, tmp_path):
     given = ["--exported", str(file), "--manifest", str(path), "--out", str(predictions)]
     assert predict.main(given) == 0
     exported = [json.loads(line)["answers"] for line in predictions.read_text().splitlines()]
-    places = [one["again"]["place"] for one in exported]  # the first of the label's two tasks
+    # The first of the label's two tasks, of a kind that cannot be decoded from its outputs.
+    places = [one["again"]["outputs"]["place"] for one in exported]
     np.testing.assert_allclose(places, labels, atol=1e-4)
 
 

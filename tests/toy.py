@@ -1,5 +1,7 @@
 """A small world for tests: six modalities, three kinds of label, random batches with holes."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 
@@ -7,6 +9,9 @@ from mtmm_jax import balancing, model
 from mtmm_jax.assembly import Parts
 from mtmm_jax.batch import Modality, Spec, Target
 from mtmm_jax.training.extensions import build_balancer
+
+GOLDEN = Path(__file__).parent / "encoders" / "golden"  # see make_bert.py there
+NEEDED = {"pretrained": {"weights": str(GOLDEN / "bert")}}  # what encoders cannot do without
 
 SPEC = Spec(
     modalities={

@@ -56,7 +56,7 @@ def step_cost(experiment: Experiment, batch: Batch, calls: int = 10) -> dict[str
     """
     check(calls, Count, "step_cost.calls")
     model = experiment.model
-    state = experiment.init()
+    state = experiment.drawn()  # as costly, and no weights are needed
     params = parameters_by_room(state.params)
     forward = jax.jit(lambda variables, inputs: model(variables, inputs)[0])
     asked = forward.lower(state.variables, batch["inputs"]).compile()

@@ -23,7 +23,7 @@ from mtmm_jax.model import build
 from mtmm_jax.objectives.relatedness import FILE as RELATEDNESS
 from mtmm_jax.store.files import file_name, understood, write
 from mtmm_jax.store.workdir import Workdir
-from mtmm_jax.training.logs import read_journal
+from mtmm_jax.training.logs import certainty_cells, read_journal
 from mtmm_jax.training.results import SPLITS, comparison
 
 PAGE_STYLE = """
@@ -114,7 +114,9 @@ def _page(workdir: Workdir, trust_paths: bool) -> str:
             table = f"<table>{row(head, 'th')}{''.join(map(row, rows))}</table>" if rows else ""
             pictures[name] = pictures.get(name, "") + table
     tables = "".join(
-        f"<h3>{split}</h3>{_table(comparison(results, split))}" for split in reversed(SPLITS)
+        f"<h3>{split}</h3>"
+        f"{_table(comparison(results, split), results.get('intervals', {}).get(split))}"
+        for split in reversed(SPLITS)
     )
     spec = workdir.spec()
     model = build(config["model"], config["tasks"], spec)
@@ -123,7 +125,7 @@ def _page(workdir: Workdir, trust_paths: bool) -> str:
     speech = samples.speech(workdir, trust_paths)
     sections = {
         "Results": pictures.pop("results") + tables,
-        **({"Remarks": noted} if noted else {}),
+        **({"While training": noted} if noted else {}),
         **({"Speech": speech} if speech else {}),
         **{name.capitalize(): picture for name, picture in pictures.items()},
         "Config": f"<pre>{escape(json.dumps(config, indent=2))}</pre>",
@@ -137,10 +139,12 @@ def _page(workdir: Workdir, trust_paths: bool) -> str:
     inputs = [name for name, encoder in config["model"]["encoders"].items() if encoder is not None]
     title = f"{config['data']['kind']}: {', '.join(tasks)}"
     lead = (
-        f"{config['steps']} steps of {config['batch_size']} examples; inputs: {', '.join(inputs)}; "
-        f"balancing: {_kind(config['balancing'])}; seed {config['seed']}."
+        f"{_steps(config, results)} of {config['batch_size']} examples; inputs: "
+        f"{', '.join(inputs)}; balancing: {_kind(config['balancing'])}; seed {config['seed']}."
     )
-    body = f"<h1>{escape(title)}</h1><p>{escape(lead)}</p><nav>{links}</nav>{body}"
+    body = (
+        f"<h1>{escape(title)}</h1><p>{escape(lead)}</p>{_remarks(results)}<nav>{links}</nav>{body}"
+    )
     return page(title, PAGE_STYLE, body)
 
 
@@ -182,6 +186,19 @@ def png_of(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+def _steps(config: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    course = results.get("training", {})
+    steps = f"{course.get('last_step', config['steps'])} steps"
+    return (
+        f"{steps} (stopped early, of {config['steps']})" if course.get("stopped_early") else steps
+    )
+
+
+def _remarks(results: Mapping[str, Any]) -> str:
+    items = "".join(f"<li>{escape(remark)}</li>" for remark in results.get("remarks", ()))
+    return f"<ul>{items}</ul>" if items else ""
+
+
 def _kind(spec: Any) -> str:
     return spec if isinstance(spec, str) else spec["kind"]
 
@@ -197,12 +214,16 @@ def _caption(workdir: Workdir, name: str) -> str:
     return f"<p>{escape(told)}</p>" if told else ""
 
 
-def _table(columns: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> str:
-    head = row(["task", "figure", *columns], "th")
+def _table(columns: Mapping[str, Mapping[str, Mapping[str, float | None]]], certainty: Any) -> str:
+    """The first column with its 95 % intervals and numbers of examples, where they are known."""
+    first, *others = columns
+    head = row(["task", "figure", first, *(["95 %", "n"] if certainty else []), *others], "th")
     rows = []
     for task, figures in next(iter(columns.values())).items():
         for i, figure in enumerate(figures):
             values = [results.get(task, {}).get(figure) for results in columns.values()]
             cells = ["-" if v is None else f"{v:.3f}" for v in values]
+            if certainty:
+                cells[1:1] = certainty_cells(certainty.get(task, {}).get(figure))
             rows.append(row([task if i == 0 else "", figure.replace("_", " "), *cells]))
     return f"<table>{head}{''.join(rows)}</table>"

@@ -22,10 +22,12 @@ from mtmm_jax.data.sources.generator import generator
 from mtmm_jax.data.sources.manifest import manifest, video_folder
 from mtmm_jax.data.sources.mixture import keep, mix, rename
 from mtmm_jax.data.sources.scenarios import scenarios
+from mtmm_jax.data.sources.sharded import packed
 from mtmm_jax.data.sources.tfds.source import tfds
 from mtmm_jax.data.sources.vowels import vowels
 from mtmm_jax.ranges import Entry, Natural, Threads
 from mtmm_jax.registry import ConfigError, check, checked
+from mtmm_jax.text import Tokenizers, read_tokenizer, tokenizer_of
 
 OF_THE_WHOLE = ("bucket", "workers", "in_step")
 
@@ -40,6 +42,7 @@ def mixture(
     held: Sequence[str] | None = None,
     seed: Natural = 0,
     where: str = "data",
+    tokenizers: Tokenizers = None,
 ) -> Source:
     """Several sources as one.
 
@@ -51,7 +54,7 @@ def mixture(
         trained: the sources whose training rows are drawn; all by default.
         held: the sources whose validation and test rows count; all by default.
         seed: of shuffling and augmentation, unless training has its own.
-        where: given by `build`.
+        where, tokenizers: given by `build`.
     """
     for name, config in sources.items():
         for key in OF_THE_WHOLE if isinstance(config, Mapping) else ():
@@ -60,7 +63,10 @@ def mixture(
                     f"{where}.sources.{name}.{key}: is about whole batches, which sources share; "
                     f"give it to the mixture, {where}.{key}"
                 )
-    built = {name: build(config, f"{where}.sources.{name}") for name, config in sources.items()}
+    built = {
+        name: build(config, f"{where}.sources.{name}", tokenizers)
+        for name, config in sources.items()
+    }
     how = build_mixing(mixing, f"{where}.mixing")
     whole = mix(built, how, where, origin=origin, trained=trained, held=held)
     return dataclasses.replace(whole, seed=seed)
@@ -77,6 +83,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "scenarios": scenarios,
     "manifest": manifest,
     "video_folder": video_folder,
+    "packed": packed,
     "tfds": tfds,
     "mixture": mixture,
 }
@@ -126,8 +133,15 @@ def in_step(config: Any) -> Mapping[str, str]:
     return check(found, Mapping[str, str] | None, "data.in_step") or {}
 
 
-def build(config: Any, where: str = "data") -> Source:
-    """A source by name or section; `config` may hold any of `OPTIONS` besides."""
+def build(config: Any, where: str = "data", tokenizers: Tokenizers = None) -> Source:
+    """A source by name or section; `config` may hold any of `OPTIONS` besides.
+
+    Args:
+        config: of `config.data`.
+        where: the place in the config.
+        tokenizers: modality -> the `tokenizer.json` in whose ids its texts are, such as that of
+            pretrained weights; the others have one that is trained on the train split.
+    """
     section = registry.entry_of(config, where)
     in_step(section)
     section.pop("in_step", None)
@@ -137,7 +151,24 @@ def build(config: Any, where: str = "data") -> Source:
     if "semi" in options:
         like = "{'target': 'name', 'labelled': 0.5}"
         registry.section_of(options["semi"], LabelledShare, f"{where}.semi", like)
-    source = registry.build(SOURCES, section, where=where)
+    new_names = {new: old for old, new in options.get("rename", {}).items()}
+    own = {new_names.get(name, name): text for name, text in (tokenizers or {}).items()}
+    source = registry.build(SOURCES, section, where=where, tokenizers=own)
     for key, value in options.items():
         source = OPTIONS[key].apply(source, value, f"{where}.{key}")
+    _check_tokenizers(source, tokenizers or {}, where)
     return source
+
+
+def _check_tokenizers(source: Source, tokenizers: Mapping[str, str], where: str) -> None:
+    for name, text in tokenizers.items():
+        modality = source.spec.modalities.get(name)
+        if modality is None:
+            continue  # of another source, or named by an error of the model
+        kept = tokenizer_of(source.assets, name)
+        if kept is None or read_tokenizer(kept).get_vocab() != read_tokenizer(text).get_vocab():
+            raise ConfigError(
+                f"{where}: {name!r} of {source.name} is {modality.kind} in its own tokens, which "
+                "no other tokenizer makes; choose an encoder that learns from scratch, such as "
+                "text_transformer"
+            )

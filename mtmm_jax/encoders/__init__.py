@@ -13,6 +13,7 @@ all taking `train` and `axis_name`. Encoders do not pool; heads do.
 from mtmm_jax.encoders.audio import LogMelCNN as LogMelCNN
 from mtmm_jax.encoders.audio import MLPAudio as MLPAudio
 from mtmm_jax.encoders.audio import TransformerAudio as TransformerAudio
+from mtmm_jax.encoders.backbones.pretrained import pretrained as pretrained
 from mtmm_jax.encoders.encoder import Encoder as Encoder
 from mtmm_jax.encoders.fixed import AudioSummary as AudioSummary
 from mtmm_jax.encoders.fixed import FixedEncoder as FixedEncoder
@@ -47,6 +48,7 @@ ENCODERS = {
     "image_mlp": MLPImage,
     "text_transformer": TransformerText,
     "bert": Bert,
+    "pretrained": pretrained,
     "text_gru": GRUText,
     "text_bag": BagText,
     "log_mel_cnn": LogMelCNN,

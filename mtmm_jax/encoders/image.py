@@ -260,6 +260,11 @@ def rescaled(x: jax.Array, pixels: str) -> jax.Array:
     """Pixels of -1..1 with the mean and spread of an entry of `PIXELS` taken out."""
     if pixels == "plain":
         return x
+    if x.shape[-1] != 3:
+        raise ConfigError(
+            f"encoder.pixels: {pixels!r} is of red, green and blue; these pictures have "
+            f"{x.shape[-1]} channels: set it to 'plain'"
+        )
     mean, spread = np.asarray(PIXELS[pixels], np.float32)
     return (0.5 * x + (0.5 - mean)) / spread
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -13,7 +13,7 @@ from mtmm_jax.batch import Modality, Tokens
 from mtmm_jax.encoders.encoder import Encoder, mask_of
 from mtmm_jax.encoders.sequence import GRUEncoder, TransformerEncoder
 from mtmm_jax.layers import Dropout, LayerNorm, TransformerBlock, sinusoid
-from mtmm_jax.ranges import Decay, Size, SizeOrZero
+from mtmm_jax.ranges import Decay, Positive, Size, SizeOrZero
 from mtmm_jax.registry import ConfigError, choose
 
 BAGS = {"tiny": 128, "small": 512}
@@ -68,13 +68,15 @@ class TransformerText(TransformerEncoder):
 class Bert(TransformerEncoder):
     """Embeddings, norm -> post-norm Transformer (Devlin et al. 2019).
 
-    `transfer.import_bert` reads Hugging Face's weights. The order of tokens is learned, up to
+    `backbones.bert` reads Hugging Face's weights. The order of tokens is learned, up to
     `length`.
 
     Attributes:
         vocabulary: the number of token ids.
         modality: the name that its tokens carry.
         preset: size: tiny, minilm (MiniLM-L6) or base.
+        sizes: instead of a preset's: layers, width, heads, width of the hidden layers.
+        epsilon: of the norms.
         length: the most tokens that it reads.
         types: kinds of segment.
         separator: the id of [SEP]; tokens after the first one are of the second kind, and so on.
@@ -85,6 +87,8 @@ class Bert(TransformerEncoder):
 
     vocabulary: SizeOrZero = 0
     modality: str = "text"
+    sizes: Sequence[Size] | None = None
+    epsilon: Positive = 1e-12
     length: Size = 512
     types: Size = 2
     separator: SizeOrZero | None = None
@@ -94,21 +98,34 @@ class Bert(TransformerEncoder):
     presets: ClassVar[Mapping[str, tuple[int, ...]]] = BERTS
     accepts = staticmethod(_accepts)
 
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Layers, width, heads, width of the hidden layers."""
+        if self.sizes is None:
+            layers, inner, heads = super().size
+            return layers, inner, heads, 4 * inner
+        if len(self.sizes) != 4:
+            raise ConfigError(
+                f"bert.sizes: {list(self.sizes)} is not layers, width, heads, hidden width"
+            )
+        return tuple(self.sizes)
+
     def setup(self) -> None:
-        layers, inner, heads = self.size
+        layers, inner, heads, hidden = self.size
         spread = nn.initializers.normal(0.02)
         self.embedding = nn.Embed(self.vocabulary, inner, embedding_init=spread)
         self.positions = self.param("positions", spread, (self.length, inner))
         self.segments = self.param("types", spread, (self.types, inner))
-        self.embedding_norm = LayerNorm(1e-12)
+        self.embedding_norm = LayerNorm(self.epsilon)
         self.forget = Dropout(self.word_dropout)
         self.drop = Dropout(self.dropout)
         self.blocks = [
             TransformerBlock(
                 heads,
+                hidden=hidden,
                 dropout=self.dropout,
                 post_norm=True,
-                epsilon=1e-12,
+                epsilon=self.epsilon,
                 dtype=self.precision,
                 name=f"block{i + 1}",
             )
@@ -125,7 +142,7 @@ class Bert(TransformerEncoder):
         if ids.shape[1] > self.length:
             raise ConfigError(
                 f"bert.length: {ids.shape[1]} tokens are more than the {self.length} whose "
-                "positions are known"
+                f"positions are known; choose a shorter length of {self.modality!r} in the data"
             )
         tokens = _embed(entry, self.embedding, self.forget, self.modality, mode)
         x = tokens.values + self.positions[: ids.shape[1]] + self.segments[self._types(ids)]

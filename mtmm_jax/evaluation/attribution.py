@@ -82,7 +82,7 @@ def one_by_one(model: Model, name: str) -> bool:
     of a stem, and features are formulas of the input itself, which has no path."""
     if kind_of(model.spec.modalities[name]).units.path is None:
         return False
-    linear = model.linear is not None and name in model.linear.encoders
+    linear = model.linear is not None and name in model.linear.modalities.values()
     return linear or isinstance(model.encoders[name], FixedEncoder)
 
 

@@ -24,6 +24,7 @@ from scipy import optimize, special
 from mtmm_jax.batch import Batch, clean
 from mtmm_jax.encoders.fixed import FixedEncoder
 from mtmm_jax.model import Model
+from mtmm_jax.model.forward import ForwardPass
 from mtmm_jax.model.linear import FEATURES, STACK, shares
 from mtmm_jax.tasks.task import Labels, Task
 from mtmm_jax.tasks.traits.linear_solver import Features
@@ -38,7 +39,8 @@ Results = dict[str, dict[str, dict[str, dict[str, float]]]]
 
 
 def fixed_encoders(model: Model) -> dict[str, tuple[str, FixedEncoder]]:
-    """Path of the variables -> modality and encoder, of all that have statistics to fit."""
+    """Path of the variables -> what it reads and encoder, of all that have statistics to fit. What
+    is read is a modality, or the name of features of `model.linear`."""
     found = {
         f"encoders/{name}": (name, encoder)
         for name, encoder in model.encoders.items()
@@ -51,14 +53,18 @@ def fixed_encoders(model: Model) -> dict[str, tuple[str, FixedEncoder]]:
 
 
 def fit_statistics(
-    encoders: Mapping[str, tuple[str, FixedEncoder]], source: Any, batch_size: int
+    encoders: Mapping[str, tuple[str, FixedEncoder]],
+    source: Any,
+    batch_size: int,
+    entries: Any = lambda batch: clean(batch["inputs"]),
 ) -> Stats:
     """Path -> the statistics of each encoder, from at most `ROWS` training rows.
 
     Args:
-        encoders: path -> modality and encoder.
+        encoders: path -> the name of what it reads, and encoder.
         source: of the rows.
         batch_size: of a pass.
+        entries: batch -> `{name: what is read}`.
     """
     stats = {
         path: {**_blank(encoder), **encoder.prepare(tokenizer_of(source.assets, name))}
@@ -67,7 +73,7 @@ def fit_statistics(
     programs = {path: _applied(encoder, "raw_of") for path, (_, encoder) in encoders.items()}
     raw: dict[str, list[np.ndarray]] = {path: [] for path in encoders}
     for batch in _batches(source, "train", batch_size):
-        inputs = clean(batch["inputs"])
+        inputs = entries(batch)
         for path, (name, _) in encoders.items():
             rows = np.asarray(inputs[name]["present"]) & (batch["weight"] > 0)
             raw[path].append(np.asarray(programs[path](stats[path], inputs[name]))[rows])
@@ -124,12 +130,32 @@ class _Table(NamedTuple):
     ids: np.ndarray
 
 
-def _table(model: Model, source: Any, split: str, batch_size: int, stats: Stats) -> _Table | None:
+def _entries(model: Model, variables: Any) -> Any:
+    """`batch -> {modality or name of features: what formulas read}`, frozen encoders run."""
+    linear = model.linear
+
+    @jax.jit
+    def pooled(variables: Any, inputs: Any) -> Any:
+        forward = ForwardPass(model.read(variables))
+        return {name: linear.entry(forward, name, inputs) for name in linear.backbones}
+
+    def entries(batch: Batch) -> dict[str, Any]:
+        inputs = clean(batch["inputs"])
+        if linear is None or not linear.backbones:
+            return inputs
+        return {**inputs, **pooled(variables, inputs)}
+
+    return entries
+
+
+def _table(
+    model: Model, source: Any, split: str, batch_size: int, stats: Stats, entries: Any
+) -> _Table | None:
     linear = model.linear
     programs = {name: _applied(encoder, "vectors") for name, encoder in linear.encoders.items()}
     features, present, labels, ids = {}, {}, {}, []
     for batch in _batches(source, split, batch_size):
-        inputs, there = clean(batch["inputs"]), model.present(batch)
+        inputs, there = entries(batch), model.present(batch)
         for name in linear.encoders:
             own = programs[name](stats[f"{FEATURES}/{name}"], inputs[name])
             features.setdefault(name, []).append(np.asarray(own))
@@ -167,20 +193,27 @@ class Fitted(NamedTuple):
     about: dict[str, dict[str, dict[str, float]]]
 
 
-def fit_linear(model: Model, source: Any, batch_size: int) -> Fitted:
+def fit_linear(model: Model, variables: Any, source: Any, batch_size: int) -> Fitted:
     """Statistics of all fixed encoders, and the linear models of `model.linear` if there are any.
 
     A model is fitted on the train rows that have its label and one of its modalities; its metrics
     are those of the task, over the rows of a split that have them too.
+
+    Args:
+        model: with fixed encoders.
+        variables: of frozen encoders, as they begin.
+        source: of the rows; at most `ROWS` of a split are read.
+        batch_size: of a pass.
     """
     source.prepare()
-    stats = fit_statistics(fixed_encoders(model), source, batch_size)
-    variables = {f"{path}/{key}": v for path, own in stats.items() for key, v in own.items()}
+    entries = _entries(model, variables)
+    stats = fit_statistics(fixed_encoders(model), source, batch_size, entries)
+    found = {f"{path}/{key}": v for path, own in stats.items() for key, v in own.items()}
     results: Results = {"validation": {}, "test": {}}
     about: dict[str, dict[str, dict[str, float]]] = {}
     if model.linear is None:
-        return Fitted(variables, results, about)
-    tables = {split: _table(model, source, split, batch_size, stats) for split in SPLITS}
+        return Fitted(found, results, about)
+    tables = {s: _table(model, source, s, batch_size, stats, entries) for s in SPLITS}
     for name, stack in model.linear.stacks.items():
         titles = model.linear.names(name)[len(stack.networks) :]
         measure = _measured(model.tasks[name])
@@ -191,8 +224,8 @@ def fit_linear(model: Model, source: Any, batch_size: int) -> Fitted:
             if not len(y):
                 continue
             fit = stack.linear.fit(x, y, *_rows(tables["validation"], name, modalities, (x, y)))
-            variables[f"{STACK}/{name}/kernel{i}"] = fit.kernel
-            variables[f"{STACK}/{name}/bias{i}"] = fit.bias
+            found[f"{STACK}/{name}/kernel{i}"] = fit.kernel
+            found[f"{STACK}/{name}/bias{i}"] = fit.bias
             seconds = time.perf_counter() - began
             about[name][title] = {
                 "strength": fit.strength,
@@ -208,7 +241,7 @@ def fit_linear(model: Model, source: Any, batch_size: int) -> Fitted:
                     y, weight = table.labels[name]
                     there = np.stack([table.present[m] for m in modalities]).any(0)
                     own[title] = measure(scores, y, weight * there, table.ids)
-    return Fitted(variables, results, about)
+    return Fitted(found, results, about)
 
 
 def _rows(

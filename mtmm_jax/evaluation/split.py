@@ -15,6 +15,7 @@ from mtmm_jax.devices import parallel
 from mtmm_jax.model import Model
 
 Results = dict[str, dict[str, float]]
+EXAMPLES = "(examples)"  # in states next to the tasks: how many rows counted for each
 
 
 class Evaluator:
@@ -39,7 +40,8 @@ class Evaluator:
     def states(
         self, variables: Any, batches: Iterable[Batch], only: Iterable[str] | None = None
     ) -> dict[str, dict[str, Any]]:
-        """`{task: {metric: state}}` over all batches, with only some modalities present."""
+        """`{task: {metric: state}}` over all batches, with only some modalities present; under
+        `EXAMPLES`, how many rows each task counted."""
         merged: dict[str, dict[str, Any]] | None = None
         for batch in batches:
             seen = batch if only is None else restrict(batch, only)
@@ -59,7 +61,8 @@ class Evaluator:
 
 def merge(model: Model, a: Any, b: Any) -> Any:
     """The metric states of two batches as those of one."""
-    return {
+    counts = {EXAMPLES: jax.tree.map(np.add, a[EXAMPLES], b[EXAMPLES])} if EXAMPLES in a else {}
+    return counts | {
         name: {
             key: metric.merge(a[name][key], b[name][key]) for key, metric in task.metrics.items()
         }
@@ -70,13 +73,15 @@ def merge(model: Model, a: Any, b: Any) -> Any:
 def metric_states(model: Model, predictions: Mapping[str, Any], batch: Batch) -> dict[str, Any]:
     """The metric states of one batch. Pure; runs under jit."""
     present = model.present(batch)
-    return {
+    labels = {name: task.labels(batch, present) for name, task in model.tasks.items()}
+    states = {
         name: {
-            key: metric.update(predictions[name], task.labels(batch, present))
+            key: metric.update(predictions[name], labels[name])
             for key, metric in task.metrics.items()
         }
         for name, task in model.tasks.items()
     }
+    return states | {EXAMPLES: {n: (own.weight > 0).sum() for n, own in labels.items()}}
 
 
 def compute(model: Model, states: Mapping[str, Mapping[str, Any]]) -> Results:
@@ -93,6 +98,11 @@ def compute(model: Model, states: Mapping[str, Mapping[str, Any]]) -> Results:
 
 def trivial_results(model: Model, batches: Iterable[Batch]) -> Results:
     """The same metrics for predictions that look at nothing: majority class, mean, one vector."""
+    return compute(model, trivial_states(model, batches))
+
+
+def trivial_states(model: Model, batches: Iterable[Batch]) -> dict[str, Any]:
+    """The metric states of predictions that look at nothing."""
 
     @jax.jit
     def step(batch: Batch) -> Any:
@@ -104,7 +114,7 @@ def trivial_results(model: Model, batches: Iterable[Batch]) -> Results:
         return metric_states(model, constant, batch)
 
     states = [jax.device_get(step(batch)) for batch in batches]
-    return compute(model, reduce(partial(merge, model), states))
+    return reduce(partial(merge, model), states)
 
 
 def restrict(batch: Batch, only: Iterable[str]) -> Batch:

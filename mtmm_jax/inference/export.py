@@ -177,10 +177,12 @@ def _kept(run: Finished) -> dict[str, bytes]:
 
 
 def _reading(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a config what `requests` asks: how rows are called and read, not where the data were."""
+    """Of a config what reads rows and writes answers: not where the data were, nor how it was
+    trained."""
     data = config["data"]
     known = {key: data[key] for key in ("kind", "modalities", "id") if key in data}
-    return {"data": known, "model": {"encoders": config["model"]["encoders"]}}
+    encoders = {"encoders": config["model"]["encoders"]}
+    return {"data": known, "model": encoders, "tasks": config["tasks"]}
 
 
 def _described(model: Model, names: Sequence[str]) -> dict[str, Any]:

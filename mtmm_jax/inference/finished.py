@@ -12,7 +12,7 @@ from mtmm_jax.devices.mesh import fits
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.store.checkpoints import restore_from
 from mtmm_jax.store.workdir import Workdir
-from mtmm_jax.training.experiment import Experiment, assemble
+from mtmm_jax.training.experiment import Experiment, assemble, build_source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ def open_run(
         workdir.check_paths(config, trust_paths)
         if not fits(config.get("devices"), jax.device_count()):
             config = {**config, "devices": 1}
-        experiment = assemble(config)
+        experiment = assemble(config, source=build_source(config, workdir))
         if experiment.source.spec.modalities != spec.modalities:
             raise ConfigError("config.data: gives other modalities than those of the run's spec")
     step, state = restore_from(workdir, step, experiment.shapes, experiment.devices, "--workdir")

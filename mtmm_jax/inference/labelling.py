@@ -18,7 +18,7 @@ import numpy as np
 from mtmm_jax.data.inspect.annotations import write_rows
 from mtmm_jax.data.inspect.annotators import UNCERTAINTIES, Consensus
 from mtmm_jax.inference.finished import Finished
-from mtmm_jax.inference.manifest_batches import Requests, open_requests
+from mtmm_jax.inference.manifest_batches import Requests, columns_of, open_requests
 from mtmm_jax.inference.outputs import answers
 from mtmm_jax.inference.prediction import absent
 from mtmm_jax.modalities import kind_of
@@ -108,8 +108,7 @@ def _check(run: Finished, path: Path, out: Path, least: float, ask: int, by: str
 
 def _tasks(run: Finished) -> dict[str, Task]:
     """Column -> the task that labels it: of several for one label the first."""
-    data = run.experiment.config["data"]
-    own = data.get("targets", {}) if data["kind"] == "manifest" else {}
+    own = columns_of(run.workdir).get("targets", {})
     found: dict[str, Task] = {}
     for name, task in run.experiment.model.tasks.items():
         if task.labelling is not None and name in run.experiment.config["tasks"]:

@@ -20,6 +20,7 @@ from mtmm_jax.data.sources.manifest.bad import BadRows
 from mtmm_jax.data.sources.manifest.compose import Compose
 from mtmm_jax.data.sources.manifest.rows import Rows, read_rows
 from mtmm_jax.data.sources.manifest.setting import Setting
+from mtmm_jax.data.sources.sharded.source import COLUMNS
 from mtmm_jax.modalities import Input, Kept, kind_of
 from mtmm_jax.readers.files import Folder
 from mtmm_jax.readers.limits import Limits, Unreadable
@@ -104,8 +105,7 @@ def open_all(path: str | Path, workdirs: Sequence[Workdir], on_bad: str = "skip"
     setting = Setting(rows, Folder(rows.base, limits), limits, bad)
     found, wanted = [], {}
     for workdir in workdirs:
-        data = workdir.section("data")
-        id = data.get("id", "id") if data["kind"] == "manifest" else "id"
+        id = columns_of(workdir).get("id", "id")
         inputs, absent = _inputs(setting, workdir)
         found.append(Requests(rows, Compose(inputs, {}, {}, bad), bad, id, tuple(absent)))
         wanted |= dict.fromkeys(absent)
@@ -144,8 +144,8 @@ def read_one(name: str, value: str, workdir: Workdir) -> dict[str, Any]:
 
 def kept_of(name: str, workdir: Workdir) -> Kept:
     """What a run kept of a modality."""
-    config, modality = workdir.section("data"), workdir.spec().modalities[name]
-    own = config["modalities"] if config["kind"] == "manifest" else {}
+    modality = workdir.spec().modalities[name]
+    own = columns_of(workdir).get("modalities", {})
     given = registry.entry_of(own.get(name, modality.kind))
     asset = functools.partial(_asset, workdir)
     pipe = (asset("pipes.json") or {}).get(name)
@@ -157,6 +157,13 @@ def kept_of(name: str, workdir: Workdir) -> Kept:
         tokenizer=functools.partial(workdir.tokenizer, name),
         pipe=None if pipe is None else functools.partial(_through, pipe),
     )
+
+
+def columns_of(workdir: Workdir) -> dict[str, Any]:
+    """What the run's own manifest called its columns: `modalities`, `targets` and `id`, of the
+    config or of the packing; empty where its data were no table."""
+    data = workdir.section("data")
+    return data if data["kind"] == "manifest" else _asset(workdir, COLUMNS) or {}
 
 
 def _asset(workdir: Workdir, name: str) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.progress import track
 
+from mtmm_jax.inference.answers import document
 from mtmm_jax.inference.manifest_batches import Requests
 from mtmm_jax.store.files import write
 from mtmm_jax.training.results import finite
@@ -20,8 +21,8 @@ def write_predictions(
     path: Path,
     out: Any,
 ) -> None:
-    """Writes a JSON line for each row of a manifest: its line, its id, and its predictions or its
-    error.
+    """Writes a JSON line for each row of a manifest: its line, its id, and its answers or its
+    error (`inference.answers`).
 
     Args:
         several: the manifest as each run reads it, one or more.
@@ -35,12 +36,12 @@ def write_predictions(
     seen = {"total": len(asked.usable), "console": out, "disable": not out.is_terminal}
     told = dict(track(answers, "predicting", **seen))
     errors = {problem.line: str(problem) for problem in asked.bad.problems}
-    lines = {line: {"line": line, "id": line} for line in errors}
+    lines = {line: document(line=line, id=line) for line in errors}
     for row in range(len(asked.rows)):
         named = asked.named(row)
-        lines[named["line"]] = {**named, **({"answers": told[row]} if row in told else {})}
+        lines[named["line"]] = document(told.get(row), **named)
     for line, error in errors.items():
-        lines[line] = {"line": line, "id": lines[line]["id"], "error": error}
+        lines[line] = document(line=line, id=lines[line]["id"], error=error)
     whole = "".join(json.dumps(finite(lines[line])) + "\n" for line in sorted(lines))
     write(path, whole.encode())
     out.print(

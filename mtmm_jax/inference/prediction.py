@@ -1,9 +1,8 @@
-"""What a finished run says of samples: batches through its model, told as a person reads it."""
+"""Batched prediction with a finished run or an exported file, as `inference.answers` has it."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import sys
 import tempfile
 import zipfile
@@ -16,24 +15,24 @@ import numpy as np
 
 from mtmm_jax.evaluation import gallery as galleries
 from mtmm_jax.heads.bound import row_of
+from mtmm_jax.inference.answers import answers
 from mtmm_jax.inference.exported import Exported, load
 from mtmm_jax.inference.finished import Finished
 from mtmm_jax.inference.manifest_batches import Requests
+from mtmm_jax.model.build_tasks import build_tasks
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.store.files import file_name, reason, write
 from mtmm_jax.store.workdir import Workdir
-from mtmm_jax.tasks.synthesis import write_wave
-from mtmm_jax.tasks.task import modalities_of
-from mtmm_jax.text import piece_of, read_tokenizer
+from mtmm_jax.tasks.task import Task
+from mtmm_jax.text import read_tokenizer
 
 
 def ask(run: Finished, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """`{task: what a person reads}`; a task that cannot be done says what it needs."""
+    """`{task: answer}` of one sample (`inference.answers`)."""
     told = jax.device_get(_predictor(run)(run.variables, {**absent(run, 1), **inputs}))
-    one = row_of(told, 0)
     # Waves go to the run's folder, not beside the user's own recordings.
     heard = lambda task: run.workdir.file(f"{file_name(task)}.wav")  # noqa: E731
-    return _answers(run, one, set(inputs), _gallery(run), _tokenizers(run), heard)
+    return _answers(run, row_of(told, 0), set(inputs), _gallery(run), _tokenizers(run), heard)
 
 
 def ask_rows(
@@ -50,31 +49,48 @@ def ask_rows(
     predict, gallery, tokenizers = _predictor(run), _gallery(run), _tokenizers(run)
     for rows, inputs in asked.batches(size):
         told = jax.device_get(predict(run.variables, {**absent(run, size), **inputs}))
-        for i, row in enumerate(rows.tolist()):
-            if row in asked.bad:
-                continue
-            present = {name for name, entry in inputs.items() if entry["present"][i]}
-            line = asked.rows.lines[row]
+        for i, row in usable(asked, rows):
+            heard = waves(out, asked.rows.lines[row])
             one = row_of(told, i)
-            heard = functools.partial(_heard, out.with_name(f"{out.stem}_{line}"))
-            yield row, _answers(run, one, present, gallery, tokenizers, heard)
+            yield row, _answers(run, one, present(inputs, i), gallery, tokenizers, heard)
 
 
 def ask_file_rows(
-    model: Exported, asked: Requests, size: int
+    model: Exported, workdir: Workdir, asked: Requests, size: int, out: Path
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """`ask_rows` of an exported file: numbers and classes as the file has them."""
+    """`ask_rows` of an exported file, as `opened` gives it: the same answers."""
+    config, spec = workdir.config(), workdir.spec()
+    encoders = [name for name, one in config["model"]["encoders"].items() if one is not None]
+    built, _ = build_tasks(config["tasks"], encoders, spec)
+    tasks = {name: built[name] for name in model.tasks}
+    tokenizers = _tokenizers_of(tasks, workdir)
     for rows, inputs in asked.batches(model.rows or size):
         told = model.predict(inputs)
-        for i, row in enumerate(rows.tolist()):
-            if row not in asked.bad:
-                yield (
-                    row,
-                    {
-                        name: _plain(model.tasks[name], {k: x[i] for k, x in found.items()})
-                        for name, found in told.items()
-                    },
-                )
+        for i, row in usable(asked, rows):
+            heard = waves(out, asked.rows.lines[row])
+
+            def decode(name: str, i: int = i, told: Mapping[str, Any] = told) -> dict[str, Any]:
+                outputs = {key: x[i] for key, x in told[name].items() if key != "present"}
+                one = tasks[name].answer(outputs)
+                return {"outputs": _plain(outputs)} if one is None else one
+
+            more = {"heard": heard, "tokenizers": tokenizers}
+            yield row, answers(tasks, encoders, present(inputs, i), decode, **more)
+
+
+def usable(asked: Requests, rows: np.ndarray) -> Iterator[tuple[int, int]]:
+    """`(place in the batch, row)` of the rows that could be read."""
+    return ((i, row) for i, row in enumerate(rows.tolist()) if row not in asked.bad)
+
+
+def present(inputs: Mapping[str, Any], i: int) -> set[str]:
+    """The modalities that a row of a batch has."""
+    return {name for name, entry in inputs.items() if entry["present"][i]}
+
+
+def waves(out: Path, line: int) -> Callable[[str], Path]:
+    """Task -> the file for what it says of a line."""
+    return lambda task: out.with_name(f"{out.stem}_{line}_{file_name(task)}.wav")
 
 
 @contextlib.contextmanager
@@ -91,23 +107,21 @@ def opened(path: str | Path) -> Iterator[tuple[Exported, Workdir]]:
                 for name in ("spec.json", "config.json", *(f"assets/{a}" for a in model.assets)):
                     write(workdir.file(name), file.read(name))
             workdir.spec()
+            tasks = "tasks" in workdir.config()
         except ConfigError as error:
             raise ConfigError(f"--exported: {path} is no exported run: {error}") from error
         except Exception as error:  # JAX and its reader of programs raise many classes
             raise ConfigError(f"--exported: {path} cannot be used: {reason(error)}") from error
+        if not tasks:
+            raise ConfigError(
+                f"--exported: {path} does not say what its tasks are: an earlier version wrote it; "
+                "export the run again"
+            )
         yield model, workdir
 
 
-def _plain(task: Mapping[str, Any], told: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """One sample's outputs as JSON; of classes, those that are likeliest by name."""
-    classes, p = task["classes"], told.get("probability")
-    if not told["present"] and not set(task["reads"]) <= set(told):  # no read has its own output
-        return {"needs": task["reads"]}
-    values = {name: x.tolist() for name, x in told.items() if name != "present"}
-    if p is None or p.shape != (len(classes),):
-        return values
-    best = np.argsort(-p, kind="stable")[:5]
-    return {**values, "best": {classes[i]: float(p[i]) for i in best}}
+def _plain(outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    return {name: np.asarray(x).tolist() for name, x in outputs.items()}
 
 
 def _predictor(run: Finished) -> Any:
@@ -140,11 +154,14 @@ def kept_tokenizer(workdir: Workdir, modality: str) -> Any:
 
 
 def _tokenizers(run: Finished) -> dict[str, Any]:
+    return _tokenizers_of(run.experiment.model.tasks, run.workdir)
+
+
+def _tokenizers_of(tasks: Mapping[str, Task], workdir: Workdir) -> dict[str, Any]:
     """Task whose decoded keys are ids of tokens -> their tokenizer."""
-    tasks = run.experiment.model.tasks.items()
     return {
-        name: kept_tokenizer(run.workdir, task.traits.vocabulary_of)
-        for name, task in tasks
+        name: kept_tokenizer(workdir, task.traits.vocabulary_of)
+        for name, task in tasks.items()
         if task.traits.vocabulary_of is not None
     }
 
@@ -156,51 +173,37 @@ def _heard(stem: Path, task: str) -> Path:
 def _answers(
     run: Finished,
     told: Mapping[str, Any],
-    present: set[str],
+    here: set[str],
     gallery: Mapping[str, Any],
     tokenizers: Mapping[str, Any],
     heard: Callable[[str], Path],
 ) -> dict[str, Any]:
-    """What a person reads of one sample's predictions.
+    """`{task: answer}` of one sample's predictions.
 
     Args:
         run: the run.
         told: its predictions, without the batch.
-        present: the modalities that the sample has.
+        here: the modalities that the sample has.
         gallery: embeddings to find the nearest of.
         tokenizers: task -> what writes its words.
         heard: task -> the file for its wave.
     """
     model = run.experiment.model
-    answers: dict[str, Any] = {}
-    for name, task in model.tasks.items():
-        one = told[name]
-        here = [r for r in task.reads if set(modalities_of(r, model.encoders)) & present]
-        answers[name] = task.decode(one) if len(here) == len(task.reads) else {}
-        if name in tokenizers and answers[name]:
-            answers[name]["best"] = named(tokenizers[name], answers[name]["best"])
-        if "wave" in answers[name]:
-            file = heard(name)
-            write_wave(file, answers[name].pop("wave"), answers[name].pop("rate"))
-            answers[name]["file"] = str(file)
-        if task.space is not None and gallery:
-            vectors = task.space.vectors(one)
-            answers[name]["nearest"] = {
-                f"{read} -> {other}": galleries.nearest(vectors[read], gallery, name, other)
-                for read in here
-                for other in task.reads
-                if other != read and f"{name}/{other}" in gallery
-            }
-        if len(here) < len(task.reads) and not answers[name].get("nearest"):
-            answers[name] = {"needs": [r for r in task.reads if r not in here]}
-    return answers
 
+    def decode(name: str) -> dict[str, Any]:
+        return model.tasks[name].decode(told[name])
 
-def named(tokenizer: Any, best: Mapping[str, float]) -> dict[str, float]:
-    """Pieces of words for their ids, without the marks of where a word begins or goes on."""
+    def nearest(name: str, reads: list[str]) -> dict[str, Any]:
+        task = model.tasks[name]
+        if task.space is None or not gallery:
+            return {}
+        vectors = task.space.vectors(told[name])
+        return {
+            f"{read} -> {other}": galleries.nearest(vectors[read], gallery, name, other)
+            for read in reads
+            for other in task.reads
+            if other != read and f"{name}/{other}" in gallery
+        }
 
-    found: dict[str, float] = {}
-    for i, p in best.items():
-        piece = piece_of(tokenizer, int(i)).removeprefix("##").replace("\u2581", "")
-        found[piece] = found.get(piece, 0.0) + p
-    return found
+    more = {"heard": heard, "tokenizers": tokenizers, "nearest": nearest}
+    return answers(model.tasks, model.encoders, here, decode, **more)

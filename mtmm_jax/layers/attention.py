@@ -65,6 +65,7 @@ class TransformerBlock(nn.Module):
 
     Attributes:
         heads, expansion: of the attention, and of the feed-forward network's hidden layer.
+        hidden: width of that layer instead.
         dropout: rate on what is added to x, and inside the feed-forward network.
         post_norm: LN(x + Attention(x)), then LN(x + FeedForward(x)), as at first (BERT).
         epsilon: of the norms.
@@ -73,6 +74,7 @@ class TransformerBlock(nn.Module):
 
     heads: int = 4
     expansion: int = 4
+    hidden: int | None = None
     dropout: float = 0.0
     post_norm: bool = False
     epsilon: float = 1e-6
@@ -90,9 +92,8 @@ class TransformerBlock(nn.Module):
         """`x[B, N, D]`, `mask[B, N]`."""
         noise = {"train": train, "axis_name": axis_name}
         attention = Attention(self.heads, self.dtype, name="attention")
-        feed_forward = FeedForward(
-            self.expansion * x.shape[-1], self.dropout, self.dtype, name="feed_forward"
-        )
+        hidden = self.hidden or self.expansion * x.shape[-1]
+        feed_forward = FeedForward(hidden, self.dropout, self.dtype, name="feed_forward")
         norm, again = (
             LayerNorm(self.epsilon, name=name) for name in ("attention_norm", "feed_forward_norm")
         )

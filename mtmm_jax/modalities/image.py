@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import PIL
@@ -18,24 +18,46 @@ from mtmm_jax.modalities.kind import ModalityKind
 from mtmm_jax.modalities.modality import Modality
 from mtmm_jax.modalities.shown import Example
 from mtmm_jax.modalities.units import OverPicture, Units
-from mtmm_jax.ranges import Side
+from mtmm_jax.ranges import Range, Real, Side
 from mtmm_jax.readers.cells import Attempt, Setting
 from mtmm_jax.readers.decoder import Decoder
 from mtmm_jax.readers.own import OWN, own_bytes, read_own
 from mtmm_jax.readers.pictures import IMAGES, Picture, decode_image, stack_images
+from mtmm_jax.readers.rasters import (
+    MOST_CHANNELS,
+    RASTERS,
+    Raster,
+    decode_raster,
+    stack_rasters,
+)
+from mtmm_jax.registry import ConfigError
 
 SIDE = 8  # units along a picture's side
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageColumn(Column):
-    """A picture, centred on a white square of `size` pixels."""
+    """A picture, centred on a white square of `size` pixels.
+
+    With other than 3 `channels`, or a `range`, it may be a 16-bit PNG, a TIFF of several bands or a
+    `.npy`, and lies on a square of zeros. Values from the lower to the upper end of the `range`
+    become -1..1; without one all that its dtype holds, 8 or 16 bits. One channel of a coloured
+    picture is its luminance.
+    """
 
     size: Side = 64
+    channels: Annotated[int, Range(1, MOST_CHANNELS)] = 3
+    range: Sequence[Real] | None = None
 
     pictured: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        if self.range is not None:
+            check_range(self.range, f"{self.where}.range")
+
     def fit(self, cells: list[str | None], setting: Setting, *_: Any) -> Input:
+        if self.channels != 3 or self.range is not None:
+            return self._fit_raster(cells, setting)
         folder, limits, size = setting.folder, setting.limits, self.size
         decoder = Decoder(
             "image",
@@ -53,10 +75,46 @@ class ImageColumn(Column):
 
         return Input(Modality("image", (size, size, 3), "float32"), batch)
 
+    def _fit_raster(self, cells: list[str | None], setting: Setting) -> Input:
+        folder, limits, span = setting.folder, setting.limits, self.range
+        shape = (self.size, self.size, self.channels)
+        options = {"shape": list(shape), "ranged": span is not None, "pillow": PIL.__version__}
+        decoder = Decoder(
+            "image",
+            options,
+            decode=lambda name: decode_raster(
+                folder.read(name), self.size, self.channels, limits, span is not None
+            ),
+            pack=lambda one: ({"height": one.height, "width": one.width}, one.pixels),
+            unpack=lambda meta, pixels: Raster(pixels, **meta),
+        )
+        read = setting.once(self.at, cells, decoder)
 
-def read_image(path: str | os.PathLike[str], modality: Modality) -> dict[str, Any]:
-    """`x` is `[1, S, S, 3]` float32 in -1..1: centred on a white square, upright as EXIF has it."""
-    size = modality.shape[0]
+        def batch(rows: np.ndarray, chance: Any, attempt: Attempt) -> Any:
+            found = attempt(self.at, cells, lambda name, _: read(name))
+            x = stack_rasters([None if one is None else one.pixels for one in found], shape, span)
+            return {"x": x, "present": present(found)}, found
+
+        return Input(Modality("image", shape, "float32"), batch)
+
+
+def check_range(span: Sequence[float], where: str) -> None:
+    if len(span) != 2 or not span[0] < span[1]:
+        raise ConfigError(f"{where}: {list(span)} is not a lower end and an upper one above it")
+
+
+def read_image(
+    path: str | os.PathLike[str], modality: Modality, span: Sequence[float] | None = None
+) -> dict[str, Any]:
+    """`x` is `[1, S, S, channels]` float32 in -1..1: centred, upright as EXIF has it."""
+    size, _, channels = modality.shape
+    if channels != 3 or span is not None:
+        ranged = span is not None
+        decode = lambda where: decode_raster(  # noqa: E731
+            own_bytes(where), size, channels, OWN, ranged
+        )
+        found = read_own(path, "image", RASTERS, decode)
+        return one_present(stack_rasters([found.pixels], modality.shape, span))
     decode = lambda where: decode_image(own_bytes(where), size, OWN)  # noqa: E731
     return one_present(stack_images([read_own(path, "image", IMAGES, decode).pixels], size))
 
@@ -89,8 +147,27 @@ def border(x: np.ndarray, entry: Mapping[str, Any]) -> np.ndarray:
     return np.broadcast_to(np.median(around, axis=-2)[..., None, None, :], x.shape)
 
 
+def colours(x: np.ndarray) -> np.ndarray:
+    """`[..., channels]` in -1..1 -> `[..., 3]` uint8: what is seen of a picture.
+
+    Three channels are red, green and blue. Of one all are that, of two the third is the mean, of
+    more the first three are shown; these are stretched from the darkest to the brightest percent.
+    """
+    x = np.asarray(x, np.float32)
+    channels = x.shape[-1]
+    if channels == 3:
+        return to_pixels(x)
+    if channels == 2:
+        x = np.concatenate([x, x.mean(-1, keepdims=True)], axis=-1)
+    shown = np.repeat(x, 3, axis=-1) if channels == 1 else x[..., :3]
+    low, high = np.percentile(shown, (1, 99)) if shown.size else (-1.0, 1.0)
+    return to_pixels((shown - low) * (2 / max(high - low, 1e-6)) - 1)
+
+
 def grey(x: np.ndarray) -> np.ndarray:
     """0..1, to lie under colours that mean something else."""
+    if x.shape[-1] != 3:
+        return colours(x).mean(-1) / 255
     return np.clip((x + 1) / 2, 0, 1).mean(-1)
 
 
@@ -136,7 +213,7 @@ def show(example: Example) -> str:
         for j, (kind, (y0, x0, y1, x1)) in enumerate(example.boxes)
     )
     over = f"<svg viewBox='0 0 1 1' preserveAspectRatio='none'>{marks}</svg>" if marks else ""
-    seen = png(to_pixels(example.x))
+    seen = png(colours(example.x))
     return f"<div class=seen><img alt='{escape(example.name)}' src='{seen}'>{over}</div>"
 
 
@@ -144,8 +221,8 @@ IMAGE = ModalityKind(
     "image",
     dimensions=3,
     column=ImageColumn,
-    options=lambda modality, given: {"size": modality.shape[0]},
-    read=lambda value, kept: read_image(value, kept.modality),
+    options=lambda modality, given: {"size": modality.shape[0], "channels": modality.shape[2]},
+    read=lambda value, kept: read_image(value, kept.modality, kept.options.get("range")),
     endings=(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"),
     magic=rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP|BM|II\*\0|MM\0\*",
     guessed={"size": 64},
@@ -159,5 +236,5 @@ IMAGE = ModalityKind(
         "absent": ABSENT,
     },
     show=show,
-    frames=lambda x: to_pixels(x)[None],
+    frames=lambda x: colours(x)[None],
 )

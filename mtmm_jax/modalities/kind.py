@@ -102,6 +102,11 @@ class ModalityKind:
         )
 
     @property
+    def tokenized(self) -> bool:
+        """Whether it is texts, in the ids of a tokenizer."""
+        return getattr(self.column, "tokenized", False)
+
+    @property
     def context(self) -> dict[str, Any]:
         """What `column` may take besides the config's options."""
         masked = self.mask != "never"

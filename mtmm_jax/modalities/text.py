@@ -21,7 +21,7 @@ from mtmm_jax.readers.files import check_path
 from mtmm_jax.readers.limits import Unreadable
 from mtmm_jax.readers.texts import decode_text
 from mtmm_jax.registry import ConfigError, choose
-from mtmm_jax.text import UNITS, encode_with_mask, read_tokenizer
+from mtmm_jax.text import UNITS, encode_present, read_tokenizer
 
 _FIRST_WORD = 2  # ids below are padding and the unknown word
 
@@ -31,7 +31,8 @@ class TextColumn(Column):
     """A text of at most `length` tokens, in the column or in the file that it names (`from`).
 
     All texts of a manifest share one tokenizer of at most `vocabulary` entries. Its `units` are
-    "pieces" of words, or whole "words", lower-cased and split at spaces.
+    "pieces" of words, or whole "words", lower-cased and split at spaces. A text whose encoder is
+    `pretrained` has the tokenizer of its weights instead.
     """
 
     length: TextLength = 32
@@ -69,7 +70,7 @@ class TextColumn(Column):
         tokenizer = read_tokenizer(tokenizer_json)
         whole = None
         if self.origin == "column":
-            whole = encode_with_mask(tokenizer, [text or "" for text in cells], self.length)
+            whole = encode_present(tokenizer, [text or "" for text in cells], self.length)
 
         def batch(rows: np.ndarray, chance: Any, attempt: Attempt) -> Any:
             if whole is not None:
@@ -77,7 +78,7 @@ class TextColumn(Column):
                 return {"x": ids, "mask": mask, "present": mask.any(1)}, []
             found = attempt(self.at, cells, lambda name, _: read_text(setting, name))
             texts = ["" if text is None else text for text in found]
-            ids, mask = encode_with_mask(tokenizer, texts, self.length)
+            ids, mask = encode_present(tokenizer, texts, self.length)
             return {"x": ids, "mask": mask, "present": mask.any(1)}, []
 
         size = tokenizer.get_vocab_size()
@@ -91,7 +92,7 @@ def read_text(setting: Setting, name: str) -> str:
 
 def encode_text(text: str, modality: Modality, tokenizer_json: str | bytes) -> dict[str, Any]:
     """`x` is `[1, tokens]` int32 with its `mask`; `tokenizer_json` is the source's asset."""
-    ids, mask = encode_with_mask(read_tokenizer(tokenizer_json), [text], modality.shape[0])
+    ids, mask = encode_present(read_tokenizer(tokenizer_json), [text], modality.shape[0])
     if not mask.any():
         raise ConfigError(f"text: {text!r} has no word in it; wanted a name or a description")
     return {**one_present(ids), "mask": mask}

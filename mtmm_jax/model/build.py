@@ -98,7 +98,7 @@ def build(model: Mapping[str, Any], task_configs: Mapping[str, Any], spec: Spec)
         probes,
         bottlenecks=bottlenecks(model.get("bottleneck") or {}, encoders, fusions),
         adapters=adapters(model.get("adapters") or {}, encoders, stage),
-        linear=linear_models(model.get("linear"), encoders, built, spec),
+        linear=linear_models(model.get("linear"), encoders, model["encoders"], built, spec),
     )
 
 

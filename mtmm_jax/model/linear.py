@@ -13,7 +13,9 @@ import jax.numpy as jnp
 from mtmm_jax import registry
 from mtmm_jax.batch import Spec, choose_all
 from mtmm_jax.encoders import ENCODERS
-from mtmm_jax.encoders.fixed import FixedEncoder
+from mtmm_jax.encoders.backbones.pretrained import sections
+from mtmm_jax.encoders.encoder import Encoder
+from mtmm_jax.encoders.fixed import FixedEncoder, FrozenVectors
 from mtmm_jax.modalities import kind_of
 from mtmm_jax.model.forward import ForwardPass
 from mtmm_jax.registry import ConfigError
@@ -23,6 +25,7 @@ from mtmm_jax.tasks.traits.linear import Linear, stacked
 LINEAR = "linear"  # in what crosses the cut: the features and which modalities are there
 FEATURES = "features"  # their room among the variables
 STACK = "stack"
+PRETRAINED = "_pretrained"  # ends the name of features that a frozen encoder gives
 
 
 class Stack(nn.Module):
@@ -34,9 +37,9 @@ class Stack(nn.Module):
 
     Attributes:
         linear: how the task's linear models are fitted and mixed.
-        networks: modality that a network's prediction needs, "" for none; one for each.
-        experts: the modalities that each linear model reads.
-        sizes: modality -> features.
+        networks: features of a modality that a network's prediction needs, "" for none; one each.
+        experts: the names of the features that each linear model reads.
+        sizes: name -> how many there are.
     """
 
     linear: Linear
@@ -89,24 +92,39 @@ class LinearModels:
     """All linear models of a model.
 
     Attributes:
-        encoders: modality -> its fixed features.
+        encoders: name of some features -> their formula.
+        modalities: name of some features -> the modality that they are of.
+        backbones: name of some features -> the modality's frozen encoder, whose mean token is read.
         stacks: task -> the mixture.
         networks: task -> the tasks whose predictions its networks are, itself first.
     """
 
     encoders: Mapping[str, FixedEncoder]
+    modalities: Mapping[str, str]
+    backbones: Mapping[str, Encoder]
     stacks: Mapping[str, Stack]
     networks: Mapping[str, tuple[str, ...]]
 
+    def entry(self, forward: ForwardPass, name: str, inputs: Mapping[str, Any]) -> Any:
+        """What a formula reads of cleaned inputs; None where the batch lacks the modality."""
+        modality = self.modalities[name]
+        if modality not in inputs:
+            return None
+        entry = inputs[modality]
+        if name not in self.backbones:
+            return entry
+        tokens = forward(f"encoders/{modality}", self.backbones[name], entry, record=False)
+        return {"x": jax.lax.stop_gradient(tokens.mean()), "present": entry["present"]}
+
     def read(self, forward: ForwardPass, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """`{"features": {modality: [B, D]}, "present": {modality: [B]}}` of cleaned inputs."""
+        """`{"features": {name: [B, D]}, "present": {name: [B]}}` of cleaned inputs."""
         rows = next(iter(inputs.values()))["present"]
         features, present = {}, {}
         for name, encoder in self.encoders.items():
-            if name in inputs:
-                path = f"{FEATURES}/{name}"
-                features[name] = forward(path, encoder, inputs[name], method="vectors")
-                present[name] = inputs[name]["present"]
+            entry = self.entry(forward, name, inputs)
+            if entry is not None:
+                features[name] = forward(f"{FEATURES}/{name}", encoder, entry, method="vectors")
+                present[name] = entry["present"]
             else:
                 features[name] = jnp.zeros((rows.shape[0], encoder.size), jnp.float32)
                 present[name] = jnp.zeros_like(rows)
@@ -143,10 +161,20 @@ class LinearModels:
 def linear_models(
     config: Any,
     encoders: Mapping[str, Any],
+    configs: Mapping[str, Any],
     built: Mapping[str, Task],
     spec: Spec,
 ) -> LinearModels | None:
-    """`model.linear`: True for the fixed features of every encoded modality, or one for some."""
+    """`model.linear`: True for the fixed features of every encoded modality and the vectors of
+    frozen pretrained encoders, or formulas for some modalities.
+
+    Args:
+        config: the section.
+        encoders: modality -> encoder.
+        configs: `model.encoders`.
+        built: the tasks.
+        spec: of the data.
+    """
     if config in (None, False):
         return None
     where = "model.linear"
@@ -158,13 +186,18 @@ def linear_models(
         given = {name: value for name, value in config.items() if value is not None}
     found = {name: _features(name, given[name], spec, f"{where}.{name}") for name in given}
     found = {name: encoder for name, encoder in found.items() if encoder is not None}
+    of = {name: name for name in found}
+    backbones = _frozen(encoders, configs) if config is True else {}
+    for name, backbone in backbones.items():
+        of[name], size = name.removesuffix(PRETRAINED), backbone.features
+        found[name] = FrozenVectors(1, modality=name, shape=(size,))
     stacks, networks = {}, {}
     for name, task in built.items():
         if task.linear is None or _alone(name, task, built):
             continue
         made_from = spec.targets[task.target].made_from if task.target else ()
         read = dict.fromkeys(m for r in task.reads for m in modalities_of(r, encoders))
-        seen = [m for m in read if m in found and m not in made_from]
+        seen = [name for name, m in of.items() if m in read and m not in made_from]
         if not seen:
             continue
         experts = tuple((m,) for m in seen)
@@ -175,14 +208,23 @@ def linear_models(
             if (other := f"{name}_{m}") in built and _alone(other, built[other], built)
         }
         networks[name] = (name, *own)
-        sizes = {m: found[m].size for m in seen}
+        sizes = {name: found[name].size for name in seen}
         stacks[name] = Stack(task.linear, ("", *own.values()), experts, sizes)
     if not stacks:
         raise ConfigError(
             f"{where}: no task has a linear model of {', '.join(found) or 'these modalities'}; "
             "classification, multilabel and regression have one; set it to None"
         )
-    return LinearModels(found, stacks, networks)
+    return LinearModels(found, of, backbones, stacks, networks)
+
+
+def _frozen(encoders: Mapping[str, Any], configs: Mapping[str, Any]) -> dict[str, Encoder]:
+    """Name of features -> a frozen pretrained encoder, without its last linear map."""
+    return {
+        f"{name}{PRETRAINED}": encoders[name].clone(projected=False, parent=None, name=None)
+        for name, section in sections(configs).items()
+        if name in encoders and not section.get("tune", 0.0)
+    }
 
 
 def _alone(name: str, task: Task, built: Mapping[str, Task]) -> bool:

@@ -64,7 +64,11 @@ class Folder:
             raise _unreadable(error) from error
 
     def stat(self, name: str) -> tuple[int, int]:
-        """Bytes and time of change, in nanoseconds, of a file, or of a folder and all in it."""
+        """Bytes and time of change, in nanoseconds, of a file, or of a folder and all in it.
+
+        The time is the later one of the content's and the inode's, which no program can set back: a
+        file that was rewritten with the same size and time is a changed one.
+        """
         head, tail = os.path.split(name)
         try:
             path = os.path.join(self._parent(head), tail)
@@ -74,7 +78,8 @@ class Folder:
                     found += [entry.stat() for entry in entries]
         except (OSError, UnicodeError) as error:
             raise _unreadable(error) from error
-        return sum(one.st_size for one in found), max(one.st_mtime_ns for one in found)
+        times = (max(one.st_mtime_ns, one.st_ctime_ns) for one in found)
+        return sum(one.st_size for one in found), max(times)
 
     def is_folder(self, name: str) -> bool:
         try:

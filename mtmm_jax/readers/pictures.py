@@ -68,10 +68,10 @@ def _decode(data: bytes, size: int, limits: Limits) -> Picture:
     if image.format == "JPEG" and max(image.size) > 4 * size:
         image.draft(None, (2 * size, 2 * size))  # decodes an eighth, a quarter or half of it
     image.load()
-    upright = _upright(image)
-    if (upright.width < upright.height) != (image.width < image.height):
+    turned = upright(image)
+    if (turned.width < turned.height) != (image.width < image.height):
         width, height = height, width
-    return Picture(frame(upright, size), height, width)
+    return Picture(frame(turned, size), height, width)
 
 
 def open_image(data: bytes, limits: Limits) -> ImageFile.ImageFile:
@@ -104,7 +104,7 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     return tuple(int.from_bytes(head[at : at + 2], "little") & 0x3FFF for at in (26, 28))
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
     if image.format != "TIFF" and not _TURNED & image.info.keys():
         return image
     try:

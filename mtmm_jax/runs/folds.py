@@ -94,11 +94,15 @@ def weighted_config(config: Mapping[str, Any], weights: Sequence[float]) -> dict
 def fold_experiment(
     experiment: Experiment, source: Source, k: int, i: int, seed: int
 ) -> Experiment:
-    """The experiment on fold `i`; labels are standardised by what the fold trains on."""
+    """The experiment on fold `i`; labels are standardised by what the fold trains on.
+
+    It trains to the last step: where to stop would be chosen by the rows that it is scored on.
+    """
     part = folds(source, k, i, seed=seed, where="--cv")
     config = experiment.config
     model = build(config["model"], config["tasks"], part.spec)
-    return dataclasses.replace(experiment, source=part, model=model)
+    config = {**config, "stopping": None}
+    return dataclasses.replace(experiment, config=config, source=part, model=model)
 
 
 def run_fold(experiment: Experiment, workdir: Workdir, out: Any) -> dict[str, Any]:

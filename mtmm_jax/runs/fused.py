@@ -14,7 +14,6 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from mtmm_jax import data
 from mtmm_jax.batch import choose_all
 from mtmm_jax.evaluation import restrict
 from mtmm_jax.evaluation.split import Results
@@ -24,6 +23,7 @@ from mtmm_jax.runs.plans import claim
 from mtmm_jax.runs.votes import Votes, figures, joined, learn
 from mtmm_jax.store.files import read_npz, write_npz
 from mtmm_jax.store.workdir import Workdir
+from mtmm_jax.training.experiment import build_source
 from mtmm_jax.training.results import SPLITS, finite
 
 FILE, PARAMETERS = "ensemble.json", "rules.npz"
@@ -40,10 +40,9 @@ def sources(
     for name, run in zip(ensemble.names, ensemble.runs, strict=True):
         config = change(run.workdir.config())
         run.workdir.check_paths(config, trust_paths)
-        section = config["data"]
-        key = json.dumps(section, sort_keys=True)
+        key = json.dumps([config["data"], run.workdir.tokenizers()], sort_keys=True)
         if key not in built:
-            built[key] = data.build(section)
+            built[key] = build_source(config, run.workdir)
         if built[key].spec.modalities != run.workdir.spec().modalities:
             raise ConfigError(f"config.data: gives other modalities than those of {name}'s spec")
         found.append(built[key])

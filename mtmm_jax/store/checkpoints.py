@@ -105,8 +105,21 @@ class Checkpoints:
                 f"({_cause(error)[:120]}); remove it to go on; there are: {self.steps()}"
             ) from error
 
-    def save(self, state: Any, score: float | None, iterator: dict[str, Any]) -> None:
-        """Begins to save; returns while the writing goes on."""
+    def save(
+        self,
+        state: Any,
+        score: float | None,
+        iterator: dict[str, Any],
+        progress: dict[str, Any] | None = None,
+    ) -> None:
+        """Begins to save; returns while the writing goes on.
+
+        Args:
+            state: of the training.
+            score: of the validation at this step, if there was one.
+            iterator: the state of the data.
+            progress: how the validation score went so far, see `training.stopping`.
+        """
         step = int(jax.device_get(state.step))
         if self._saved == step or self.latest() == step:
             return
@@ -118,7 +131,11 @@ class Checkpoints:
                 {"state": state},
                 force=True,
                 metrics=None if score is None else {"score": float(score)},
-                custom_metadata={"iterator": json.dumps(iterator), "score": score},
+                custom_metadata={
+                    "iterator": json.dumps(iterator),
+                    "score": score,
+                    "progress": json.dumps(progress),
+                },
             )
         self._saved = step
         if jax.process_index() == 0:
@@ -196,6 +213,15 @@ class Checkpoints:
         except files.Damaged:
             return False
         return isinstance(found, dict) and isinstance(found.get("score"), int | float)
+
+    def progress(self, step: int) -> dict[str, Any] | None:
+        """How the validation score had gone by a step; None where its checkpoint does not know."""
+        place = (self.folder / str(step)).absolute()
+        try:
+            stored = (ocp.checkpointables_metadata(place).custom_metadata or {}).get("progress")
+            return None if stored is None else json.loads(stored)
+        except (ValueError, OSError, KeyError):
+            return None  # `restore` names the damage
 
     def restore(
         self, step: int, like: Any, devices: parallel.Devices = 1

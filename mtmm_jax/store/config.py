@@ -40,10 +40,13 @@ OPTIONAL: dict[str, Any] = {"abort_after": 25, "dumps": 3}
 """Keys that a config may leave out, and what holds then: after how many steps in a row that taught
 nothing a run ends (None: never), and how many diverged batches are kept (`training.faults`)."""
 OPTIONAL_HINTS: dict[str, Any] = {"abort_after": Count | None, "dumps": Natural}
+STOPPING: dict[str, Any] = {"stopping": Count | Mapping[str, Any] | None}
+"""Of `training.stopping`; a config may leave it out, and then training ends at its last step."""
 
 # Values of several forms, which are checked where they are read.
 FORMS: dict[str, tuple[type, ...]] = {
     "devices": (int, Mapping),
+    "stopping": (int, Mapping),
     "model.modality_dropout": (int, float, Mapping),
 }
 
@@ -74,7 +77,7 @@ def load(name_or_path: str, sections: Iterable[str] = ()) -> ConfigDict:
         )
     config = _run(path)
     with config.unlocked():
-        for key, value in {**OPTIONAL, **dict.fromkeys(sections)}.items():
+        for key, value in {**OPTIONAL, **dict.fromkeys((*STOPPING, *sections))}.items():
             if key not in config:
                 config[key] = value
     return config
@@ -185,10 +188,10 @@ def check(config: Mapping[str, Any] | ConfigDict, sections: Iterable[str] = ()) 
     """
     config = as_dict(config)
     for key in config:
-        choose(key, (*KEYS, *OPTIONAL, *sections), f"config.{key}", "key")
+        choose(key, (*KEYS, *OPTIONAL, *STOPPING, *sections), f"config.{key}", "key")
     if missing := [key for key in KEYS if key not in config]:
         raise ConfigError(f"config: misses {', '.join(missing)}; it has {', '.join(config)}")
-    hints = {**KEYS, **OPTIONAL_HINTS}
+    hints = {**KEYS, **OPTIONAL_HINTS, **STOPPING}
     for key, value in config.items():
         check_value(value, hints.get(key, Any), f"config.{key}")
     for section, known in SECTIONS.items():

@@ -252,6 +252,15 @@ class Workdir:
         own = f"{modality}.tokenizer.json"
         return self.asset(own if self.has_asset(own) else "tokenizer.json")
 
+    def tokenizers(self) -> dict[str, str]:
+        """Modality -> `tokenizer.json`, of the texts whose tokenizer the folder keeps."""
+        found = {}
+        for name, modality in self.spec().modalities.items():
+            kept = self.has_asset(f"{name}.tokenizer.json") or self.has_asset("tokenizer.json")
+            if modality.is_a("text") and kept:
+                found[name] = self.tokenizer(name).decode()
+        return found
+
 
 def _remake(path: Path) -> str:
     """How a damaged file of a run comes back."""

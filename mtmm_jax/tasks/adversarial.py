@@ -92,6 +92,8 @@ def adversarial(task: Task, config: Any, where: str) -> Task:
         decode=lambda prediction: task.decode(np.asarray(prediction["values"])),
         trivial={"values": task.trivial},
         outputs=lambda prediction: task.outputs(prediction["values"]),
+        restore=None,  # the critic's score needs the head
+        decode_outputs=task.answer,
     )
 
 

@@ -85,6 +85,10 @@ def captioning(
         said = text(prediction["ids"])
         return {"prediction": said, "best": {said: float(np.exp(prediction["score"]))}}
 
+    def decode_outputs(outputs: Mapping[str, Any]) -> dict[str, Any]:
+        said = text(outputs["ids"])
+        return {"prediction": said, "best": {said: float(outputs["probability"])}}
+
     def outputs(prediction: dict[str, Any]) -> dict[str, jax.Array]:
         return {"ids": prediction["ids"], "probability": jnp.exp(prediction["score"])}
 
@@ -104,5 +108,6 @@ def captioning(
         trivial={"ids": np.zeros(length, np.int32), "score": np.float32(0.0)},
         smaller=("cer", "wer"),
         outputs=outputs,
+        decode_outputs=decode_outputs,
         explained=None,
     )

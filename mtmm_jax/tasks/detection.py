@@ -146,6 +146,7 @@ def detection(
         decode=functools.partial(_decode, found, label.classes, threshold),
         trivial=form.trivial(frequencies),
         outputs=outputs,
+        decode_outputs=functools.partial(_decode_outputs, label.classes),
         explained=None,
     )
 
@@ -192,10 +193,21 @@ def _decode(
 ) -> dict[str, Any]:
     """`{"boxes": [{"class", "score", "box"}], "best": {words: score}}`: one a place, best first."""
     found = jax.device_get(detect(jax.tree.map(lambda x: np.asarray(x)[None], prediction)))
+    shown = found.alone & (found.scores >= threshold)
+    return _described(names, found.boxes[0], found.scores[0], found.classes[0], shown[0])
+
+
+def _decode_outputs(names: tuple[str, ...], outputs: Mapping[str, Any]) -> dict[str, Any]:
+    return _described(names, *(outputs[key] for key in ("boxes", "score", "class", "shown")))
+
+
+def _described(
+    names: tuple[str, ...], places: Any, scores: Any, classes: Any, shown: Any
+) -> dict[str, Any]:
     told = [
         {"class": names[kind], "score": float(score), "box": [round(float(x), 4) for x in box]}
-        for box, score, kind, alone in zip(*(x[0] for x in found), strict=True)
-        if alone and score >= threshold
+        for box, score, kind, keep in zip(places, scores, classes, shown, strict=True)
+        if keep
     ]
     words = "{class} at y {box[0]:.2f}-{box[2]:.2f}, x {box[1]:.2f}-{box[3]:.2f}"
     return {"boxes": told, "best": {words.format_map(one): one["score"] for one in told}}

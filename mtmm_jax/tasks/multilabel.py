@@ -14,6 +14,7 @@ from mtmm_jax.batch import Spec, Target
 from mtmm_jax.ranges import Between, Positive
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.tasks.metrics import monoids as metrics
+from mtmm_jax.tasks.metrics.intervals import of_mean, wilson
 from mtmm_jax.tasks.task import Labels, Task, find_target, masked
 from mtmm_jax.tasks.traits import Traits, labels_labelling
 from mtmm_jax.tasks.traits.distilled import distilled_labels
@@ -97,6 +98,7 @@ def multilabel(
         trivial=odds.astype(np.float32),
         secondary=("exact_match",),
         outputs=lambda logits: {"probability": jax.nn.sigmoid(logits)},
+        restore=lambda outputs: _logits(outputs["probability"]),
         explained=explained_label(classes),
         labelling=labels_labelling(classes),
         distilled=distilled_labels(),
@@ -119,6 +121,7 @@ def label_accuracy(thresholds: np.ndarray) -> metrics.Metric:
         truth = jnp.zeros_like(logits) if labels.y is None else labels.y
         right = (logits.astype(jnp.float32) > cut) == (truth > 0.5)
         shares = {"rows": right.all(-1).astype(jnp.float32), "labels": right.mean(-1)}
+        shares["squares"] = jnp.square(shares["labels"])
         told = {key: jnp.where(weight > 0, weight * x, 0.0).sum() for key, x in shares.items()}
         return {**told, "count": weight.sum()}
 
@@ -128,7 +131,15 @@ def label_accuracy(thresholds: np.ndarray) -> metrics.Metric:
             return dict.fromkeys(("exact_match", "label_accuracy"), float("nan"))
         return {"exact_match": rows / count, "label_accuracy": right / count}
 
-    return metrics.Metric(update, metrics.add, compute)
+    def intervals(state: dict[str, Any]) -> dict[str, Any]:
+        keys = ("rows", "labels", "squares", "count")
+        rows, right, squares, count = (float(state[key]) for key in keys)
+        return {
+            "exact_match": wilson(rows, count),
+            "label_accuracy": of_mean(right, squares, count, low=0.0, high=1.0),
+        }
+
+    return metrics.Metric(update, metrics.add, compute, intervals)
 
 
 class Biased(nn.Module):
@@ -154,6 +165,11 @@ def _log_odds(label: Target) -> np.ndarray:
 
 def _probability(logits: np.ndarray) -> np.ndarray:
     return 0.5 * (1.0 + np.tanh(0.5 * logits))
+
+
+def _logits(p: np.ndarray) -> np.ndarray:
+    p = np.clip(np.asarray(p, np.float64), 1e-30, 1 - 2.0**-24)
+    return np.log(p) - np.log1p(-p)
 
 
 def _needs_frequencies(label: Target, where: str, value: Any) -> None:

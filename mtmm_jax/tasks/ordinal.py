@@ -13,6 +13,7 @@ from mtmm_jax.batch import Spec
 from mtmm_jax.heads.ordinal import Cumulative
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.tasks.metrics import monoids as metrics
+from mtmm_jax.tasks.metrics.intervals import of_counts, of_mean, only, wilson
 from mtmm_jax.tasks.task import Labels, Task, find_target, masked
 from mtmm_jax.tasks.traits import Traits, class_labelling, confusion_drawing
 from mtmm_jax.tasks.traits.distilled import distilled_class
@@ -89,6 +90,7 @@ def ordinal(
         trivial=-thresholds.astype(np.float32),
         smaller=("mae",),
         outputs=outputs,
+        restore=lambda outputs: _log_odds(outputs["probability"]),
         explained=None,
         labelling=class_labelling(classes, lambda outputs: int(outputs["level"])),
         distilled=distilled_class(log_probabilities),
@@ -106,6 +108,13 @@ def log_probabilities(above: jax.Array) -> jax.Array:
     higher, lower = jax.nn.log_sigmoid(above), jax.nn.log_sigmoid(-above)
     middle = higher[..., :-1] + lower[..., 1:] + between
     return jnp.concatenate([lower[..., :1], middle, higher[..., -1:]], axis=-1)
+
+
+def _log_odds(p: np.ndarray) -> np.ndarray:
+    """`[..., K - 1]` of being above each class but the last, from `[..., K]` probabilities."""
+    p = np.maximum(np.asarray(p, np.float64), 1e-30)
+    above = np.cumsum(p[..., ::-1], -1)[..., ::-1][..., 1:]
+    return (np.log(above) - np.log(np.cumsum(p, -1)[..., :-1])).astype(np.float32)
 
 
 def ordinal_errors(classes: int) -> metrics.Metric:
@@ -133,7 +142,17 @@ def ordinal_errors(classes: int) -> metrics.Metric:
             "kappa": float(1 - (gap**2 * counts).sum() / spread),
         }
 
-    return metrics.Metric(update, metrics.add, compute)
+    def intervals(counts: np.ndarray) -> dict[str, Any]:
+        counts = np.asarray(counts, np.float64)
+        gap = np.abs(np.subtract.outer(np.arange(classes), np.arange(classes)))
+        sums = ((gap * counts).sum(), (gap**2 * counts).sum(), counts.sum())
+        return {
+            "mae": of_mean(*sums, low=0.0),
+            "accuracy": wilson(np.trace(counts), counts.sum()),
+            **only(of_counts(compute, counts), "kappa"),
+        }
+
+    return metrics.Metric(update, metrics.add, compute, intervals)
 
 
 def _thresholds(frequencies: Iterable[float]) -> np.ndarray:

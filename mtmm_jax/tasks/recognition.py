@@ -70,6 +70,10 @@ def recognition(
         logits, mask = prediction["logits"], prediction["mask"]
         return {"ids": greedy(logits, mask), "probability": jax.nn.softmax(logits), "mask": mask}
 
+    def restore(outputs: Mapping[str, Any]) -> dict[str, Any]:
+        logits = np.log(np.maximum(outputs["probability"], 1e-30))
+        return {"logits": logits, "mask": outputs["mask"]}
+
     silence = np.zeros((1, size), np.float32)
     silence[:, BLANK] = 1.0
     return Task(
@@ -85,6 +89,7 @@ def recognition(
         trivial={"logits": silence, "mask": np.ones(1, bool)},
         smaller=("cer", "wer"),
         outputs=outputs,
+        restore=restore,
         explained=None,
         traits=Traits(transcribes=True),
     )

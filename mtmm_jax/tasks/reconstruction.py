@@ -112,6 +112,7 @@ def reconstruction(
         trivial=np.zeros(count, np.float32),
         smaller=("mse",),
         outputs=lambda z: {"values": z.reshape(z.shape[0], *form)},
+        restore=lambda outputs: outputs["values"].reshape(len(outputs["values"]), -1),
         explained=None,
         modality=modality,
         form=form,

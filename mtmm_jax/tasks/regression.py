@@ -124,7 +124,7 @@ def regression(
         columns = [label.standardise(outputs["value"])]
         if "std" in outputs:
             columns.append(2 * np.log(outputs["std"] / label.std))
-        return np.stack(columns, 1)
+        return error.coarsen(np.stack(columns, 1))
 
     return Task(
         name=name,

@@ -78,6 +78,7 @@ def segmentation(
         decode=decode,
         trivial=everywhere,
         outputs=outputs,
+        restore=lambda outputs: np.log(np.maximum(outputs["probability"], 1e-30)),
         explained=None,
         drawing=confusion_drawing,
         traits=Traits(averages=True),
@@ -109,4 +110,8 @@ def pixel_confusion(classes: int) -> metrics.Metric:
             "pixel_accuracy": float(hits.sum() / total),
         }
 
-    return metrics.Metric(update, metrics.add, compute)
+    def intervals(counts: np.ndarray) -> dict[str, Any]:
+        del counts
+        return dict.fromkeys(("miou", "pixel_accuracy"), "pixels of one picture are no examples")
+
+    return metrics.Metric(update, metrics.add, compute, intervals)

@@ -17,12 +17,16 @@ from mtmm_jax.layers.spectrogram import FLOOR, frame_count, griffin_lim, log_mel
 from mtmm_jax.ranges import Seconds, Size
 from mtmm_jax.registry import ConfigError, choose
 from mtmm_jax.tasks.metrics.cepstral import distortion
+from mtmm_jax.tasks.metrics.intervals import of_mean
 from mtmm_jax.tasks.metrics.monoids import Metric, add
 from mtmm_jax.tasks.task import Labels, Task, find_target, masked
 from mtmm_jax.tasks.traits import Speech
 
 # Log-mel values of speech lie between about -11 (silence) and 8: about -1..1 for the network.
 _MIDDLE, _SPREAD = -3.0, 4.0
+
+_MEANS = {"warped_distortion": "warped", "distortion": "distortion", "duration_error": "seconds"}
+"""Metric -> the sum in the state that it is the mean of."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +136,8 @@ def synthesis(
 
     def measure(prediction: dict[str, Any], labels: Labels) -> dict[str, jax.Array]:
         if labels.y is None:
-            return dict.fromkeys(("count", "distortion", "warped", "seconds"), jnp.zeros(()))
+            keys = [f"{key}{end}" for key in _MEANS.values() for end in ("", "_squared")]
+            return dict.fromkeys(("count", *keys), jnp.zeros(()))
         mel, count, who = heard(labels)
         memory, mask, later = (prediction.get(key) for key in ("memory", "mask", "later"))
         said, length, drawn = prediction["mel"], prediction["frames"], prediction["mel"]
@@ -145,25 +150,25 @@ def synthesis(
             lasts = _durations(path, real, mask.shape[1])
             drawn = later("render", memory, mask, who, lasts)
         loud = [x * _SPREAD + _MIDDLE for x in (mel, drawn, said)]
-        w = labels.weight
-
-        def total(values: jax.Array) -> jax.Array:
-            return masked(values, w)[0]
-
-        return {
-            "count": w.sum(),
-            "distortion": total(distortion(loud[1], loud[0], count, count, warp=False)),
-            "warped": total(distortion(loud[2], loud[0], length, count, warp=True)),
-            "seconds": total(jnp.abs(length - count).astype(jnp.float32) * hop),
+        values = {
+            "distortion": distortion(loud[1], loud[0], count, count, warp=False),
+            "warped": distortion(loud[2], loud[0], length, count, warp=True),
+            "seconds": jnp.abs(length - count).astype(jnp.float32) * hop,
         }
+        values |= {f"{key}_squared": jnp.square(x) for key, x in values.items()}
+        sums = {key: masked(x, labels.weight)[0] for key, x in values.items()}
+        return {"count": labels.weight.sum(), **sums}
 
     def compute(state: dict[str, Any]) -> dict[str, float]:
         s = {key: float(value) for key, value in state.items()}
-        mean = {k: v / s["count"] if s["count"] > 0 else float("nan") for k, v in s.items()}
+        count = s["count"] if s["count"] > 0 else float("nan")
+        return {name: s[key] / count for name, key in _MEANS.items()}
+
+    def intervals(state: dict[str, Any]) -> dict[str, Any]:
+        s = {key: float(value) for key, value in state.items()}
         return {
-            "warped_distortion": mean["warped"],
-            "distortion": mean["distortion"],
-            "duration_error": mean["seconds"],
+            name: of_mean(s[key], s[f"{key}_squared"], s["count"], low=0.0)
+            for name, key in _MEANS.items()
         }
 
     def say(prediction: dict[str, Any], who: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -177,6 +182,10 @@ def synthesis(
         """`{"seconds", "rate", "wave"}`, in the chosen voice."""
         wave = listen(prediction["mel"], prediction["frames"])
         return {"seconds": len(wave) / label.rate, "rate": label.rate, "wave": wave}
+
+    def decode_outputs(outputs: Mapping[str, Any]) -> dict[str, Any]:
+        mel = (np.asarray(outputs["log_mel"]) - _MIDDLE) / _SPREAD
+        return decode({"mel": mel, "frames": outputs["frames"]})
 
     def outputs(prediction: dict[str, Any]) -> dict[str, jax.Array]:
         """The logarithms of mel power; a wave is made of them on the host."""
@@ -197,7 +206,7 @@ def synthesis(
             silence=silence,
         ),
         loss=loss,
-        metrics={"distortion": Metric(measure, add, compute)},
+        metrics={"distortion": Metric(measure, add, compute, intervals)},
         headline="warped_distortion",
         decode=decode,
         trivial={
@@ -206,6 +215,7 @@ def synthesis(
         },
         smaller=("warped_distortion", "distortion", "duration_error"),
         outputs=outputs,
+        decode_outputs=decode_outputs,
         explained=None,
         speech=Speech(heard, say, listen),
         speaker=speaker,

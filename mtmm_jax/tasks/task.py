@@ -9,8 +9,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mtmm_jax.batch import Batch, Spec, Target
+from mtmm_jax.heads.bound import row_of
 from mtmm_jax.registry import ConfigError, choose
 from mtmm_jax.tasks.metrics.monoids import Metric
 from mtmm_jax.tasks.traits import (
@@ -62,6 +64,8 @@ class Task:
         secondary: the names of metrics that tables show next to the headline.
         outputs: `prediction -> {name: [B, ...]}` in the label's units; pure, for `jit`.
         restore: outputs -> a prediction of the same metrics; None where outputs do not suffice.
+        decode_outputs: outputs of one row -> what `decode` gives of its prediction; by default
+            through `restore`.
         explained: the scalar that attribution follows; None if the task is not explained.
         labelling: how predictions become labels of a manifest; None if they do not.
         distilled: how the task is imitated; None if it cannot be.
@@ -88,6 +92,7 @@ class Task:
     secondary: tuple[str, ...] = ()
     outputs: Callable[[Any], dict[str, jax.Array]] = arrays_of
     restore: Callable[[Mapping[str, Any]], Any] | None = None
+    decode_outputs: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
     explained: Explained | None = PROJECTION
     labelling: Labelling | None = None
     distilled: Distilled | None = None
@@ -101,6 +106,15 @@ class Task:
     def smaller_is_better(self) -> bool:
         """Whether the headline is better when smaller."""
         return self.headline in self.smaller
+
+    def answer(self, outputs: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What `decode` gives, from the outputs of one row; None where these do not suffice."""
+        if self.decode_outputs is not None:
+            return self.decode_outputs(outputs)
+        if self.restore is None:
+            return None
+        rows = {name: np.asarray(value)[None] for name, value in outputs.items()}
+        return self.decode(row_of(self.restore(rows), 0))
 
     @property
     def entrance(self) -> str | None:

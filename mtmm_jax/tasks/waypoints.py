@@ -11,6 +11,7 @@ import numpy as np
 
 from mtmm_jax.batch import Spec, Target
 from mtmm_jax.tasks.metrics import monoids as metrics
+from mtmm_jax.tasks.metrics.intervals import of_mean
 from mtmm_jax.tasks.task import Labels, Task, find_target, masked
 from mtmm_jax.tasks.traits import Traits
 
@@ -71,6 +72,7 @@ def waypoints(
         trivial=np.zeros(label.shape, np.float32),
         smaller=("ade", "fde"),
         outputs=outputs,
+        decode_outputs=lambda found: {"path": np.asarray(found["points"]).round(4).tolist()},
         explained=None,
         traits=Traits(averages=True),
     )
@@ -85,8 +87,8 @@ def displacement(label: Target) -> metrics.Metric:
     def update(prediction: jax.Array, labels: Any) -> dict[str, jax.Array]:
         points = _points(prediction, label)
         if labels.y is None:
-            nothing = jnp.zeros(())
-            return {"average": nothing, "final": nothing, "count": nothing}
+            keys = ("average", "average_squared", "final", "final_squared", "count")
+            return dict.fromkeys(keys, jnp.zeros(()))
         valid, weight = _valid(labels)
         gap = label.undo({"points": points})["points"] - labels.y["points"]
         distance = jnp.sqrt(jnp.square(jnp.where(valid[..., None], gap, 0.0)).sum(-1))
@@ -95,7 +97,9 @@ def displacement(label: Target) -> metrics.Metric:
         average = distance.sum(1) / _count(valid)
         return {
             "average": (weight * average).sum(),
+            "average_squared": (weight * average**2).sum(),
             "final": (weight * final).sum(),
+            "final_squared": (weight * final**2).sum(),
             "count": weight.sum(),
         }
 
@@ -103,7 +107,14 @@ def displacement(label: Target) -> metrics.Metric:
         count = float(state["count"]) or float("nan")
         return {"ade": float(state["average"]) / count, "fde": float(state["final"]) / count}
 
-    return metrics.Metric(update, metrics.add, compute)
+    def intervals(state: dict[str, Any]) -> dict[str, Any]:
+        s = {key: float(value) for key, value in state.items()}
+        return {
+            name: of_mean(s[key], s[f"{key}_squared"], s["count"], low=0.0)
+            for name, key in (("ade", "average"), ("fde", "final"))
+        }
+
+    return metrics.Metric(update, metrics.add, compute, intervals)
 
 
 def _points(prediction: jax.Array, label: Target) -> jax.Array:

@@ -16,6 +16,7 @@ from mtmm_jax.registry import ConfigError, choose
 from mtmm_jax.tasks.hidden import OfInput
 from mtmm_jax.tasks.hidden import check as check_hidden
 from mtmm_jax.tasks.metrics import monoids as metrics
+from mtmm_jax.tasks.metrics.intervals import of_mean, transformed
 from mtmm_jax.tasks.task import Labels, Task, masked
 from mtmm_jax.tasks.traits import Traits
 
@@ -95,6 +96,7 @@ def words(
         trivial=np.zeros(size, np.float32),
         smaller=("perplexity",),
         outputs=lambda z: {"probability": jax.nn.softmax(z)},
+        restore=lambda outputs: np.log(np.maximum(outputs["probability"], 1e-30)),
         explained=None,
         traits=Traits(vocabulary_of=modality),
         modality=modality,
@@ -117,14 +119,16 @@ def recall(k: int) -> metrics.Metric:
 
     def update(z: jax.Array, labels: Labels) -> dict[str, jax.Array]:
         if labels.y is None:
-            return dict.fromkeys(("count", "found", "surprise"), jnp.zeros(()))
+            keys = ("count", "found", "found_squared", "surprise", "surprise_squared")
+            return dict.fromkeys(keys, jnp.zeros(()))
         known = labels.y["known"]
         best = jax.lax.top_k(z.astype(jnp.float32), k)[1]
         hit = (labels.y["ids"][..., None] == best[:, None]).any(-1) & known
         share = hit.sum(1) / jnp.maximum(known.sum(1), 1)
-        found, count = masked(share.astype(jnp.float32), labels.weight)
-        surprise, _ = masked(_surprise(z, labels.y), labels.weight)
-        return {"count": count, "found": found, "surprise": surprise}
+        values = {"found": share.astype(jnp.float32), "surprise": _surprise(z, labels.y)}
+        values |= {f"{key}_squared": jnp.square(x) for key, x in values.items()}
+        sums = {key: masked(x, labels.weight)[0] for key, x in values.items()}
+        return {"count": labels.weight.sum(), **sums}
 
     def compute(state: dict[str, Any]) -> dict[str, float]:
         count, found, surprise = (float(state[key]) for key in ("count", "found", "surprise"))
@@ -132,4 +136,13 @@ def recall(k: int) -> metrics.Metric:
             return {f"recall@{LISTED}": float("nan"), "perplexity": float("nan")}
         return {f"recall@{LISTED}": found / count, "perplexity": float(np.exp(surprise / count))}
 
-    return metrics.Metric(update, metrics.add, compute)
+    def intervals(state: dict[str, Any]) -> dict[str, Any]:
+        s = {key: float(value) for key, value in state.items()}
+        share = of_mean(s["found"], s["found_squared"], s["count"], low=0.0, high=1.0)
+        surprise = of_mean(s["surprise"], s["surprise_squared"], s["count"])
+        return {
+            f"recall@{LISTED}": share,
+            "perplexity": transformed(surprise, lambda x: float(np.exp(x))),
+        }
+
+    return metrics.Metric(update, metrics.add, compute, intervals)

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -21,11 +21,13 @@ from mtmm_jax.balancing.trainer import TRAINER
 from mtmm_jax.batch import Spec
 from mtmm_jax.devices import machine, parallel
 from mtmm_jax.devices.mesh import Layout
+from mtmm_jax.encoders import backbones
 from mtmm_jax.model import Model
 from mtmm_jax.model import build as build_model
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.store import config as configs
-from mtmm_jax.training import linear_models
+from mtmm_jax.store.workdir import Workdir
+from mtmm_jax.training import linear_models, stopping
 from mtmm_jax.training.extensions import EXTENSIONS, optional_sections
 from mtmm_jax.training.step import TrainState, initialiser, key_data, make_step, prepared
 from mtmm_jax.transfer import init_from
@@ -78,6 +80,11 @@ class Experiment:
 
     def begun(self, seed: int | None = None) -> Begun:
         """The state before the first step, and what of it came from elsewhere."""
+        state, loaded = init_from.load(self, self.drawn(seed), assemble)
+        return Begun(*linear_models.begin(self, state), loaded)
+
+    def drawn(self, seed: int | None = None) -> TrainState:
+        """The state before the first step with all parameters drawn at random."""
         if (self.config.get("relatedness") or {"found": True}).get("found") is None:
             raise ConfigError(
                 "relatedness: was not measured; mtmm_jax.train does so before the first step "
@@ -87,9 +94,7 @@ class Experiment:
         # On a mesh no device ever holds the whole.
         laid_out = {} if mesh is None else {"out_shardings": mesh.of(self.shapes)}
         drawn = key_data(self.config["seed"] if seed is None else seed)
-        state = parallel.jit_once(self._initialise, **laid_out)(drawn)
-        state, loaded = init_from.load(self, state, assemble)
-        return Begun(*linear_models.begin(self, state), loaded)
+        return parallel.jit_once(self._initialise, **laid_out)(drawn)
 
     @functools.cached_property
     def _initialise(self) -> Any:
@@ -217,6 +222,23 @@ def check_config(config: Any) -> None:
     configs.check(config, optional_sections())
 
 
+def build_source(config: Any, kept: Workdir | None = None) -> Any:
+    """The data of a config, its texts in the tokens of the encoders that read them.
+
+    Args:
+        config: of a run, as plain dicts.
+        kept: a run, whose tokenizers are taken instead of those in folders of weights.
+    """
+    if kept is None:
+        return data.build(config["data"], tokenizers=backbones.tokenizers(_encoders(config)))
+    return data.build(config["data"], tokenizers=kept.tokenizers())
+
+
+def _encoders(config: Any) -> Any:
+    model = config["model"]
+    return model.get("encoders") if isinstance(model, Mapping) else None
+
+
 def assemble(config: Any, spec: Spec | None = None, source: Any = None) -> Experiment:
     """Builds and checks every part; raises a `ConfigError` that names value, place and choices.
 
@@ -229,8 +251,11 @@ def assemble(config: Any, spec: Spec | None = None, source: Any = None) -> Exper
         plain[key] = registry.entry_of(plain[key], key)
     devices = parallel.place(plain["devices"], plain["batch_size"])
     parallel.check_rows(plain["evaluation"]["batch_size"], devices, "evaluation.batch_size")
+    if "encoders" in plain["model"]:
+        found = backbones.with_sizes(plain["model"]["encoders"])
+        plain["model"] = {**plain["model"], "encoders": found}
     if source is None and spec is None:
-        source = data.build(plain["data"])
+        source = build_source(plain)
     model = build_model(plain["model"], plain["tasks"], spec or source.spec)
     parts = extended(Parts(plain, source, model, devices, assemble, plain["balancing"]), EXTENSIONS)
     for key in TRAINER.keys() & parts.trainer.keys():
@@ -239,7 +264,8 @@ def assemble(config: Any, spec: Spec | None = None, source: Any = None) -> Exper
         _check_mixing(parts.source, parts.model, parts.balancer)
     _check_batch_size(parts)
     best = plain["checkpoint"]["best"]
-    registry.choose(best, ("mean", *parts.model.tasks), "checkpoint.best", "task")
+    registry.choose(best, ("mean", "skill", *parts.model.tasks), "checkpoint.best", "task")
+    stopping.read(plain.get("stopping"))
     if isinstance(devices, Layout):
         devices = devices.resolve(parts.model.shapes["params"])
     return Experiment(

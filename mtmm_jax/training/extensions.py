@@ -7,6 +7,7 @@ is a key of the config; one with a dot, such as `optimizer.private`, a key of th
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ from mtmm_jax.optim import optimizers, per_path, per_task, privacy
 from mtmm_jax.ranges import Layers
 from mtmm_jax.registry import ConfigError, check
 from mtmm_jax.store.config import KEYS
-from mtmm_jax.transfer import init_from, lora, quantising
+from mtmm_jax.transfer import init_from, lora, pretrained, quantising
 
 TRAINER_KEYS = ("engine", "head_gradients", "chunk")
 
@@ -71,6 +72,10 @@ def build_optimizer(section: Any, parts: Parts) -> Parts:
     own = {key: value for key, value in section.items() if f"optimizer.{key}" not in EXTENSIONS}
     freeze = [*per_path.regexes(own.get("freeze"), "optimizer.freeze"), *parts.freeze]
     model = parts.model
+    if parts.rates_by_path:
+        given = own.get("rates") or ()
+        pairs = given.items() if isinstance(given, Mapping) else given
+        own["rates"] = [*pairs, *parts.rates_by_path]
     if freeze:
         own["freeze"] = freeze
         rewrites = (per_path.held(freeze), *model.rewrites)
@@ -99,6 +104,7 @@ EXTENSIONS: dict[str, Extension] = {
     "data.in_step": Extension(in_step.augment, 60),
     "tasks": Extension(in_step.mask, 61),
     "optimizer.accumulate": Extension(accumulate, 65),
+    "model": Extension(pretrained.extend, 69),
     "init_from": Extension(init_from.extend, 70),
     "lora": Extension(lora.extend, 71),
     "quantise": Extension(quantising.extend, 72),

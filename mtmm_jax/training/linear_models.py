@@ -28,7 +28,14 @@ def begin(experiment: Any, state: Any) -> tuple[Any, linear.Fitted | None]:
             "number, or choose learned encoders and model.linear=None"
         )
     rows = experiment.config["evaluation"]["batch_size"]
-    fitted = linear.fit_linear(experiment.model, experiment.source, rows)
+    own = experiment.model.linear
+    if own is not None and own.backbones and experiment.config.get("lora"):
+        formulas = {n: "..." for n in own.encoders if n not in own.backbones}
+        raise ConfigError(
+            f"model.linear: vectors of {', '.join(own.backbones)} would change with lora; name "
+            f"formulas, such as {formulas}, or set it to None"
+        )
+    fitted = linear.fit_linear(experiment.model, state.variables, experiment.source, rows)
     return state.replace(
         batch_stats=linear.with_variables(state.batch_stats, fitted.variables)
     ), fitted

@@ -179,20 +179,45 @@ class Watch:
             )
 
 
-def results_table(title: str, columns: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
-    """Task and figure down, one column for each of several results."""
+def results_table(
+    title: str,
+    columns: Mapping[str, Mapping[str, Mapping[str, float]]],
+    certainty: Mapping[str, Any] | None = None,
+) -> Table:
+    """Task and metric down, one column for each of several results.
+
+    Args:
+        title: over the table.
+        columns: `{name: {task: {metric: value}}}`.
+        certainty: of the first column, how many examples each value is of and its interval
+            (`evaluation.intervals`).
+    """
     table = Table(title=title)
     table.add_column("task")
     table.add_column("figure")
-    for name in columns:
+    for i, name in enumerate(columns):
         table.add_column(name, justify="right")
+        if i == 0 and certainty:
+            table.add_column("95 %", justify="right")
+            table.add_column("n", justify="right")
     first = next(iter(columns.values()))
     for task, figures in first.items():
         for i, figure in enumerate(figures):
             cells = [_shown(result.get(task, {}).get(figure)) for result in columns.values()]
+            if certainty:
+                cells[1:1] = certainty_cells(certainty.get(task, {}).get(figure))
             table.add_row(task if i == 0 else "", figure, *cells)
         table.add_section()
     return table
+
+
+def certainty_cells(entry: Mapping[str, Any] | None) -> list[str]:
+    """The interval and the number of examples of one metric, as tables show them."""
+    if entry is None:
+        return ["-", "-"]
+    ends = [entry["low"], entry["high"]]
+    interval = "-" if None in ends else " to ".join(f"{end:.3f}" for end in ends)
+    return [interval, f"{entry['n']:,}"]
 
 
 def _shown(value: float | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,18 +14,19 @@ from rich.console import Console
 
 from mtmm_jax.batch import Spec
 from mtmm_jax.devices import parallel, processes
-from mtmm_jax.evaluation import Evaluator, headlines
+from mtmm_jax.evaluation import Evaluator, headlines, mean_skill, trivial_results
 from mtmm_jax.store.checkpoints import Checkpoints
 from mtmm_jax.store.files import writing
 from mtmm_jax.store.workdir import Workdir
 from mtmm_jax.tasks.task import modalities_of
-from mtmm_jax.training import linear_models
+from mtmm_jax.training import linear_models, stopping
 from mtmm_jax.training.experiment import Experiment, check_batch
 from mtmm_jax.training.faults import Faults
 from mtmm_jax.training.figures import Figures
 from mtmm_jax.training.logs import Journal, Watch
 from mtmm_jax.training.profiling import Meter
 from mtmm_jax.training.step import TrainState
+from mtmm_jax.training.stopping import Progress
 from mtmm_jax.transfer import init_from
 
 
@@ -38,16 +40,44 @@ class _Nowhere:
         pass
 
 
-def score(experiment: Experiment, results: Any, step: int | None = None) -> float:
-    """The figure that `checkpoint.best` names: one task's headline, or the mean over tasks. Before
-    `optimizer.prune` is through none is: the best model would be one with all its weights."""
-    prune = experiment.config["optimizer"].get("prune")
-    if prune is not None and step is not None and step < prune["end"]:
+def score(
+    experiment: Experiment,
+    results: Any,
+    step: int | None = None,
+    trivial: Callable[[], Any] | None = None,
+) -> float:
+    """The metric that `checkpoint.best` names: "skill", the mean over tasks of
+    `evaluation.skill`; "mean", that of the headlines as they are; or one task's headline.
+
+    A metric that is not finite is -inf, and so is every one before `optimizer.prune` is through:
+    the best model would be one with all its weights.
+
+    Args:
+        experiment: whose metric it is.
+        results: of the validation split.
+        step: after which they are.
+        trivial: gives the trivial predictor's results on that split; by default they are computed.
+    """
+    if _unpruned(experiment, step):
         return -np.inf
-    figures = headlines(experiment.model, results)
     best = experiment.config["checkpoint"]["best"]
-    value = float(np.mean(list(figures.values()))) if best == "mean" else figures[best]
+    if best == "skill":
+        known = trivial_validation(experiment) if trivial is None else trivial()
+        value = mean_skill(experiment.model, results, known)
+    else:
+        metrics = headlines(experiment.model, results)
+        value = float(np.mean(list(metrics.values()))) if best == "mean" else metrics[best]
     return value if np.isfinite(value) else -np.inf
+
+
+def _unpruned(experiment: Experiment, step: int | None) -> bool:
+    prune = experiment.config["optimizer"].get("prune")
+    return prune is not None and step is not None and step < prune["end"]
+
+
+def trivial_validation(experiment: Experiment) -> Any:
+    """The results on the validation split of predictors that look at nothing."""
+    return trivial_results(experiment.model, evaluation_batches(experiment, "validation"))
 
 
 def evaluation_batches(experiment: Experiment, split: str) -> Iterator[Any]:
@@ -61,7 +91,8 @@ def train(
     console: Console,
     meter: Meter | None = None,
 ) -> None:
-    """Trains to the last step from wherever the run stands. Saves on the way and at the end.
+    """Trains to the last step from wherever the run stands, or until `config.stopping` ends it.
+    Saves on the way and at the end.
 
     Args:
         meter: times the parts of the steps, traces those it is to, and warns of new programs.
@@ -79,11 +110,15 @@ def train(
         )
     )
     start = processes.told(checkpoints.latest() or 0)
-    if start >= steps:
+    settings = stopping.read(experiment.config.get("stopping"))
+    progress = Progress.of(checkpoints.progress(start) if start else None)
+    if start >= steps or progress.ended(settings):
         return
+    trivial = functools.cache(lambda: trivial_validation(experiment))
     if start:
         processes.led(lambda: checkpoints.check_small(console.print), "--workdir")
         start, state, data_state = checkpoints.resume(experiment.shapes, devices, console.print)
+        progress = Progress.of(checkpoints.progress(start))
         iterator.set_state(data_state)
         console.print(f"resuming from step {start}")
     else:
@@ -110,7 +145,7 @@ def train(
         jax.transfer_guard_device_to_host("disallow"),
     ):
         figures = Figures(experiment, iterator, journal, watch, faults, meter, start)
-        late = False  # whether the step before is to be told
+        late = ended = False  # whether the step before is to be told; whether this is the last
         for number in range(start + 1, steps + 1):
             waited = time.monotonic()
             batch = next(iterator)
@@ -123,11 +158,12 @@ def train(
                 figures.tell(number - 1)
             figures.add(told)
             last = number == steps
+            validate = number % experiment.config["evaluation"]["every"] == 0 or last
             log = number % experiment.config["evaluation"]["log_every"] == 0 or last
+            log = log or (validate and settings is not None)  # it may be the last step
             if log:
                 stop.agree()
             asked = stop.agreed
-            validate = number % experiment.config["evaluation"]["every"] == 0 or last
             save = number % experiment.config["checkpoint"]["every"] == 0 or validate or asked
             late = log and not save
             if log and save:
@@ -138,13 +174,20 @@ def train(
                 batches = _counted(evaluation_batches(experiment, "validation"), beat)
                 results = evaluator.results(state.variables, batches)
                 state = _validated(experiment, journal, watch, number, state, results)
-                latest_score = score(experiment, results, number)
+                latest_score = score(experiment, results, number, trivial)
+                if not _unpruned(experiment, number):
+                    progress = progress.after(number, latest_score, settings)
+                ended = progress.ended(settings) and not last
                 iterator.observe(_part_scores(experiment, results))
                 faults.remixed(iterator.get_state())
                 figures.pause()
             if save:
                 whole = parallel.first(state, devices)
-                checkpoints.save(whole, latest_score, iterator.get_state())
+                checkpoints.save(whole, latest_score, iterator.get_state(), progress._asdict())
+            if ended:
+                named = experiment.config["checkpoint"]["best"]
+                watch.say(f"stopped at step {number} of {steps}: {progress.since(named)}")
+                break
             if asked and not last:
                 checkpoints.wait()
                 raise processes.Interrupted(asked, number)

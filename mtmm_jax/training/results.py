@@ -2,44 +2,106 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from mtmm_jax.devices import parallel
-from mtmm_jax.evaluation import Evaluator, gallery, trivial_results
+from mtmm_jax.evaluation import Evaluator, certainty, gallery, skills, trivial_states
 from mtmm_jax.evaluation.split import compute
+from mtmm_jax.model import Model
 from mtmm_jax.store.files import write_npz
 from mtmm_jax.store.workdir import Workdir
 from mtmm_jax.training.experiment import Experiment
+from mtmm_jax.training.figures import waiting_advice
+from mtmm_jax.training.logs import read_journal
 from mtmm_jax.training.loop import evaluation_batches
+from mtmm_jax.training.remarks import Findings, remarks, waiting_share
+from mtmm_jax.training.stopping import Progress
 
 SPLITS = ("validation", "test")
+FORMAT = 2
+"""Of results.json; 1, which had no number, held the splits and the baselines alone."""
 
 
 def final_results(experiment: Experiment, variables: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`{split: {task: {figure: value}}, "baselines": {...}}`, and each split's metric states."""
+    """What `results.json` holds, and each split's metric states.
+
+    Returns:
+        `{"format", split: {task: {metric: value}}, "baselines": {name: {split: ...}}, "intervals":
+        ..., "skill": {split: {task: skill}}}`. "intervals" has the shape of all the rest, and
+        where that has a value, how many examples it is of and its 95 % interval
+        (`evaluation.intervals`). "baselines" and "skill" are there if the config evaluates them.
+    """
     evaluator = Evaluator(experiment.model, experiment.devices)
     variables = parallel.replicate(variables, experiment.devices)
-    results: dict[str, Any] = {}
-    states: dict[str, Any] = {}
-    baselines: dict[str, Any] = {"trivial": {}}
+    model, states = experiment.model, {}
+    results: dict[str, Any] = {"format": FORMAT, "intervals": {}}
     for split in SPLITS:
         states[split] = evaluator.states(variables, evaluation_batches(experiment, split))
-        results[split] = compute(experiment.model, states[split])
+        _add(model, results, (split,), states[split])
         if experiment.config["evaluation"]["baselines"]:
-            baselines["trivial"][split] = trivial_results(
-                experiment.model, evaluation_batches(experiment, split)
-            )
-            for modality in experiment.model.encoders:
-                baselines.setdefault(f"only {modality}", {})[split] = evaluator.results(
-                    variables, evaluation_batches(experiment, split), only=[modality]
-                )
-    if experiment.config["evaluation"]["baselines"]:
-        results["baselines"] = baselines
+            batches = evaluation_batches(experiment, split)
+            _add(model, results, ("baselines", "trivial", split), trivial_states(model, batches))
+            for name in model.encoders:
+                batches = evaluation_batches(experiment, split)
+                found = evaluator.states(variables, batches, only=[name])
+                _add(model, results, ("baselines", f"only {name}", split), found)
+            trivial = results["baselines"]["trivial"][split]
+            results.setdefault("skill", {})[split] = skills(model, results[split], trivial)
     if any(task.space is not None for task in experiment.model.tasks.values()):
         states["train"] = evaluator.states(variables, evaluation_batches(experiment, "train"))
     return results, states
+
+
+def add_remarks(experiment: Experiment, workdir: Workdir, results: dict[str, Any]) -> None:
+    """Puts plain sentences about the run, which has all its other results, under "remarks"."""
+    tasks, config = experiment.model.tasks, experiment.config
+    found = Findings(
+        results=results,
+        headlines={name: task.headline for name, task in tasks.items()},
+        smaller=frozenset(name for name, task in tasks.items() if task.smaller_is_better),
+        waited=waiting_share(read_journal(workdir.metrics)),
+        advice=waiting_advice(experiment.source, config["data"]),
+    )
+    results["remarks"] = remarks(found)
+
+
+def _add(model: Model, results: dict[str, Any], place: Sequence[str], states: Any) -> None:
+    """Puts metrics at a place of the results, and at the same place of the intervals these."""
+    for whole, part in (
+        (results, compute(model, states)),
+        (results["intervals"], certainty(model, states)),
+    ):
+        *above, last = place
+        for key in above:
+            whole = whole.setdefault(key, {})
+        whole[last] = part
+
+
+def course(
+    experiment: Experiment, progress: Progress, best_step: int, last_step: int
+) -> dict[str, Any]:
+    """How training went: its length, the checkpoint that counts, and what chose it.
+
+    Args:
+        experiment: the run.
+        progress: of the validation score, up to the end.
+        best_step: of the checkpoint that is evaluated.
+        last_step: of training; fewer than the config's steps where it was stopped.
+    """
+    steps = experiment.config["steps"]
+    return {
+        "steps": steps,
+        "last_step": last_step,
+        "stopped_early": last_step < steps,
+        "best_step": best_step,
+        "score": experiment.config["checkpoint"]["best"],
+        "best_score": progress.best,
+        "improved_at": progress.step,
+        "evaluations_since": progress.stale,
+    }
 
 
 def save_examples(experiment: Experiment, workdir: Workdir, states: Any, pictures: int = 6) -> None:
@@ -59,7 +121,7 @@ def save_examples(experiment: Experiment, workdir: Workdir, states: Any, picture
 
 def comparison(results: dict[str, Any], split: str) -> dict[str, Any]:
     """Columns of the table at the end: the model, each modality alone, the trivial predictor, and
-    the linear models."""
+    the linear models. Of `results["intervals"]` the same columns, but for the linear ones."""
     columns = {"all modalities": results[split]}
     by_task = (results.get("linear") or {"results": {}})["results"].get(split, {})
     if by_task:  # the last of a task's linear models reads all of its modalities
@@ -73,4 +135,6 @@ def finite(value: Any) -> Any:
     """NaN as None: JSON has no NaN."""
     if isinstance(value, dict):
         return {key: finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(entry) for entry in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value

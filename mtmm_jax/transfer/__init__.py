@@ -6,9 +6,9 @@ variables = load_pretrained(variables, imported, at="encoders/text")
 And what makes a model smaller, or tunes little of it: `lora`, `pruning`, `quantising`.
 """
 
-from mtmm_jax.transfer.bert import import_bert as import_bert
+from mtmm_jax.encoders.backbones.bert import import_bert as import_bert
+from mtmm_jax.encoders.backbones.mapping import Rule as Rule
+from mtmm_jax.encoders.backbones.mapping import convert as convert
+from mtmm_jax.encoders.backbones.safetensors import read_safetensors as read_safetensors
 from mtmm_jax.transfer.graft import load_pretrained as load_pretrained
-from mtmm_jax.transfer.mapping import Rule as Rule
-from mtmm_jax.transfer.mapping import convert as convert
-from mtmm_jax.transfer.safetensors import read_safetensors as read_safetensors
 from mtmm_jax.transfer.torchvision import import_resnet as import_resnet

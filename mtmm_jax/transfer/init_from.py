@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -28,6 +28,7 @@ from mtmm_jax.model import flatten, shared_parameters
 from mtmm_jax.paths import mapped, regexes, renames, some
 from mtmm_jax.ranges import Natural, Regex, Regexes
 from mtmm_jax.registry import ConfigError, choose, section_of
+from mtmm_jax.transfer import pretrained
 from mtmm_jax.transfer.origins import WHERE, Origin, check_meaning, of_run
 from mtmm_jax.transfer.weights import import_weights, weights_file
 
@@ -216,7 +217,8 @@ def extend(section: Any, parts: Parts) -> Parts:
 
 
 def load(experiment: Any, state: Any, assemble: Callable[..., Any]) -> tuple[Any, Report | None]:
-    """The state before the first step with what `config.init_from` gives, each leaf where it lay.
+    """The state before the first step with what pretrained encoders and `config.init_from` give,
+    each leaf where it lay.
 
     Optimiser and balancing begin with the new parameters. Nothing is asked of the origin but its
     folder: it may have been trained on other devices.
@@ -230,15 +232,50 @@ def load(experiment: Any, state: Any, assemble: Callable[..., Any]) -> tuple[Any
         ConfigError: where nothing fits, where strict finds a gap, with both shapes and both paths,
             and where what fits means something else.
     """
-    settings = read(experiment.config.get(WHERE))
-    if settings is None:
-        return state, None
-    if settings.workdir is not None:
-        origin = of_run(settings, experiment, assemble)
-    else:
-        origin = _of_weights(settings, experiment)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    ours = _flat(variables)
+    ours, values, reports = _flat(variables), {}, []
+    for settings, origin in _origins(experiment, assemble):
+        found, report = _values(settings, origin, experiment, ours)
+        values |= found
+        reports.append(report)
+    if not reports:
+        return state, None
+
+    def replaced(collection: str) -> Any:
+        def one(keys: Any, leaf: Any) -> Any:
+            return values.get((collection, "/".join(key.key for key in keys)), leaf)
+
+        return jax.tree_util.tree_map_with_path(one, variables[collection])
+
+    state = _begun(experiment, state, replaced("params"), replaced("batch_stats"))
+    sizes = {key: math.prod(leaf.shape) for key, leaf in ours.items() if key[0] == "params"}
+    got = sum(size for key, size in sizes.items() if key in values)
+    return state, _joined(reports, (got, sum(sizes.values())))
+
+
+def _origins(experiment: Any, assemble: Callable[..., Any]) -> Iterator[tuple[Settings, Origin]]:
+    """The folders of pretrained encoders, then what `init_from` names; the last one decides."""
+    for at, origin in pretrained.origins(experiment):
+        yield Settings(weights=origin.name, at=at, strict=True), origin
+    settings = read(experiment.config.get(WHERE))
+    if settings is not None and settings.workdir is not None:
+        yield settings, of_run(settings, experiment, assemble)
+    elif settings is not None:
+        yield settings, _of_weights(settings, experiment)
+
+
+def _joined(reports: Sequence[Report], numbers: tuple[int, int]) -> Report:
+    """One report of all origins; what some origin has is not skipped."""
+    loaded = {path: entry for report in reports for path, entry in report.loaded.items()}
+    skipped = {path: why for report in reports for path, why in report.skipped.items()}
+    left = {path: why for path, why in skipped.items() if path not in loaded}
+    return Report(" and ".join(report.origin for report in reports), loaded, left, numbers)
+
+
+def _values(
+    settings: Settings, origin: Origin, experiment: Any, ours: Mapping[tuple[str, str], Any]
+) -> tuple[dict[tuple[str, str], Any], Report]:
+    """Our leaf -> what the origin has for it, placed as ours."""
     pairs, skipped = _matched(settings, origin, ours)
     missing = [p for key in ours if key not in pairs and _required(settings, origin, p := key[1])]
     if settings.strict and missing:
@@ -249,21 +286,11 @@ def load(experiment: Any, state: Any, assemble: Callable[..., Any]) -> tuple[Any
     skipped |= dict.fromkeys(check_meaning(experiment, origin, pairs), "not compared")
     theirs = _flat(origin.variables)
     values = {key: _placed(theirs[source], ours[key]) for key, source in pairs.items()}
-
-    def replaced(collection: str) -> Any:
-        def one(keys: Any, leaf: Any) -> Any:
-            return values.get((collection, "/".join(key.key for key in keys)), leaf)
-
-        return jax.tree_util.tree_map_with_path(one, variables[collection])
-
-    state = _begun(experiment, state, replaced("params"), replaced("batch_stats"))
     loaded = {
         path: {"shape": list(ours[collection, path].shape), "from": source}
         for (collection, path), (_, source) in pairs.items()
     }
-    sizes = {key: math.prod(leaf.shape) for key, leaf in ours.items() if key[0] == "params"}
-    got = sum(size for key, size in sizes.items() if key in pairs)
-    return state, Report(origin.name, loaded, skipped, (got, sum(sizes.values())))
+    return values, Report(origin.name, loaded, skipped, (0, 0))
 
 
 def _placed(value: Any, like: Any) -> Any:

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from mtmm_jax.encoders import ResNet
+from mtmm_jax.encoders.backbones.mapping import Rule, convert, hwio
 from mtmm_jax.registry import choose
-from mtmm_jax.transfer.mapping import Rule, convert, hwio
 
 RESNETS = ("18", "34", "50")
 _BLOCK = r"layer(\d)\.(?P<index>\d+)\."

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from mtmm_jax.encoders import Bert, ResNet
+from mtmm_jax.encoders.backbones.bert import import_bert
+from mtmm_jax.encoders.backbones.safetensors import read_safetensors
 from mtmm_jax.registry import ConfigError
-from mtmm_jax.transfer.bert import import_bert
-from mtmm_jax.transfer.safetensors import read_safetensors
 from mtmm_jax.transfer.torchvision import import_resnet
 
 IMPORTS = {Bert: import_bert, ResNet: import_resnet}

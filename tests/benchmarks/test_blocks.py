@@ -44,7 +44,7 @@ def _build(kind, name, **changes):
     modality = toy.SPEC.modalities[name]
     return registry.build(
         ENCODERS,
-        {"kind": kind, **changes},
+        {"kind": kind, **toy.NEEDED.get(kind, {}), **changes},
         where="test",
         width=WIDTH,
         modality=name,

@@ -18,8 +18,9 @@ from tests.made_up import packaged
 
 
 def test_every_encoder_has_a_row_that_it_can_read():
-    assert set(blocks.ROWS) == {*packaged(ENCODERS), blocks.FRONT_END}
-    for name in packaged(ENCODERS):
+    kinds = set(packaged(ENCODERS)) - {"pretrained"}  # it is a bert
+    assert set(blocks.ROWS) == {*kinds, blocks.FRONT_END}
+    for name in kinds:
         row = blocks.ROWS[name]
         module = blocks.build(name)
         assert module.accepts(blocks.INPUTS[row.modality])

@@ -1,9 +1,12 @@
 """Sources are prepared once a machine, in a folder of temporary files, and loaded once a worker."""
 
+import atexit
 import functools
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,13 +14,14 @@ from mtmm_jax import data
 from mtmm_jax.data.sources.emoji import prepared
 from mtmm_jax.data.sources.emoji.asset import STYLES
 from mtmm_jax.registry import parameters
+from tests.data import packs
 
 CACHE = Path(tempfile.gettempdir()) / "mtmm-jax-tests-data"
 
 
 # What the entries of the table cannot do without.
-NEEDED = {
-    "mixture": {
+def _mixture() -> dict[str, Any]:
+    return {
         "sources": {
             style: {
                 "kind": "emoji",
@@ -27,15 +31,23 @@ NEEDED = {
             }
             for style in STYLES
         }
-    },
-}
+    }
+
+
+def _packed() -> dict[str, Any]:
+    root = Path(tempfile.mkdtemp(prefix="mtmm-jax-packed-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    return {"path": packs.pack(root)}
+
+
+NEEDED = {"mixture": _mixture, "packed": _packed}
 
 
 @functools.cache
 def _source(name: str) -> data.Source:
     build = data.SOURCES[name]
     options = {"data_dir": str(CACHE)} if "data_dir" in parameters(build) else {}
-    return build(**options, **NEEDED.get(name, {}))
+    return build(**options, **NEEDED.get(name, dict)())
 
 
 @functools.cache

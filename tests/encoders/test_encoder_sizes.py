@@ -32,8 +32,10 @@ PRESETS = {
     "table_transformer": sequence.TRANSFORMERS,
     "perceiver": sequence.TRANSFORMERS,
 }
-WITHOUT_PRESETS = {"video_frames"} | {
-    kind for kind, row in ENCODERS.items() if issubclass(row, FixedEncoder)
+WITHOUT_PRESETS = {"video_frames", "pretrained"} | {
+    kind
+    for kind, row in ENCODERS.items()
+    if isinstance(row, type) and issubclass(row, FixedEncoder)
 }
 
 REAL = {

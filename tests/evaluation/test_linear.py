@@ -85,8 +85,8 @@ def drawn(model):
 
 
 @pytest.fixture(scope="module")
-def fitted(model, source):
-    return fit_linear(model, source, 32)
+def fitted(model, source, drawn):
+    return fit_linear(model, drawn, source, 32)
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,7 @@ def test_statistics_of_encoders_are_fitted_too(model, fitted):
 
 def test_without_validation_the_strength_is_one_and_no_weight_changes(model, source, ready):
     bare = dataclasses.replace(source, rows={**source.rows, "validation": np.zeros(0, int)})
-    found = fit_linear(model, bare, 32)
+    found = fit_linear(model, ready[0], bare, 32)
     assert found.results["validation"] == {}
     assert all(one["strength"] == 1.0 for own in found.about.values() for one in own.values())
     weights, _ = fit_weights(model, ready[0], bare, 32)

@@ -231,6 +231,8 @@ def test_units_are_those_that_a_person_is_told(kind):
         if kind == "regression":
             found = [told["value"][i], told["std"][i]]
             np.testing.assert_allclose(found, [said["prediction"], said["std"]], rtol=1e-5)
+            wide = {"value": told["value"][i], "std": 30 * told["std"][i]}  # near the soft clip
+            np.testing.assert_allclose(task.answer(wide)["std"], 30 * said["std"], rtol=1e-5)
         if kind == "segmentation":
             assert told["mask"][i].tolist() == said["mask"]
         if kind == "waypoints":

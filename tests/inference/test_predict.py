@@ -2,6 +2,8 @@
 
 import functools
 import json
+import re
+import zipfile
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from PIL import Image
 
 from mtmm_jax import predict
 from mtmm_jax.inference import export, manifest_batches, prediction, sample
+from mtmm_jax.inference.answers import check_document, document
 from mtmm_jax.inference.finished import open_run
 from mtmm_jax.registry import ConfigError
 from tests import kept_run
@@ -78,6 +81,15 @@ def test_a_row_is_answered_as_the_model_answers_its_values(workdir, answers):
     _close(answers[0]["answers"], json.loads(json.dumps(prediction.ask(run, inputs))))
 
 
+def test_one_sample_on_the_command_line_is_answered_as_a_row_of_it(workdir, answers, capsys):
+    sample = ("--text", "red apple", "--table", '{"age": 50, "colour": "red"}')
+    sample += ("--series", _file(workdir, STEPS))
+    assert predict.main(["--workdir", str(workdir.path), *sample, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    check_document(found)
+    _close(found, {key: answers[0][key] for key in ("format", "answers")})
+
+
 def _file(workdir, steps):
     path = workdir.path.parent / "series.npy"
     np.save(path, np.array(steps))
@@ -89,6 +101,10 @@ def _close(told, expected):
         assert set(told) == set(expected)
         for key, value in expected.items():
             _close(told[key], value)
+    elif isinstance(expected, list):
+        assert len(told) == len(expected)
+        for one, other in zip(told, expected, strict=True):
+            _close(one, other)
     elif isinstance(expected, float):
         np.testing.assert_allclose(told, expected, atol=1e-5)
     else:
@@ -160,17 +176,69 @@ def test_numbers_without_categories_by_name_or_as_a_list(tmp_path):
 
 def test_an_exported_file_answers_as_the_run_that_it_is_of(workdir, manifest, answers, tmp_path):
     file, out = tmp_path / "kept.zip", tmp_path / "told.jsonl"
-    export.export_run(open_run(workdir.path), file, rows=3, tasks=["kind", "tags"])
+    """Equal documents, of every line, task and key."""
+    export.export_run(open_run(workdir.path), file, rows=3)
     arguments = ("--exported", str(file), "--manifest", str(manifest), "--out", str(out))
     assert predict.main([*arguments]) == 0
     told = [json.loads(line) for line in out.read_text().splitlines()]
-    for found, expected in zip(told, answers, strict=True):
-        assert [found.get(key) for key in ("line", "id", "error")] == [
-            expected.get(key) for key in ("line", "id", "error")
-        ]
-        for task in ("kind", "tags") if "answers" in expected else ():
-            for key in ("needs", "best"):
-                _close(found["answers"][task].get(key), expected["answers"][task].get(key))
+    for one in (*told, *answers):
+        check_document(one)
+    _close(told, answers)
+    assert {"prediction", "probability", "best"} == set(told[0]["answers"]["kind"])
+    assert "similarity" in told[0]["answers"]["pairs"]
+
+
+def test_a_file_of_some_tasks_answers_for_these(workdir, manifest, answers, tmp_path):
+    file, out = tmp_path / "kept.zip", tmp_path / "told.jsonl"
+    export.export_run(open_run(workdir.path), file, rows=3, tasks=["level", "tags"])
+    assert predict.main(["--exported", str(file), "--manifest", str(manifest),
+                         "--out", str(out)]) == 0  # fmt: skip
+    told = [json.loads(line) for line in out.read_text().splitlines()]
+    _close(told[0]["answers"], {task: answers[0]["answers"][task] for task in ("level", "tags")})
+
+
+def test_a_file_of_an_earlier_version_is_refused_in_one_line(workdir, manifest, tmp_path, capsys):
+    file, old = tmp_path / "kept.zip", tmp_path / "old.zip"
+    export.export_run(open_run(workdir.path), file, rows=3, tasks=["size"])
+    with zipfile.ZipFile(file) as new, zipfile.ZipFile(old, "w") as into:
+        for name in new.namelist():
+            content = new.read(name)
+            if name == "config.json":
+                config = json.loads(content)
+                del config["tasks"]
+                content = json.dumps(config).encode()
+            into.writestr(name, content)
+    arguments = ("--exported", str(old), "--manifest", str(manifest), "--out", str(tmp_path / "o"))
+    assert predict.main([*arguments]) == 2
+    error = capsys.readouterr().err
+    assert "export the run again" in error
+    assert len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ({"answers": {}}, "format: None is not 1"),
+        ({"format": 2, "answers": {}}, "format: 2 is not 1"),
+        ({"format": 1}, "needs either answers or an error; has: format"),
+        ({"format": 1, "answers": {}, "error": "x"}, "needs either answers or an error"),
+        ({"format": 1, "answers": {}, "lien": 3}, "unknown key 'lien'"),
+        ({"format": 1, "answers": {}, "line": 0}, "document.line: 0 is not"),
+        ({"format": 1, "answers": {"t": 3}}, "document.answers.t: 3 is not"),
+        ({"format": 1, "answers": {"t": {"probability": 1.5}}}, "t.probability: 1.5 is not"),
+        ({"format": 1, "answers": {"t": {"best": {"a": float("nan")}}}}, "t.best.a: nan is not"),
+        ({"format": 1, "answers": {"t": {"prediction": {}}}}, "t.prediction: {} is not"),
+        ({"format": 1, "answers": {"t": {"needs": "text"}}}, "t.needs: 'text' is not"),
+    ],
+)
+def test_what_is_no_such_document(found, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check_document(found)
+
+
+def test_documents_may_have_keys_of_other_kinds():
+    check_document(document({"t": {"quantiles": {"0.1": 3.0}}, "u": {"needs": ["text"]}}))
+    check_document(document(line=3, id="a", error="is not JSON"))
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_show_draws_them(manifest, tmp_path):
 
 def test_training_evaluation_and_robustness(workdir, capsys):
     assert evaluate.main(["--workdir", str(workdir), "--json"]) == 0
-    assert "shape" in json.loads(capsys.readouterr().out)
+    assert "shape" in json.loads(capsys.readouterr().out)["results"]
     assert analyze.main(["--workdir", str(workdir), "--examples", "4"]) == 0
     found = json.loads((workdir / "analysis.json").read_text())["robustness"]
     damages = found["shape"]["modalities"]
@@ -112,7 +112,7 @@ def test_one_file_is_predicted_and_explained(workdir, manifest, tmp_path, capsys
     files = ["--depth", str(manifest.with_name("1.npy"))]
     files += ["--points", str(manifest.with_name("1_cloud.npy"))]
     assert predict.main(["--workdir", str(workdir), *files, "--json"]) == 0
-    assert "shape" in json.loads(capsys.readouterr().out)
+    assert "shape" in json.loads(capsys.readouterr().out)["answers"]
     listed = ["--points", json.dumps(np.load(manifest.with_name("1_cloud.npy")).tolist())]
     assert predict.main(["--workdir", str(workdir), *listed]) == 0
     capsys.readouterr()

@@ -82,5 +82,6 @@ def quantile(
         trivial=np.asarray(jax.scipy.stats.norm.ppf(q), np.float32),
         smaller=("pinball",),
         outputs=lambda z: {"quantiles": units(z)},
+        restore=lambda outputs: (outputs["quantiles"] - label.mean) / label.std,
         labelling=Labelling(lambda outputs: (float(outputs["quantiles"][middle]), None)),
     )

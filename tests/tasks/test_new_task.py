@@ -103,7 +103,7 @@ def test_it_predicts_one_sample_and_explains_it(folder, capsys):
     sample = ("--table", json.dumps({"size": 1.0, "age": -1.0}))
     capsys.readouterr()
     assert predict.main(["--workdir", _run(folder), *sample, "--json"]) == 0
-    found = _json(capsys)
+    found = _json(capsys)["answers"]
     assert set(found["price"]["quantiles"]) == {"0.1", "0.5", "0.9"}
     assert predict.main(["--workdir", _run(folder), *sample]) == 0
     capsys.readouterr()
@@ -154,5 +154,7 @@ def test_it_is_exported_and_the_file_predicts_the_same(folder, capsys):
         whole.read_text().splitlines(), out.read_text().splitlines(), strict=True
     ):
         run, program = json.loads(one)["answers"], json.loads(other)["answers"]
-        expected = list(run["price"]["quantiles"].values())
-        np.testing.assert_allclose(program["price"]["quantiles"], expected, rtol=1e-4)
+        assert program["price"]["prediction"] == pytest.approx(run["price"]["prediction"], rel=1e-4)
+        assert program["price"]["quantiles"] == pytest.approx(run["price"]["quantiles"], rel=1e-4)
+        assert program["price"].keys() == run["price"].keys()
+        assert np.shape(program["bare"]["outputs"]["value"]) == (3,)  # it says no more of itself

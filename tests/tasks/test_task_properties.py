@@ -14,9 +14,11 @@ import pytest
 
 from mtmm_jax import tasks
 from mtmm_jax.heads.bound import row_of
+from mtmm_jax.inference.answers import check_document, document
 from mtmm_jax.tasks.task import Labels
 from mtmm_jax.tasks.traits import arrays_of
 from mtmm_jax.tasks.traits.explained import PROJECTION
+from tests.made_up import packaged
 from tests.tasks import examples
 from tests.tasks.quantile import quantile
 
@@ -227,6 +229,40 @@ def test_metrics_and_answers_are_json(case):
 
 
 @EVERY
+def test_every_metric_has_an_interval_around_it_or_a_reason(case):
+    task, found = task_of(case), base(case)
+    nothing = measured(case, _only(()))["states"]
+    for key, metric in task.metrics.items():
+        if metric.intervals is None:
+            continue
+        values, known = metric.compute(found["states"][key]), metric.intervals(found["states"][key])
+        assert set(known) == set(values)
+        for name, one in known.items():
+            if isinstance(one, str):
+                assert " " in one
+                continue
+            assert np.isfinite(one[:2]).all()
+            assert one.low <= one.high
+            if one.method != "bootstrap":  # whose percentiles follow a metric's bias, of six rows
+                assert one.low - 1e-5 <= values[name] <= one.high + 1e-5
+        empty = metric.intervals(nothing[key])
+        assert set(empty) == set(values)
+        assert all(isinstance(one, str) for one in empty.values())
+
+
+WITHOUT = ("adversarial", "detection", "reconstruction", "segmentation")
+
+
+def test_headlines_have_intervals_but_for_those_of_pixels_boxes_and_values():
+    for kind in packaged(tasks.TASKS).keys() - MADE_UP.keys():
+        task, states = task_of(kind), base(kind)["states"]
+        known = {}
+        for key, metric in task.metrics.items():
+            known |= metric.intervals(states[key]) if metric.intervals is not None else {}
+        assert isinstance(known.get(task.headline, ""), str) == (kind in WITHOUT), kind
+
+
+@EVERY
 def test_the_trivial_prediction_is_scored(case):
     task, found = task_of(case), computed(case, base(case)["trivial"])
     assert math.isfinite(found[task.headline])
@@ -276,6 +312,38 @@ def test_outputs_restore_a_prediction_of_the_same_metrics(case):
     states = jax.device_get(update(task.restore(found["outputs"]), batch))
     expected = computed(case, found["states"])
     assert computed(case, states) == pytest.approx(expected, rel=1e-3, nan_ok=True)
+
+
+@EVERY
+def test_outputs_are_answered_as_the_prediction_is_decoded(case):
+    """What an exported file says is what the run says; all kinds of the package can."""
+    task, found = task_of(case), base(case)
+    for i in range(3):
+        said = task.answer({key: value[i] for key, value in found["outputs"].items()})
+        if said is None:
+            assert case not in packaged(tasks.TASKS) or case in MADE_UP
+            return
+        expected = task.decode(row_of(found["prediction"], i))
+        _alike(said, expected)
+        for one in (said, expected):
+            one.pop("wave", None)
+            one.pop("rate", None)
+        check_document(document({"t": expected}))
+
+
+def _alike(one, other):
+    if isinstance(other, dict):
+        assert one.keys() == other.keys()
+        for key in other:
+            _alike(one[key], other[key])
+    elif isinstance(other, str):
+        assert one == other
+    elif isinstance(other, list) and np.asarray(other).dtype != np.float64:
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            _alike(a, b)
+    else:
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=2e-4)
 
 
 @EVERY

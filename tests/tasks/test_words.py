@@ -8,7 +8,7 @@ import pytest
 
 from mtmm_jax import registry
 from mtmm_jax.batch import Modality
-from mtmm_jax.inference.prediction import named
+from mtmm_jax.inference.answers import named
 from mtmm_jax.model.build import build
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.tasks import TASKS, hidden

@@ -202,6 +202,7 @@ def _of_sections() -> Iterator[Case]:
     from mtmm_jax.objectives import distillation, relatedness
     from mtmm_jax.optim import optimizers, pruning
     from mtmm_jax.tasks.adversarial import Critic
+    from mtmm_jax.training.stopping import StoppingSettings
     from mtmm_jax.transfer import init_from, lora, quantising
 
     prune = {"share": 0.5, "begin": 0, "end": 1}
@@ -213,6 +214,7 @@ def _of_sections() -> Iterator[Case]:
     yield from of_section(lora.Settings, "lora", {})
     yield from of_section(quantising.Settings, "quantise", {})
     yield from of_section(init_from.Settings, "init_from", {"workdir": "nowhere"})
+    yield from of_section(StoppingSettings, "stopping", {"patience": 2})
     picture = {"tasks.m1": {"kind": "reconstruction"}}
     yield from after(picture, of_section(Critic, "tasks.m1.adversarial", {}))
 
@@ -226,7 +228,7 @@ def _of_keys() -> Iterator[Case]:
     from mtmm_jax.store import config
     from mtmm_jax.training.extensions import EXTENSIONS
 
-    keys = {**config.KEYS, **config.OPTIONAL_HINTS}
+    keys = {**config.KEYS, **config.OPTIONAL_HINTS, **config.STOPPING}
     keys |= {f"{name}.{key}": h for name, own in config.SECTIONS.items() for key, h in own.items()}
     keys |= {f"model.{key}": hint for key, hint in MODEL_KEYS.items()}
     keys |= {f"tasks.synergy.{key}": hint for key, hint in TASK_KEYS.items()}

@@ -11,6 +11,7 @@ import collections
 import dataclasses
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,20 +21,23 @@ import numpy as np
 from rich.markup import escape
 
 from mtmm_jax import registry
+from mtmm_jax.batch import Spec
 from mtmm_jax.data.inspect.columns import TAIL, ColumnLook, look_at_columns
-from mtmm_jax.data.inspect.described import KEYS, describe
-from mtmm_jax.data.inspect.doubts import note_doubts
+from mtmm_jax.data.inspect.described import KEYS, add_options, describe
+from mtmm_jax.data.inspect.doubts import doubts_of, note_doubts
+from mtmm_jax.data.inspect.packs import PACKED, is_pack, packed_problems
+from mtmm_jax.data.inspect.streamed import check_stream, is_large, look_at_stream
 from mtmm_jax.data.inspect.written import config_text
 from mtmm_jax.data.pipeline.source import Source, split_sizes
 from mtmm_jax.data.sources.manifest.bad import BadRows, Problem
 from mtmm_jax.data.sources.manifest.rows import Rows, read_rows
 from mtmm_jax.data.sources.manifest.source import check_limits, from_rows
+from mtmm_jax.data.sources.sharded import open_stream, packed
 from mtmm_jax.modalities import MODALITIES
 from mtmm_jax.ranges import Natural
 from mtmm_jax.readers.files import Folder
 from mtmm_jax.readers.limits import Unreadable
 from mtmm_jax.registry import ConfigError
-from mtmm_jax.targets import columns
 
 _SHOWN = 50
 
@@ -84,6 +88,11 @@ def check(
         progress: `(rows, total)` -> the rows, shown while they are gone through.
         looks: at the columns, if at hand.
     """
+    if isinstance(table, str | os.PathLike):
+        if is_pack(Path(table)):
+            return check_pack(Path(table), progress)
+        if is_large(Path(table)):
+            return _check_stream(Path(table), description, looks)
     limits = check_limits(description.get("limits"))
     rows = read_rows(table, limits)
     folder = Folder(rows.base, limits)
@@ -101,14 +110,63 @@ def check(
         path=str(rows.path),
         rows=len(rows) + len(rows.broken),
         splits=split_sizes(source, bad),
-        kinds={
-            **{name: f"modality, {one.kind}" for name, one in source.spec.modalities.items()},
-            **{name: f"target, {one.kind}" for name, one in source.spec.targets.items()},
-        },
+        kinds=kinds_in(source.spec),
         problems=bad.problems,
         doubts=bad.doubts,
         columns=list(looks),
     )
+
+
+def _check_stream(
+    path: Path, description: Mapping[str, Any], looks: Sequence[ColumnLook] | None
+) -> Report:
+    """The report on a table that is not held in memory."""
+    stream = open_stream(path, check_limits(description.get("limits")))
+    if looks is None:
+        _, looks = look_at_stream(stream, ())
+    found = check_stream(stream, description)
+    looks = [
+        dataclasses.replace(look, **found.counts[look.name]) if look.name in found.counts else look
+        for look in looks
+    ]
+    doubts = [*found.doubts, *doubts_of(_as_described(looks, description), found.rows, path)]
+    return Report(
+        path=str(path),
+        rows=found.rows,
+        splits=found.splits,
+        kinds=kinds_in(found.spec),
+        problems=found.problems,
+        doubts=doubts,
+        columns=list(looks),
+    )
+
+
+def check_pack(
+    out: Path, progress: Callable[[Iterable[int], int], Iterable[int]] = lambda rows, total: rows
+) -> Report:
+    """The report on packed rows: every byte of every shard is what was written."""
+    source = packed(out)
+    problems = packed_problems(out, progress)
+    rows = sum(map(len, source.rows.values())) + sum(
+        problem.line is not None for problem in problems
+    )
+    return Report(
+        path=str(out),
+        rows=rows,
+        splits=split_sizes(source),
+        kinds=kinds_in(source.spec),
+        problems=problems,
+        doubts=[],
+        columns=[],
+    )
+
+
+def kinds_in(spec: Spec) -> dict[str, str]:
+    """Modality or target -> its kind, in words."""
+    return {
+        **{name: f"modality, {one.kind}" for name, one in spec.modalities.items()},
+        **{name: f"target, {one.kind}" for name, one in spec.targets.items()},
+    }
 
 
 def _as_described(looks: Sequence[ColumnLook], description: Mapping[str, Any]) -> list[ColumnLook]:
@@ -181,25 +239,9 @@ def parser() -> argparse.ArgumentParser:
         "FILE.py values of the config are set by --config.section.key=value.",
         allow_abbrev=False,
     )
-    p.add_argument(
-        "manifest",
-        nargs="?",
-        metavar="TABLE",
-        help="a .csv, .tsv, .jsonl or .parquet, a folder of class/file, or one with metadata.csv; "
-        "that of --config by default",
-    )
-    p.add_argument("--config", help="a config of training, a .json, or a .py with `get_config()`")
+    add_options(p)
     p.add_argument("--write", metavar="OWN.py", help="write a config of the table there")
-    p.add_argument(
-        "--label", action="append", metavar="COLUMN", help="to predict; the others are inputs"
-    )
-    kinds = f"kinds: {', '.join(sorted(MODALITIES))}"
-    p.add_argument("--modality", action="append", metavar="NAME=KIND[:COLUMN]", help=kinds)
-    kinds = f"kinds: {', '.join(sorted(columns()))}"
-    p.add_argument("--target", action="append", metavar="NAME=KIND[:COLUMN]", help=kinds)
-    p.add_argument("--split", help="a column, or shares such as train=0.8,test=0.2")
-    p.add_argument("--id", help="the column that names an example")
-    p.add_argument("--limit", action="append", metavar="NAME=VALUE", help="such as pixels=1000000")
+    p.add_argument("--weights", metavar="FOLDER", help="of --write: a pretrained encoder of texts")
     p.add_argument("--json", metavar="FILE", help="write the report there, too")
     p.add_argument(
         "--show", type=int, default=_SHOWN, help="problems to print (default %(default)s)"
@@ -208,14 +250,19 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments, rest = parser().parse_known_args(argv)
     try:
-        if unknown := [word for word in rest if not word.startswith("--config.")]:
-            raise ConfigError(f"check: {unknown[0]!r} is not understood; see --help")
-        return _run(arguments, rest)
+        return run(argv)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """`main` for Python: 0 or 1, and a `ConfigError` where the table cannot be checked."""
+    arguments, rest = parser().parse_known_args(argv)
+    if unknown := [word for word in rest if not word.startswith("--config.")]:
+        raise ConfigError(f"check: {unknown[0]!r} is not understood; see --help")
+    return _run(arguments, rest)
 
 
 def _run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -226,11 +273,12 @@ def _run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     shown = Console(stderr=True)
     found = describe(arguments, overrides)
     out.print(found.origin, highlight=False, markup=False, soft_wrap=True)
-    written = (
-        config_text(found.path, Path(arguments.write), found.description, len(found.rows))
-        if (arguments.write)
-        else ""
-    )
+    if arguments.weights and not arguments.write:
+        raise ConfigError("--weights: belongs to --write")
+    written, kind = "", PACKED if is_pack(found.path) else "manifest"
+    if arguments.write:
+        place, count = Path(arguments.write), found.count
+        written = config_text(found.path, place, found.description, count, arguments.weights, kind)
 
     def progress(rows: Iterable[int], total: int) -> Iterable[int]:
         return track(rows, "checking", total, console=shown, disable=not sys.stderr.isatty())
@@ -281,7 +329,8 @@ def show(report: Report, out: Any, most: int) -> None:
     """The columns, the problems, then a table of how many of each sort."""
     from rich.table import Table
 
-    out.print(_columns_table(report.columns))
+    if report.columns:
+        out.print(_columns_table(report.columns))
 
     found = [*report.problems, *report.doubts]
     for problem in found[:most]:

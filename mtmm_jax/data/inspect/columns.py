@@ -69,13 +69,16 @@ def look_at_columns(rows: Rows, folder: Folder, labels: Collection[str] = ()) ->
     for label in labels:
         choose(label, rows.columns, "--label", f"column of {rows.path}")
     order = dict.fromkeys(key for row in rows.values for key in row)
-    return [_look(name, rows, folder, labels) for name in order]
+    return [look_at_column(name, rows, folder, labels) for name in order]
 
 
-def _look(name: str, rows: Rows, folder: Folder, labels: Collection[str]) -> ColumnLook:
+def look_at_column(
+    name: str, rows: Rows, folder: Folder, labels: Collection[str] = ()
+) -> ColumnLook:
+    """One column of a table; the arguments as of `look_at_columns`."""
     cells = [row.get(name) for row in rows.values]
     values = [cell for cell in cells if cell not in (None, "")]
-    names = collections.Counter(map(_key, values))
+    names = collections.Counter(map(plain_key, values))
     role, kind, why, options = "", "", "has no value", {}
     if values:
         role, kind, why, options = _meaning(name, values, len(names), folder, name in labels)
@@ -235,5 +238,6 @@ def _plain(value: Any) -> Any:
     return str(value).lower() if isinstance(value, bool) else value
 
 
-def _key(value: Any) -> Any:
+def plain_key(value: Any) -> Any:
+    """A value that can be counted: itself, or how Python writes it."""
     return value if isinstance(value, str | int | float | bool) else repr(value)

@@ -12,7 +12,11 @@ from typing import Any
 from mtmm_jax.batch import choose_all
 from mtmm_jax.data.build import OPTIONS
 from mtmm_jax.data.inspect.columns import ColumnLook, description_of, look_at_columns
+from mtmm_jax.data.inspect.packs import PACKED, is_pack
+from mtmm_jax.data.inspect.streamed import is_large, look_at_stream
 from mtmm_jax.data.sources.manifest.rows import Rows, read_rows
+from mtmm_jax.data.sources.sharded.plan import read_header
+from mtmm_jax.data.sources.sharded.stream import open_stream
 from mtmm_jax.modalities import MODALITIES
 from mtmm_jax.readers.files import Folder
 from mtmm_jax.readers.limits import Limits
@@ -30,21 +34,51 @@ class Described:
 
     Attributes:
         path: of the table.
-        rows: of it.
         description: the arguments of `manifest` that say what the columns are.
         origin: in words, where that is known from.
         looks: at each column.
+        count: of its rows, or of those that were looked at.
     """
 
     path: Path
-    rows: Rows
     description: dict[str, Any]
     origin: str
     looks: list[ColumnLook]
+    count: int = 0
 
 
-def describe(arguments: argparse.Namespace, overrides: Sequence[str] = ()) -> Described:
-    """The table of a command line, read and described."""
+def add_options(p: argparse.ArgumentParser) -> None:
+    """The table of a command and what may be said of its columns."""
+    p.add_argument(
+        "manifest",
+        nargs="?",
+        metavar="TABLE",
+        help="a .csv, .tsv, .jsonl or .parquet, a WebDataset .tar, a folder of such parts, of "
+        "class/file, or with metadata.csv; that of --config by default",
+    )
+    p.add_argument("--config", help="a config of training, a .json, or a .py with `get_config()`")
+    p.add_argument(
+        "--label", action="append", metavar="COLUMN", help="to predict; the others are inputs"
+    )
+    kinds = f"kinds: {', '.join(sorted(MODALITIES))}"
+    p.add_argument("--modality", action="append", metavar="NAME=KIND[:COLUMN]", help=kinds)
+    kinds = f"kinds: {', '.join(sorted(columns()))}"
+    p.add_argument("--target", action="append", metavar="NAME=KIND[:COLUMN]", help=kinds)
+    p.add_argument("--split", help="a column, or shares such as train=0.8,test=0.2")
+    p.add_argument("--id", help="the column that names an example")
+    p.add_argument("--limit", action="append", metavar="NAME=VALUE", help="such as pixels=1000000")
+
+
+def describe(
+    arguments: argparse.Namespace, overrides: Sequence[str] = (), counted: bool = True
+) -> Described:
+    """The table of a command line, and what its columns are.
+
+    Args:
+        arguments: of `add_options`.
+        overrides: of the config.
+        counted: whether the columns are looked at where a config says what they are.
+    """
     options = {
         "modalities": dict(
             _option(text, MODALITIES, "--modality") for text in arguments.modality or ()
@@ -58,8 +92,19 @@ def describe(arguments: argparse.Namespace, overrides: Sequence[str] = ()) -> De
     if table is None:
         raise ConfigError("check: name a table, or --config FILE.py whose data has a `path`")
     path = Path(table)
-    rows = read_rows(path, Limits(**_limits(arguments, given)))
-    looks = look_at_columns(rows, Folder(rows.base, Limits()), arguments.label or ())
+    if (given or {}).get("kind") == PACKED or is_pack(path):
+        header = read_header(path)
+        origin = "described by its packing"
+        return Described(path, header["description"], origin, [], header["rows"])
+    if given is not None and not counted:
+        choose_all(given, (*KEYS, *_IGNORED), f"description of {path}", "key")
+        return Described(path, given, f"described by {arguments.config}", [])
+    limits, labels = Limits(**_limits(arguments, given)), arguments.label or ()
+    if is_large(path):
+        rows, looks = look_at_stream(open_stream(path, limits), labels)
+    else:
+        rows = read_rows(path, limits)
+        looks = look_at_columns(rows, Folder(rows.base, Limits()), labels)
     beside = path.with_name(f"{path.stem}.description.json")
     if given is not None:
         found, origin = given, f"described by {arguments.config}"
@@ -84,7 +129,12 @@ def describe(arguments: argparse.Namespace, overrides: Sequence[str] = ()) -> De
         found["id"] = arguments.id
     if limits := _limits(arguments, found):
         found["limits"] = limits
-    return Described(path, rows, found, origin, looks)
+    return Described(path, found, origin, looks, _count(rows, looks))
+
+
+def _count(rows: Rows, looks: Sequence[ColumnLook]) -> int:
+    """The rows of a table, which may be more than those that are at hand."""
+    return max([len(rows), *(look.present + look.missing for look in looks)])
 
 
 def _limits(arguments: argparse.Namespace, found: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -113,8 +163,13 @@ def _load(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     if isinstance(found, str):
         found = {"kind": found}
     kind = found.get("kind", "manifest") if isinstance(found, dict) else "manifest"
+    if kind == PACKED:
+        return found
     if kind != "manifest":
-        raise ConfigError(f"{path}: data.kind is {kind!r}; check reads tables, of kind 'manifest'")
+        raise ConfigError(
+            f"{path}: data.kind is {kind!r}; check reads tables, of kind 'manifest', and what was "
+            f"made of them, of kind {PACKED!r}"
+        )
     if not isinstance(found, dict) or not isinstance(found.get("modalities"), dict):
         raise ConfigError(f"{path}: is no description: it has no object `modalities`")
     return found

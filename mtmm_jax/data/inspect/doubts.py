@@ -5,13 +5,14 @@ from __future__ import annotations
 import collections
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mtmm_jax.data.inspect.columns import TAIL, ColumnLook
 from mtmm_jax.data.pipeline.source import Source
-from mtmm_jax.data.sources.manifest.bad import BadRows
+from mtmm_jax.data.sources.manifest.bad import BadRows, Problem
 from mtmm_jax.data.sources.manifest.rows import Rows
 from mtmm_jax.modalities import MODALITIES
 
@@ -40,6 +41,16 @@ def note_doubts(
             bad.note(None, "", None, f"has no row in {split}", "empty split")
 
 
+def doubts_of(looks: Sequence[ColumnLook], rows: int, path: Path) -> list[Problem]:
+    """What counts alone say of a table: empty columns and cells, rare classes, one value."""
+    bad = BadRows.collecting(path, ())
+    for look in looks:
+        _gaps(rows, look, bad)
+        if look.role == "target":
+            _target(look, bad)
+    return [*bad.problems, *bad.doubts]
+
+
 def repeated_ids(rows: Rows, column: str, bad: BadRows) -> None:
     """Each row whose id a row before it has."""
     first: dict[str, int] = {}
@@ -50,14 +61,20 @@ def repeated_ids(rows: Rows, column: str, bad: BadRows) -> None:
             bad.note(row, column, id, f"is the id of line {line} too", "repeated id", doubt=False)
 
 
-def _cells(rows: Rows, look: ColumnLook, bad: BadRows) -> None:
+def _gaps(rows: int, look: ColumnLook, bad: BadRows) -> None:
     if not look.present:
         bad.note(None, look.name, None, "has no value in any row", "empty column", doubt=False)
         return
-    share = look.missing / max(len(rows), 1)
+    share = look.missing / max(rows, 1)
     if look.missing and share >= GAPS and look.role != "modality":
-        reason = f"{look.missing} of {len(rows)} cells are empty ({share:.0%})"
+        reason = f"{look.missing} of {rows} cells are empty ({share:.0%})"
         bad.note(None, look.name, None, reason, "empty cells")
+
+
+def _cells(rows: Rows, look: ColumnLook, bad: BadRows) -> None:
+    _gaps(len(rows), look, bad)
+    if not look.present:
+        return
     texts = [row[look.name] for row in rows.values if isinstance(row.get(look.name), str)]
     blank = [text for text in texts if text.strip().lower() in (*_NOTHING, "")]
     if blank and look.role in ("target", "table"):

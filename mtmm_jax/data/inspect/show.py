@@ -10,7 +10,7 @@ import json
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from mtmm_jax.data import SOURCES, Source, build
 from mtmm_jax.data.inspect.page import Card, Counted, page
 from mtmm_jax.data.inspect.parts import sheet
 from mtmm_jax.data.pipeline.source import SPLITS
+from mtmm_jax.encoders import backbones
 from mtmm_jax.ranges import Count
 from mtmm_jax.registry import ConfigError, check, choose, entry_of
 from mtmm_jax.store import config as configs
@@ -70,25 +71,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _section(arguments: argparse.Namespace, rest: Sequence[str]) -> tuple[str, dict[str, Any]]:
-    """The source and its options: named, or the `data` of a config with its overrides."""
+def _section(
+    arguments: argparse.Namespace, rest: Sequence[str]
+) -> tuple[str, dict[str, Any], dict[str, str]]:
+    """The source, its options and tokenizers: named, or those of a config with its overrides."""
     if (arguments.name is None) == (arguments.config is None):
         raise ConfigError("show: needs a source's NAME or --config FILE.py, one of them")
     if arguments.config is None:
-        return choose(arguments.name, SOURCES, "show", "source"), options(rest)
+        return choose(arguments.name, SOURCES, "show", "source"), options(rest), {}
     config = configs.apply_overrides(configs.load(arguments.config), rest)
-    section = entry_of(configs.as_dict(config)["data"], "data")
-    return choose(section.pop("kind", None), SOURCES, "data.kind", "source"), section
+    config = configs.as_dict(config)
+    section = entry_of(config["data"], "data")
+    tokenizers = backbones.tokenizers(config["model"].get("encoders"))
+    return choose(section.pop("kind", None), SOURCES, "data.kind", "source"), section, tokenizers
 
 
-def show(arguments: argparse.Namespace, name: str, config: dict[str, Any]) -> list[Path]:
+def show(
+    arguments: argparse.Namespace,
+    name: str,
+    config: dict[str, Any],
+    tokenizers: Mapping[str, str],
+) -> list[Path]:
     """Writes what was asked for. Returns the paths."""
     choose(arguments.split, SPLITS, "--split", "split")
     for key in ("count", "sample"):
         check(getattr(arguments, key), Count, f"--{key}")
     if arguments.augment and arguments.split != "train":
         raise ConfigError(f"--augment: examples of {arguments.split} are never augmented")
-    source = build({"kind": name, **config})
+    source = build({"kind": name, **config}, tokenizers=tokenizers)
     if arguments.augment and not source.draws:
         raise ConfigError(f"--augment: {name} has no augmentation")
     batch = examples(source, arguments.split, arguments.count, arguments.augment)

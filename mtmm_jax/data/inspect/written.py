@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mtmm_jax.encoders.backbones import check_weights
 from mtmm_jax.modalities import MODALITIES, ModalityKind
 from mtmm_jax.registry import ConfigError, entry_of
 from mtmm_jax.targets import TARGETS
@@ -20,7 +21,18 @@ FEW = 5000  # rows below which fixed features do better than encoders learned fr
 _EPOCHS, _BATCH, _STEPS = 30, 64, (200, 5000)
 
 
-def config_text(table: Path, out: Path, description: Mapping[str, Any], rows: int) -> str:
+class Code(str):
+    """Python that stands in the file as it is."""
+
+
+def config_text(
+    table: Path,
+    out: Path,
+    description: Mapping[str, Any],
+    rows: int,
+    weights: str | None = None,
+    kind: str = "manifest",
+) -> str:
     """The text of a config of every command.
 
     Args:
@@ -28,7 +40,11 @@ def config_text(table: Path, out: Path, description: Mapping[str, Any], rows: in
         out: of the file that will hold the text; the table is named from its folder.
         description: the arguments of `manifest` that say what the columns are.
         rows: of the table; they decide on encoders and on the number of steps.
+        weights: a folder of a pretrained encoder for the texts.
+        kind: of `data`; a pack knows its columns itself.
     """
+    if weights is not None:
+        check_weights(weights, "--weights")
     modalities = {name: entry_of(spec) for name, spec in description["modalities"].items()}
     targets = {name: entry_of(spec) for name, spec in description["targets"].items()}
     encoders = {
@@ -36,6 +52,11 @@ def config_text(table: Path, out: Path, description: Mapping[str, Any], rows: in
         for name, spec in modalities.items()
         if (encoder := _encoder(MODALITIES[spec["kind"]], rows))
     }
+    if weights is not None:
+        texts = [n for n, spec in modalities.items() if MODALITIES[spec["kind"]].tokenized]
+        if not texts:
+            raise ConfigError(f"--weights: {table} has no text for {weights!r} to read")
+        encoders |= {name: {"kind": "pretrained", "weights": Code("weights")} for name in texts}
     tasks = {
         name: TARGETS[spec["kind"]].task
         for name, spec in targets.items()
@@ -46,8 +67,10 @@ def config_text(table: Path, out: Path, description: Mapping[str, Any], rows: in
         raise ConfigError(
             f"--write: {table} has no {what}; name columns with --label, --modality or --target"
         )
-    data = {key: description[key] for key in ("id", "limits", "split") if key in description}
-    place = os.path.relpath(table.resolve(), out.resolve().parent).replace(os.sep, "/")
+    data = {"modalities": _short(modalities), "targets": _short(targets)}
+    data |= {key: description[key] for key in ("id", "limits", "split") if key in description}
+    if kind != "manifest":
+        data = {}
     lines = [
         f'"""{_plain(table.name)}: written by `python -m mtmm_jax.data.inspect.check`; '
         'change what it took wrongly."""',
@@ -59,11 +82,10 @@ def config_text(table: Path, out: Path, description: Mapping[str, Any], rows: in
         "",
         "def get_config():",
         f'    config = training.load("{BASE}")',
+        *([f"    weights = {_path(Path(weights), out)}"] if weights else []),
         "    config.data = {",
-        '        "kind": "manifest",',
-        f'        "path": str(Path(__file__).parent / {_literal(place)}),',
-        *_section("modalities", _short(modalities)),
-        *_section("targets", _short(targets)),
+        f'        "kind": "{kind}",',
+        f'        "path": {_path(table, out)},',
         *(line for key, value in data.items() for line in _option(key, value)),
         "    }",
         *_statement("config.model.encoders", encoders),
@@ -83,6 +105,13 @@ def _steps(rows: int) -> int:
     """Of about 30 epochs, a multiple of 50."""
     least, most = _STEPS
     return min(max(-(-_EPOCHS * rows // (50 * _BATCH)) * 50, least), most)
+
+
+def _path(path: Path, out: Path) -> str:
+    """Python for a path, as it lies from the folder of the config."""
+    there = path.expanduser().resolve()
+    place = os.path.relpath(there, out.resolve().parent).replace(os.sep, "/")
+    return f"str(Path(__file__).parent / {_literal(place)})"
 
 
 def _short(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -119,6 +148,8 @@ def _wrapped(text: str, indent: int) -> list[str]:
 
 def _literal(value: Any) -> str:
     """Python, with double quotes."""
+    if isinstance(value, Code):
+        return value
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{_literal(k)}: {_literal(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list | tuple):

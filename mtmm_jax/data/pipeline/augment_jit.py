@@ -95,16 +95,20 @@ def token_dropout(keys: jax.Array, x: jax.Array, share: Share = 0.1) -> jax.Arra
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """A row of `AUGMENTATIONS`: `apply(keys [B], x [B, ...], **options)`, and for what kinds."""
+    """A row of `AUGMENTATIONS`: `apply(keys [B], x [B, ...], **options)`, and for what kinds.
+
+    `channels` is how many there must be, if only pictures in colours will do.
+    """
 
     apply: Callable[..., jax.Array]
     takes: tuple[str, ...]
+    channels: int | None = None
 
 
 AUGMENTATIONS = {
     "crop": Augmentation(crop, ("image",)),
     "flip": Augmentation(flip, ("image",)),
-    "color": Augmentation(color, ("image",)),
+    "color": Augmentation(color, ("image",), channels=3),
     "cut_out": Augmentation(cut_out, ("image",)),
     "noise": Augmentation(noise, ("audio", "image", "video", "table", "series")),
     "gain": Augmentation(gain, ("audio",)),
@@ -161,6 +165,11 @@ def _step(call: Call, modality: Modality, where: str) -> Callable[[Any, Any], ja
         raise ConfigError(
             f"{at}: {call.name} takes {' or '.join(row.takes)}, not {modality.kind}; "
             f"choices: {', '.join(fitting)}"
+        )
+    if row.channels not in (None, modality.shape[-1]):
+        raise ConfigError(
+            f"{at}: {call.name} is for {row.channels} channels, red, green and blue; this "
+            f"{modality.kind} has {modality.shape[-1]}: leave it out"
         )
     options = bind(call, row.apply, where, skip=2)
     shape = (2, *(8 if size is None else size for size in modality.shape))

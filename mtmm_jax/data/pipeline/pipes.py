@@ -22,10 +22,12 @@ from mtmm_jax.batch import Modality
 from mtmm_jax.data.transforms import TRANSFORMS, Form, Stage
 from mtmm_jax.ranges import hints_of, mismatch
 from mtmm_jax.registry import ConfigError, check, choose
-from mtmm_jax.text import PADDING
 
 _CALL = re.compile(r"\s*([A-Za-z_]\w*)\s*(?:\(([^()|]*)\))?\s*(?=\||$)")
 _ARGUMENT = re.compile(r"\s*(?:([A-Za-z_]\w*)\s*=)?\s*([\w.+-]+)\s*")
+
+
+OF_TOKENIZERS = ("vocabulary", "padding", "unknown")  # fields of a form
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,11 +167,11 @@ class Pipe:
         stages = list(self.stages)
         for i, kept in state.items():
             stages[i] = stages[i].load(kept)
-        vocabulary = None
+        known: dict[str, Any] = {}
         for i, stage in enumerate(stages):  # stages after a tokenizer learn the size of its table
-            vocabulary = stage.out.vocabulary or vocabulary
-            form = dataclasses.replace(stage.out, vocabulary=vocabulary)
-            stages[i] = dataclasses.replace(stage, out=form)
+            if stage.out.vocabulary:
+                known = {key: getattr(stage.out, key) for key in OF_TOKENIZERS}
+            stages[i] = dataclasses.replace(stage, out=dataclasses.replace(stage.out, **known))
         return dataclasses.replace(self, stages=tuple(stages), state=dict(state))
 
     def run(self, values: Any, chance: np.ndarray | None) -> tuple[Any, np.ndarray | None]:
@@ -209,7 +211,7 @@ class Pipe:
             u = None if chance is None else chance[present]
             real, found = self.run(kept, u)
             if form.is_a("text"):
-                found = real != PADDING
+                found = real != form.padding
             if found is not None:
                 mask[present] = found
                 real = np.where(found.reshape(found.shape + (1,) * (real.ndim - 2)), real, 0)
@@ -249,9 +251,16 @@ def _through(stage: Stage, do: Callable[[Any, Any], Any], x: Any, u: np.ndarray 
     ]
 
 
-def pipe(text: str, start: Form, where: str = "pipe") -> Pipe:
-    """Builds and checks a pipe whose examples come in as `start`. It must end in a modality."""
-    form, stages = start, []
+def pipe(text: str, start: Form, where: str = "pipe", tokenizer: str | None = None) -> Pipe:
+    """Builds and checks a pipe whose examples come in as `start`. It must end in a modality.
+
+    Args:
+        text: as it was written.
+        start: what comes in.
+        where: the place in the config.
+        tokenizer: a `tokenizer.json` for the stage that makes tokens, instead of a trained one.
+    """
+    form, stages, state = start, [], {}
     for call in parse(text, where) if text.strip() else ():
         at = f"{where}: {call.place}"
         transform = TRANSFORMS[choose(call.name, TRANSFORMS, at, "transform")]
@@ -262,10 +271,13 @@ def pipe(text: str, start: Form, where: str = "pipe") -> Pipe:
                 f"what takes it: {', '.join(fitting) or 'nothing'}"
             )
         arguments = bind(call, transform.build, where, skip=2)
-        stages.append(transform.build(form, at, **arguments))
-        form = stages[-1].out
+        stage = transform.build(form, at, **arguments)
+        if tokenizer is not None and stage.fit is not None and stage.out.is_a("text"):
+            stage, state[len(stages)] = stage.load(tokenizer), tokenizer
+        stages.append(stage)
+        form = stage.out
     _check_end(form, text, where)
-    return Pipe(text, start, tuple(stages), where=where)
+    return Pipe(text, start, tuple(stages), state, where)
 
 
 _ENDS = {

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mtmm_jax.modalities import is_like
+from mtmm_jax.text import PADDING, UNKNOWN
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Form:
         low, high: the range of a picture's values, `None` once it has been normalised away.
         rate: samples or steps per second.
         vocabulary: the number of token ids.
+        padding, unknown: the ids that fill up, and that stand for a token that is not known.
         names: of columns or channels.
         masked: whether examples have been filled up, and carry a mask of what is real.
     """
@@ -38,6 +40,8 @@ class Form:
     vocabulary: int | None = None
     names: tuple[str, ...] = ()
     masked: bool = False
+    padding: int = PADDING
+    unknown: int = UNKNOWN
 
     @property
     def stacks(self) -> bool:

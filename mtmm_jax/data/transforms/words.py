@@ -24,7 +24,12 @@ def tokenize(form: Form, where: str, length: TextLength, vocabulary: Size = 2000
 
     def load(tokenizer_json: str) -> Stage:
         tokenizer = text.read_tokenizer(tokenizer_json)
-        known = dataclasses.replace(out, vocabulary=tokenizer.get_vocab_size())
+        known = dataclasses.replace(
+            out,
+            vocabulary=tokenizer.get_vocab_size(),
+            padding=text.padding_id(tokenizer) or 0,
+            unknown=text.unknown_id(tokenizer),
+        )
         return Stage(known, lambda x, u: text.encode(tokenizer, x, length), load=load)
 
     out = Form("text", (length,), "int32")
@@ -34,4 +39,6 @@ def tokenize(form: Form, where: str, length: TextLength, vocabulary: Size = 2000
 def token_dropout(form: Form, where: str, share: Share = 0.1) -> Stage:
     """Replaces a share of the tokens by the unknown one."""
     (length,) = form.shape
-    return Stage(form, lambda x, u: augment.token_dropout(x, u, share), draws=length)
+    unknown, padding = form.unknown, form.padding
+    drop = lambda x, u: augment.token_dropout(x, u, share, unknown, padding)  # noqa: E731
+    return Stage(form, drop, draws=length)

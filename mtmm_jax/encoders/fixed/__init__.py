@@ -7,6 +7,7 @@ they are hard to beat.
 
 from mtmm_jax.encoders.fixed.columns import TableColumns as TableColumns
 from mtmm_jax.encoders.fixed.fixed import FixedEncoder as FixedEncoder
+from mtmm_jax.encoders.fixed.fixed import FrozenVectors as FrozenVectors
 from mtmm_jax.encoders.fixed.gradients import ImageGradients as ImageGradients
 from mtmm_jax.encoders.fixed.gradients import VideoGradients as VideoGradients
 from mtmm_jax.encoders.fixed.ngrams import TextNgrams as TextNgrams

@@ -100,6 +100,18 @@ class FixedEncoder(Encoder):
         return tokens.replace_values(self.project(tokens.values))
 
 
+class FrozenVectors(FixedEncoder):
+    """Vectors `[B, D]` of a frozen encoder, standardised. No row of `ENCODERS`: linear models read
+    it next to the formulas of a modality whose encoder is `pretrained` and frozen."""
+
+    @property
+    def size(self) -> int:
+        return int(self.shape[0] or 1)
+
+    def raw(self, entry: Mapping[str, Any]) -> jax.Array:
+        return entry["x"]
+
+
 def standardising(raw: np.ndarray) -> dict[str, np.ndarray]:
     """`center` and `scale` that give a row of D informative features the expected length 1.
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.stats import norm
 
+from mtmm_jax.tasks.metrics.intervals import Interval, of_mean, wilson
 from mtmm_jax.tasks.metrics.monoids import Metric, add
 
 BINS = 15
@@ -31,9 +32,11 @@ def class_calibration(bins: int = BINS) -> Metric:
         q = _distribution(labels, p)
         hit = jnp.where(q.argmax(-1) == p.argmax(-1), 1.0, 0.0)
         squared = jnp.square(p - q).sum(-1)
-        return _binned(p.max(-1), hit, squared, labels.weight, bins)
+        weight = labels.weight.astype(jnp.float32)
+        fourth = (weight * squared * squared).sum()
+        return {**_binned(p.max(-1), hit, squared, weight, bins), "fourth": fourth}
 
-    return Metric(update, add, _figures)
+    return Metric(update, add, _figures, _class_intervals)
 
 
 def label_calibration(bins: int = BINS) -> Metric:
@@ -81,6 +84,12 @@ def _figures(state: dict[str, Any]) -> dict[str, float]:
     return {"ece": float(gap / total), "brier": float(s["squared"] / total)}
 
 
+def _class_intervals(state: dict[str, Any]) -> dict[str, Interval | str]:
+    squares = (float(state[key]) for key in ("squared", "fourth"))
+    brier = of_mean(*squares, float(np.sum(state["count"])), low=0.0, high=2.0)
+    return {"ece": "gaps of bins are above zero by chance alone", "brier": brier}
+
+
 def interval_calibration(mean: float, std: float) -> Metric:
     """Of a normal distribution for each row, its mean and log variance (standardised): `[B, 2]`.
 
@@ -104,6 +113,7 @@ def interval_calibration(mean: float, std: float) -> Metric:
         return {
             "count": weight.sum(),
             "nll": (weight * nll).sum(),
+            "nll_squared": (weight * nll * nll).sum(),
             "inside": inside.sum(),
             "tenths": jnp.zeros(_SHARES, jnp.float32).at[tenth].add(weight),
         }
@@ -118,4 +128,13 @@ def interval_calibration(mean: float, std: float) -> Metric:
             "interval_error": float(gap),
         }
 
-    return Metric(update, add, compute)
+    def intervals(state: dict[str, Any]) -> dict[str, Interval | str]:
+        keys = ("count", "nll", "nll_squared", "inside")
+        count, nll, squares, inside = (float(state[key]) for key in keys)
+        return {
+            "nll": of_mean(nll, squares, count),
+            "inside_90": wilson(inside, count),
+            "interval_error": "gaps of tenths are above zero by chance alone",
+        }
+
+    return Metric(update, add, compute, intervals)

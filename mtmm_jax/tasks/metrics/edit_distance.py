@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mtmm_jax.tasks.metrics.intervals import Interval, of_ratio, wilson
 from mtmm_jax.tasks.metrics.monoids import Metric, collect
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # one character, where a tokenizer says [UNK]
@@ -87,9 +88,29 @@ def text_errors(said: Callable[[Any], jax.Array], classes: Sequence[str]) -> Met
             "exact_match": float(np.average(same, weights=weight)) if same else float("nan"),
         }
 
-    return Metric(update, collect, compute)
+    def intervals(state: dict[str, np.ndarray]) -> dict[str, Interval | str]:
+        kept = state["weight"] > 0
+        weight = state["weight"][kept].astype(np.float64)
+        texts = [list(map(text, state[key][kept])) for key in ("guess", "truth")]
+        words = [[one.split() for one in some] for some in texts]
+        same = [guess == truth for guess, truth in zip(*texts, strict=True)]
+        return {
+            "cer": of_ratio(*_edits(*texts, weight)),
+            "wer": of_ratio(*_edits(*words, weight)),
+            "exact_match": wilson(float((weight * same).sum()), float(weight.sum())),
+        }
+
+    return Metric(update, collect, compute, intervals)
 
 
 def _rate(guesses: Sequence[Any], truths: Sequence[Any], weight: np.ndarray) -> float:
-    length = (weight * [len(truth) for truth in truths]).sum() if truths else 0.0
-    return float((weight * edit_distances(guesses, truths)).sum() / length) if length else np.nan
+    edits, lengths = _edits(guesses, truths, weight)
+    return float(edits.sum() / lengths.sum()) if lengths.sum() else np.nan
+
+
+def _edits(
+    guesses: Sequence[Any], truths: Sequence[Any], weight: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """`[N]` edits of each text, and its length."""
+    lengths = np.array([len(truth) for truth in truths], np.float64)
+    return weight * edit_distances(guesses, truths), weight * lengths

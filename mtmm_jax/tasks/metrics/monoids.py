@@ -13,6 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mtmm_jax.tasks.metrics.intervals import (
+    Interval,
+    of_counts,
+    of_mean,
+    of_r2,
+    of_rows,
+    of_skewed_mean,
+    only,
+    transformed,
+    wilson,
+)
+
 
 class Metric(NamedTuple):
     """A metric, or a family of figures from one state.
@@ -21,11 +33,14 @@ class Metric(NamedTuple):
         update: `(prediction, labels) -> state` of one batch; pure, runs under jit.
         merge: of two states; associative.
         compute: `state -> {figure: value}`; NaN where nothing was counted.
+        intervals: `state -> {figure: Interval, or why there is none}` (`metrics.intervals`); of a
+            figure that it leaves out there is none, and of all where it is None.
     """
 
     update: Callable[[Any, Any], Any]
     merge: Callable[[Any, Any], Any]
     compute: Callable[[Any], dict[str, float]]
+    intervals: Callable[[Any], dict[str, Interval | str]] | None = None
 
 
 def add(a: Any, b: Any) -> Any:
@@ -56,7 +71,12 @@ def confusion(classes: int) -> Metric:
         macro = float(f1.mean()) if seen.any() else float("nan")
         return {"accuracy": _ratio(hits.sum(), counts.sum()), "macro_f1": macro}
 
-    return Metric(update, add, compute)
+    def intervals(counts: np.ndarray) -> dict[str, Interval | str]:
+        counts = np.asarray(counts, np.float64)
+        share = wilson(np.trace(counts), counts.sum())
+        return {"accuracy": share, **only(of_counts(compute, counts), "macro_f1")}
+
+    return Metric(update, add, compute, intervals)
 
 
 def top(k: int) -> Metric:
@@ -68,7 +88,12 @@ def top(k: int) -> Metric:
         hit = (logits > own).sum(-1) < k
         return {"hits": jnp.where(hit, labels.weight, 0.0).sum(), "count": labels.weight.sum()}
 
-    return Metric(update, add, lambda s: {f"top{k}": _ratio(s["hits"], s["count"])})
+    return Metric(
+        update,
+        add,
+        lambda s: {f"top{k}": _ratio(s["hits"], s["count"])},
+        lambda s: {f"top{k}": wilson(float(s["hits"]), float(s["count"]))},
+    )
 
 
 def average_precision() -> Metric:
@@ -96,7 +121,16 @@ def average_precision() -> Metric:
         values = [_average_precision(score, truth, weight) for score, truth in pairs if truth.any()]
         return {"average_precision": float(np.mean(values)) if values else float("nan")}
 
-    return Metric(update, collect, compute)
+    def intervals(state: dict[str, np.ndarray]) -> dict[str, Interval | str]:
+        kept = np.flatnonzero(np.asarray(state["weight"]) > 0)
+
+        def drawn(rows: np.ndarray) -> dict[str, float]:
+            return compute({key: np.asarray(value)[kept[rows]] for key, value in state.items()})
+
+        classes = np.asarray(state["score"]).shape[1]
+        return only(of_rows(drawn, len(kept), classes), "average_precision")
+
+    return Metric(update, collect, compute, intervals)
 
 
 def _average_precision(score: np.ndarray, truth: np.ndarray, weight: np.ndarray) -> float:
@@ -134,7 +168,10 @@ def label_f1(thresholds: np.ndarray) -> Metric:
             "macro_f1": float(f1.mean()) if seen.any() else float("nan"),
         }
 
-    return Metric(update, add, compute)
+    def intervals(state: dict[str, Any]) -> dict[str, Interval | str]:
+        return dict.fromkeys(("micro_f1", "macro_f1"), "labels of one example are counted apart")
+
+    return Metric(update, add, compute, intervals)
 
 
 def regression_errors(mean: float, std: float) -> Metric:
@@ -146,12 +183,17 @@ def regression_errors(mean: float, std: float) -> Metric:
     def update(prediction: jax.Array, labels: Any) -> dict[str, jax.Array]:
         y = jnp.where(labels.weight > 0, (labels.y - mean) / std, 0.0)
         error = jnp.where(labels.weight > 0, prediction - y, 0.0)
-        w = labels.weight
+        w, square = labels.weight, error * error
         return {
             "count": w.sum(),
             "y": (w * y).sum(),
             "yy": (w * y * y).sum(),
-            "squared": (w * error * error).sum(),
+            "yyy": (w * y**3).sum(),
+            "yyyy": (w * y**4).sum(),
+            "squared": (w * square).sum(),
+            "fourth": (w * square * square).sum(),
+            "squared_y": (w * square * y).sum(),
+            "squared_yy": (w * square * y * y).sum(),
             "absolute": (w * jnp.abs(error)).sum(),
         }
 
@@ -167,7 +209,17 @@ def regression_errors(mean: float, std: float) -> Metric:
             "rmse": std * _ratio(s["squared"], s["count"]) ** 0.5,
         }
 
-    return Metric(update, add, compute)
+    def intervals(state: dict[str, Any]) -> dict[str, Interval | str]:
+        s = {key: float(value) for key, value in state.items()}
+        absolute = of_mean(s["absolute"], s["squared"], s["count"], low=0.0)
+        squared = of_skewed_mean(s["squared"], s["fourth"], s["count"])
+        return {
+            "r2": of_r2(s),
+            "mae": transformed(absolute, lambda x: std * x),
+            "rmse": transformed(squared, lambda x: std * x**0.5),
+        }
+
+    return Metric(update, add, compute, intervals)
 
 
 def retrieval_ranks(queries: str, candidates: str, ks: tuple[int, ...] = (1, 10)) -> Metric:
@@ -204,7 +256,17 @@ def retrieval_ranks(queries: str, candidates: str, ks: tuple[int, ...] = (1, 10)
         figures[f"{prefix}_median_rank"] = float(np.median(middle)) if len(middle) else float("nan")
         return figures
 
-    return Metric(update, collect, compute)
+    def intervals(state: dict[str, Any]) -> dict[str, Interval | str]:
+        """Over queries, among the same candidates."""
+        answers = ranked(state)
+        prefix, count = f"{queries}_to_{candidates}", len(answers["above"])
+        hits = {k: np.clip((k - answers["above"]) / answers["level"], 0, 1).sum() for k in ks}
+        middle, name = answers["above"] + (answers["level"] + 1) / 2, f"{prefix}_median_rank"
+        medians = of_rows(lambda rows: {name: float(np.median(middle[rows]))}, count)
+        shares = {f"{prefix}_recall@{k}": wilson(float(hits[k]), count) for k in ks}
+        return {**shares, **only(medians, name)}
+
+    return Metric(update, collect, compute, intervals)
 
 
 def ranked(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

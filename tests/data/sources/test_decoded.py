@@ -1,5 +1,6 @@
 """Files that are decoded once give what decoding them in every epoch gives, whatever happens."""
 
+import fcntl
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ import soundfile
 from PIL import Image
 
 from mtmm_jax.data import build
-from mtmm_jax.data.sources.manifest import decoded, manifest
+from mtmm_jax.data.sources.manifest import decoded, eviction, manifest
 from mtmm_jax.data.sources.manifest.shards import Damaged, _digest, open_shard
 from mtmm_jax.modalities import audio, image, video
 from mtmm_jax.readers import clips as readers_clips
@@ -249,6 +250,69 @@ def test_a_changed_file_alone_is_decoded_anew(folder, calls):
     assert len(calls) == 1
     assert same(batches(again), batches(source_of(folder, False)))
     assert again.compose(np.array([0]), None)["inputs"]["photo"]["x"][0, 8, 8, 2] == 1
+
+
+def test_a_file_rewritten_with_the_same_size_and_time_is_seen(folder, calls):
+    where, path = str(folder / "cache"), folder / "raw.bmp"
+    Image.new("RGB", (8, 8), "red").save(path)
+    (folder / "m.jsonl").write_text(json.dumps({"photo": "raw.bmp", "split": "train"}))
+    kinds = {"modalities": {"photo": KINDS["photo"]}, "targets": {}}
+    source_of(folder, where, **kinds).prepare()
+    before = path.stat()
+    Image.new("RGB", (8, 8), "blue").save(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    again = source_of(folder, where, **kinds)
+    again.prepare()
+    assert len(calls) == 2
+    assert again.compose(np.array([0]), None)["inputs"]["photo"]["x"][0, 8, 8].tolist() == [
+        -1,
+        -1,
+        1,
+    ]
+
+
+def column(root, number, size, age, of):
+    """A folder of shards as `decoded` makes them."""
+    path = root / f"{number:016x}"
+    path.mkdir(parents=True)
+    (path / "a.bin").write_bytes(bytes(size))
+    for name, text in ((eviction.LOCK, ""), (eviction.ABOUT, str(of))):
+        (path / name).write_text(text)
+    os.utime(path / eviction.LOCK, (1e9 - age, 1e9 - age))
+    return path
+
+
+def test_room_is_made_by_what_is_gone_and_what_was_used_longest_ago(tmp_path, capsys):
+    root = tmp_path / "decoded"
+    old, gone, new, mine = (
+        column(root, n, 1000, age, of)
+        for n, age, of in ((1, 30, root), (2, 0, tmp_path / "none"), (3, 20, root), (4, 99, root))
+    )
+    (root / "notes").mkdir()
+    (root / "notes" / "a.bin").write_bytes(bytes(5000))
+    assert eviction.make_room(mine, 10**6) == []
+    assert eviction.make_room(mine, 3500) == [gone]
+    assert eviction.make_room(mine, 2500) == [old]
+    assert "decoded files" in capsys.readouterr().err
+    with (new / eviction.LOCK).open("r+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # another process fills it
+        assert eviction.make_room(mine, 1) == []
+    assert eviction.make_room(mine, 1) == [new]
+    assert sorted(path.name for path in root.iterdir()) == [mine.name, "notes"]
+
+
+def test_only_the_shared_folder_is_made_room_in(folder, monkeypatch):
+    monkeypatch.setattr(eviction, "SHARE", 0.0)
+    monkeypatch.setattr(decoded, "default_root", lambda: folder / "shared")
+    for root in ("shared", "named"):
+        column(folder / root, 1, 1000, 10, folder)
+    source_of(folder, str(folder / "named")).prepare()
+    assert (folder / "named" / f"{1:016x}").exists()
+    source = source_of(folder, None)
+    source.prepare()
+    assert not (folder / "shared" / f"{1:016x}").exists()
+    assert same(batches(source), batches(source_of(folder, False)))  # its own columns went in turn
 
 
 def test_other_options_have_a_folder_of_their_own(folder):

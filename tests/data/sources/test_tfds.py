@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import shutil
 import struct
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import soundfile
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from mtmm_jax import modalities, targets
+from mtmm_jax import data, modalities, targets
 from mtmm_jax.batch import Spec
 from mtmm_jax.data.pipeline.pipes import Pipe
 from mtmm_jax.data.sources.tfds.records import TFRecords
@@ -22,7 +23,8 @@ from mtmm_jax.data.sources.tfds.source import tfds as source_of
 from mtmm_jax.modalities import ModalityKind
 from mtmm_jax.registry import ConfigError, build
 from mtmm_jax.targets.kind import TargetKind, blank
-from mtmm_jax.text import PADDING
+from mtmm_jax.text import PADDING, padding_id, read_tokenizer, unknown_id
+from tests.data.sources.test_tokenizers import OTHER
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 SIZES = {"train": 60, "test": 12}
@@ -243,6 +245,28 @@ def test_pipes_can_be_rebuilt_from_the_assets(source):
     assert (ids == text).all(1).sum() <= 1
     assert source.spec.modalities["text"].vocabulary > ids.max() > 2
     assert json.loads(source.assets["tokenizer.json"])["model"]["type"] == "BPE"
+
+
+def test_a_text_is_in_the_ids_of_a_tokenizer_that_is_given(source, folder, tmp_path):
+    folder = shutil.copytree(folder, tmp_path / "own")  # what is learnt is kept beside the data
+    made = {"modalities": MODALITIES, "targets": TARGETS, "data_dir": str(folder)}
+    found = data.build({"kind": "tfds", "dataset": "mtmm_tiny", **made}, tokenizers={"text": OTHER})
+    assert found.assets["tokenizer.json"].decode() == OTHER
+    tokenizer = read_tokenizer(OTHER)
+    entry = whole(found, "train")["inputs"]["text"]
+    assert found.spec.modalities["text"].vocabulary == tokenizer.get_vocab_size()
+    np.testing.assert_array_equal(entry["x"][entry["present"], 0], tokenizer.token_to_id("[CLS]"))
+    np.testing.assert_array_equal(entry["present"], entry["mask"].any(1))
+    plain = whole(source, "train")["inputs"]
+    np.testing.assert_array_equal(
+        whole(found, "train")["inputs"]["table"]["x"], plain["table"]["x"]
+    )
+    kept = Pipe.from_dict(json.loads(found.assets["pipes.json"])["text"])
+    x = kept.entry(["the cat"], None)
+    np.testing.assert_array_equal(x["mask"][0], [True] * 4 + [False] * 2)
+    drawn = next(found.train(64, seed=0))["inputs"]["text"]
+    known = {*np.unique(entry["x"]), unknown_id(tokenizer), padding_id(tokenizer)}
+    assert set(np.unique(drawn["x"])) <= known
 
 
 def test_reports_can_name_and_show_an_example(source):

@@ -32,7 +32,7 @@ from mtmm_jax.data.transforms.augment import background, between
 from mtmm_jax.ranges import Natural, Range, ShortText, Utterance
 from mtmm_jax.readers import images
 from mtmm_jax.registry import checked, choose
-from mtmm_jax.text import UNITS, train_words
+from mtmm_jax.text import UNITS, Tokenizers, train_words
 
 # Event -> the direction of the ring that changes, and its sign (0: either).
 _ACROSS, _DOWN, _SIZE, _ANGLE = range(4)
@@ -72,6 +72,7 @@ def emoji_clips(
     augment: bool = True,
     seed: Natural = 0,
     data_dir: str | None = None,
+    tokenizers: Tokenizers = None,
 ) -> Source:
     """Short clips of one emoji in motion, with its name and its name spoken.
 
@@ -103,6 +104,7 @@ def emoji_clips(
         augment: whether training batches are made anew in every epoch.
         seed: of shuffling and of the training clips.
         data_dir: where the prepared data are kept; `$MTMM_JAX_DATA` or `~/.cache/mtmm_jax`.
+        tokenizers: given by `data.build`; that of "text" comes before `units`.
     """
     where = "data.emoji_clips"
     choose(text, TEXTS, f"{where}.text")
@@ -112,7 +114,9 @@ def emoji_clips(
     # What is drawn with fewer pixels than the half-size copy has is drawn from that copy.
     half = image_size * _LARGE <= TILE / 2
     drawings = {s: halve(table.drawings[s]) if half else table.drawings[s] for s in styles}
-    own = _words(table, text) if units == "words" else None
+    own = (tokenizers or {}).get("text")
+    if own is None and units == "words":
+        own = _words(table, text)
     telling = Telling.of(table, text, seconds, text_length, own=own)
     spec = _spec(telling, frames, image_size, frames / seconds)
     moving = dataclasses.replace(table, drawings=drawings)

@@ -13,14 +13,16 @@ from mtmm_jax.batch import Batch, Modality, Spec, Target
 from mtmm_jax.data.pipeline.source import SPLITS, Source
 from mtmm_jax.data.sources.emoji.asset import RATE, STYLES
 from mtmm_jax.data.sources.emoji.prepared import Emoji, load
-from mtmm_jax.data.sources.emoji.spelling import given, speller, transcripts
+from mtmm_jax.data.sources.emoji.spelling import speller, transcripts
 from mtmm_jax.data.transforms import augment as augmentation
+from mtmm_jax.encoders.backbones import tokenizer_at
 from mtmm_jax.ranges import Natural, ShortText, Size, Utterance
 from mtmm_jax.readers import audio, images
 from mtmm_jax.registry import ConfigError, checked, choose
 from mtmm_jax.text import (
     PADDING,
     UNKNOWN,
+    Tokenizers,
     encode,
     padding_id,
     read_tokenizer,
@@ -53,6 +55,7 @@ def emoji(
     augment: bool = True,
     seed: Natural = 0,
     data_dir: str | None = None,
+    tokenizers: Tokenizers = None,
 ) -> Source:
     """About 1,900 emoji as pictures, names and spoken names.
 
@@ -75,6 +78,7 @@ def emoji(
         augment: whether training batches are augmented.
         seed: of shuffling and augmentation.
         data_dir: where the prepared data are kept; `$MTMM_JAX_DATA` or `~/.cache/mtmm_jax`.
+        tokenizers: given by `data.build`; that of "text" comes before `tokenizer`.
     """
     where = "data.emoji"
     choose(text, TEXTS, f"{where}.text")
@@ -83,7 +87,9 @@ def emoji(
     table = load(data_dir)
     if tokenizer is not None and units != "pieces":
         raise ConfigError(f"{where}.units: {units!r} has a tokenizer of its own; choices: pieces")
-    own = None if tokenizer is None else given(tokenizer, f"{where}.tokenizer")
+    own = (tokenizers or {}).get("text")
+    if own is None and tokenizer is not None:
+        own = tokenizer_at(tokenizer, f"{where}.tokenizer")
     telling = Telling.of(table, text, seconds, text_length, units, own)
     spelt, transcript = transcripts(table.names, table.split)
     spec = _spec(table, styles, image_size, telling)

@@ -17,7 +17,13 @@ from mtmm_jax.data.sources.films.labels import Label, labels
 from mtmm_jax.data.transforms import augment as augmentation
 from mtmm_jax.ranges import Natural, ShortText, Size
 from mtmm_jax.registry import checked
-from mtmm_jax.text import PADDING, encode, read_tokenizer, train_tokenizer
+from mtmm_jax.text import (
+    Tokenizers,
+    encode_present,
+    read_tokenizer,
+    train_tokenizer,
+    unknown_id,
+)
 
 TEXTS = ("title", "director", "writer", "production", "cast")
 
@@ -32,6 +38,7 @@ def films(
     augment: bool = True,
     seed: Natural = 0,
     data_dir: str | None = None,
+    tokenizers: Tokenizers = None,
 ) -> Source:
     """17,472 films as text and table; genres, critics' marks, film board rating, box office.
 
@@ -51,6 +58,7 @@ def films(
         augment: whether a tenth of the tokens of training batches is made unknown.
         seed: of shuffling and augmentation.
         data_dir: where the prepared data are kept; `$MTMM_JAX_DATA` or `~/.cache/mtmm_jax`.
+        tokenizers: given by `data.build`; that of "text" comes in the place of a trained one.
     """
     where = "data.films"
     text = packed.checked(text, TEXTS, f"{where}.text", "field")
@@ -60,7 +68,7 @@ def films(
     train = examples.split == "train"
     texts = [_text(row, text) for row in zip(*(known[field] for field in text), strict=True)]
     training = [t for t, use in zip(texts, train, strict=True) if use]
-    tokenizer_json = train_tokenizer(training, vocabulary)
+    tokenizer_json = (tokenizers or {}).get("text") or train_tokenizer(training, vocabulary)
     tokenizer = read_tokenizer(tokenizer_json)
     numbers = table(known, columns, train)
     known_labels = labels(known, train)
@@ -77,7 +85,11 @@ def films(
         ),
         rows=packed.rows_by_split(examples.split),
         compose=functools.partial(
-            _compose, encode(tokenizer, texts, text_length), numbers.values, known_labels
+            _compose,
+            *encode_present(tokenizer, texts, text_length),
+            unknown_id(tokenizer),
+            numbers.values,
+            known_labels,
         ),
         draws=text_length,
         assets={
@@ -111,14 +123,17 @@ def _text(values: Sequence[str], fields: Sequence[str]) -> str:
 
 def _compose(
     ids: np.ndarray,
+    masks: np.ndarray,
+    unknown: int,
     numbers: np.ndarray,
     labels: Mapping[str, Label],
     rows: np.ndarray,
     chance: np.ndarray | None,
 ) -> Batch:
     """Row r is film r."""
-    words = ids[rows] if chance is None else augmentation.text(ids[rows], chance)
-    mask = words != PADDING
+    words, mask = ids[rows], masks[rows]
+    if chance is not None:
+        words = np.where(mask, augmentation.text(words, chance, unknown=unknown), words)
     return {
         "inputs": {
             "text": {"x": words, "mask": mask, "present": mask.any(1)},

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mtmm_jax.data.sources import packed
+from mtmm_jax.data.sources.manifest import eviction
+from mtmm_jax.data.sources.manifest.progress import progress, say
 from mtmm_jax.data.sources.manifest.shards import (
     VERSION,
     Damaged,
@@ -87,7 +87,10 @@ class Decoded:
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
         root = default_root() if self.where is None else Path(self.where).expanduser()
         names = tuple(dict.fromkeys(name for name in cells if name is not None))
-        self.columns.append(DecodedColumn(column, root / digest, names, self.folder, decoder))
+        shared = self.where is None
+        self.columns.append(
+            DecodedColumn(column, root / digest, names, self.folder, decoder, shared)
+        )
         return self.columns[-1].read
 
     def fill(self) -> None:
@@ -107,18 +110,22 @@ class Decoded:
                 )
                 if self.where is not None:
                     raise ConfigError(line) from error
-                _say(line)
+                say(line)
 
 
 @dataclasses.dataclass(eq=False)
 class DecodedColumn:
-    """The files of one column, and the shards in `path` that hold them decoded."""
+    """The files of one column, and the shards in `path` that hold them decoded.
+
+    In a `shared` folder the columns used longest ago give way where the disk has no room for more.
+    """
 
     name: str
     path: Path
     names: tuple[str, ...]
     folder: Folder
     decoder: Decoder
+    shared: bool = False
     found: dict[str, tuple[Shard, Record]] = dataclasses.field(default_factory=dict)
     lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
     full: bool = False
@@ -142,8 +149,11 @@ class DecodedColumn:
             files = self._files()
             self.path.mkdir(parents=True, exist_ok=True)
             with _alone(self.path):
+                eviction.mark_used(self.path, self.folder.root)
                 self.found |= self._opened(files)
                 missing = {name: files[name] for name in files if name not in self.found}
+                if missing and self.shared:
+                    eviction.make_room(self.path)
                 if missing:
                     self._decode(missing)
             self.full = True
@@ -163,7 +173,7 @@ class DecodedColumn:
             try:
                 shard = open_shard(index)
             except Damaged as error:
-                _say(f"{index}: {error}; its files are decoded anew")
+                say(f"{index}: {error}; its files are decoded anew")
                 delete(index)
                 continue
             fresh = {n: (shard, r) for n, r in shard.records.items() if files.get(n) == r.file}
@@ -178,7 +188,7 @@ class DecodedColumn:
     def _decode(self, files: Mapping[str, tuple[int, int]]) -> None:
         threads = len(cores())
         what = f"{len(files):,} files of column {self.name!r}"
-        _say(f"decoding {what} once, into {self.path} ({threads} threads)")
+        say(f"decoding {what} once, into {self.path} ({threads} threads)")
         records, arrays, size, bad = {}, [], 0, 0
         start = written = time.monotonic()
         with _progress(len(files)) as advance:
@@ -204,7 +214,7 @@ class DecodedColumn:
             if records:
                 self._keep(records, arrays)
         cannot = f"; {bad:,} cannot be read" if bad else ""
-        _say(f"decoded {what} in {time.monotonic() - start:.1f} s{cannot}")
+        say(f"decoded {what} in {time.monotonic() - start:.1f} s{cannot}")
 
     def _try(self, name: str) -> Any:
         try:
@@ -248,39 +258,14 @@ def _alone(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _say(f"waiting for another process that decodes into {folder}")
+            say(f"waiting for another process that decodes into {folder}")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 @contextlib.contextmanager
 def _progress(total: int) -> Iterator[Callable[[], None]]:
-    """A bar on a terminal, a line now and then elsewhere; both say the time that is left."""
-    console, start = Console(stderr=True), time.monotonic()
-    bar = Progress(
-        TextColumn("decoding"),
-        MofNCompleteColumn(),
-        BarColumn(bar_width=20),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-        transient=True,
-        refresh_per_second=4,
-    )
-    task, done, spoke = bar.add_task("", total=total), 0, start
-
-    def advance() -> None:
-        nonlocal done, spoke
-        done, now = done + 1, time.monotonic()
-        bar.advance(task)
-        if bar.disable and now - spoke > _SHARD_SECONDS:
-            spoke = now
-            left = (now - start) * (total - done) / done
-            _say(f"decoded {done:,} of {total:,} files, {left:.0f} s left")
-
-    with bar:
-        yield advance
-
-
-def _say(line: str) -> None:
-    Console(stderr=True, soft_wrap=True).print(line, highlight=False, markup=False)
+    """Gives a function to be called for each file."""
+    done = itertools.count(1)
+    with progress("decoding", "decoded", "files", total, _SHARD_SECONDS) as report:
+        yield lambda: report(next(done))

@@ -18,6 +18,7 @@ from mtmm_jax.ranges import Natural, Share, Threads
 from mtmm_jax.readers.files import Folder
 from mtmm_jax.readers.limits import Limits, Unreadable
 from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.text import Tokenizers
 
 _SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
 _WHERE = "data.video_folder"
@@ -38,6 +39,7 @@ def video_folder(
     seed: Natural = 0,
     workers: Threads = 1,
     decoded: Where = None,
+    tokenizers: Tokenizers = None,
 ) -> Source:
     """`video_frames/<id>/<i>.jpg`, `text_data/<id>.txt` and `audio_data/<id>.wav` under `root`.
 
@@ -51,7 +53,7 @@ def video_folder(
         root: of the folders, out of which nothing leads.
         options: modality -> options of its kind, such as `{"video": {"frames": 16}}`.
         split: the share of each split, decided by the hash of the id; 8 to 1 to 1 by default.
-        on_bad, limits, augment, seed, workers, decoded: as in `manifest`.
+        on_bad, limits, augment, seed, workers, decoded, tokenizers: as in `manifest`.
     """
     limits = check_limits(limits)
     choose(on_bad, ON_BAD, f"{_WHERE}.on_bad")
@@ -84,6 +86,7 @@ def video_folder(
         seed=seed,
         workers=workers,
         decoded=decoded,
+        tokenizers=tokenizers,
         name="video_folder",
     )
 

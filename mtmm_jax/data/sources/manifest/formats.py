@@ -35,13 +35,22 @@ def rows_of_parquet(file: BinaryIO) -> list[dict[str, Any]]:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"cannot be read as Parquet: {reason}") from error
     for field in table.schema:
-        kinds = [field.type, *(field.type if pyarrow.types.is_struct(field.type) else ())]
-        types = [getattr(kind, "type", kind) for kind in kinds]
-        if any(pyarrow.types.is_binary(t) or pyarrow.types.is_large_binary(t) for t in types):
+        if holds_bytes(field.type):
             raise ConfigError(
-                f"column {field.name!r} holds bytes; write each to a file and name the file in it"
+                f"column {field.name!r} holds bytes, of which training reads shards: python -m "
+                'mtmm_jax.data.pack TABLE --out shards, then data = {"kind": "packed", "path": '
+                '"shards"}'
             )
     return [{key: plain(value) for key, value in row.items()} for row in table.to_pylist()]
+
+
+def holds_bytes(kind: Any) -> bool:
+    """Whether a column of this pyarrow type holds bytes, itself or in a field (`{bytes, path}`)."""
+    import pyarrow
+
+    fields = [part.type for part in kind] if pyarrow.types.is_struct(kind) else []
+    binary = (pyarrow.types.is_binary, pyarrow.types.is_large_binary, pyarrow.types.is_binary_view)
+    return any(test(one) for one in (kind, *fields) for test in binary)
 
 
 def rows_of_columns(table: Any) -> list[dict[str, Any]]:

@@ -70,19 +70,24 @@ def read_rows(table: str | os.PathLike[str] | Any, limits: Limits) -> Rows:
         return _folder(path, limits)
     if not path.is_file():
         raise ConfigError(f"manifest: {path} does not exist, or is no file")
-    read = _FORMATS[choose(path.suffix.lower(), _FORMATS, f"manifest {path}", "kind of manifest")]
     values, lines, broken = [], [], []
-    with path.open("rb") as file:
-        try:
-            for line, row in read(file, limits):
-                if isinstance(row, str):
-                    broken.append((line, row))
-                else:
-                    values.append(row)
-                    lines.append(line)
-        except ConfigError as error:
-            raise ConfigError(f"manifest {path}: {error}") from error
+    for line, row in entries_of(path, limits):
+        if isinstance(row, str):
+            broken.append((line, row))
+        else:
+            values.append(row)
+            lines.append(line)
     return Rows(path, values, lines, _columns(values), broken)
+
+
+def entries_of(path: Path, limits: Limits) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """`(line, row)` of a file of rows, one after the other; a text says why a line is no row."""
+    read = _FORMATS[choose(path.suffix.lower(), _FORMATS, f"manifest {path}", "kind of manifest")]
+    try:
+        with path.open("rb") as file:
+            yield from read(file, limits)
+    except ConfigError as error:
+        raise ConfigError(f"manifest {path}: {error}") from error
 
 
 def _columns(values: list[dict[str, Any]]) -> frozenset[str]:

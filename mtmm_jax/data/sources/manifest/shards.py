@@ -26,7 +26,10 @@ from mtmm_jax.store.files import write
 VERSION = 1
 """Of the format and of the decoders: grows when either gives other bytes."""
 _ALIGN = 64
-_DTYPES = ("uint8", "int16", "float32")
+_DTYPES = (
+    *("bool", "uint8", "uint16", "int8", "int16", "int32", "int64"),
+    *("float32", "float64"),
+)
 
 
 class Damaged(ValueError):
@@ -87,7 +90,10 @@ def delete(index: Path) -> None:
 
 
 def write_shard(
-    folder: Path, records: Mapping[str, Record], arrays: Sequence[np.ndarray | None]
+    folder: Path,
+    records: Mapping[str, Record],
+    arrays: Sequence[np.ndarray | None],
+    stem: str | None = None,
 ) -> Shard:
     """Writes a shard and opens it.
 
@@ -95,6 +101,7 @@ def write_shard(
         folder: of the shards.
         records: in the order of their arrays; dtype, shape and offset are filled in here.
         arrays: None for a file that cannot be decoded.
+        stem: name of the shard; drawn at random by default.
     """
     data, placed = bytearray(), {}
     for (name, record), array in zip(records.items(), arrays, strict=True):
@@ -111,7 +118,7 @@ def write_shard(
         "sha256": hashlib.sha256(data).hexdigest(),
         "records": {name: dataclasses.asdict(record) for name, record in placed.items()},
     }
-    index = folder / f"{secrets.token_hex(8)}.json"
+    index = folder / f"{stem or secrets.token_hex(8)}.json"
     write(index.with_suffix(".bin"), bytes(data))
     write(index, json.dumps({**body, "index_sha256": _digest(body)}).encode())
     return Shard(index, placed, _map(index))
@@ -119,6 +126,12 @@ def write_shard(
 
 def open_shard(index: Path) -> Shard:
     """A shard whose every byte is what was written; `Damaged` otherwise."""
+    records = read_index(index, whole=True)
+    return Shard(index, records, _map(index))
+
+
+def read_index(index: Path, whole: bool = False) -> dict[str, Record]:
+    """The records of a shard, `Damaged` where its index is; its bytes are looked at if `whole`."""
     try:
         body = json.loads(index.read_bytes())
         written = body.pop("index_sha256")
@@ -127,16 +140,15 @@ def open_shard(index: Path) -> Shard:
         if body["version"] != VERSION:
             raise Damaged(f"it has version {body['version']}, not {VERSION}")
         with index.with_suffix(".bin").open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != body["sha256"]:
+            if whole and hashlib.file_digest(file, "sha256").hexdigest() != body["sha256"]:
                 raise Damaged("its bytes are not what was written")
-        data = _map(index)
-        records = {name: _record(fields, len(data)) for name, fields in body["records"].items()}
+            size = file.seek(0, 2)
+        return {name: _record(fields, size) for name, fields in body["records"].items()}
     except Damaged:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise Damaged(f"it cannot be read: {reason}") from error
-    return Shard(index, records, data)
 
 
 def _record(fields: Mapping[str, Any], size: int) -> Record:

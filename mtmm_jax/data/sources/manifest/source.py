@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ from mtmm_jax.readers.files import Folder
 from mtmm_jax.readers.limits import Limits
 from mtmm_jax.registry import ConfigError, build, choose, section_of
 from mtmm_jax.targets import columns
-from mtmm_jax.text import UNITS
+from mtmm_jax.text import UNITS, Tokenizers
 
 _WHERE = "data.manifest"
 
@@ -41,6 +42,7 @@ def manifest(
     seed: Natural = 0,
     workers: Threads = 1,
     decoded: Where = None,
+    tokenizers: Tokenizers = None,
 ) -> Source:
     """Examples from the rows of `path`; the files that it names lie in its folder or below.
 
@@ -70,6 +72,7 @@ def manifest(
         decoded: where pictures and recordings are kept, decoded once before the first step: a
             folder; None for one below the cache (`$MTMM_JAX_DATA`, else `~/.cache/mtmm_jax`); or
             False to decode files in every epoch.
+        tokenizers: given by `data.build`: of some texts, by modality.
     """
     limits = check_limits(limits)
     choose(on_bad, ON_BAD, f"{_WHERE}.on_bad")
@@ -87,6 +90,7 @@ def manifest(
         seed=seed,
         workers=workers,
         decoded=decoded,
+        tokenizers=tokenizers,
     )
 
 
@@ -112,25 +116,33 @@ def from_rows(
     workers: Threads = 1,
     decoded: Where = False,
     name: str = "manifest",
+    tokenizers: Tokenizers = None,
 ) -> Source:
     """What `manifest` does once its file is read."""
-    inputs, labels = _kinds(modalities, targets)
+    inputs, labels = kinds_of(modalities, targets)
     store = Decoded(folder, limits, decoded)
     setting = Setting(rows, folder, limits, bad, store)
     for line, reason in rows.broken:
         bad.line(line, reason)
-    ids = _ids(rows, id)
+    ids = ids_of(rows, id)
     part = assign_splits(rows, split, ids, bad, f"{_WHERE}.split")
     parsed = {name: kind.parse(setting) for name, kind in inputs.items()}
     answers = {name: kind.parse(setting) for name, kind in labels.items()}
-    train = _usable(part, bad)["train"]
+    train = usable_rows(part, bad)["train"]
     if not len(train):
         first = bad.problems[0] if bad.problems else "no row belongs to it"
         bad.structure(None, "", None, f"has no rows for training; {first}", "no training rows")
-    tokenizer = _tokenizer(inputs, parsed, setting, train)
+    given = {name: text for name, text in (tokenizers or {}).items() if name in inputs}
+    trained = {name: kind for name, kind in inputs.items() if name not in given}
+    tokenizer = shared_tokenizer(trained, parsed, setting, train)
     ready = {
-        name: kind.fit(parsed[name], setting, train, tokenizer) for name, kind in inputs.items()
+        name: kind.fit(parsed[name], setting, train, given.get(name, tokenizer))
+        for name, kind in inputs.items()
     }
+    for name, text in given.items():
+        setting.some(inputs[name].at, parsed[name], train)
+        own = {f"{name}.tokenizer.json": text.encode()}
+        ready[name] = dataclasses.replace(ready[name], assets=own)
     known = {name: kind.fit(answers[name], setting, train) for name, kind in labels.items()}
     columns = {name: kind.at for name, kind in labels.items()}
     compose = Compose(ready, known, columns, bad)
@@ -141,7 +153,7 @@ def from_rows(
             {name: one.modality for name, one in ready.items()},
             {name: one.target for name, one in known.items()},
         ),
-        rows=_usable(part, bad),
+        rows=usable_rows(part, bad),
         compose=compose,
         draws=sum(one.draws for one in ready.values()),
         assets={name: data for part in assets for name, data in part.items()},
@@ -155,7 +167,7 @@ def from_rows(
     )
 
 
-def _kinds(
+def kinds_of(
     modalities: Mapping[str, Any], targets: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The options of modalities and targets, checked."""
@@ -191,7 +203,8 @@ def _origin(spec: Any) -> Any:
     return {"origin" if key == "from" else key: value for key, value in spec.items()}
 
 
-def _ids(rows: Rows, column: str) -> list[str]:
+def ids_of(rows: Rows, column: str) -> list[str]:
+    """The name of each row: that of the column, or its line."""
     if column == "id" and column not in rows.columns:
         return [str(line) for line in rows.lines]
     found = rows.column(column, f"{_WHERE}.id")
@@ -201,14 +214,16 @@ def _ids(rows: Rows, column: str) -> list[str]:
     ]
 
 
-def _usable(part: np.ndarray, bad: BadRows) -> dict[str, np.ndarray]:
+def usable_rows(part: np.ndarray, bad: BadRows) -> dict[str, np.ndarray]:
+    """Split -> the rows in it that are not known to be bad."""
     fine = np.array([row not in bad for row in range(len(part))], bool)
     return {split: np.flatnonzero((part == i) & fine) for i, split in enumerate(SPLITS)}
 
 
-def _tokenizer(
+def shared_tokenizer(
     inputs: Mapping[str, Any], parsed: Mapping[str, Any], setting: Setting, train: np.ndarray
 ) -> str:
+    """The `tokenizer.json` that all texts of a manifest share; empty where it has none."""
     readers = {name: kind for name, kind in inputs.items() if kind.tokenized}
     if not readers:
         return ""

@@ -48,6 +48,18 @@ def inputs(section: Any, features: Any, where: str) -> dict[str, Input]:
     }
 
 
+def with_tokenizers(read: Mapping[str, Input], given: Mapping[str, str]) -> dict[str, Input]:
+    """The texts in the ids of these tokenizers, by modality; the others as they are."""
+
+    def one(name: str, field: Input) -> Input:
+        text, own = given.get(name), field.pipe
+        if text is None or not own.out.is_a("text"):
+            return field
+        return dataclasses.replace(field, pipe=build_pipe(own.text, own.start, own.where, text))
+
+    return {name: one(name, field) for name, field in read.items()}
+
+
 def sections(section: Any, where: str, what: str) -> Iterable[tuple[str, dict[str, Any]]]:
     if not isinstance(section, Mapping) or not section:
         raise ConfigError(f"{where}: {section!r}; needs a section for each {what}")

@@ -27,12 +27,13 @@ import numpy as np
 from mtmm_jax.batch import Batch, Spec, Target
 from mtmm_jax.chance import bits
 from mtmm_jax.data.pipeline.source import SPLITS, Source
-from mtmm_jax.data.sources.tfds.fields import Input, inputs
+from mtmm_jax.data.sources.tfds.fields import Input, inputs, with_tokenizers
 from mtmm_jax.data.sources.tfds.labels import Label, entry, labels
 from mtmm_jax.data.sources.tfds.records import Records, open_builder, open_split
 from mtmm_jax.data.transforms.image import picture as decoded
 from mtmm_jax.ranges import Natural
 from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.text import Tokenizers
 
 _HELD_OUT = 0.1  # of the training examples, for a split that the data set does not have
 _ENOUGH = 100_000  # examples from which a tokenizer or a column's statistics are learnt
@@ -49,6 +50,7 @@ def tfds(
     augment: bool = True,
     seed: Natural = 0,
     where: str = "data.tfds",
+    tokenizers: Tokenizers = None,
 ) -> Source:
     """A TFDS data set.
 
@@ -69,10 +71,11 @@ def tfds(
         augment: whether training batches are augmented.
         seed: of shuffling and augmentation.
         where: the place in the config.
+        tokenizers: given by `data.build`: of some texts, by modality; `tokenize` takes them.
     """
     builder = open_builder(dataset, data_dir, prepare, where)
     features = builder.info.features
-    read = inputs(modalities, features, f"{where}.modalities")
+    read = with_tokenizers(inputs(modalities, features, f"{where}.modalities"), tokenizers or {})
     wanted = labels(targets, features, f"{where}.targets")
     for name, section in targets.items():
         for modality in section.get("made_from", ()):
@@ -97,7 +100,8 @@ def tfds(
     learning = records("train", (*to_fit.values(), *wanted.values()))
     written = {"inputs": modalities, "targets": targets, "split": names["train"]}
     folder = Path(builder.data_dir)
-    digest = _digest([builder.info.full_name, len(rows["train"]), _HELD_OUT, written])
+    fitted = sorted(set(read) - set(to_fit)) if tokenizers else []
+    digest = _digest([builder.info.full_name, len(rows["train"]), _HELD_OUT, written, *fitted])
     known = _kept(
         folder / f"mtmm_jax-{digest}.json",
         lambda: _learn(learning, rows["train"], to_fit, wanted),
@@ -106,8 +110,10 @@ def tfds(
         parts=tuple(parts.items()),
         inputs={
             name: dataclasses.replace(
-                field, pipe=field.pipe.restore(_numbered(known["pipes"].get(name, {})))
+                field, pipe=field.pipe.restore(_numbered(known["pipes"][name]))
             )
+            if name in to_fit
+            else field
             for name, field in read.items()
         },
         labels=wanted,
@@ -294,10 +300,12 @@ def _numbered(state: Mapping[str, str]) -> dict[int, str]:
 
 
 def _assets(fields: Mapping[str, Input]) -> dict[str, bytes]:
-    """The pipes as JSON (`Pipe.from_dict`), and the first text's tokenizer."""
+    """The pipes as JSON (`Pipe.from_dict`), and the texts' tokenizers."""
     pipes = {name: field.pipe.to_dict() for name, field in fields.items()}
     assets = {"pipes.json": json.dumps(pipes).encode()}
-    for field in fields.values():
+    for name, field in fields.items():
         if field.pipe.out.is_a("text"):
-            assets.setdefault("tokenizer.json", next(iter(field.pipe.state.values())).encode())
+            own = next(iter(field.pipe.state.values())).encode()
+            if assets.setdefault("tokenizer.json", own) != own:
+                assets[f"{name}.tokenizer.json"] = own
     return assets

@@ -1,4 +1,4 @@
-"""Hugging Face's BERT -> the variables of `encoders.Bert`."""
+"""BERT, and what has its layout (MiniLM, BGE, E5, GTE's first): saved names -> `encoders.Bert`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtmm_jax.encoders import Bert
-from mtmm_jax.encoders.text import BERTS
-from mtmm_jax.registry import choose
-from mtmm_jax.transfer.mapping import Rule, convert, transposed
+from mtmm_jax.encoders.backbones.backbone import Backbone
+from mtmm_jax.encoders.backbones.mapping import Rule, convert, transposed
+from mtmm_jax.encoders.text import BERTS, Bert
+from mtmm_jax.registry import ConfigError, choose
 
 _EMBEDDINGS = r"(?:bert\.)?embeddings\."
 _LAYER = r"(?:bert\.)?encoder\.layer\.(?P<index>\d+)\."
@@ -86,3 +86,28 @@ def import_bert(tensors: Mapping[str, Any], preset: str) -> dict[str, Any]:
     entry = {"x": jnp.zeros((1, 1), jnp.int32), "present": jnp.ones(1, bool)}
     wanted = jax.eval_shape(module.init, jax.random.key(0), entry)
     return convert(tensors, RULES, wanted, f"import_bert {preset}", IGNORED)
+
+
+def sizes(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The fields of `encoders.Bert` for a `config.json`."""
+    fixed = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
+    for key, wanted in fixed.items():
+        if config.get(key, wanted) != wanted:
+            raise ConfigError(
+                f"{where}: config.json has {key} {config[key]!r}; this layout needs {wanted!r}"
+            )
+    keys = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
+    counts = (*keys, "vocab_size", "max_position_embeddings", "type_vocab_size")
+    wrong = [key for key in counts if type(config.get(key)) is not int or config[key] < 1]
+    if wrong:
+        raise ConfigError(f"{where}: config.json has no number of 1 or more as {', '.join(wrong)}")
+    return {
+        "sizes": [config[key] for key in keys],
+        "vocabulary": config["vocab_size"],
+        "length": config["max_position_embeddings"],
+        "types": config["type_vocab_size"],
+        "epsilon": config.get("layer_norm_eps", 1e-12),
+    }
+
+
+BERT = Backbone(Bert, sizes, RULES, IGNORED, tokenized=True)
