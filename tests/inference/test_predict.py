@@ -14,6 +14,7 @@ from mtmm_jax.inference import export, manifest_batches, prediction, sample
 from mtmm_jax.inference.answers import check_document, document
 from mtmm_jax.inference.finished import open_run
 from mtmm_jax.registry import ConfigError
+from mtmm_jax.store.files import sealed
 from tests import kept_run
 
 STEPS = [[3.0, 2.0], [1.0, 6.0]]
@@ -205,8 +206,9 @@ def test_a_file_of_an_earlier_version_is_refused_in_one_line(workdir, manifest, 
             content = new.read(name)
             if name == "config.json":
                 config = json.loads(content)
-                del config["tasks"]
-                content = json.dumps(config).encode()
+                for key in ("tasks", "sha256", "signed"):
+                    del config[key]
+                content = sealed(config)
             into.writestr(name, content)
     arguments = ("--exported", str(old), "--manifest", str(manifest), "--out", str(tmp_path / "o"))
     assert predict.main([*arguments]) == 2
