@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from mtmm_jax.command import console, guarded, prepare_jax
+from mtmm_jax.command import console, guarded, prepare_jax, trust_option
 
 
 def parser() -> argparse.ArgumentParser:
@@ -21,6 +21,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--workdir", required=True, help="the run's folder")
     p.add_argument("--split", default="validation", help="train, validation (default) or test")
     p.add_argument("--examples", type=int, default=512, help="how many at most, 512 by default")
+    trust_option(p)
     return p
 
 
@@ -29,19 +30,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, overrides = parser().parse_known_args(argv)
     prepare_jax()
 
-    from ml_collections import ConfigDict
-
     from mtmm_jax.analysis import save_study, study, write_report
     from mtmm_jax.inference.finished import open_run
     from mtmm_jax.registry import choose
+    from mtmm_jax.store.config import mutable
     from mtmm_jax.store.workdir import Workdir
     from mtmm_jax.training import apply_overrides
 
     choose(arguments.split, ("train", "validation", "test"), "--split", "split")
     workdir = Workdir.at(arguments.workdir)
     workdir.read("results.json")
-    config = apply_overrides(ConfigDict(workdir.config()), overrides)
-    run = open_run(arguments.workdir, {**config.to_dict(), "devices": 1})
+    config = apply_overrides(mutable(workdir.config()), overrides)
+    trusted = bool(arguments.trust_paths)
+    run = open_run(arguments.workdir, {**config.to_dict(), "devices": 1}, trust_paths=trusted)
     out = console()
     with _bar(out) as bar:
 
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         told, arrays = study(run, arguments.split, arguments.examples, stage)
     save_study(workdir, told, arrays)
-    write_report(workdir)
+    write_report(workdir, trusted)
     show(told, arguments.workdir)
     out.print(f"numbers      {workdir.path / 'analysis.json'}", soft_wrap=True)
     out.print(f"report       {workdir.report}", soft_wrap=True)
@@ -64,7 +65,11 @@ def _bar(out: Any) -> Any:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as Left
 
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+    )
     return Progress(*columns, Left(), console=out, disable=not out.is_terminal)
 
 

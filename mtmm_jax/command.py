@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,15 +32,35 @@ def prepare_jax() -> None:
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+def trust_option(parser: Any) -> None:
+    """The option of commands that open the data of a finished run."""
+    parser.add_argument(
+        "--trust_paths",
+        action="store_true",
+        default=None,
+        help="follow the paths in the config of a run that somebody else made",
+    )
+
+
 def console() -> Any:
-    """Wide enough for the tables where the output is no terminal."""
+    """Wide enough for the tables where the output is no terminal.
+
+    Text is printed as it is: names of tasks and classes are data, and "[red]" no colour.
+    """
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 120)
+    return Console(width=None if sys.stdout.isatty() else 120, markup=False, emoji=False)
+
+
+def one_line(error: object) -> str:
+    """The words of an error without line breaks and control characters, which may be data."""
+    words = " ".join(str(error).split())
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in words)
 
 
 def guarded(main: Callable[..., int]) -> Callable[..., int]:
-    """Turns what a user can mend into one line on stderr and exit code 2; no traceback."""
+    """Turns what a user can mend into one line on stderr and exit code 2; no traceback, unless
+    `MTMM_JAX_TRACEBACK` is set."""
 
     @functools.wraps(main)
     def run(*args: Any, **kwargs: Any) -> int:
@@ -48,10 +69,20 @@ def guarded(main: Callable[..., int]) -> Callable[..., int]:
         try:
             return main(*args, **kwargs)
         except ConfigError as error:
-            print(f"error: {error}", file=sys.stderr)
+            if os.environ.get("MTMM_JAX_TRACEBACK"):
+                traceback.print_exc()
+            print(f"error: {one_line(error)}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             return 130
+        except OSError as error:
+            from mtmm_jax.store.files import disk_error
+
+            if not disk_error(error) or os.environ.get("MTMM_JAX_TRACEBACK"):
+                raise
+            where = one_line(error.filename or "a file")
+            print(f"error: {where}: {disk_error(error)}", file=sys.stderr)
+            return 2
         except Exception as error:
             if type(error).__name__ != "Interrupted":
                 raise

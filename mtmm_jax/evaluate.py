@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from mtmm_jax.command import console, guarded, prepare_jax
+from mtmm_jax.command import console, guarded, prepare_jax, trust_option
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
         "retrieval task; also written to the run's zero_shot.json",
     )
     p.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    trust_option(p)
     options(p)
     return p
 
@@ -42,8 +43,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, overrides = parser().parse_known_args(argv)
     prepare_jax()
 
-    from ml_collections import ConfigDict
-
     from mtmm_jax.batch import choose_all
     from mtmm_jax.devices import parallel, processes
     from mtmm_jax.evaluation import Evaluator, certainty
@@ -51,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mtmm_jax.inference.finished import open_run
     from mtmm_jax.registry import choose
     from mtmm_jax.runs.fused import one_of
+    from mtmm_jax.store.config import mutable
     from mtmm_jax.store.workdir import Workdir
     from mtmm_jax.training import apply_overrides
     from mtmm_jax.training.logs import results_table
@@ -65,8 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _together(arguments, overrides)
         return 0
     stored = Workdir.at(arguments.workdir).config()
-    config = apply_overrides(ConfigDict(stored), overrides)
-    run = open_run(arguments.workdir, config.to_dict())
+    config = apply_overrides(mutable(stored), overrides)
+    run = open_run(arguments.workdir, config.to_dict(), trust_paths=bool(arguments.trust_paths))
     experiment = run.experiment
     if arguments.zero_shot:
         _zero_shot(run, arguments)
@@ -124,10 +124,9 @@ def _zero_shot(run: Any, arguments: argparse.Namespace) -> None:
 
 def _together(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Several runs and their fused predictions, on one device."""
-    from ml_collections import ConfigDict
-
     from mtmm_jax.registry import ConfigError
     from mtmm_jax.runs import fused
+    from mtmm_jax.store.config import mutable
     from mtmm_jax.training import apply_overrides
     from mtmm_jax.training.logs import results_table
     from mtmm_jax.training.results import finite
@@ -137,9 +136,13 @@ def _together(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     for override in overrides:
         if not override.startswith("--config.data."):
             raise ConfigError(f"{override}: of several runs only values of the data may be changed")
-    ensemble = fused.open_ensemble(arguments.workdirs.split(","), arguments.rule)
+    ensemble = fused.open_ensemble(
+        arguments.workdirs.split(","), arguments.rule, bool(arguments.trust_paths)
+    )
     found = fused.sources(
-        ensemble, lambda stored: apply_overrides(ConfigDict(stored), overrides).to_dict()
+        ensemble,
+        lambda stored: apply_overrides(mutable(stored), overrides).to_dict(),
+        bool(arguments.trust_paths),
     )
     only = arguments.only.split(",") if arguments.only else None
     told = fused.votes(ensemble, found, arguments.split, only)

@@ -1,10 +1,12 @@
-"""Small pieces of HTML: escaped text, pictures, sound, lines; each stands alone in a page."""
+"""HTML: pages that run nothing and load nothing, and their small pieces: text, tables, pictures,
+sound, lines. What a piece is given is text, and escaped; pieces that hold pieces say so."""
 
 from __future__ import annotations
 
 import base64
 import html
 import io
+from collections.abc import Iterable
 
 import numpy as np
 import soundfile
@@ -14,8 +16,46 @@ COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#8
 CELLS = 24  # columns of a table, lines of a series
 
 
+_CONTROLS = dict.fromkeys((*range(0x20), 0x7F, *range(0x80, 0xA0)), "\ufffd") | dict.fromkeys(
+    (0x202A, 0x202B, 0x202C, 0x202D, 0x202E, 0x2066, 0x2067, 0x2068, 0x2069), "\ufffd"
+)  # controls, and what turns the direction of the text around
+for _kept in "\t\n\r":
+    del _CONTROLS[ord(_kept)]
+
+
 def escape(text: object) -> str:
-    return html.escape(str(text))
+    """Text that shows as it is, in an element or in a quoted attribute."""
+    plain = str(text).encode("utf-8", "replace").decode()
+    return html.escape(plain.translate(_CONTROLS))
+
+
+POLICY = (
+    "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; "
+    "base-uri 'none'; form-action 'none'"
+)
+"""Of every page: no script, nothing from elsewhere."""
+
+
+def page(title: str, style: str, body: str) -> str:
+    """A page in one file.
+
+    Args:
+        title: text.
+        style: CSS, written in this package.
+        body: pieces of HTML.
+    """
+    return (
+        "<!doctype html><html lang=en><head><meta charset=utf-8>"
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        "<meta name=viewport content='width=device-width'>"
+        f"<title>{escape(title)}</title><style>{style}</style></head>"
+        f"<body>{body}</body></html>\n"
+    )
+
+
+def row(cells: Iterable[object], tag: str = "td") -> str:
+    """A row of a table, of texts."""
+    return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
 
 
 def data_uri(data: bytes, kind: str) -> str:

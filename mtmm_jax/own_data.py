@@ -62,7 +62,9 @@ class Run:
     @property
     def results(self) -> dict[str, Any]:
         """What `results.json` holds."""
-        return json.loads((self.workdir / "results.json").read_text())
+        from mtmm_jax.store.workdir import Workdir
+
+        return Workdir.at(self.workdir).read("results.json")
 
     def report(self) -> Page:
         """The report."""

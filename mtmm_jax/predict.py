@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtmm_jax.command import console, guarded, prepare_jax
+from mtmm_jax.command import console, guarded, prepare_jax, trust_option
 
 
 def parser() -> argparse.ArgumentParser:
@@ -56,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--least", type=float, help="of --label: how sure, a probability (0.9)")
     p.add_argument("--ask", type=int, help="of --label: how many rows to ask about (50)")
     p.add_argument("--by", help="of --label: uncertainty by entropy (default) or margin")
+    trust_option(p)
     return p
 
 
@@ -83,7 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return ask_many(arguments)
     notes: list[str] = []
     if together:
-        ensemble = open_ensemble(arguments.workdirs.split(","), arguments.rule)
+        ensemble = open_ensemble(
+            arguments.workdirs.split(","), arguments.rule, bool(arguments.trust_paths)
+        )
         answers = ask_together(ensemble, rest)
         notes = remarks(ensemble.rule, ensemble.used, {})
     else:
@@ -166,17 +169,19 @@ def _alone(arguments: argparse.Namespace) -> None:
 
 def show(answers: Mapping[str, Any]) -> None:
     """A line or a few for each task."""
+    from rich.text import Text
+
     out = console()
     for task, answer in answers.items():
-        out.print(f"[bold]{task}[/bold]", highlight=False)
+        out.print(task, style="bold", highlight=False)
         if "needs" in answer:
             out.print(f"  not without {', '.join(answer['needs'])}")
         elif "left out" in answer:
             out.print(f"  not fused: {answer['left out']}", highlight=False)
         elif "best" in answer:
             for name, probability in answer["best"].items():
-                bar = "█" * round(30 * probability)
-                out.print(f"  {probability:6.1%}  {name}  [blue]{bar}[/blue]", highlight=False)
+                bar = Text("█" * round(30 * probability), style="blue")
+                out.print(f"  {probability:6.1%}  {name} ", bar, highlight=False)
         elif "file" in answer:
             out.print(f"  {answer['seconds']:.1f} s in {answer['file']}", highlight=False)
         elif isinstance(answer.get("prediction"), float):
@@ -279,7 +284,9 @@ def ask_many(arguments: argparse.Namespace) -> int:
             write_predictions([asked], found, path, out)
         return 0
     if arguments.workdirs:
-        ensemble = open_ensemble(arguments.workdirs.split(","), arguments.rule)
+        ensemble = open_ensemble(
+            arguments.workdirs.split(","), arguments.rule, bool(arguments.trust_paths)
+        )
         several = open_all(given[0], [run.workdir for run in ensemble.runs], given[1])
         write_predictions(several, ensembles.ask_rows(ensemble, several, size), path, out)
         return 0

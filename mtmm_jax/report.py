@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mtmm_jax.command import console, guarded
+from mtmm_jax.command import console, guarded, trust_option
 
 
 def parser() -> argparse.ArgumentParser:
@@ -17,6 +17,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--workdir", required=True, help="the run's folder")
     p.add_argument("--figures", help="a folder for the report's pictures as PNG files")
+    trust_option(p)
     return p
 
 
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mtmm_jax.store.workdir import Workdir
 
     workdir = Workdir.at(arguments.workdir)
-    write_report(workdir)
+    write_report(workdir, bool(arguments.trust_paths))
     console().print(f"report       {workdir.report}", soft_wrap=True)
     if arguments.figures:
         for path in save_figures(workdir, Path(arguments.figures)):

@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mtmm_jax.command import console, guarded, prepare_jax
+from mtmm_jax.command import console, guarded, prepare_jax, trust_option
 
 FILE, PICTURE = "sweep.json", "pareto.png"
 MODES = {
     "sweep": ("config", "set", "log", "uniform", "random", "seed", "parallel", "by"),
     "cv": ("config", "cv", "weights", "grid", "seed", "by"),
-    "average": ("average",),
-    "ensemble": ("ensemble", "rule"),
+    "average": ("average", "trust_paths"),
+    "ensemble": ("ensemble", "rule", "trust_paths"),
 }
 
 
@@ -58,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     several.add_argument(
         "--rule", help="of --ensemble: mean (default), weighted, product, max, learned"
     )
+    trust_option(several)
     return p
 
 
@@ -170,7 +171,8 @@ def _compare(
     """The table, the picture, and the test split of the chosen run alone."""
     from mtmm_jax.registry import ConfigError
     from mtmm_jax.runs import fronts, trials
-    from mtmm_jax.store.workdir import Workdir, write
+    from mtmm_jax.store.files import write
+    from mtmm_jax.store.workdir import Workdir
     from mtmm_jax.training.logs import results_table
     from mtmm_jax.training.results import comparison, finite
 
@@ -234,7 +236,7 @@ def average(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     from mtmm_jax.runs.soups import soup
 
     del overrides  # refused above
-    told = soup(_folders(arguments.average), Path(arguments.workdir))
+    told = soup(_folders(arguments.average), Path(arguments.workdir), bool(arguments.trust_paths))
     _show(told, "mean weights; averages of BatchNorm are averaged too")
     console().print(f"run          {arguments.workdir}", soft_wrap=True)
 
@@ -245,7 +247,8 @@ def ensemble(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
 
     del overrides  # refused above
     out, rule = console(), arguments.rule or "mean"
-    record = fused.fuse_runs(_folders(arguments.ensemble), rule, Path(arguments.workdir))
+    folder, trusted = Path(arguments.workdir), bool(arguments.trust_paths)
+    record = fused.fuse_runs(_folders(arguments.ensemble), rule, folder, trusted)
     told = record["results"]
     trained = rule in fused.TRAINED
     _show(told, f"{rule}; trained on validation, whose fused figures flatter" if trained else rule)

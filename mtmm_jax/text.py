@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -92,20 +94,54 @@ def train_characters(texts: Sequence[str]) -> str:
 def read_tokenizer(tokenizer_json: str | bytes) -> Tokenizer:
     """Any `tokenizer.json`: normalisation (lower case and so on) and special tokens are the file's.
 
-    A length that the file cuts or pads to is forgotten: lengths are the source's to say.
+    A length that the file cuts or pads to is forgotten: lengths are the source's to say. A file of
+    over `LIMIT` bytes is refused, and so are regexes that repeat a group, which may try a text in
+    exponentially many ways.
     """
     from tokenizers import Tokenizer
 
+    if len(tokenizer_json) > LIMIT:
+        raise ConfigError(f"tokenizer.json: has {len(tokenizer_json):,} bytes, over {LIMIT:,}")
     try:
         text = tokenizer_json.decode() if isinstance(tokenizer_json, bytes) else tokenizer_json
+        for pattern in _regexes(json.loads(text)):
+            if _REPEATED_GROUP.search(_CLASS.sub("x", pattern)):
+                raise ConfigError(
+                    f"tokenizer.json: the regex {pattern[:80]!r} repeats a group, which may take "
+                    "for ever on some texts; write it without"
+                )
         tokenizer = Tokenizer.from_str(text)
-    except Exception as error:  # the library raises nothing more specific
-        raise ConfigError(f"tokenizer.json: cannot be read: {error}") from error
+    except ConfigError:
+        raise
+    except BaseException as error:  # the library raises Exception, and panics, which are none
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"tokenizer.json: cannot be read: {reason}") from error
     tokenizer.no_truncation()
     if tokenizer.padding:  # kept without its length: it says which id pads
         keep = ("pad_id", "pad_token", "pad_type_id")
         tokenizer.enable_padding(**{key: tokenizer.padding[key] for key in keep})
     return tokenizer
+
+
+LIMIT = 2**26
+"""Bytes of a `tokenizer.json`; those of the largest vocabularies have 2**25."""
+# Escapes and character classes stand for one character each; a group that is repeated is left.
+_CLASS = re.compile(r"\\.|\[\^?\]?(?:\\.|\[:\w+:\]|[^\]\\])*\]", re.DOTALL)
+_REPEATED_GROUP = re.compile(r"\)(?:[*+]|\{\d*,?\d*\})")
+
+
+def _regexes(value: Any) -> Iterator[str]:
+    """The regexes of a tokenizer, wherever they stand in it."""
+    if isinstance(value, Mapping):
+        if isinstance(value.get("Regex"), str):
+            yield value["Regex"]
+        for entry in value.values():
+            yield from _regexes(entry)
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _regexes(entry)
 
 
 def tokenizer_of(assets: Mapping[str, bytes], modality: str) -> bytes | None:
@@ -171,9 +207,15 @@ def encode_present(
 
 def _encodings(tokenizer: Tokenizer, texts: list[str]) -> list[Encoding]:
     """Without special tokens; of a tokenizer that pads, one by one: a batch would be padded."""
-    if tokenizer.padding:
-        return [tokenizer.encode(text, add_special_tokens=False) for text in texts]
-    return tokenizer.encode_batch(texts, add_special_tokens=False)
+    try:
+        if tokenizer.padding:
+            return [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+        return tokenizer.encode_batch(texts, add_special_tokens=False)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"tokenizer.json: cannot take apart a text: {reason}") from error
 
 
 def decode(tokenizer: Tokenizer, ids: np.ndarray) -> list[str]:

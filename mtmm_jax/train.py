@@ -138,10 +138,34 @@ def fit(
         wandb: what `wandb_run.check` gave: figures go to Weights & Biases as well.
     """
     from mtmm_jax.devices import processes
+    from mtmm_jax.store.workdir import Workdir
+
+    workdir, out = Workdir(Path(path)), _leading(console())
+    if not processes.told(workdir.begun):
+        experiment.check_shapes()
+    with contextlib.ExitStack() as held:
+
+        def hold() -> None:
+            if stale := held.enter_context(workdir.lock()):
+                out.print(stale, highlight=False, markup=False)
+
+        processes.led(hold, "--workdir")
+        return _fit(experiment, workdir, out, profile, most, wandb)
+
+
+def _fit(
+    experiment: Any,
+    workdir: Any,
+    out: Any,
+    profile: Any,
+    most: float | None,
+    wandb: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """`fit` in a folder that is held."""
+    from mtmm_jax.devices import processes
     from mtmm_jax.objectives import relatedness
     from mtmm_jax.optim import pruning
     from mtmm_jax.store.checkpoints import Checkpoints
-    from mtmm_jax.store.workdir import Workdir
     from mtmm_jax.training import linear_models, profiling, wandb_run
     from mtmm_jax.training import results as final
     from mtmm_jax.training.logs import results_table
@@ -150,8 +174,6 @@ def fit(
     from mtmm_jax.training.tables import lowered_step
 
     started = time.monotonic()
-    out = _leading(console())
-    workdir = Workdir(Path(path))
     experiment = relatedness.begin(experiment, workdir, out)
     processes.led(lambda: wandb_run.keep(workdir.path, wandb), "--workdir")
     describe(experiment, out)

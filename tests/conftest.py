@@ -25,6 +25,9 @@ _GIVEN = os.environ.get("XLA_FLAGS", "")
 _MISSING = [f"{name}={value}" for name, value in _FLAGS.items() if name not in _GIVEN]
 os.environ["XLA_FLAGS"] = " ".join([_GIVEN, *_MISSING]).strip()
 
+# The key that signs runs is the tests' own.
+os.environ.setdefault("MTMM_JAX_KEY", str(Path(tempfile.gettempdir()) / "mtmm-jax-tests-key"))
+
 import jax  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 4)

@@ -3,6 +3,7 @@
 Its parameters are drawn, not trained, so that nothing compiles.
 """
 
+import hashlib
 import json
 
 import jax
@@ -11,7 +12,8 @@ import numpy as np
 from mtmm_jax import training
 from mtmm_jax.batch import Modality, Spec, Target
 from mtmm_jax.store.checkpoints import Checkpoints
-from mtmm_jax.store.workdir import Workdir
+from mtmm_jax.store.files import sealed
+from mtmm_jax.store.workdir import Workdir, stamped
 from mtmm_jax.text import read_tokenizer, train_tokenizer
 from tests.training import small_run
 
@@ -50,6 +52,17 @@ TASKS = {
         "head": {"kind": "embedding", "size": 4},
     },
 }
+
+
+def rewrite(workdir, spec):
+    """Gives a workdir another spec, as a run with that spec would have."""
+    assets = workdir.assets()
+    parts = {f"assets/{name}": content for name, content in assets.items()}
+    parts["spec.json"] = sealed(spec)
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}
+    config = stamped(workdir.config(), digests)
+    (workdir.path / "spec.json").write_bytes(parts["spec.json"])
+    workdir.write("config.json", config)
 
 
 def kept(path):

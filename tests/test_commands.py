@@ -17,6 +17,8 @@ import pytest
 import soundfile
 from PIL import Image
 
+from mtmm_jax.store.workdir import Workdir
+
 DATA = Path(tempfile.gettempdir()) / "mtmm-jax-tests-data"
 SMALL = (
     "--config.data.image_size=16",
@@ -95,7 +97,7 @@ def test_a_run_leaves_what_it_says(finished):
     workdir, out = finished
     for words in ("parameters", "tasks x modalities", "steps/s", "all modalities", "trivial"):
         assert words in out
-    results = json.loads((workdir / "results.json").read_text())
+    results = Workdir(workdir).read("results.json")
     splits = {"validation", "test", "baselines"}
     assert set(results) == splits | {"format", "intervals", "remarks", "skill", "training"}
     for remark in results["remarks"]:

@@ -145,3 +145,50 @@ def test_words_are_split_at_spaces_and_lower_cased():
 def test_refusals(act, said):
     with pytest.raises(ConfigError, match=said):
         act()
+
+
+def _with_regex(pattern):
+    tokenizer = json.loads(text.train_tokenizer(["red apple"], 40))
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}
+    tokenizer["pre_tokenizer"] = {**split, "invert": False}
+    return json.dumps(tokenizer)
+
+
+@pytest.mark.parametrize("pattern", [r"(a+)+$", r"(\w*)*\d", r"(?:x|xx){2,}", r"((ab)*c)+"])
+def test_regexes_that_repeat_a_group_are_refused(pattern):
+    with pytest.raises(ConfigError, match="repeats a group, which may take for ever"):
+        text.read_tokenizer(_with_regex(pattern))
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"(?i:'s|'t|'re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+(?!\S)",
+        r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|\)+",
+        r"\p{L}+(?i:'s|'t)?",
+    ],
+)
+def test_regexes_of_well_known_tokenizers_are_read(pattern):
+    text.read_tokenizer(_with_regex(pattern))
+
+
+def test_a_tokenizer_that_is_too_large_or_deep_is_refused(monkeypatch):
+    with pytest.raises(ConfigError, match="cannot be read: maximum recursion"):
+        text.read_tokenizer('{"a":' * 100_000)
+    monkeypatch.setattr(text, "LIMIT", 100)
+    with pytest.raises(ConfigError, match="bytes, over 100"):
+        text.read_tokenizer(text.train_tokenizer(["red apple"], 40))
+
+
+def test_a_tokenizer_that_panics_is_one_line():
+    class Panicking:
+        padding = None
+
+        def encode_batch(self, texts, add_special_tokens):
+            raise type("PanicException", (BaseException,), {})("Onig: retry-limit")
+
+        def num_special_tokens_to_add(self, pair):
+            return 0
+
+    with pytest.raises(ConfigError, match="cannot take apart a text: Onig: retry-limit"):
+        text.encode(Panicking(), ["a"], 3)

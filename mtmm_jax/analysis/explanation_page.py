@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,14 @@ from mtmm_jax.analysis import pages
 from mtmm_jax.analysis.explanation import SHARES, Explanation, reliability, worth
 from mtmm_jax.analysis.overview import looked_at
 from mtmm_jax.analysis.pictures import heat_maps, patch_attention
-from mtmm_jax.analysis.report import PAGE_STYLE, image_of, png_of
+from mtmm_jax.analysis.report import NAMES_AS_TEXT, PAGE_STYLE, image_of, png_of
 from mtmm_jax.batch import Modality
 from mtmm_jax.inference.finished import Finished
 from mtmm_jax.inference.prediction import absent
+from mtmm_jax.markup import escape, page
 from mtmm_jax.modalities import kind_of
 from mtmm_jax.modalities.units import OverLine, OverPicture
-from mtmm_jax.store.workdir import write
+from mtmm_jax.store.files import file_name, write
 
 _FOR, _AGAINST, _LOOKED = "#1f77b4", "#d62728", "#2ca02c"
 _MOST = 10  # units that are named
@@ -171,6 +171,7 @@ def weighed(run: Finished, inputs: Mapping[str, Any]) -> dict[str, Figure]:
     return drawn
 
 
+@NAMES_AS_TEXT
 def save(
     run: Finished, explanations: Sequence[Explanation], inputs: Mapping[str, Any], folder: Path
 ) -> list[Path]:
@@ -180,21 +181,21 @@ def save(
     paths, body = [folder / "explanation.html"], []
     for told in explanations:
         png = png_of(picture(told, inputs, kinds))
-        paths.append(folder / f"{told.task}.png")
+        paths.append(folder / f"{file_name(told.task)}.png")
         write(paths[-1], png)
-        words = "".join(f"<p>{html.escape(line)}</p>" for line in sentences(run, told))
+        words = "".join(f"<p>{escape(line)}</p>" for line in sentences(run, told))
         texts = "".join(
-            f"<p>{name}: {_coloured(told, name)}</p>"
+            f"<p>{escape(name)}: {_coloured(told, name)}</p>"
             for name in told.units
             if kind_of(kinds[name]).units.words
         )
-        title = html.escape(f"{told.task}: {told.answer}")
+        title = escape(f"{told.task}: {told.answer}")
         body.append(f"<h2>{title}</h2>{words}{texts}{image_of(png, told.task)}")
     for name, figure in weighed(run, inputs).items():
         png = png_of(figure)
-        paths.append(folder / f"{name.replace(' ', '_')}.png")
+        paths.append(folder / f"{file_name(name)}.png")
         write(paths[-1], png)
-        said = html.escape(pages.CAPTIONS[name])
+        said = escape(pages.CAPTIONS[name])
         body.append(f"<h2>{name.capitalize()}</h2><p>{said}</p>{image_of(png, name)}")
     gap = max(told.gap for told in explanations)
     note = (
@@ -207,11 +208,8 @@ def save(
         "on, through its encoder and its fusion. "
         "It tells what the model used, not whether the model is right."
     )
-    page = (
-        "<!doctype html><meta charset='utf-8'><title>explanation</title>"
-        f"<style>{PAGE_STYLE}</style><h1>Why this answer</h1>{''.join(body)}<p><i>{note}</i></p>"
-    )
-    write(paths[0], page.encode())
+    whole = f"<h1>Why this answer</h1>{''.join(body)}<p><i>{note}</i></p>"
+    write(paths[0], page("explanation", PAGE_STYLE, whole).encode())
     return paths
 
 
@@ -223,7 +221,6 @@ def _coloured(told: Explanation, name: str) -> str:
         red, green, blue = (31, 119, 180) if value >= 0 else (214, 39, 40)
         alpha = 0.6 * abs(float(value)) / top
         spans.append(
-            f"<span style='background:rgba({red},{green},{blue},{alpha:.2f})'>"
-            f"{html.escape(word)}</span>"
+            f"<span style='background:rgba({red},{green},{blue},{alpha:.2f})'>{escape(word)}</span>"
         )
     return " ".join(spans)

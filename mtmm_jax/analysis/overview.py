@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,7 +22,8 @@ from mtmm_jax.inference.finished import Finished
 from mtmm_jax.inference.prediction import kept_tokenizer
 from mtmm_jax.ranges import Count
 from mtmm_jax.registry import check
-from mtmm_jax.store.workdir import Workdir, write
+from mtmm_jax.store.files import write_npz
+from mtmm_jax.store.workdir import Workdir
 from mtmm_jax.text import piece_of
 from mtmm_jax.training.experiment import Experiment
 from mtmm_jax.training.peaks import against_peak, peak
@@ -145,9 +145,7 @@ def _words(workdir: Workdir, name: str, entry: dict[str, np.ndarray]) -> list[li
 
 def save_study(workdir: Workdir, told: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
     """Writes `analysis.npz`, then `analysis.json`, which says that both are there."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    write(workdir.path / pages.ARRAYS, buffer.getvalue())
+    write_npz(workdir.path / pages.ARRAYS, arrays)
     workdir.write(pages.NUMBERS, told)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,7 +35,10 @@ CAPTIONS = {
 
 def present(workdir: Workdir) -> bool:
     """Whether the run was analysed."""
-    return (workdir.path / NUMBERS).exists()
+    there = (workdir.path / NUMBERS).exists()
+    if not there and (workdir.path / ARRAYS).exists():
+        print(f"{workdir.path / NUMBERS}: is missing; analyze writes it again", file=sys.stderr)
+    return there
 
 
 def analysis_figures(workdir: Workdir) -> dict[str, Figure]:
@@ -206,5 +210,4 @@ def _picture(shown: PatchMap) -> str:
 
 
 def _arrays(workdir: Workdir) -> dict[str, np.ndarray]:
-    path = workdir.path / ARRAYS
-    return dict(np.load(path)) if path.exists() else {}
+    return workdir.arrays(workdir.path / ARRAYS)

@@ -38,6 +38,8 @@ def learning_curves(records: Records, headlines: Mapping[str, str]) -> Figure:
 
 def _smooth(values: np.ndarray, share: float = 0.05) -> np.ndarray:
     """A centred moving average over a share of the curve, NaN left out."""
+    if not len(values):
+        return values
     width = max(1, int(len(values) * share) | 1)
     known = np.isfinite(values).astype(float)
     filled = np.where(known > 0, values, 0.0)

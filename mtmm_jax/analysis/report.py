@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 import json
-from collections.abc import Iterable, Mapping
+import sys
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
 from mtmm_jax.analysis import pages, plots, samples
 from mtmm_jax.analysis.pictures import task_relatedness
+from mtmm_jax.analysis.remarks import remarks
+from mtmm_jax.markup import escape, page, row
 from mtmm_jax.model import build
 from mtmm_jax.objectives.relatedness import FILE as RELATEDNESS
-from mtmm_jax.store.workdir import Workdir, write
+from mtmm_jax.store.files import file_name, understood, write
+from mtmm_jax.store.workdir import Workdir
 from mtmm_jax.training.logs import certainty_cells, read_journal
 from mtmm_jax.training.results import SPLITS, comparison
 
@@ -30,6 +35,9 @@ table { border-collapse: collapse; margin: 1em 0 } td, th { padding: .25em .8em;
 pre { background: #f6f6f6; padding: 1em; overflow: auto; font-size: 13px }
 nav a { margin-right: 1em }
 """
+
+NAMES_AS_TEXT = matplotlib.rc_context({"text.parse_math": False})
+"""Around what draws: a "$" in the name of a class begins no formula."""
 
 # For a reader who does not train models; by the figure's name.
 _CAPTIONS = {
@@ -45,7 +53,7 @@ _CAPTIONS = {
 }
 
 
-def figures(workdir: Workdir) -> dict[str, Figure]:
+def figures(workdir: Workdir, records: Any = None) -> dict[str, Figure]:
     """The run's pictures by name: results, curves, weights, what tasks do for each other (where it
     was measured), conflicts, confusion, retrieval, and those of its analysis if there was one."""
     config, results, spec = (
@@ -55,7 +63,7 @@ def figures(workdir: Workdir) -> dict[str, Figure]:
     )
     model = build(config["model"], config["tasks"], spec)
     headlines = {name: task.headline for name, task in model.tasks.items()}
-    records = read_journal(workdir.metrics)
+    records = _records(workdir, config["steps"]) if records is None else records
     arrays = _examples(workdir)
     drawn = {
         "results": plots.comparison(comparison(results, "test"), headlines),
@@ -78,64 +86,102 @@ def figures(workdir: Workdir) -> dict[str, Figure]:
     return drawn | (pages.analysis_figures(workdir) if pages.present(workdir) else {})
 
 
-def write_report(workdir: Workdir) -> None:
+@NAMES_AS_TEXT
+def write_report(workdir: Workdir, trust_paths: bool = False) -> None:
     """Writes `report.html`: figures, tables, speech to listen to, examples and the config; no other
-    file is needed."""
+    file is needed.
+
+    Args:
+        workdir: of a finished run.
+        trust_paths: as `open_run` has it; the speech to listen to is made of the run's data.
+    """
+    with understood(workdir.path, UNFIT):
+        write(workdir.report, _page(workdir, trust_paths).encode())
+
+
+UNFIT = "its files do not fit together; MTMM_JAX_TRACEBACK=1 shows where"
+
+
+def _page(workdir: Workdir, trust_paths: bool) -> str:
     config, results = workdir.config(), workdir.read("results.json")
+    records = _records(workdir, config["steps"])
     pictures = {
         name: image_of(png_of(figure), name) + _caption(workdir, name)
-        for name, figure in figures(workdir).items()
+        for name, figure in figures(workdir, records).items()
     }
     if pages.present(workdir):
         for name, (head, *rows) in pages.analysis_tables(workdir).items():
-            cells = "".join(_row(row, "td") for row in rows)
-            table = f"<table>{_row(head, 'th')}{cells}</table>" if rows else ""
+            table = f"<table>{row(head, 'th')}{''.join(map(row, rows))}</table>" if rows else ""
             pictures[name] = pictures.get(name, "") + table
     tables = "".join(
         f"<h3>{split}</h3>"
         f"{_table(comparison(results, split), results.get('intervals', {}).get(split))}"
         for split in reversed(SPLITS)
     )
-    speech = samples.speech(workdir)
+    spec = workdir.spec()
+    model = build(config["model"], config["tasks"], spec)
+    lines = remarks(records, results, spec, model.tasks)
+    noted = f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>" if lines else ""
+    speech = samples.speech(workdir, trust_paths)
     sections = {
         "Results": pictures.pop("results") + tables,
+        **({"While training": noted} if noted else {}),
         **({"Speech": speech} if speech else {}),
         **{name.capitalize(): picture for name, picture in pictures.items()},
-        "Config": f"<pre>{html.escape(json.dumps(config, indent=2))}</pre>",
+        "Config": f"<pre>{escape(json.dumps(config, indent=2))}</pre>",
     }
-    body = "".join(f"<h2 id='{name}'>{name}</h2>{part}" for name, part in sections.items())
-    links = "".join(f"<a href='#{name}'>{name}</a>" for name in sections)
+    body = "".join(
+        f"<h2 id='part{i}'>{escape(name)}</h2>{part}"
+        for i, (name, part) in enumerate(sections.items())
+    )
+    links = "".join(f"<a href='#part{i}'>{escape(name)}</a>" for i, name in enumerate(sections))
     tasks = [name for name, task in config["tasks"].items() if task is not None]
     inputs = [name for name, encoder in config["model"]["encoders"].items() if encoder is not None]
     title = f"{config['data']['kind']}: {', '.join(tasks)}"
-    page = (
-        f"<!doctype html><meta charset='utf-8'><title>{html.escape(title)}</title>"
-        f"<style>{PAGE_STYLE}</style><h1>{html.escape(title)}</h1>"
-        f"<p>{_steps(config, results)} of {config['batch_size']} examples; inputs: "
-        f"{html.escape(', '.join(inputs))}; balancing: {html.escape(_kind(config['balancing']))}; "
-        f"seed {config['seed']}.</p>{_remarks(results)}<nav>{links}</nav>{body}"
+    lead = (
+        f"{_steps(config, results)} of {config['batch_size']} examples; inputs: "
+        f"{', '.join(inputs)}; balancing: {_kind(config['balancing'])}; seed {config['seed']}."
     )
-    write(workdir.report, page.encode())
+    body = (
+        f"<h1>{escape(title)}</h1><p>{escape(lead)}</p>{_remarks(results)}<nav>{links}</nav>{body}"
+    )
+    return page(title, PAGE_STYLE, body)
 
 
+@NAMES_AS_TEXT
 def save_figures(workdir: Workdir, folder: Path) -> list[Path]:
     """Writes the run's pictures as PNG files."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name, figure in figures(workdir).items():
-        paths.append(folder / f"{name.replace(' ', '_')}.png")
+    with understood(workdir.path, UNFIT):
+        drawn = figures(workdir)
+    for name, figure in drawn.items():
+        paths.append(folder / f"{file_name(name)}.png")
         write(paths[-1], png_of(figure))
     return paths
 
 
+def _records(workdir: Workdir, steps: int) -> list[dict[str, Any]]:
+    """The journal; a line on stderr where it ends before the run did."""
+    records = read_journal(workdir.metrics)
+    last = max((r["step"] for r in records if r["split"] == "train"), default=0)
+    if workdir.metrics.exists() and last < steps:
+        print(f"{workdir.metrics}: ends at step {last} of {steps}", file=sys.stderr)
+    return records
+
+
 def _examples(workdir: Workdir) -> dict[str, np.ndarray]:
-    return dict(np.load(workdir.examples)) if workdir.examples.exists() else {}
+    if not workdir.examples.exists():
+        print(f"{workdir.examples}: is missing; the report has no examples", file=sys.stderr)
+    return workdir.arrays(workdir.examples)
 
 
 def png_of(figure: Figure) -> bytes:
     """The figure as a PNG; it is closed."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # of a name: drawn as a box
+        figure.savefig(buffer, format="png", dpi=110)
     plots.plt.close(figure)
     return buffer.getvalue()
 
@@ -149,7 +195,7 @@ def _steps(config: Mapping[str, Any], results: Mapping[str, Any]) -> str:
 
 
 def _remarks(results: Mapping[str, Any]) -> str:
-    items = "".join(f"<li>{html.escape(remark)}</li>" for remark in results.get("remarks", ()))
+    items = "".join(f"<li>{escape(remark)}</li>" for remark in results.get("remarks", ()))
     return f"<ul>{items}</ul>" if items else ""
 
 
@@ -160,18 +206,18 @@ def _kind(spec: Any) -> str:
 def image_of(png: bytes, alternative: str) -> str:
     """An `<img>` that holds its picture."""
     data = base64.b64encode(png).decode()
-    return f"<img alt='{html.escape(alternative)}' src='data:image/png;base64,{data}'>"
+    return f"<img alt='{escape(alternative)}' src='data:image/png;base64,{data}'>"
 
 
 def _caption(workdir: Workdir, name: str) -> str:
     told = _CAPTIONS.get(name) or (pages.caption(workdir, name) if pages.present(workdir) else "")
-    return f"<p>{html.escape(told)}</p>" if told else ""
+    return f"<p>{escape(told)}</p>" if told else ""
 
 
 def _table(columns: Mapping[str, Mapping[str, Mapping[str, float | None]]], certainty: Any) -> str:
     """The first column with its 95 % intervals and numbers of examples, where they are known."""
     first, *others = columns
-    head = _row(["task", "figure", first, *(["95 %", "n"] if certainty else []), *others], "th")
+    head = row(["task", "figure", first, *(["95 %", "n"] if certainty else []), *others], "th")
     rows = []
     for task, figures in next(iter(columns.values())).items():
         for i, figure in enumerate(figures):
@@ -179,9 +225,5 @@ def _table(columns: Mapping[str, Mapping[str, Mapping[str, float | None]]], cert
             cells = ["-" if v is None else f"{v:.3f}" for v in values]
             if certainty:
                 cells[1:1] = certainty_cells(certainty.get(task, {}).get(figure))
-            rows.append(_row([task if i == 0 else "", figure.replace("_", " "), *cells], "td"))
+            rows.append(row([task if i == 0 else "", figure.replace("_", " "), *cells]))
     return f"<table>{head}{''.join(rows)}</table>"
-
-
-def _row(cells: Iterable[str], tag: str) -> str:
-    return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"

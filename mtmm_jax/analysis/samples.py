@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 from typing import Any
 
@@ -12,8 +11,10 @@ import numpy as np
 import soundfile
 
 from mtmm_jax.inference.finished import open_run
+from mtmm_jax.markup import escape, row
 from mtmm_jax.model import build
-from mtmm_jax.store.workdir import Workdir, write
+from mtmm_jax.store.files import write_npz
+from mtmm_jax.store.workdir import Workdir
 
 FILE = "speech.npz"
 SAMPLES, OUT_OF, LONGEST = 4, 16, 5.0  # rows, of the first so many of the split; seconds of each
@@ -25,7 +26,7 @@ CAPTION = (
 )
 
 
-def speech(workdir: Workdir) -> str:
+def speech(workdir: Workdir, trust_paths: bool = False) -> str:
     """The section about speech as HTML, its sounds within; empty where no task speaks.
 
     The sounds are made once, with the best checkpoint, and kept in the workdir.
@@ -38,15 +39,13 @@ def speech(workdir: Workdir) -> str:
     if not path.exists():
         if jax.process_count() > 1:  # one of several cannot read their checkpoint alone
             return "<p>python -m mtmm_jax.report adds speech to listen to.</p>"
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **_samples(workdir, config))
-        write(path, buffer.getvalue())
-    return _page(dict(np.load(path)))
+        write_npz(path, _samples(workdir, config, trust_paths))
+    return _page(workdir.arrays(path))
 
 
-def _samples(workdir: Workdir, config: dict[str, Any]) -> dict[str, np.ndarray]:
+def _samples(workdir: Workdir, config: dict[str, Any], trust_paths: bool) -> dict[str, np.ndarray]:
     """Texts, rate, waves recorded and said, and what the recogniser writes, if there is one."""
-    run = open_run(workdir.path, {**config, "devices": 1})
+    run = open_run(workdir.path, {**config, "devices": 1}, trust_paths=trust_paths)
     model, source = run.experiment.model, run.experiment.source
     name, task = next((n, t) for n, t in model.tasks.items() if t.speech is not None)
     writers = [n for n, t in model.tasks.items() if t.traits.transcribes]
@@ -65,9 +64,9 @@ def _samples(workdir: Workdir, config: dict[str, Any]) -> dict[str, np.ndarray]:
     kept: dict[str, Any] = {"rate": run.experiment.source.spec.targets[task.target].rate}
     rows = np.flatnonzero(weight > 0)
     kept["texts"] = np.array([source.describe(int(batch["id"][i])) for i in rows], str)
-    for i, row in enumerate(rows):
-        kept[f"recorded/{i}"] = np.trim_zeros(np.asarray(waves[row]), "b")
-        kept[f"said/{i}"] = task.speech.listen(mel[row], count[row])
+    for i, number in enumerate(rows):
+        kept[f"recorded/{i}"] = np.trim_zeros(np.asarray(waves[number]), "b")
+        kept[f"said/{i}"] = task.speech.listen(mel[number], count[number])
     for writer, prediction in zip(writers[:1], written, strict=False):
         decode = model.tasks[writer].decode
         answers = [decode(jax.tree.map(lambda x, r=row: x[r], prediction)) for row in rows]
@@ -78,13 +77,13 @@ def _samples(workdir: Workdir, config: dict[str, Any]) -> dict[str, np.ndarray]:
 def _page(kept: dict[str, np.ndarray]) -> str:
     rate = float(kept["rate"])
     heard = {"written down from the recording": kept["written"]} if "written" in kept else {}
-    head = "".join(f"<th>{name}</th>" for name in ("text", "recording", "synthesised", *heard))
+    head = row(["text", "recording", "synthesised", *heard], "th")
     rows = []
     for i, text in enumerate(kept["texts"]):
         sounds = [player(kept[f"{which}/{i}"], rate) for which in ("recorded", "said")]
-        cells = [html.escape(text), *sounds, *(html.escape(texts[i]) for texts in heard.values())]
+        cells = [escape(text), *sounds, *(escape(texts[i]) for texts in heard.values())]
         rows.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
-    return f"<p>{CAPTION}</p><table><tr>{head}</tr>{''.join(rows)}</table>"
+    return f"<p>{CAPTION}</p><table>{head}{''.join(rows)}</table>"
 
 
 def player(wave: np.ndarray, rate: float) -> str:

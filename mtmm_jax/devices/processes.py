@@ -170,12 +170,87 @@ def together() -> Iterator[None]:
         yield
     except (ConfigError, Interrupted):
         raise
-    except Exception:
+    except Exception as error:
         if jax.process_count() == 1:
             raise
-        traceback.print_exc()
+        peers = Peers()
+        for _ in range(8):  # one that is gone is silent by then, and this one is not
+            peers.speak()
+            time.sleep(SILENT / 4)
+        if gone := peers.silent():
+            reason = " ".join(str(error).split())[:200]
+            print(
+                f"error: process {jax.process_index()}: {gone}: {type(error).__name__}: {reason}. "
+                "The same command goes on from the last checkpoint",
+                file=sys.stderr,
+            )
+        else:
+            traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)
+
+
+SILENT = 2.0
+"""Seconds after which a process that said nothing is taken for stopped or gone."""
+
+
+@dataclasses.dataclass
+class Peers:
+    """What the processes tell each other of where they stand, through JAX's coordinator."""
+
+    beats: int = 0
+
+    def speak(self) -> None:
+        """Tells the others that this process is alive, and how far it is."""
+        with contextlib.suppress(Exception):  # no coordinator any more: the others find out
+            told = f"{time.time()} {self.beats}"
+            _coordinator().key_value_set(_alive(jax.process_index()), told, allow_overwrite=True)
+
+    def silent(self) -> str:
+        """Which processes are silent, in words; empty if none is."""
+        found = self._stand()
+        if found is None:
+            return "process 0, which coordinates the others, does not answer"
+        silent = [i for i, (age, _) in found.items() if age > SILENT and i != jax.process_index()]
+        if not silent:
+            return ""
+        names = ", ".join(map(str, silent))
+        return f"process {names} is stopped or gone: silent for {found[silent[0]][0]:.0f} s"
+
+    def behind(self) -> str:
+        """Which processes are silent, or else which one is furthest behind; empty if none is."""
+        if words := self.silent():
+            return words
+        beats = {i: count for i, (_, count) in (self._stand() or {}).items()}
+        last = min(beats, key=beats.__getitem__, default=0)
+        if beats and beats[last] < max(beats.values()):
+            return f"process {last} is behind: {beats[last]} steps, others {max(beats.values())}"
+        return ""
+
+    def _stand(self) -> dict[int, tuple[float, int]] | None:
+        """`{process: (seconds since it spoke, steps)}`; None where the coordinator is silent."""
+        found: dict[int, tuple[float, int]] = {}
+
+        def ask() -> None:
+            for i in range(jax.process_count()):
+                with contextlib.suppress(Exception):  # it never said anything
+                    stamp, beats = _coordinator().key_value_try_get(_alive(i)).split()
+                    found[i] = (time.time() - float(stamp), int(beats))
+
+        asking = threading.Thread(target=ask, daemon=True)
+        asking.start()
+        asking.join(SILENT)
+        return None if asking.is_alive() else found
+
+
+def _alive(process: int) -> str:
+    return f"mtmm_jax/alive/{process}"
+
+
+def _coordinator() -> Any:
+    from jax._src import distributed  # JAX has no other name for it
+
+    return distributed.global_state.client
 
 
 @contextlib.contextmanager
@@ -186,30 +261,37 @@ def watched(seconds: float | None) -> Iterator[Callable[[], None]]:
     A dead process is found by its missing heartbeats. One that hangs, in reading data for
     instance, still has them, and the others would wait in a collective for ever.
     """
-    moved = [time.monotonic()]
+    moved, beats = [time.monotonic()], itertools.count(1)
 
     def beat() -> None:
-        moved[0] = time.monotonic()
+        moved[:] = [time.monotonic()]
+        peers.beats = next(beats)
 
-    if seconds is None or jax.process_count() == 1:
+    peers = Peers()
+    if jax.process_count() == 1:
         yield beat
         return
     over = threading.Event()
 
     def look() -> None:
-        while not over.wait(min(seconds / 4, 5.0)):
-            if time.monotonic() - moved[0] > seconds:
+        while not over.wait(min((seconds or 4.0) / 4, 5.0)):
+            if seconds is not None and time.monotonic() - moved[0] > seconds:
                 faulthandler.dump_traceback(sys.stderr)
                 print(
                     f"error: process {jax.process_index()}: no step in {seconds:g} s "
-                    "(devices.timeout); another process may hang. The same command goes on "
-                    "from the last checkpoint",
+                    f"(devices.timeout); {peers.behind() or 'another process may hang'}. The same "
+                    "command goes on from the last checkpoint",
                     file=sys.stderr,
                     flush=True,
                 )
                 os._exit(HUNG)
 
-    threading.Thread(target=look, name="watch", daemon=True).start()
+    def speak() -> None:
+        while not over.wait(SILENT / 4):
+            peers.speak()
+
+    for work in (look, speak):
+        threading.Thread(target=work, name=work.__name__, daemon=True).start()
     try:
         yield beat
     finally:

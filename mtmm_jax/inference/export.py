@@ -7,6 +7,7 @@ user's units; `mtmm_jax.inference.exported` reads it back, and the file carries 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import inspect
 import io
 import json
@@ -28,7 +29,8 @@ from mtmm_jax.modalities import kind_of
 from mtmm_jax.model import Model, flatten
 from mtmm_jax.ranges import Count
 from mtmm_jax.registry import ConfigError, check
-from mtmm_jax.store.workdir import stamped, write
+from mtmm_jax.store.files import sealed, write
+from mtmm_jax.store.workdir import stamped
 from mtmm_jax.transfer.quantising import Quantised, quantise
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -87,7 +89,7 @@ def export_run(
     def program(params: Any, values: Any) -> list[jax.Array]:
         inputs: dict[str, Any] = {}
         for name, value in zip(flat, values, strict=True):
-            modality, _, key = name.partition(":")
+            modality, _, key = name.rpartition(":")
             inputs.setdefault(modality, {})[key] = value
         told = predict(jax.tree.unflatten(tree, params), inputs)
         told = {f"{task}:{key}": x for task, found in told.items() for key, x in found.items()}
@@ -130,13 +132,9 @@ def export_run(
         "program.json": json.dumps(about, indent=1).encode(),
         "program.mlir": made.mlir_module_serialized,
         "parameters.npz": parameters.getvalue(),
-        "spec.json": json.dumps(model.spec.to_dict(), indent=1).encode(),
-        "config.json": json.dumps(stamped(_reading(run.experiment.config)), indent=1).encode(),
         "load.py": inspect.getsource(exported).encode(),
+        **_kept(run),
     }
-    folder = run.workdir.path / "assets"
-    for asset in sorted(folder.iterdir()) if folder.is_dir() else ():
-        parts[f"assets/{asset.name}"] = asset.read_bytes()
     whole = io.BytesIO()
     with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as file:
         for name, content in parts.items():
@@ -167,6 +165,17 @@ def _stored(variables: Mapping[str, Any], int8: bool) -> dict[str, np.ndarray]:
     return found
 
 
+def _kept(run: Finished) -> dict[str, bytes]:
+    """What reading a manifest needs of a run, as its workdir holds it: spec, assets, config."""
+    begun = (run.workdir.path / "config.json").exists()
+    assets = run.workdir.assets() if begun else {}
+    parts = {f"assets/{name}": content for name, content in assets.items()}
+    parts["spec.json"] = sealed(run.experiment.model.spec.to_dict())
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}
+    parts["config.json"] = sealed(stamped(_reading(run.experiment.config), digests))
+    return parts
+
+
 def _reading(config: Mapping[str, Any]) -> dict[str, Any]:
     """Of a config what reads rows and writes answers: not where the data were, nor how it was
     trained."""
@@ -179,7 +188,7 @@ def _reading(config: Mapping[str, Any]) -> dict[str, Any]:
 def _described(model: Model, names: Sequence[str]) -> dict[str, Any]:
     told: dict[str, Any] = {}
     for name in names:
-        task, _, output = name.partition(":")
+        task, _, output = name.rpartition(":")
         one = model.tasks[task]
         label = None if one.target is None else model.spec.targets[one.target]
         entry = told.setdefault(

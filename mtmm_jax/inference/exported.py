@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -23,6 +24,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export
+
+BYTES, ASSET_BYTES = 2**34, 2**26
+"""Of all members of a file, unpacked, and of one of its assets."""
+RATIO = 100  # of a file's members to the file, from 256 MB on: weights do not shrink like that
 
 
 class Exported(NamedTuple):
@@ -46,12 +51,19 @@ class Exported(NamedTuple):
 
 def load(path: Any) -> Exported:
     """Opens an exported file; compiles when it is first asked, and once a batch size."""
-    with zipfile.ZipFile(path) as file:
-        about, spec = (json.loads(file.read(f"{name}.json")) for name in ("program", "spec"))
-        code, stored = file.read("program.mlir"), np.load(io.BytesIO(file.read("parameters.npz")))
-        names = [name for name in file.namelist() if name.startswith("assets/")]
-        assets = {name.removeprefix("assets/"): file.read(name) for name in names}
-    params = [jnp.asarray(_parameter(stored, name)) for name in about["parameters"]]
+    try:
+        parts = _parts(path)
+        about, spec = (json.loads(parts[f"{name}.json"]) for name in ("program", "spec"))
+        code, stored = parts["program.mlir"], _arrays(parts["parameters.npz"])
+        params = [jnp.asarray(_parameter(stored, name)) for name in about["parameters"]]
+        spec = {key: spec[key] for key in ("modalities", "targets")}
+    except OSError:
+        raise
+    except Exception as error:  # zip, zlib, JSON and NumPy raise many classes
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(f"{path}: is no exported run, or damaged: {reason}") from error
+    names = [name for name in parts if name.startswith("assets/")]
+    assets = {name.removeprefix("assets/"): parts[name] for name in names}
     (size,) = export.symbolic_shape("b") if about["rows"] is None else (about["rows"],)
 
     def shapes(entries: list[dict[str, Any]]) -> list[jax.ShapeDtypeStruct]:
@@ -66,17 +78,47 @@ def load(path: Any) -> Exported:
     program = dataclasses.replace(
         like, mlir_module_serialized=code, module_kept_var_idx=kept, **same
     )
+    _check_calls(program.mlir_module())
     call = jax.jit(program.call)
 
     def predict(inputs: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray]]:
         flat = _flat(inputs, about["inputs"], about["rows"])
         found: dict[str, dict[str, np.ndarray]] = {}
         for entry, value in zip(about["outputs"], call(params, flat), strict=True):
-            task, _, output = entry["name"].partition(":")
+            task, _, output = entry["name"].rpartition(":")
             found.setdefault(task, {})[output] = np.asarray(value)
         return found
 
     return Exported(predict, about["tasks"], spec, assets, about["rows"])
+
+
+def _check_calls(text: str) -> None:
+    """Refuses a program that would call back into the Python that runs it."""
+    for name in re.findall(r'custom_call\s*@([\w.]+)|call_target_name\s*=\s*"([^"]+)"', text):
+        if "callback" in "".join(name) or "python" in "".join(name):
+            raise ValueError(f"the program calls {''.join(name)!r}, which is code of its reader")
+
+
+def _parts(path: Any) -> dict[str, bytes]:
+    """The members by name, each against its checksum; no more than `BYTES` of them, unpacked."""
+    with zipfile.ZipFile(path) as file:
+        members = file.infolist()
+        size = sum(member.file_size for member in members)
+        packed = sum(member.compress_size for member in members)
+        if size > BYTES or size > max(RATIO * packed, 2**28):
+            raise ValueError(f"would unpack to {size:,} bytes")
+        for member in members:
+            if member.filename.startswith("assets/") and member.file_size > ASSET_BYTES:
+                raise ValueError(f"{member.filename} has {member.file_size:,} bytes")
+        return {member.filename: file.read(member) for member in file.infolist()}
+
+
+def _arrays(data: bytes) -> dict[str, np.ndarray]:
+    with zipfile.ZipFile(io.BytesIO(data)) as file:
+        if sum(member.file_size for member in file.infolist()) > BYTES:
+            raise ValueError(f"has parameters of over {BYTES:,} bytes")
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
 
 
 def _parameter(stored: Mapping[str, np.ndarray], name: str) -> np.ndarray:
@@ -89,11 +131,13 @@ def _flat(
 ) -> list[np.ndarray]:
     """The inputs in the program's order, what is left out filled in; a `ValueError` names what is
     wrong."""
-    known = sorted({entry["name"].partition(":")[0] for entry in entries})
+    known = sorted({entry["name"].rpartition(":")[0] for entry in entries})
     for name, given in inputs.items():
         if name not in known:
             raise ValueError(f"inputs: unknown modality {name!r}; choices: {', '.join(known)}")
-        keys = [e["name"].partition(":")[2] for e in entries if e["name"].startswith(f"{name}:")]
+        keys = [
+            e["name"].rpartition(":")[2] for e in entries if e["name"].rpartition(":")[0] == name
+        ]
         for key in given:
             if key not in keys:
                 raise ValueError(f"inputs.{name}: unknown key {key!r}; choices: {', '.join(keys)}")
@@ -107,7 +151,7 @@ def _flat(
         raise ValueError(f"inputs: {size} rows; this file was exported for batches of {rows}")
     flat = []
     for entry in entries:
-        name, _, key = entry["name"].partition(":")
+        name, _, key = entry["name"].rpartition(":")
         shape = (size, *entry["shape"])
         if key in inputs.get(name, {}):
             value = np.asarray(inputs[name][key])

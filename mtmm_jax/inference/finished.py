@@ -26,7 +26,10 @@ class Finished:
 
 
 def open_run(
-    path: str | Path, config: dict[str, Any] | None = None, step: int | str = "best"
+    path: str | Path,
+    config: dict[str, Any] | None = None,
+    step: int | str = "best",
+    trust_paths: bool = False,
 ) -> Finished:
     """Opens a workdir at one of its checkpoints, whatever devices it was trained on.
 
@@ -38,6 +41,7 @@ def open_run(
         config: with data, when the run is to be evaluated; without, only the spec that the run
             kept is used.
         step: "best" by the validation score, "last", or a step that is kept.
+        trust_paths: whether paths in the config of a run that this user did not make are followed.
     """
     workdir = Workdir.at(path)
     stored = workdir.config()
@@ -45,6 +49,7 @@ def open_run(
     if config is None:
         experiment = assemble({**stored, "devices": 1}, spec)
     else:
+        workdir.check_paths(config, trust_paths)
         if not fits(config.get("devices"), jax.device_count()):
             config = {**config, "devices": 1}
         experiment = assemble(config, source=build_source(config, workdir))

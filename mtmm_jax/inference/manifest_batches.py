@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,8 @@ from mtmm_jax.modalities import Input, Kept, kind_of
 from mtmm_jax.readers.files import Folder
 from mtmm_jax.readers.limits import Limits, Unreadable
 from mtmm_jax.registry import ConfigError
-from mtmm_jax.store.workdir import Workdir
+from mtmm_jax.store import files
+from mtmm_jax.store.workdir import WAY_OUT, Workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,13 +162,14 @@ def kept_of(name: str, workdir: Workdir) -> Kept:
 def columns_of(workdir: Workdir) -> dict[str, Any]:
     """What the run's own manifest called its columns: `modalities`, `targets` and `id`, of the
     config or of the packing; empty where its data were no table."""
-    data = workdir.config()["data"]
+    data = workdir.section("data")
     return data if data["kind"] == "manifest" else _asset(workdir, COLUMNS) or {}
 
 
 def _asset(workdir: Workdir, name: str) -> Any:
-    path = workdir.path / "assets" / name
-    return json.loads(path.read_text()) if path.exists() else None
+    if not workdir.has_asset(name):
+        return None
+    return files.parse(workdir.asset(name), workdir.file(f"assets/{name}"), WAY_OUT)
 
 
 def _through(pipe: Mapping[str, Any], values: Sequence[Any]) -> dict[str, Any]:
@@ -179,7 +180,7 @@ def _inputs(
     setting: Setting, workdir: Workdir, only: str | None = None
 ) -> tuple[dict[str, Input], list[str]]:
     """The modalities that some row has, ready to be read, and the others' columns."""
-    encoders = workdir.config()["model"]["encoders"]
+    encoders = workdir.section("model", "encoders")
     inputs, absent = {}, []
     for name, modality in workdir.spec().modalities.items():
         if encoders.get(name) is None or only not in (None, name):

@@ -11,7 +11,7 @@ from rich.progress import track
 
 from mtmm_jax.inference.answers import document
 from mtmm_jax.inference.manifest_batches import Requests
-from mtmm_jax.store.workdir import write
+from mtmm_jax.store.files import write
 from mtmm_jax.training.results import finite
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,7 @@ from mtmm_jax.inference.finished import Finished
 from mtmm_jax.inference.manifest_batches import Requests
 from mtmm_jax.model.build_tasks import build_tasks
 from mtmm_jax.registry import ConfigError
+from mtmm_jax.store.files import file_name, reason, write
 from mtmm_jax.store.workdir import Workdir
 from mtmm_jax.tasks.task import Task
 from mtmm_jax.text import read_tokenizer
@@ -29,7 +31,7 @@ def ask(run: Finished, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """`{task: answer}` of one sample (`inference.answers`)."""
     told = jax.device_get(_predictor(run)(run.variables, {**absent(run, 1), **inputs}))
     # Waves go to the run's folder, not beside the user's own recordings.
-    heard = lambda task: run.workdir.path / f"{task}.wav"  # noqa: E731
+    heard = lambda task: run.workdir.file(f"{file_name(task)}.wav")  # noqa: E731
     return _answers(run, row_of(told, 0), set(inputs), _gallery(run), _tokenizers(run), heard)
 
 
@@ -88,7 +90,7 @@ def present(inputs: Mapping[str, Any], i: int) -> set[str]:
 
 def waves(out: Path, line: int) -> Callable[[str], Path]:
     """Task -> the file for what it says of a line."""
-    return lambda task: out.with_name(f"{out.stem}_{line}_{task}.wav")
+    return lambda task: out.with_name(f"{out.stem}_{line}_{file_name(task)}.wav")
 
 
 @contextlib.contextmanager
@@ -96,20 +98,26 @@ def opened(path: str | Path) -> Iterator[tuple[Exported, Workdir]]:
     """An exported file, and as a workdir what reading a manifest for it needs."""
     if not Path(path).is_file():
         raise ConfigError(f"--exported: no file {str(path)!r}")
-    try:
-        model = load(path)
-        with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(path) as file:
-            for name in ("spec.json", "config.json", *(f"assets/{a}" for a in model.assets)):
-                file.extract(name, folder)
-            workdir = Workdir(Path(folder))
-            if "tasks" not in workdir.config():
-                raise ConfigError(
-                    f"--exported: {path} does not say what its tasks are: an earlier version wrote "
-                    "it; export the run again"
-                )
-            yield model, workdir
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise ConfigError(f"--exported: {path} is no exported run: {error}") from error
+    with tempfile.TemporaryDirectory() as folder:
+        workdir = Workdir(Path(folder))
+        try:
+            model = load(path)
+            (workdir.path / "assets").mkdir()
+            with zipfile.ZipFile(path) as file:
+                for name in ("spec.json", "config.json", *(f"assets/{a}" for a in model.assets)):
+                    write(workdir.file(name), file.read(name))
+            workdir.spec()
+            tasks = "tasks" in workdir.config()
+        except ConfigError as error:
+            raise ConfigError(f"--exported: {path} is no exported run: {error}") from error
+        except Exception as error:  # JAX and its reader of programs raise many classes
+            raise ConfigError(f"--exported: {path} cannot be used: {reason(error)}") from error
+        if not tasks:
+            raise ConfigError(
+                f"--exported: {path} does not say what its tasks are: an earlier version wrote it; "
+                "export the run again"
+            )
+        yield model, workdir
 
 
 def _plain(outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -131,7 +139,10 @@ def absent(run: Finished, size: int) -> dict[str, Any]:
 
 
 def _gallery(run: Finished) -> dict[str, Any]:
-    return dict(np.load(run.workdir.gallery)) if run.workdir.gallery.exists() else {}
+    finds = any(task.space is not None for task in run.experiment.model.tasks.values())
+    if finds and run.workdir.results.exists() and not run.workdir.gallery.exists():
+        print(f"{run.workdir.gallery}: is missing; nothing nearest is found", file=sys.stderr)
+    return run.workdir.arrays(run.workdir.gallery)
 
 
 def kept_tokenizer(workdir: Workdir, modality: str) -> Any:
@@ -153,6 +164,10 @@ def _tokenizers_of(tasks: Mapping[str, Task], workdir: Workdir) -> dict[str, Any
         for name, task in tasks.items()
         if task.traits.vocabulary_of is not None
     }
+
+
+def _heard(stem: Path, task: str) -> Path:
+    return stem.with_name(f"{stem.name}_{file_name(task)}.wav")
 
 
 def _answers(

@@ -18,7 +18,7 @@ def read_inputs(rest: Sequence[str], workdir: Any) -> dict[str, Any]:
 
 def modalities_read(workdir: Any) -> list[str]:
     """Those that a run reads."""
-    encoders = workdir.config()["model"]["encoders"]
+    encoders = workdir.section("model", "encoders")
     return [name for name in workdir.spec().modalities if encoders.get(name) is not None]
 
 

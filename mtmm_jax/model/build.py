@@ -17,7 +17,7 @@ from mtmm_jax.model.linear import linear_models
 from mtmm_jax.model.model import Model
 from mtmm_jax.model.parts import adapters, bottlenecks, regularisers
 from mtmm_jax.ranges import Decay, Entry, NonNegative, Size
-from mtmm_jax.registry import ConfigError, check
+from mtmm_jax.registry import ConfigError, check, short
 from mtmm_jax.tasks.task import FUSED, Task, is_fusion, modalities_of
 
 MODEL_KEYS: dict[str, Any] = {
@@ -58,6 +58,8 @@ def build(model: Mapping[str, Any], task_configs: Mapping[str, Any], spec: Spec)
     Every name and size is checked here, before anything compiles.
     """
     _check_keys(model)
+    _check_names("model.encoders", model["encoders"])
+    _check_names("tasks", task_configs)
     width = model["width"]
     stage, options, kind = _stage(model["fusion"])
     encoders = _encoders(model["encoders"], width, spec)
@@ -98,6 +100,16 @@ def build(model: Mapping[str, Any], task_configs: Mapping[str, Any], spec: Spec)
         adapters=adapters(model.get("adapters") or {}, encoders, stage),
         linear=linear_models(model.get("linear"), encoders, model["encoders"], built, spec),
     )
+
+
+def _check_names(where: str, names: Iterable[str]) -> None:
+    """Names become parts of parameters' paths, which "/" divides, and are printed."""
+    for name in names:
+        if not name.strip() or len(name) > 100 or "/" in name or not name.isprintable():
+            raise ConfigError(
+                f"{where}: {short(name)} is no name: it is empty, over 100 characters, or has '/' "
+                "or characters that are not printed; rename it"
+            )
 
 
 def _check_keys(model: Mapping[str, Any]) -> None:

@@ -156,7 +156,7 @@ def cross_validate(
         done = record["scores"].setdefault(name, {})
         if str(i) in done or name in record["failed"]:
             continue
-        out.print(f"[bold]weights {name}, fold {i + 1} of {k}[/bold]")
+        out.print(f"weights {name}, fold {i + 1} of {k}", style="bold")
         workdir = Workdir(folder / "folds" / name / str(i))
         try:
             whole = assemble(weighted_config(config, weights))

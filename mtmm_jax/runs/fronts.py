@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from rich.markup import escape
 from rich.table import Table
 
 from mtmm_jax.evaluation import headlines
@@ -107,14 +106,14 @@ def table(
     out = Table(title=f"validation, best first; score: {of}; *: on the Pareto front of the tasks")
     keys = list(dict.fromkeys(key for told in changes.values() for key in told))
     for name in ("run", *keys):
-        out.add_column(escape(name), overflow="fold")
+        out.add_column(name, overflow="fold")
     for name in ("score", *(f"{t} {first.names[t]}" for t in tasks), "*"):
-        out.add_column(escape(name), justify="right")
+        out.add_column(name, justify="right")
     scores = {name: score(told, tasks, by) for name, told in outcomes.items()}
     on_front = dict(zip(outcomes, front_of(list(outcomes.values()), tasks), strict=True))
 
     def told_of(name: str) -> list[str]:
-        return [escape(label(name)), *(escape(changes[name].get(key, "")) for key in keys)]
+        return [label(name), *(changes[name].get(key, "") for key in keys)]
 
     for name in ranked(scores):
         figures = [outcomes[name].figures[t] for t in tasks]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,7 +21,8 @@ from mtmm_jax.registry import ConfigError
 from mtmm_jax.runs.ensembles import Ensemble, open_runs
 from mtmm_jax.runs.plans import claim
 from mtmm_jax.runs.votes import Votes, figures, joined, learn
-from mtmm_jax.store.workdir import Workdir, write
+from mtmm_jax.store.files import read_npz, write_npz
+from mtmm_jax.store.workdir import Workdir
 from mtmm_jax.training.experiment import build_source
 from mtmm_jax.training.results import SPLITS, finite
 
@@ -31,12 +31,15 @@ FUSED = "fused"  # the column of the fused predictions
 TRAINED = ("weighted", "learned")
 
 
-def sources(ensemble: Ensemble, change: Callable[[dict], dict] = dict) -> list[Any]:
+def sources(
+    ensemble: Ensemble, change: Callable[[dict], dict] = dict, trust_paths: bool = False
+) -> list[Any]:
     """Each run's data, of which those of the same config are one; `change` makes other values."""
     built: dict[str, Any] = {}
     found = []
     for name, run in zip(ensemble.names, ensemble.runs, strict=True):
         config = change(run.workdir.config())
+        run.workdir.check_paths(config, trust_paths)
         key = json.dumps([config["data"], run.workdir.tokenizers()], sort_keys=True)
         if key not in built:
             built[key] = build_source(config, run.workdir)
@@ -104,7 +107,9 @@ def trained(ensemble: Ensemble, told: Sequence[Votes]) -> Ensemble:
     return dataclasses.replace(ensemble, params=params)
 
 
-def fuse_runs(paths: Sequence[str | Path], rule: str, folder: Path) -> dict[str, Any]:
+def fuse_runs(
+    paths: Sequence[str | Path], rule: str, folder: Path, trust_paths: bool = False
+) -> dict[str, Any]:
     """Fuses finished runs into a folder that `open_ensemble` opens, and evaluates them.
 
     Rules with parameters learn them from the validation split, which the runs were not trained on
@@ -114,6 +119,7 @@ def fuse_runs(paths: Sequence[str | Path], rule: str, folder: Path) -> dict[str,
         paths: the runs' folders.
         rule: of `DECISIONS`.
         folder: of the ensemble; one that holds the same is done, and is read.
+        trust_paths: as `open_run` has it.
 
     Returns:
         What ensemble.json holds: `plan`, `rules` (task -> rule), `left_out`, `results`.
@@ -127,12 +133,11 @@ def fuse_runs(paths: Sequence[str | Path], rule: str, folder: Path) -> dict[str,
     record = claim(Path(folder), FILE, plan)
     if "results" in record:
         return record
-    found = sources(ensemble)
+    found = sources(ensemble, trust_paths=trust_paths)
     told = {split: votes(ensemble, found, split) for split in SPLITS}
     ensemble = trained(ensemble, told["validation"])
-    buffer = io.BytesIO()
-    np.savez(buffer, **traverse_util.flatten_dict(dict(ensemble.params), sep="/"))
-    write(Path(folder) / PARAMETERS, buffer.getvalue())
+    flat = traverse_util.flatten_dict(dict(ensemble.params), sep="/")
+    write_npz(Path(folder) / PARAMETERS, flat, compressed=False)
     record = {
         "plan": plan,
         "rules": ensemble.used,
@@ -162,7 +167,9 @@ def one_of(workdir: str | None, workdirs: str | None, rule: str | None) -> bool:
     return workdirs is not None
 
 
-def open_ensemble(paths: Sequence[str | Path], rule: str | None = None) -> Ensemble:
+def open_ensemble(
+    paths: Sequence[str | Path], rule: str | None = None, trust_paths: bool = False
+) -> Ensemble:
     """From the folder of an ensemble, or from several runs and a rule without parameters."""
     folder = Path(paths[0])
     if len(paths) > 1 or not (folder / FILE).exists():
@@ -180,12 +187,13 @@ def open_ensemble(paths: Sequence[str | Path], rule: str | None = None) -> Ensem
     own = record["plan"]["rule"]
     if rule not in (None, own):
         raise ConfigError(f"--rule: {rule!r}; the ensemble in {folder} has the rule {own!r}")
+    Workdir(folder).check_members(FILE, record["plan"]["members"], trust_paths)
     members = [os.path.normpath(folder / member) for member in record["plan"]["members"]]
     ensemble = open_runs(members, own)
     if [run.step for run in ensemble.runs] != record["plan"]["steps"]:
         raise ConfigError(f"--workdirs: the runs of {folder} were trained on; fuse them again")
-    with np.load(folder / PARAMETERS) as arrays:
-        params = traverse_util.unflatten_dict(dict(arrays), sep="/")
+    arrays = read_npz(folder / PARAMETERS, "fuse the runs again in a new folder")
+    params = traverse_util.unflatten_dict(arrays, sep="/")
     return dataclasses.replace(
         ensemble, params={task: params.get(task, {}) for task in ensemble.rules}
     )

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from mtmm_jax.chance import uniform
 from mtmm_jax.ranges import Count
 from mtmm_jax.registry import ConfigError, check
-from mtmm_jax.store.config import apply_overrides, as_dict, differences
+from mtmm_jax.store.config import apply_overrides, as_dict, differences, mutable
 from mtmm_jax.store.workdir import FREE, Workdir
 
 _LONGEST = 120  # characters of a folder's name
@@ -165,7 +165,7 @@ def _short(key: str, keys: Sequence[str]) -> str:
 
 def config_of(base: Mapping[str, Any], trial: Trial) -> ConfigDict:
     """The base config with a trial's values."""
-    return apply_overrides(ConfigDict(base), trial.overrides)
+    return apply_overrides(mutable(base), trial.overrides)
 
 
 def plan_of(base: ConfigDict, trials: Sequence[Trial]) -> dict[str, Any]:

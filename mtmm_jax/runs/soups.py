@@ -83,10 +83,12 @@ def _check_data(runs: Sequence[Finished]) -> None:
 
 
 def _assets(workdir: Workdir) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((workdir.path / "assets").iterdir())}
+    return workdir.assets()
 
 
-def soup(paths: Sequence[str | Path], folder: Path) -> dict[str, dict[str, Any]]:
+def soup(
+    paths: Sequence[str | Path], folder: Path, trust_paths: bool = False
+) -> dict[str, dict[str, Any]]:
     """Averages the best checkpoints of finished runs into a workdir, and evaluates it beside them.
 
     Running averages of BatchNorm are averaged like parameters; they are not measured anew. The
@@ -98,6 +100,7 @@ def soup(paths: Sequence[str | Path], folder: Path) -> dict[str, dict[str, Any]]
         paths: the runs.
         folder: of the average; one that holds the average of the same runs is done, and its
             results are read.
+        trust_paths: as `open_run` has it.
 
     Returns:
         Split -> {"average": results, run: results}.
@@ -121,7 +124,8 @@ def soup(paths: Sequence[str | Path], folder: Path) -> dict[str, dict[str, Any]]
             return record["results"]
     elif (workdir.path / "config.json").exists():
         raise ConfigError(f"--workdir: {folder} holds a run; choose a new folder for the average")
-    whole = open_run(paths[0], {**runs[0].workdir.config(), "devices": 1})
+    config = {**runs[0].workdir.config(), "devices": 1}
+    whole = open_run(paths[0], config, trust_paths=trust_paths)
     experiment = whole.experiment
     workdir.claim(experiment.config, whole.workdir.spec(), _assets(whole.workdir))
     workdir.write(FILE, {"plan": told})

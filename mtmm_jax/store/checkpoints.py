@@ -7,11 +7,13 @@ saved a mesh goes on with, and the other way round.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import json
 import logging
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +21,24 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
-from mtmm_jax.devices import parallel
+from mtmm_jax.devices import parallel, processes
 from mtmm_jax.registry import ConfigError
-from mtmm_jax.store.workdir import Workdir, writing
+from mtmm_jax.store import digests, files
+from mtmm_jax.store.files import writing
+from mtmm_jax.store.workdir import Workdir
 
 _policies = ocp.training.preservation_policies
 _copied = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
 
 
 def _tells_more(record: logging.LogRecord) -> bool:
-    """Not what Orbax's threads tell of an error that comes out of `wait` and `restore` as well."""
-    words = ("_SignalingThread.run() raised", "Task exception was never retrieved")
+    """Not what Orbax's threads log of an error that comes out of `save`, `wait` and `restore`."""
+    words = (
+        "_SignalingThread.run() raised",
+        "Task exception was never retrieved",
+        "Failed to run",
+        "Save Finalize thread",
+    )
     return not any(word in record.getMessage() for word in words)
 
 
@@ -51,23 +60,19 @@ def restore_from(
     """
     if not workdir.checkpoints.is_dir():
         raise ConfigError(f"{where}: {workdir.path} has no checkpoint yet")
-    keep = workdir.config()["checkpoint"]["keep"]
-    checkpoints = Checkpoints(workdir.checkpoints, keep)
-    try:
-        named = {"best": checkpoints.best, "last": checkpoints.latest}
-        found = named[step]() if step in named else step
-        if found is None:
-            raise ConfigError(f"{where}: {workdir.path} has no checkpoint yet")
-        if found not in checkpoints.steps():
-            kept = ", ".join(map(str, checkpoints.steps())) or "none"
-            raise ConfigError(f"{where}: step {step!r} is not kept; there are: {kept}")
-        return found, checkpoints.restore(found, like, devices)[0]
-    finally:
-        checkpoints.close()
+    checkpoints = Checkpoints(workdir.checkpoints)
+    named = {"best": checkpoints.best, "last": checkpoints.latest}
+    found = named[step]() if step in named else step
+    if found is None:
+        raise ConfigError(f"{where}: {workdir.path} has no checkpoint yet")
+    if found not in checkpoints.steps():
+        kept = ", ".join(map(str, checkpoints.steps())) or "none"
+        raise ConfigError(f"{where}: step {step!r} is not kept; there are: {kept}")
+    return found, checkpoints.restore(found, like, devices)[0]
 
 
 class Checkpoints:
-    """The checkpoints of one run.
+    """The checkpoints of one run. Reading them changes nothing in their folder.
 
     Args:
         folder: where they are.
@@ -75,17 +80,30 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, keep: int = 1) -> None:
-        self.folder = folder
+        self.folder, self._keep = folder, keep
+        self._hasher = digests.Hasher(folder)
+        self._saved: int | None = None
+
+    @functools.cached_property
+    def _orbax(self) -> Any:
+        """What writes; it removes what a killed process left half written."""
         best = _policies.BestN(
             get_metric_fn=lambda metrics: metrics["score"],
             n=1,
             keep_checkpoints_without_metrics=False,
         )
-        self._orbax = ocp.training.Checkpointer(
-            folder.absolute(),
-            preservation_policy=_policies.AnyPreservationPolicy([_policies.LatestN(keep), best]),
-            cleanup_tmp_directories=True,
-        )
+        latest = _policies.LatestN(self._keep)
+        try:
+            return ocp.training.Checkpointer(
+                self.folder.absolute(),
+                preservation_policy=_policies.AnyPreservationPolicy([latest, best]),
+                cleanup_tmp_directories=True,
+            )
+        except (ValueError, KeyError, TypeError) as error:  # of the metadata of one of them
+            raise ConfigError(
+                f"--workdir: a checkpoint in {self.folder} has damaged metadata "
+                f"({_cause(error)[:120]}); remove it to go on; there are: {self.steps()}"
+            ) from error
 
     def save(
         self,
@@ -103,7 +121,7 @@ class Checkpoints:
             progress: how the validation score went so far, see `training.stopping`.
         """
         step = int(jax.device_get(state.step))
-        if self.latest() == step:
+        if self._saved == step or self.latest() == step:
             return
         # The next steps are given this state's buffers to write into while it is being saved.
         state = _copied(state)
@@ -119,28 +137,88 @@ class Checkpoints:
                     "progress": json.dumps(progress),
                 },
             )
+        self._saved = step
+        if jax.process_index() == 0:
+            self._hasher.expect(step, None if score is None else float(score))
 
     def steps(self) -> list[int]:
         """Those that are there, the earliest first."""
-        return sorted(found.step for found in self._orbax.checkpoints)
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit() and p.is_dir())
 
     def latest(self) -> int | None:
-        found = self._orbax.latest
-        return None if found is None else found.step
+        return max(self.steps(), default=None)
 
     def best(self) -> int | None:
         """The step of the best validation score, or the latest where none was scored."""
-        scored = [
-            (found.metrics["score"], found.step)
-            for found in self._orbax.checkpoints
-            if found.metrics and "score" in found.metrics
-        ]
+        scores = {step: self._score(step) for step in self.steps()}
+        scored = [(score, step) for step, score in scores.items() if score is not None]
         return max(scored)[1] if scored else self.latest()
+
+    def _score(self, step: int) -> float | None:
+        """From the digests, and where there are none from what Orbax wrote."""
+        known = digests.read(self.folder, step)
+        if known is None:
+            path = self.folder / str(step) / "metrics" / "metrics"
+            try:
+                known = files.parse(files.read_bytes(path, limit=files.JSON_BYTES), path)
+            except files.Damaged:
+                return None
+        score = known.get("score") if isinstance(known, dict) else None
+        return float(score) if type(score) in (int, float) and score == score else None
+
+    def resume(
+        self, like: Any, devices: parallel.Devices, say: Callable[[str], Any]
+    ) -> tuple[int, Any, dict[str, Any]]:
+        """`(step, state, iterator's state)` of the latest checkpoint that can be read.
+
+        One that is damaged is moved to `damaged/`, and the one before it is taken. The only one is
+        refused instead.
+
+        Args:
+            like, devices: as `restore` takes them.
+            say: prints a line.
+        """
+        while True:
+            step = processes.told(self.latest() or 0)
+            why = digests.damage(self.folder, step) if processes.leads() else ""
+            if not processes.told(bool(why)) or len(self.steps()) == 1:
+                return step, *self.restore(step, like, devices)
+            processes.led(functools.partial(self._set_aside, step, why, say), "--workdir")
+
+    def _set_aside(self, step: int, why: str, say: Callable[[str], Any]) -> None:
+        aside = self.folder / "damaged" / str(step)
+        with self._writing():
+            aside.parent.mkdir(exist_ok=True)
+            shutil.rmtree(aside, ignore_errors=True)
+            (self.folder / str(step)).replace(aside)
+            digests.digest_file(self.folder, step).unlink(missing_ok=True)
+        say(f"checkpoint {step} is damaged ({why}): moved to {aside}; going back to the one before")
+
+    def check_small(self, say: Callable[[str], Any]) -> None:
+        """Sets aside the checkpoints whose metadata are damaged: Orbax reads them all to save."""
+        for step in self.steps()[:-1]:
+            why = digests.damage(self.folder, step, most=2**20)
+            if not why and not self._scored(step):
+                why = "metrics/metrics cannot be read"
+            if why:
+                self._set_aside(step, why, say)
+
+    def _scored(self, step: int) -> bool:
+        """Whether what Orbax wrote of the score, if anything, can be read."""
+        path = self.folder / str(step) / "metrics" / "metrics"
+        try:
+            found = files.parse(files.read_bytes(path), path) if path.exists() else {"score": 0.0}
+        except files.Damaged:
+            return False
+        return isinstance(found, dict) and isinstance(found.get("score"), int | float)
 
     def progress(self, step: int) -> dict[str, Any] | None:
         """How the validation score had gone by a step; None where its checkpoint does not know."""
+        place = (self.folder / str(step)).absolute()
         try:
-            stored = (self._orbax.metadata(step).custom_metadata or {}).get("progress")
+            stored = (ocp.checkpointables_metadata(place).custom_metadata or {}).get("progress")
             return None if stored is None else json.loads(stored)
         except (ValueError, OSError, KeyError):
             return None  # `restore` names the damage
@@ -150,18 +228,23 @@ class Checkpoints:
     ) -> tuple[Any, dict[str, Any]]:
         """The state (with the tree, shapes and dtypes of `like`) and the iterator's state.
 
-        It comes as `parallel.replicate` takes it: on one device, or laid out on the mesh.
+        Every file is compared with its SHA-256 before. The state comes as `parallel.replicate`
+        takes it: on one device, or laid out on the mesh.
         """
+        why = "no such step" if step not in self.steps() else ""
+        if not why and (found := digests.damage(self.folder, step)):
+            why = f"it is damaged ({found})"
         abstract = parallel.abstract(like, devices)
-        why = self._foreign(step, like, shapes_only=True)
+        why = why or self._foreign(step, like, shapes_only=True)
         if not why:
+            place = (self.folder / str(step)).absolute()
             try:
-                state = self._orbax.load_checkpointables(step, {"state": abstract})["state"]
-                metadata = self._orbax.metadata(step).custom_metadata
+                state = ocp.load_checkpointables(place, {"state": abstract})["state"]
+                metadata = ocp.checkpointables_metadata(place).custom_metadata
                 if metadata:
                     return state, json.loads(metadata["iterator"])
                 why = "it is damaged (what was saved beside the state is gone)"
-            except (ValueError, OSError, KeyError) as error:
+            except Exception as error:  # Orbax and TensorStore raise many classes
                 why = self._foreign(step, like) or f"it is damaged ({_cause(error)[:120]})"
             _forget_readers()
         offer, others = "no other step is there", [n for n in self.steps() if n != step]
@@ -173,11 +256,10 @@ class Checkpoints:
 
     def _foreign(self, step: int, like: Any, shapes_only: bool = False) -> str:
         """Where it is not such a state, if anywhere that can be seen."""
-        if step not in self.steps():
-            return "no such step"
+        place = (self.folder / str(step)).absolute()
         try:
-            stored = _shapes(self._orbax.checkpointables_metadata(step).metadata["state"])
-        except (ValueError, OSError, KeyError):
+            stored = _shapes(ocp.checkpointables_metadata(place).metadata["state"])
+        except Exception:  # whatever it is, reading the state will say it
             return ""
         wanted = _shapes(like)
         paths = [path for path in {**wanted, **stored} if stored.get(path) != wanted.get(path)]
@@ -191,7 +273,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        done = [int(p.name) for p in self.folder.glob("*") if p.name.isdigit()]
+        done = self.steps()
         then = "Make room, and the same command begins anew"
         if done:
             then = f"Make room, and the same command goes on from step {max(done)}"
@@ -199,12 +281,17 @@ class Checkpoints:
             yield
 
     def wait(self) -> None:
-        with self._writing():
-            self._orbax.wait()
+        if "_orbax" in self.__dict__:
+            with self._writing():
+                self._orbax.wait()
+        self._hasher.wait()
 
     def close(self) -> None:
         """Waits for what is being written."""
-        self._orbax.close()
+        if "_orbax" in self.__dict__:
+            with self._writing():
+                self._orbax.close()
+        self._hasher.wait()
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -227,7 +314,7 @@ def _cause(error: BaseException) -> str:
     """What is at the bottom of it: Orbax's own words are about handlers."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return str(error).splitlines()[0]
+    return files.reason(error)
 
 
 def _forget_readers() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import runpy
+import traceback
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -74,17 +75,44 @@ def load(name_or_path: str, sections: Iterable[str] = ()) -> ConfigDict:
             f"--config: no file {str(path)!r}; "
             f"{there or 'by name there are: ' + ', '.join(sorted(named))}"
         )
-    module = runpy.run_path(str(path))
-    if "get_config" not in module:
-        raise ConfigError(f"--config: {path} has no function get_config()")
-    config = module["get_config"]()
-    if not isinstance(config, ConfigDict):
-        config = ConfigDict(config)
+    config = _run(path)
     with config.unlocked():
         for key, value in {**OPTIONAL, **dict.fromkeys((*STOPPING, *sections))}.items():
             if key not in config:
                 config[key] = value
     return config
+
+
+def mutable(plain: Mapping[str, Any]) -> ConfigDict:
+    """Plain dicts, such as a workdir's config, as what `apply_overrides` takes."""
+    try:
+        return ConfigDict(plain, type_safe=False)
+    except (ValueError, TypeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"config: is no config: {reason}") from error
+
+
+def _run(path: Path) -> ConfigDict:
+    """What a config file gives; an error in it as one line that says where.
+
+    A section may be set to anything afterwards, such as a name (`c.model.fusion = "concat"`): types
+    are checked with the whole config (`check`).
+    """
+    try:
+        module = runpy.run_path(str(path))
+        if "get_config" not in module:
+            raise ConfigError(f"--config: {path} has no function get_config()")
+        config = module["get_config"]()
+        plain = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+        return mutable(plain)
+    except ConfigError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if frame.filename == str(path)]
+        line = f", line {own[-1].lineno}" if own else ""
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"--config: {path}{line}: {type(error).__name__}: {reason}") from error
 
 
 def apply_overrides(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -103,7 +104,19 @@ class Experiment:
     @functools.cached_property
     def shapes(self) -> TrainState:
         """The state's tree with shapes and dtypes, and no numbers."""
-        return jax.eval_shape(self._initialise, key_data(self.config["seed"]))
+        with _traced("the model"):
+            return jax.eval_shape(self._initialise, key_data(self.config["seed"]))
+
+    def check_shapes(self) -> None:
+        """Traces the initialisation and a step: what cannot work fails here, before a workdir is
+        claimed and anything is compiled."""
+        rows, example = self.config["batch_size"], self.source.spec.example(EXAMPLE_ROWS)
+        batch = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((rows, *np.shape(x)[1:]), x.dtype), example
+        )
+        shapes = self.shapes
+        with _traced("a training step"):
+            jax.eval_shape(self.step(), shapes, batch)
 
     def check_memory(self) -> None:
         """Refuses a state, or one tensor of the forward pass, that no device could hold.
@@ -168,6 +181,20 @@ class Experiment:
     def changed(self, **sections: Any) -> Experiment:
         """The experiment of this config with other sections, on the same data."""
         return assemble({**self.config, **sections}, source=self.source)
+
+
+@contextlib.contextmanager
+def _traced(what: str) -> Iterator[None]:
+    """Whatever stops the trace as one line; the cause, with its traceback, is kept in the error."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"config: {what} cannot be built with these values: {type(error).__name__}: {reason}"
+        ) from error
 
 
 EXAMPLE_ROWS = 2  # of the batch by which a model is initialised

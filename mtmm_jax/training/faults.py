@@ -8,7 +8,6 @@ and a batch, which depends on its place only, is made a second time.
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,8 @@ from mtmm_jax.devices import parallel, processes
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.store.checkpoints import Checkpoints
 from mtmm_jax.store.config import OPTIONAL
-from mtmm_jax.store.workdir import Workdir, write
+from mtmm_jax.store.files import read_npz, understood, write_npz
+from mtmm_jax.store.workdir import Workdir
 from mtmm_jax.training.experiment import Experiment, assemble
 
 
@@ -109,10 +109,8 @@ class Faults:
             "losses": dict(zip(self._names, losses, strict=True)),
         }
         arrays = {f"batch/{name}": x for name, x in _flat(self.batch(step)).items()}
-        file = io.BytesIO()
-        np.savez_compressed(file, about=np.array(json.dumps(about)), **arrays)
         path.parent.mkdir(exist_ok=True)
-        write(path, file.getvalue())
+        write_npz(path, {"about": np.array(json.dumps(about)), **arrays})
         return [f"step {step}: {_what(bad)}; its batch is in {path}"]
 
     def batch(self, step: int) -> Any:
@@ -186,7 +184,7 @@ class Replay:
     figures: dict[str, Any]
 
 
-def replay(path: str | Path, step: int) -> Replay:
+def replay(path: str | Path, step: int, trust_paths: bool = False) -> Replay:
     """Does a step that diverged again, on one device, from the nearest checkpoint before it.
 
         again = replay("runs/emoji", 31)
@@ -201,10 +199,12 @@ def replay(path: str | Path, step: int) -> Replay:
     Args:
         path: the workdir.
         step: of a file `diverged/step-N.npz` in it.
+        trust_paths: whether paths in the config of a run that this user did not make are followed.
     """
     workdir = Workdir.at(path)
     about, batch = _read(workdir, step)
     stored = workdir.config()
+    workdir.check_paths(stored, trust_paths)
     experiment = assemble({**stored, "devices": 1})
     checkpoints = Checkpoints(workdir.checkpoints, stored["checkpoint"]["keep"])
     try:
@@ -239,8 +239,8 @@ def _read(workdir: Workdir, step: int) -> tuple[dict[str, Any], Any]:
     if not path.exists():
         there = ", ".join(map(str, _kept(workdir))) or "none"
         raise ConfigError(f"step: no batch of step {step} in {workdir.diverged}; there: {there}")
-    with np.load(path) as file:
-        arrays = {name: file[name] for name in file.files}
-    about = json.loads(str(arrays.pop("about")))
+    arrays = read_npz(workdir.file(f"diverged/{path.name}"), "remove it")
+    with understood(path, "remove it"):
+        about = json.loads(str(arrays.pop("about")))
     named = {name.removeprefix("batch/"): x for name, x in arrays.items()}
     return about, traverse_util.unflatten_dict(named, sep="/")

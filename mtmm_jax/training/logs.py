@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 import time
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,11 @@ from rich.table import Table
 from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary
 
-from mtmm_jax.store.workdir import write
+from mtmm_jax.store.files import read_bytes, write
 from mtmm_jax.training.wandb_run import open_wandb
 
 MUCH_WAITING = 0.1  # of the time of steps
+_CHECKSUM = "crc32"
 PAIRS_UP_TO = 8  # tasks: 28 curves of pairs; more than that nobody reads as curves
 
 
@@ -33,17 +36,17 @@ class Journal:
         """Forgets what a killed run wrote after the step that it goes on from."""
         if path.exists():
             kept = [line for line in read_journal(path) if line["step"] <= from_step]
-            write(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+            write(path, "".join(map(_line, kept)).encode())
+        self._wandb = open_wandb(path.parent)
         self._file = path.open("a")
         self._events = SummaryWriter(str(events), purge_step=from_step + 1)
-        self._wandb = open_wandb(path.parent)
 
     def write(self, step: int, split: str, figures: Mapping[str, Any]) -> None:
         """Figures are numbers, `{task: number}`, or `{"tasks": names, "mean": K x K rows}`.
 
         TensorBoard and W&B get the numbers, and of few tasks' symmetric matrix one curve a pair.
         """
-        self._file.write(json.dumps({"step": step, "split": split, **figures}) + "\n")
+        self._file.write(_line({"step": step, "split": split, **figures}))
         self._file.flush()
         curves = {
             f"{split}/{name}/{key}".rstrip("/"): number
@@ -77,14 +80,35 @@ def _scalars(value: Any) -> Mapping[str, Any]:
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a journal; a line cut short by a kill is left out."""
-    records = []
-    for line in path.read_text().splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return records
+    """The whole lines of a journal, each against its checksum; none where there is no journal.
+
+    A line cut short by a kill is left out, and so are damaged ones, with a line on stderr.
+    """
+    if not path.exists():
+        print(f"{path}: is missing; nothing is known of the course of training", file=sys.stderr)
+        return []
+    lines = [line for line in read_bytes(path).split(b"\n") if line]
+    records = [_record(line) for line in lines]
+    damaged = [i + 1 for i, record in enumerate(records[:-1]) if record is None]
+    if damaged:
+        some = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
+        print(f"{path}: left out {len(damaged)} damaged lines: {some}", file=sys.stderr)
+    return [record for record in records if record is not None]
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    """A record as a line of the journal, with the CRC-32 of the rest."""
+    text = json.dumps(record)
+    return f'{text[:-1]}, "{_CHECKSUM}": {zlib.crc32(text.encode())}}}\n'
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """What `_line` wrote; None for anything else."""
+    text, found, checksum = line.rpartition(f', "{_CHECKSUM}": '.encode())
+    if not found or checksum != f"{zlib.crc32(text + b'}')}}}".encode():
+        return None
+    record = json.loads(text + b"}")
+    return record if {"step", "split"} <= record.keys() else None
 
 
 class Watch:
@@ -101,7 +125,7 @@ class Watch:
             BarColumn(bar_width=20),
             TextColumn("{task.fields[speed]}"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[figures]}", markup=False),
             console=console,
             disable=not console.is_terminal,
             refresh_per_second=4,  # drawing it takes milliseconds from a core

@@ -16,7 +16,8 @@ from mtmm_jax.batch import Spec
 from mtmm_jax.devices import parallel, processes
 from mtmm_jax.evaluation import Evaluator, headlines, mean_skill, trivial_results
 from mtmm_jax.store.checkpoints import Checkpoints
-from mtmm_jax.store.workdir import Workdir, writing
+from mtmm_jax.store.files import writing
+from mtmm_jax.store.workdir import Workdir
 from mtmm_jax.tasks.task import modalities_of
 from mtmm_jax.training import linear_models, stopping
 from mtmm_jax.training.experiment import Experiment, check_batch
@@ -115,7 +116,9 @@ def train(
         return
     trivial = functools.cache(lambda: trivial_validation(experiment))
     if start:
-        state, data_state = checkpoints.restore(start, experiment.shapes, devices)
+        processes.led(lambda: checkpoints.check_small(console.print), "--workdir")
+        start, state, data_state = checkpoints.resume(experiment.shapes, devices, console.print)
+        progress = Progress.of(checkpoints.progress(start))
         iterator.set_state(data_state)
         console.print(f"resuming from step {start}")
     else:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +11,8 @@ from mtmm_jax.devices import parallel
 from mtmm_jax.evaluation import Evaluator, certainty, gallery, skills, trivial_states
 from mtmm_jax.evaluation.split import compute
 from mtmm_jax.model import Model
-from mtmm_jax.store.workdir import Workdir, write
+from mtmm_jax.store.files import write_npz
+from mtmm_jax.store.workdir import Workdir
 from mtmm_jax.training.experiment import Experiment
 from mtmm_jax.training.figures import waiting_advice
 from mtmm_jax.training.logs import read_journal
@@ -116,14 +115,8 @@ def save_examples(experiment: Experiment, workdir: Workdir, states: Any, picture
     for i in sorted(ids):
         arrays[f"picture/{i}"] = source.picture(i)
         arrays[f"name/{i}"] = np.asarray(source.describe(i))
-    _save(workdir.examples, arrays)
-    _save(workdir.gallery, gallery.build(experiment.model, states.values(), source.describe))
-
-
-def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    write(path, buffer.getvalue())
+    write_npz(workdir.examples, arrays)
+    write_npz(workdir.gallery, gallery.build(experiment.model, states.values(), source.describe))
 
 
 def comparison(results: dict[str, Any], split: str) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import math
 from typing import Any
 
 import jax
-from rich.markup import escape
 from rich.table import Table
 
 from mtmm_jax import model
@@ -113,8 +112,8 @@ def partition_table(experiment: Experiment) -> Table | None:
         own = sum(map(_bytes_a_device, mine))
         axes = json.dumps(rule.axes)
         table.add_row(
-            escape(rule.pattern),
-            escape(axes),
+            rule.pattern,
+            axes,
             str(len(mine)),
             f"{whole / 1e6:.2f}",
             f"{own / 1e6:.2f}",

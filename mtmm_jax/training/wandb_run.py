@@ -7,14 +7,13 @@ same W&B run.
 from __future__ import annotations
 
 import importlib
-import json
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mtmm_jax.registry import ConfigError, choose
-from mtmm_jax.store.workdir import write
+from mtmm_jax.store.workdir import Workdir
 
 KEYS = ("project", "entity", "name", "group", "tags", "notes", "mode")
 MODES = ("online", "offline", "disabled")
@@ -52,7 +51,7 @@ def keep(folder: Path, settings: Mapping[str, Any] | None) -> None:
         return
     id = known.get("id") or secrets.token_hex(4)
     content = {"id": id, "settings": None if settings is None else dict(settings)}
-    write(folder / _FILE, (json.dumps(content, indent=1) + "\n").encode())
+    Workdir(folder).write(_FILE, content)
 
 
 def open_wandb(folder: Path) -> WandbRun | None:
@@ -65,8 +64,7 @@ class WandbRun:
     """Figures to W&B, each step once."""
 
     def __init__(self, folder: Path, id: str, settings: Mapping[str, Any]) -> None:
-        config = folder / "config.json"
-        told = json.loads(config.read_text()) if config.exists() else {}
+        told = Workdir(folder).config() if (folder / "config.json").exists() else {}
         try:
             self._run = _wandb().init(
                 id=id, resume="allow", dir=str(folder), config=told, **settings
@@ -90,8 +88,7 @@ class WandbRun:
 
 
 def _kept(folder: Path) -> dict[str, Any]:
-    path = folder / _FILE
-    return json.loads(path.read_text()) if path.exists() else {}
+    return Workdir(folder).read(_FILE) if (folder / _FILE).exists() else {}
 
 
 def _wandb() -> Any:

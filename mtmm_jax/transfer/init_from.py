@@ -111,23 +111,23 @@ class Report:
     def table(self) -> Any:
         """A line for each path that was loaded, and from where; then what was not and why, a line
         for each module."""
-        from rich.markup import escape
         from rich.table import Table
+        from rich.text import Text
 
         loaded, total = self.numbers
         title = f"init_from {self.origin}: {loaded:,} of {total:,} parameters"
-        table = Table(title=escape(title))
+        table = Table(title=title)
         for column in ("path", "shape", "from"):
             table.add_column(column, overflow="fold")
         for path, entry in self.loaded.items():
-            table.add_row(escape(path), escape(str(entry["shape"])), escape(entry["from"]))
+            table.add_row(path, str(entry["shape"]), entry["from"])
         table.add_section()
         modules: dict[tuple[str, str], list[str]] = {}
         for path, why in self.skipped.items():
             modules.setdefault(("/".join(path.split("/")[:2]), why), []).append(path)
         for (module, why), paths in modules.items():
             path = paths[0] if len(paths) == 1 else f"{module}/... ({len(paths)})"
-            table.add_row(escape(path), "", f"[dim]skipped: {escape(why)}[/dim]")
+            table.add_row(path, "", Text(f"skipped: {why}", style="dim"))
         return table
 
 

@@ -18,6 +18,7 @@ from mtmm_jax.devices import processes
 from mtmm_jax.inference.finished import open_run
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.train import fit
+from mtmm_jax.training.logs import read_journal
 from tests.training import gradients, small_run
 
 ROOT = Path(__file__).parents[2]
@@ -192,6 +193,46 @@ def test_processes_stop_together_when_one_is_asked(tmp_path):
         peers.all[1].send_signal(signal.SIGTERM)
         assert peers.codes() == [128 + signal.SIGTERM] * 2, peers.said()
         assert peers.said().count("the same command goes on from there") == 2
+
+
+def _losses(folder):
+    path = folder / "run" / "metrics.jsonl"
+    lines = read_journal(path) if path.exists() else []
+    return {r["step"]: r["loss"] for r in lines if r["split"] == "train"}
+
+
+def _went_on(folder):
+    """Whether there is a checkpoint, and steps after it."""
+    saved = _saved(folder)
+    return bool(saved) and max(_losses(folder), default=0) > max(map(int, saved)) + 1
+
+
+def test_a_stopped_and_a_killed_process_are_named_and_the_run_goes_on_bit_for_bit(tmp_path):
+    """The first ends in the stated time; what it repeats after a restart are the same numbers."""
+    words = ("--config.steps=100000", "--config.devices={'kind': 'mesh', 'timeout': 30}")
+    words += ("--config.evaluation.every=50000", "--config.checkpoint.every=40")
+    seen = {}
+    for number, name in ((signal.SIGSTOP, "stopped"), (signal.SIGKILL, "killed")):
+        with _train(tmp_path, *words) as peers:
+            before = max(seen, default=0)
+            peers.wait_for(lambda b=before: _went_on(tmp_path) and max(_losses(tmp_path)) > b)
+            peers.all[1].send_signal(number)
+            began = time.monotonic()
+            code = peers.all[0].wait(LIMIT)
+            took = time.monotonic() - began
+        said = peers.files[0].read_text()
+        assert code not in (0, None), said
+        assert "process 1 is stopped or gone" in said, said
+        assert "The same command goes on from the last checkpoint" in said
+        if name == "stopped":
+            assert code == processes.HUNG, said
+            assert took < 30 + 15, took
+        now = _losses(tmp_path)
+        again = sorted(seen.keys() & now.keys())
+        assert all(seen[step] == now[step] for step in again)
+        assert name == "stopped" or "resuming from step" in said
+        assert name == "stopped" or len(again) > 40
+        seen |= now
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -16,6 +17,7 @@ from mtmm_jax.heads.ordinal import Cumulative
 from mtmm_jax.inference import export, exported
 from mtmm_jax.inference import outputs as units
 from mtmm_jax.inference.finished import open_run
+from mtmm_jax.inference.prediction import opened
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.tasks import TASKS
 from tests import kept_run
@@ -235,3 +237,50 @@ def test_units_are_those_that_a_person_is_told(kind):
             assert told["mask"][i].tolist() == said["mask"]
         if kind == "waypoints":
             np.testing.assert_allclose(told["points"][i], said["path"], atol=1e-4)
+
+
+def _calling_back():
+    """A program that holds a call of Python, as `jax.pure_callback` makes it."""
+
+    def loud(x):
+        return jax.pure_callback(lambda y: y, jax.ShapeDtypeStruct((), np.float32), x)
+
+    return jax.jit(loud).lower(np.float32(1)).as_text()
+
+
+def test_programs_that_call_back_into_python_are_refused():
+    with pytest.raises(ValueError, match="the program calls .*callback.*, which is code of its"):
+        exported._check_calls(_calling_back())
+    exported._check_calls(jax.jit(lambda x: x * 2).lower(np.float32(1)).as_text())
+
+
+def _with_member(file, folder, name, content):
+    copy = shutil.copy(file, folder / "other.zip")
+    with zipfile.ZipFile(copy, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, content)
+    return copy
+
+
+def test_files_that_would_fill_the_memory_or_lead_out_are_refused(file, tmp_path):
+    bomb = _with_member(file, tmp_path, "assets/bomb", bytes(exported.ASSET_BYTES + 1))
+    with pytest.raises(ValueError, match=r"is no exported run, or damaged: assets/bomb has 67,108"):
+        exported.load(bomb)
+    slip = _with_member(file, tmp_path, "assets/../../escaped", b"x")
+    with pytest.raises(ConfigError, match="leads out of"), opened(slip):
+        pass
+    assert not (tmp_path.parent / "escaped").exists()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.9])
+def test_a_cut_or_flipped_file_is_one_line(file, tmp_path, share):
+    data = file.read_bytes()
+    at = int(share * (len(data) - 1))
+    for broken in (data[:at], data[:at] + bytes([data[at] ^ 8]) + data[at + 1 :]):
+        (tmp_path / "broken.zip").write_bytes(broken)
+        try:
+            with opened(tmp_path / "broken.zip"):
+                continue
+        except ConfigError as error:
+            said = str(error)
+        assert "broken.zip" in said
+        assert "\n" not in said

@@ -14,6 +14,7 @@ from mtmm_jax.inference import export, manifest_batches, prediction, sample
 from mtmm_jax.inference.answers import check_document, document
 from mtmm_jax.inference.finished import open_run
 from mtmm_jax.registry import ConfigError
+from mtmm_jax.store.files import sealed
 from tests import kept_run
 
 STEPS = [[3.0, 2.0], [1.0, 6.0]]
@@ -142,7 +143,7 @@ def test_csv_has_a_column_for_each_and_what_no_row_has_is_told(workdir, tmp_path
 
 def test_numbers_without_categories_by_name_or_as_a_list(tmp_path):
     """What sources other than manifests keep: a scale, and columns that say what is missing."""
-    from mtmm_jax.batch import Modality
+    from mtmm_jax.batch import Modality, Spec
     from mtmm_jax.data.sources.manifest.rows import Rows
     from mtmm_jax.data.sources.manifest.setting import Setting
     from mtmm_jax.modalities import Kept
@@ -150,12 +151,12 @@ def test_numbers_without_categories_by_name_or_as_a_list(tmp_path):
     from mtmm_jax.readers.files import Folder
     from mtmm_jax.store.workdir import Workdir
 
-    (tmp_path / "assets").mkdir()
     scale = {"names": ["a", "b"], "scale": {"a": {"mean": 2, "std": 4}}}
-    (tmp_path / "assets" / "table.json").write_text(json.dumps(scale))
+    workdir = Workdir(tmp_path / "run")
+    workdir.claim({}, Spec({}, {}), {"table.json": json.dumps(scale).encode()})
     modality = Modality("table", (3,), "float32", names=("a", "a_missing", "b"))
 
-    asset = functools.partial(manifest_batches._asset, Workdir(tmp_path))
+    asset = functools.partial(manifest_batches._asset, workdir)
     kept = Kept("t", modality, {"kind": "table"}, asset, None)
 
     def read(values):
@@ -205,8 +206,9 @@ def test_a_file_of_an_earlier_version_is_refused_in_one_line(workdir, manifest, 
             content = new.read(name)
             if name == "config.json":
                 config = json.loads(content)
-                del config["tasks"]
-                content = json.dumps(config).encode()
+                for key in ("tasks", "sha256", "signed"):
+                    del config[key]
+                content = sealed(config)
             into.writestr(name, content)
     arguments = ("--exported", str(old), "--manifest", str(manifest), "--out", str(tmp_path / "o"))
     assert predict.main([*arguments]) == 2

@@ -58,15 +58,11 @@ def test_steps_are_standardised_by_the_train_split_and_cut_or_filled(path):
     assert not entry["x"][0, 2:].any()
 
 
-def test_a_finished_run_reads_them_alike(path, tmp_path, monkeypatch):
+def test_a_finished_run_reads_them_alike(path, tmp_path):
     source = data.build(section(path))
     config = {"data": section(path), "model": {"encoders": {"walk": "series_gru"}}}
     workdir = Workdir(tmp_path / "run")
-    (workdir.path / "assets").mkdir(parents=True)
-    for name, content in source.assets.items():
-        (workdir.path / "assets" / name).write_bytes(content)
-    monkeypatch.setattr(Workdir, "config", lambda self: config)
-    monkeypatch.setattr(Workdir, "spec", lambda self: source.spec)
+    workdir.claim(config, source.spec, source.assets)
     entry = read_one("walk", str(path.with_name("2.npy")), workdir)
     wanted = source.compose(np.array([2]), None)["inputs"]["walk"]
     for key in wanted:

@@ -222,3 +222,12 @@ def test_a_label_made_from_text_may_be_read_off_the_picture():
     built = toy.build({"spelling": {"kind": "classification", "reads": "audio+image"}})
     assert built.reads == ("audio+image",)
     assert set(built.fusions) == {"audio+image"}
+
+
+@pytest.mark.parametrize("name", ["", " ", "a/b", "../x", "a\nb", "\x1b[2J", "\u202ex", "x" * 101])
+def test_names_that_would_break_paths_or_pages_are_refused(name):
+    named = {"width": 8, "encoders": {name: "text_bag"}, "fusion": "concat"}
+    for config, tasks in ((named, {}), ({**named, "encoders": {}}, {name: None})):
+        with pytest.raises(ConfigError, match="is no name: it is empty, over 100") as caught:
+            model.build(config, tasks, toy.SPEC)
+        assert "\n" not in str(caught.value)

@@ -1,6 +1,5 @@
 """Distillation: the terms are their formulas, and teachers are asked as they were trained."""
 
-import json
 import shutil
 
 import jax
@@ -19,7 +18,7 @@ from mtmm_jax.store.workdir import Workdir
 from mtmm_jax.tasks.ordinal import log_probabilities
 from mtmm_jax.tasks.terms.imitation import imitation, likeness, scaled_loss
 from mtmm_jax.tasks.terms.term import View
-from tests import toy
+from tests import kept_run, toy
 from tests.data.small import source
 from tests.training import small_run
 
@@ -357,11 +356,11 @@ def test_what_cannot_teach_is_refused(runs, teachers, message):
 
 
 def _altered(path, folder, change):
-    copy = shutil.copytree(path, folder / "altered")
-    spec = json.loads((copy / "spec.json").read_text())
+    copy = Workdir(shutil.copytree(path, folder / "altered"))
+    spec = copy.spec().to_dict()
     change(spec)
-    (copy / "spec.json").write_text(json.dumps(spec))
-    return str(copy)
+    kept_run.rewrite(copy, spec)
+    return str(copy.path)
 
 
 def _classes(spec):

@@ -86,3 +86,37 @@ def test_differences_are_named_with_their_place():
     old = {"a": {"b": 1, "c": 2}, "d": [1]}
     assert configs.differences(old, {"a": {"b": 1, "c": 3}, "d": [1]}) == ["a.c: 2 -> 3"]
     assert configs.differences(old, old) == []
+
+
+_FILES = {
+    "name": ("c.model.fusion = 'concat'\n    c.balancing = 'equal'", None),
+    "error": ("c.steps = undefined", "line 4: NameError: name 'undefined' is not defined"),
+    "key": ("c.modle.width = 3", "line 4: AttributeError: "),
+    "syntax": ("c.steps = (", "SyntaxError: "),
+}
+
+
+@pytest.mark.parametrize("how", _FILES)
+def test_a_config_file_may_name_an_entry_and_its_errors_are_one_line(tmp_path, how):
+    line, message = _FILES[how]
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from mtmm_jax import training\ndef get_config():\n    c = training.load('generator')\n"
+        f"    {line}\n    return c\n"
+    )
+    if message is None:
+        config = training.load(str(path))
+        training.check_config(config)
+        training.apply_overrides(config, ["--config.model.fusion={'kind': 'tensor'}"])
+        assert (config.model.fusion.kind, config.balancing) == ("tensor", "equal")
+        return
+    with pytest.raises(ConfigError) as caught:
+        training.load(str(path))
+    assert f"--config: {path}" in str(caught.value)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_names_that_no_config_takes_are_one_line():
+    with pytest.raises(ConfigError, match="config: is no config: ConfigDict does not accept dots"):
+        configs.mutable({"tasks": {"../x": {"kind": "classification"}}})

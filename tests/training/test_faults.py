@@ -291,7 +291,7 @@ def test_a_full_disk_is_one_line_that_says_where_the_run_goes_on(
     with pytest.raises(ConfigError, match="No space left on device. Make room, .* from step 3"):
         checkpoints.save(_state(4, w=4, b=2), None, {"step": 4})
         checkpoints.wait()
-    for other in (OSError(errno.EIO, "broken"), ValueError("a mistake")):
+    for other in (OSError(errno.EINVAL, "broken"), ValueError("a mistake")):
         monkeypatch.setattr(checkpoints, "_orbax", _Full(other, when))
         with pytest.raises(type(other), match="broken|a mistake"):
             checkpoints.save(_state(4, w=4, b=2), None, {"step": 4})

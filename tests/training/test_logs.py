@@ -13,6 +13,7 @@ from rich.console import Console
 from mtmm_jax import balancing, training
 from mtmm_jax import train as command
 from mtmm_jax.registry import ConfigError
+from mtmm_jax.store.workdir import Workdir, stamped
 from mtmm_jax.training import logs, wandb_run
 from mtmm_jax.training.figures import _diagnostics, waiting_advice
 
@@ -157,7 +158,7 @@ def test_wandb_has_tensorboards_figures_and_a_run_goes_on_in_its_own(wandb, tmp_
         drawn.setdefault(step, {})[tag] = value
 
     monkeypatch.setattr(logs, "SummaryWriter", functools.partial(Events, draw))
-    (tmp_path / "config.json").write_text('{"steps": 6}')
+    Workdir(tmp_path).write("config.json", stamped({"steps": 6}, {}))
     settings = wandb_run.check(ConfigDict({"project": "emoji", "tags": ("a", "b")}))
     wandb_run.keep(tmp_path, settings)
     journal = _journal(tmp_path)

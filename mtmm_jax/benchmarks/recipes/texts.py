@@ -23,7 +23,7 @@ from mtmm_jax.benchmarks.recipes.table import besides, cells, table, trivial
 from mtmm_jax.benchmarks.tables.result_table import Board
 from mtmm_jax.command import console, guarded
 from mtmm_jax.registry import ConfigError
-from mtmm_jax.store.workdir import write
+from mtmm_jax.store.files import write
 
 BEGIN, END = "<!-- recipes: benchmarks.recipe_texts writes this table -->", "<!-- /recipes -->"
 MEASURED = "Measured"

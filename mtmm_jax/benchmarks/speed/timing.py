@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from mtmm_jax.store.workdir import write
+from mtmm_jax.store.files import write
 
 
 def interleaved(

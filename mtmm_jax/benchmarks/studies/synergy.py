@@ -64,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from rich.progress import track
     from rich.table import Table
+    from rich.text import Text
 
     from mtmm_jax.benchmarks.tables.short_runs import ShortRun
     from mtmm_jax.data.sources.generator import ceilings
@@ -104,9 +105,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     order = sorted(by_name, key=lambda n: -np.mean([row["accuracy"] for row in by_name[n]]))
     for name in order:
         values = [row["accuracy"] for row in by_name[name]]
-        marks = "[bold]" if name in ADDITIVE else ""
+        style = "bold" if name in ADDITIVE else ""
         count = f"{by_name[name][0]['parameters']:,}"
-        table.add_row(marks + name, spread(values), f"{min(values):.3f}", count)
+        table.add_row(Text(name, style=style), spread(values), f"{min(values):.3f}", count)
     out.print(table)
     if options.plot:
         plot(rows, options.plot)

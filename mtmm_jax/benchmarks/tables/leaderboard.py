@@ -136,6 +136,7 @@ def standings(rows: Sequence[Mapping[str, Any]], data: str, steps: int) -> list[
 
 def table(lines: Sequence[Mapping[str, Any]], title: str) -> Any:
     from rich.table import Table
+    from rich.text import Text
 
     fixed = ("entry", "seeds", "rate", "parameters", "seconds", "values", "mean", "spread")
     out = Table(title=title)
@@ -145,10 +146,10 @@ def table(lines: Sequence[Mapping[str, Any]], title: str) -> Any:
         out.add_column(column, justify="right")
     for place, line in enumerate(lines, start=1):
         figures = [f"{line[k]:.3f}" for k in line if k not in fixed]
-        marks = "[bold]" if tuned(line["entry"]) else ""
+        style = "bold" if tuned(line["entry"]) else ""
         out.add_row(
             str(place),
-            marks + line["entry"],
+            Text(line["entry"], style=style),
             f"{line['mean']:.3f} ± {line['spread']:.3f}",
             *figures,
             f"{line['rate']:g}",

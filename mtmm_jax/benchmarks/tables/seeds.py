@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepare_jax()
 
     from mtmm_jax import training
-    from mtmm_jax.store.workdir import write
+    from mtmm_jax.store.files import write
     from mtmm_jax.train import fit
     from mtmm_jax.training.results import comparison
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mtmm_jax import markup
 from mtmm_jax.batch import Batch, Target
 from mtmm_jax.data.inspect.parts import answer, show_input
 from mtmm_jax.data.pipeline.source import Source
@@ -117,11 +118,7 @@ def page(source: Source, card: Card, counted: Mapping[str, Counted], batch: Batc
         + "</div>",
     ]
     style = _STYLE.replace("WIDTH", "270" if wide else "250")
-    return (
-        "<!doctype html><html lang=en><meta charset=utf-8>"
-        "<meta name=viewport content='width=device-width'>"
-        f"<title>{escape(card.name)}</title><style>{style}</style>{''.join(parts)}</html>\n"
-    )
+    return markup.page(card.name, style, "".join(parts))
 
 
 def _folded(title: str, text: str) -> str:
@@ -152,7 +149,9 @@ def _stat(name: str, target: Target, counted: Mapping[str, Counted]) -> str:
     shares = ", ".join(f"{split} {c.present[name]:.0%}" for split, c in counted.items())
     shares = "all" if all(c.present[name] == 1 for c in counted.values()) else shares
     what = f"{target.kind}, {len(target.classes)} classes" if target.classes else target.kind
-    body = f"<h3>{escape(name)}</h3><div class=faint>{what}; labelled: {escape(shares)}</div>"
+    body = (
+        f"<h3>{escape(name)}</h3><div class=faint>{escape(what)}; labelled: {escape(shares)}</div>"
+    )
     count = target.traits.count
     if count is None:
         return f"<div class=stat>{body}</div>"
@@ -200,7 +199,7 @@ def _example(source: Source, batch: Batch, i: int) -> str:
             shown = show_input(source, batch, i, name)
         kind = kind_of(modality).name
         named = "" if name == kind else kind
-        label = f"<div class=label><span>{escape(name)}</span><span>{named}</span></div>"
+        label = f"<div class=label><span>{escape(name)}</span><span>{escape(named)}</span></div>"
         parts.append(f"<div class=input>{label}{shown}</div>")
     answers = []
     for name, target in source.spec.targets.items():

@@ -13,7 +13,6 @@ import hashlib
 import importlib
 import io
 import os
-import pickle
 import shutil
 import sys
 import tempfile
@@ -26,8 +25,11 @@ import numpy as np
 
 from mtmm_jax.chance import stretches
 from mtmm_jax.data.pipeline.source import SPLITS
+from mtmm_jax.data.sources import kept
 from mtmm_jax.data.transforms import augment
 from mtmm_jax.registry import ConfigError, choose
+from mtmm_jax.store import files
+from mtmm_jax.store.digests import of_folder
 
 _ROOM = Path(__file__).parent
 
@@ -77,20 +79,37 @@ def prepare(name: str, data_dir: str | os.PathLike[str] | None = None) -> Path:
     if final.is_dir():
         return final
     print(f"preparing the {name} data set in {final} (once, a few seconds)", file=sys.stderr)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    own = Path(tempfile.mkdtemp(prefix=f"{final.name}.incomplete-", dir=final.parent))
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS speaks of a download; there is none
-            _builder(name, own).download_and_prepare(file_format="array_record")
-        shutil.rmtree(own / "downloads", ignore_errors=True)
-        own.chmod(0o755)
-        os.rename(own, final)
-    except OSError:
-        if not final.is_dir():  # anything but another process having been first
-            raise
-    finally:
-        shutil.rmtree(own, ignore_errors=True)
+    with _writable(final.parent):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        own = Path(tempfile.mkdtemp(prefix=f"{final.name}.incomplete-", dir=final.parent))
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # TFDS speaks of a download
+                _builder(name, own).download_and_prepare(file_format="array_record")
+            shutil.rmtree(own / "downloads", ignore_errors=True)
+            files.write(own / _SEAL, files.sealed({"files": of_folder(own)}))
+            own.chmod(0o755)
+            os.rename(own, final)
+        except OSError:
+            if not final.is_dir():  # anything but another process having been first
+                raise
+        finally:
+            shutil.rmtree(own, ignore_errors=True)
     return final
+
+
+_SEAL = "digests.json"
+"""In a prepared folder: the SHA-256 of each of its files."""
+
+
+@contextlib.contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"data.data_dir: cannot write to {folder}: {files.reason(error)}; name a folder with "
+            "room, or set MTMM_JAX_DATA to one"
+        ) from error
 
 
 def _builder(name: str, data_dir: Path) -> Any:
@@ -104,34 +123,61 @@ def _builder(name: str, data_dir: Path) -> Any:
 def load(
     name: str,
     data_dir: str | os.PathLike[str] | None = None,
-    make: Callable[[Examples], Any] = lambda examples: examples,
+    make: Callable[[Examples], Any] = lambda examples: examples._asdict(),
+    restore: Callable[[Any], Any] = lambda tree: Examples(**tree),
 ) -> Any:
-    """Prepares if need be, and reads everything, by the `decoders` of the builder's module.
+    """A data set, read whole; prepared if need be.
 
-    What `make` makes of it is kept beside the data set, for as long as no file of `data/` changes:
-    to take records apart, and pictures, took two seconds of every start.
+    What `make` makes of it is kept for as long as no file of `data/` changes: to take records
+    apart, and pictures, took two seconds of every start. What is damaged is made again.
+
+    Args:
+        name: of the data set.
+        data_dir: where prepared data are kept.
+        make: examples -> a tree as `kept.save` takes it.
+        restore: such a tree -> what is returned.
     """
     folder = prepare(name, data_dir)
-    kept = folder / f"made-{digest(sorted(_ROOM.parent.rglob('*.py')))}.pickle"
-    # Whatever cannot be read, such as another NumPy's, is made again.
-    with contextlib.suppress(Exception), kept.open("rb") as file:
-        return pickle.load(file)
-    made = make(_read(name, folder))
+    place = folder / f"made-{digest(sorted(_ROOM.parent.rglob('*.py')))}"
+    if place.with_suffix(".json").exists():
+        try:
+            return restore(kept.load(place))
+        except files.Damaged as error:
+            print(f"{error}; it is made again", file=sys.stderr)
+    made = make(_whole(name, data_dir, folder))
     with contextlib.suppress(OSError):  # a full disk, a folder of somebody else's
-        _keep(made, kept)
-    return made
+        kept.save(made, place)
+        for old in {*folder.glob("made-*")} - {place.with_suffix(s) for s in (".npz", ".json")}:
+            old.unlink(missing_ok=True)
+    return restore(made)
 
 
-def _keep(made: Any, path: Path) -> None:
-    """Writes it whole or not at all; what an older package kept goes."""
-    own = path.with_name(f"{path.name}.{os.getpid()}")
+def _whole(name: str, data_dir: str | os.PathLike[str] | None, folder: Path) -> Examples:
+    """The prepared examples; where their files are damaged, they are prepared anew, once."""
+    why = _damage(folder)
+    if not why:
+        try:
+            return _read(name, folder)
+        except Exception as error:  # TFDS and array_record raise many classes
+            why = f"cannot be read: {type(error).__name__}: {files.reason(error)[:120]}"
+    print(f"{folder}: {why}; the {name} data set is prepared anew", file=sys.stderr)
+    aside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.damaged-", dir=folder.parent))
+    with _writable(folder), contextlib.suppress(FileNotFoundError):
+        folder.rename(aside / folder.name)
+    shutil.rmtree(aside, ignore_errors=True)
+    return _read(name, prepare(name, data_dir))
+
+
+def _damage(folder: Path) -> str:
+    """Which prepared file is not what was written; empty where none is."""
+    seal = folder / _SEAL
     try:
-        own.write_bytes(pickle.dumps(made, protocol=5))
-        own.replace(path)
-    finally:
-        own.unlink(missing_ok=True)
-    for old in set(path.parent.glob("made-*.pickle")) - {path}:
-        old.unlink(missing_ok=True)
+        written = files.unsealed(files.read_bytes(seal), seal)[0]["files"]
+        found = of_folder(folder)
+    except (files.Damaged, KeyError, OSError) as error:
+        return files.reason(error)
+    wrong = [name for name, value in written.items() if found.get(name) != value]
+    return f"{wrong[0]} is not what was written" if wrong else ""
 
 
 def _read(name: str, folder: Path) -> Examples:

@@ -45,7 +45,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         header = json.loads(data[8:start].tobytes())
         header.pop("__metadata__", None)
         return {name: _tensor(data[start:], entry) for name, entry in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{where}: is not a safetensors file: {error}") from error
 
 

@@ -74,10 +74,11 @@ def test_every_drawing_and_utterance_has_something_in_it(table):
     assert min(np.abs(table.speech[a:b].astype(int)).max() for a, b in spans) > 2000
 
 
-def test_what_was_read_is_kept(tmp_path, monkeypatch):
+def test_what_was_read_is_kept(tmp_path, monkeypatch, capsys):
     """The second start asks TFDS for nothing; what cannot be read is read anew."""
     first = packed.load("digits", tmp_path)
-    (kept,) = tmp_path.glob("digits-*/made-*.pickle")
+    (index,) = tmp_path.glob("digits-*/made-*.json")
+    kept = index.with_suffix(".npz")
     with monkeypatch.context() as patch:
         patch.setattr(packed, "_builder", lambda *_: pytest.fail("read by TFDS"))
         again = packed.load("digits", tmp_path)
@@ -85,8 +86,36 @@ def test_what_was_read_is_kept(tmp_path, monkeypatch):
     assert len(again.classes["digit"]) == 10
     np.testing.assert_array_equal(again.split, first.split)
     np.testing.assert_array_equal(again.rows[7]["fou"], first.rows[7]["fou"])
-    kept.write_bytes(kept.read_bytes()[:100])
     (kept.parent / "made-of-old.pickle").write_bytes(b"")
-    assert packed.load("digits", tmp_path).classes == first.classes
-    assert len(kept.read_bytes()) > 100
-    assert list(kept.parent.glob("made-*")) == [kept]
+    capsys.readouterr()
+    for damaged, at in ((kept, 5000), (index, 5000), (kept, None)):
+        before = damaged.read_bytes()
+        flip = bytes([before[at or 0] ^ 1])
+        damaged.write_bytes(before[:100] if at is None else before[:at] + flip + before[at + 1 :])
+        again = packed.load("digits", tmp_path)
+        assert again.classes == first.classes
+        np.testing.assert_array_equal(again.rows[7]["fou"], first.rows[7]["fou"])
+        said = capsys.readouterr().err
+        assert (said.count("\n"), said.count("it is made again")) == (1, 1)
+        assert damaged.name in said
+        assert damaged.read_bytes() == before
+    assert sorted(kept.parent.glob("made-*")) == sorted([kept, index])
+
+
+def test_damaged_prepared_files_are_prepared_anew(tmp_path, capsys):
+    first = packed.load("vowels", tmp_path)
+    (folder,) = tmp_path.glob("vowels-*")
+    written = sorted(p for p in (folder / "vowels").rglob("*") if p.is_file())
+    for damaged in written:
+        for made in folder.glob("made-*"):
+            made.unlink()
+        data = bytearray(damaged.read_bytes())
+        data[len(data) // 2] ^= 4
+        damaged.write_bytes(data)
+        capsys.readouterr()
+        again = packed.load("vowels", tmp_path)
+        said = capsys.readouterr().err
+        assert f"{damaged.name} is not what was written; the vowels data set is prepared" in said
+        np.testing.assert_array_equal(again.rows[3]["series"], first.rows[3]["series"])
+    assert len(written) >= 4
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]

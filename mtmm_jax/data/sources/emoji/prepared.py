@@ -6,6 +6,7 @@ import dataclasses
 import io
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -42,10 +43,11 @@ class Emoji:
 
 def load(data_dir: str | os.PathLike[str] | None = None) -> Emoji:
     """Prepares if need be and reads everything."""
-    return packed.load("emoji", data_dir, _made)
+    return packed.load("emoji", data_dir, _made, lambda tree: Emoji(**tree))
 
 
-def _made(examples: packed.Examples) -> Emoji:
+def _made(examples: packed.Examples) -> dict[str, Any]:
+    """The fields of `Emoji`."""
     rows, split, classes = examples
     at = asset.UTTERANCES
     waves = [row["speech"][which] for row in rows for which in at]
@@ -55,21 +57,21 @@ def _made(examples: packed.Examples) -> Emoji:
         style: [np.asarray(Image.open(io.BytesIO(row["images"][style]))) for row in rows]
         for style in asset.STYLES
     }
-    return Emoji(
-        names=tuple(row["name"].decode() for row in rows),
-        keywords=tuple(tuple(row["keywords"].decode().split("\n")) for row in rows),
-        split=split,
-        labels={
+    return {
+        "names": tuple(row["name"].decode() for row in rows),
+        "keywords": tuple(tuple(row["keywords"].decode().split("\n")) for row in rows),
+        "split": split,
+        "labels": {
             key: np.array([row[key] for row in rows], np.int32)
             for key in ("category", "subcategory", "year")
         },
-        classes={
+        "classes": {
             "category": classes["category"],
             "subcategory": classes["subcategory"],
             "voice": classes["voices/first"],
         },
-        drawings={style: to_planes(np.stack(drawn)) for style, drawn in styles.items()},
-        speech=np.concatenate(waves),
-        spans=spans,
-        voice=np.array([[row["voices"][which] for which in at] for row in rows], np.int32),
-    )
+        "drawings": {style: to_planes(np.stack(drawn)) for style, drawn in styles.items()},
+        "speech": np.concatenate(waves),
+        "spans": spans,
+        "voice": np.array([[row["voices"][which] for which in at] for row in rows], np.int32),
+    }

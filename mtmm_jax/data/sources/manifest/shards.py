@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from mtmm_jax.store.workdir import write
+from mtmm_jax.store.files import write
 
 VERSION = 1
 """Of the format and of the decoders: grows when either gives other bytes."""

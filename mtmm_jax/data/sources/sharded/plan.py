@@ -36,7 +36,7 @@ from mtmm_jax.data.sources.sharded.stream import HeldFolder, Stream, chunk_of
 from mtmm_jax.readers.decoder import Decoder
 from mtmm_jax.readers.limits import Limits, Unreadable
 from mtmm_jax.registry import ConfigError, choose, entry_of
-from mtmm_jax.store.workdir import write
+from mtmm_jax.store.files import write
 from mtmm_jax.targets.column import Label
 
 VERSION = 1
