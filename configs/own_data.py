@@ -1,12 +1,11 @@
-"""Your own table and files: what `mtmm_jax.data.inspect.check TABLE --write own.py` builds on.
+"""The base of configs for your own table, as `mtmm_jax.data.inspect.check TABLE --write` makes them.
 
-python -m mtmm_jax.data.inspect.check things.csv --label kind --write own.py
-python -m mtmm_jax.train --config own.py --workdir runs/own
+python -m mtmm_jax.train --config configs/own_data.py --workdir runs/own_data
 
 A network of all inputs, linear models of fixed features (n-grams, gradients, spectra, columns), and
 for each task the mixture of both that is best on validation. Training stops when the mean skill
 over the trivial predictor (`evaluation.skill`) stands still. By itself it learns digits from two
-views: set `config.data`, `config.model.encoders` and `config.tasks`.
+views; a written config sets `data`, `model.encoders`, `tasks` and `steps`.
 """
 
 from ml_collections import ConfigDict

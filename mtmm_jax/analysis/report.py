@@ -16,8 +16,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mtmm_jax.analysis import pages, plots, samples
+from mtmm_jax.analysis.incidents import incidents
 from mtmm_jax.analysis.pictures import task_relatedness
-from mtmm_jax.analysis.remarks import remarks
 from mtmm_jax.markup import escape, page, row
 from mtmm_jax.model import build
 from mtmm_jax.objectives.relatedness import FILE as RELATEDNESS
@@ -120,7 +120,7 @@ def _page(workdir: Workdir, trust_paths: bool) -> str:
     )
     spec = workdir.spec()
     model = build(config["model"], config["tasks"], spec)
-    lines = remarks(records, results, spec, model.tasks)
+    lines = incidents(records, results, spec, model.tasks)
     noted = f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>" if lines else ""
     speech = samples.speech(workdir, trust_paths)
     sections = {

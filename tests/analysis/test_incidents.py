@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from mtmm_jax.analysis.remarks import remarks
+from mtmm_jax.analysis.incidents import incidents
 from mtmm_jax.batch import Spec, Target
 
 SPEC = Spec(
@@ -21,21 +21,21 @@ def _record(step, size, skipped=0, diverged=0):
     return {"split": "train", "step": step, "loss": loss, "skipped": skipped, "diverged": bad}
 
 
-def test_a_quiet_run_has_no_remarks():
+def test_a_quiet_run_has_no_incidents():
     spec = Spec({}, {"size": Target("number")})
     fine = {"test": {"size": {"mae": 1.0}}}
-    assert remarks([_record(1, 2.0)], fine, spec, {"size": TASKS["size"]}) == []
+    assert incidents([_record(1, 2.0)], fine, spec, {"size": TASKS["size"]}) == []
 
 
 def test_losses_that_are_not_finite_labels_that_are_missing_and_empty_classes_are_named():
     nan = float("nan")
     results = {"test": {"kind": {"accuracy": 0.5}, "size": {"mae": None, "r2": None}}}
-    found = remarks([_record(1, nan, 1, 1), _record(2, nan, 2, 1)], results, SPEC, TASKS)
+    found = incidents([_record(1, nan, 1, 1), _record(2, nan, 2, 1)], results, SPEC, TASKS)
     assert found == [
         "3 updates were not finite and were skipped",
         "kind: no row to train on has c",
         "size: loss or gradient was not finite in 2 steps",
         "size: not known on the test split: mae, r2",
     ]
-    found = remarks([_record(1, nan), _record(2, nan)], results, SPEC, TASKS)
+    found = incidents([_record(1, nan), _record(2, nan)], results, SPEC, TASKS)
     assert "size: no step had a label" in found

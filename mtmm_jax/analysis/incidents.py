@@ -10,7 +10,7 @@ import numpy as np
 from mtmm_jax.batch import Spec
 
 
-def remarks(
+def incidents(
     records: Sequence[Mapping[str, Any]],
     results: Mapping[str, Any],
     spec: Spec,
