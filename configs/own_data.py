@@ -1,4 +1,4 @@
-"""The base of configs for your own table, as `mtmm_jax.data.inspect.check TABLE --write` makes them.
+"""The base of configs for your own table, which `data.inspect.check TABLE --write OWN.py` writes.
 
 python -m mtmm_jax.train --config configs/own_data.py --workdir runs/own_data
 
