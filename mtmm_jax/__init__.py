@@ -12,7 +12,7 @@ from mtmm_jax import moved as _moved
 
 _moved.install()
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 _ROOMS = (
     "analysis",

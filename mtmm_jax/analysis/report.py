@@ -124,7 +124,7 @@ def _page(workdir: Workdir, trust_paths: bool) -> str:
     noted = f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>" if lines else ""
     speech = samples.speech(workdir, trust_paths)
     sections = {
-        "Results": pictures.pop("results") + tables,
+        "Results": pictures.pop("results") + tables + _mixture(results, model),
         **({"While training": noted} if noted else {}),
         **({"Speech": speech} if speech else {}),
         **{name.capitalize(): picture for name, picture in pictures.items()},
@@ -197,6 +197,26 @@ def _steps(config: Mapping[str, Any], results: Mapping[str, Any]) -> str:
 def _remarks(results: Mapping[str, Any]) -> str:
     items = "".join(f"<li>{escape(remark)}</li>" for remark in results.get("remarks", ()))
     return f"<ul>{items}</ul>" if items else ""
+
+
+def _mixture(results: Mapping[str, Any], model: Any) -> str:
+    """What predicts: the weight of the network and of each linear model, and their headlines."""
+    linear = results.get("linear")
+    if not linear:
+        return ""
+    rows = [row(["task", "expert", "weight", "metric", *SPLITS], "th")]
+    for task, weights in linear["weights"].items():
+        metric = model.tasks[task].headline
+        for i, (expert, weight) in enumerate(weights.items()):
+            found = [linear["results"].get(s, {}).get(task, {}).get(expert, {}) for s in SPLITS]
+            values = ["-" if (v := one.get(metric)) is None else f"{v:.3f}" for one in found]
+            name = expert if expert != "linear" else "linear, all"
+            rows.append(row([task if i == 0 else "", name, f"{weight:.2f}", metric, *values]))
+    words = (
+        "A task's prediction is a mixture of the network and of linear models of fixed features; "
+        "weights are those that are best on validation."
+    )
+    return f"<h3>what predicts</h3><p>{words}</p><table>{''.join(rows)}</table>"
 
 
 def _kind(spec: Any) -> str:

@@ -27,6 +27,7 @@ from mtmm_jax.model import Model
 from mtmm_jax.model.forward import ForwardPass
 from mtmm_jax.model.linear import FEATURES, STACK, shares
 from mtmm_jax.tasks.task import Labels, Task
+from mtmm_jax.tasks.traits.linear import Linear
 from mtmm_jax.tasks.traits.linear_solver import Features
 from mtmm_jax.text import tokenizer_of
 
@@ -284,9 +285,9 @@ def fit_weights(
 ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, float]]]:
     """The mixtures that are best on validation: variables to set, and task -> expert -> weight.
 
-    Minimises N L(w) - (1 / E) sum_e log w_e over the simplex, L the task's own loss over the N
-    rows of validation that count: the prior is one row that every expert predicts alike. A task
-    without such rows keeps the mean of its network and its last linear model.
+    Minimises N L(w) - (1 / E) sum_e log w_e over the simplex, L the task's own loss, in nats, over
+    the N rows of validation that count: the prior is one row that every expert predicts alike. A
+    task without such rows keeps the mean of its network and its last linear model.
     """
     experts = _expert_predictions(model, variables, source, batch_size)
     found, report = {}, {}
@@ -297,7 +298,7 @@ def fit_weights(
             values[[0, -1]] = 0.5
         else:
             objective = _programs(model).objectives[name]
-            values = _simplex(objective, each, known, y, weight)
+            values = _simplex(objective, model.tasks[name].linear, each, known, y, weight)
         found[f"{STACK}/{name}/weights"] = values
         titles = model.linear.names(name)
         report[name] = {title: float(v) for title, v in zip(titles, values, strict=True)}
@@ -326,11 +327,13 @@ def _programs(model: Model) -> _Programs:
                 found[name] = (own["experts"][0], own["present"][0], labels.y, labels.weight)
         return found
 
-    def objective(task: Task, logits: Any, each: Any, known: Any, y: Any, weight: Any) -> Any:
+    def objective(
+        task: Task, logits: Any, scale: Any, each: Any, known: Any, y: Any, weight: Any
+    ) -> Any:
         w = jax.nn.softmax(logits)
         mixed = task.linear.mix(each, shares(jnp.broadcast_to(w, known.shape), known))
         total, _ = task.loss(mixed, Labels(y, weight, None), None)
-        return total - _PRIOR * jax.nn.log_softmax(logits).mean()
+        return scale * total - _PRIOR * jax.nn.log_softmax(logits).mean()
 
     return _Programs(
         experts,
@@ -352,16 +355,25 @@ def _expert_predictions(
     return {name: tuple(map(np.concatenate, zip(*own, strict=True))) for name, own in parts.items()}
 
 
-def _simplex(objective: Any, *table: np.ndarray) -> np.ndarray:
+def _simplex(objective: Any, linear: Linear, *table: np.ndarray) -> np.ndarray:
     """The weights of the least objective."""
+    count, rows = table[0].shape[1], max(float(table[-1].sum()), 1.0)
 
-    def value(logits: np.ndarray) -> tuple[float, np.ndarray]:
-        total, slope = jax.device_get(objective(logits.astype(np.float32), *table))
+    def value(logits: np.ndarray, scale: float) -> tuple[float, np.ndarray]:
+        found = objective(logits.astype(np.float32), np.float32(scale), *table)
+        total, slope = jax.device_get(found)
         return float(total), slope.astype(np.float64)
 
-    count = table[0].shape[1]
+    # Logits of almost all weight on one expert, less what the prior makes of them.
+    alone = _MOST * (2 * np.eye(count) - 1)
+    prior = value(alone[0], 0.0)[0]
+    best = min((value(one, 1.0)[0] - prior) / rows for one in alone)
+    scale = linear.nats(best)
     bounds = [(-_MOST, _MOST)] * count
-    found = optimize.minimize(value, np.zeros(count), jac=True, method="L-BFGS-B", bounds=bounds)
+    start = np.zeros(count)
+    found = optimize.minimize(
+        lambda logits: value(logits, scale), start, jac=True, method="L-BFGS-B", bounds=bounds
+    )
     return special.softmax(found.x).astype(np.float32)
 
 

@@ -49,11 +49,14 @@ class Linear(NamedTuple):
         fit: `(features of N rows, labels [N, ...], those of validation) -> Fit`; validation may be
             empty, then the strength is 1.
         mix: `(predictions [B, E, P], weights [B, E] that sum to 1) -> [B, P]`.
+        nats: what a loss is multiplied by to be a negative log-likelihood, from the mean loss of
+            the best model: 1 for a cross-entropy, 1 / variance for a squared error.
     """
 
     size: int
     fit: Callable[[Features, np.ndarray, Features, np.ndarray], Fit]
     mix: Callable[[jax.Array, jax.Array], jax.Array]
+    nats: Callable[[float], float] = lambda loss: 1.0
 
 
 def fit_best(loss: Loss, x: Features, y: np.ndarray, seen: Features, truth: np.ndarray) -> Fit:
@@ -164,7 +167,9 @@ def linear_number(
         variance = jnp.maximum((spread * weights).sum(1), _TINY)
         return coarsen(jnp.stack([mean, jnp.log(variance)], axis=1))
 
-    return Linear(size, fit, mix)
+    # 1/2 (z - t)^2 has half of the variance as its mean; with two numbers the loss is in nats.
+    nats = (lambda loss: 0.5 / max(loss, 1e-6)) if size == 1 else (lambda loss: 1.0)
+    return Linear(size, fit, mix, nats)
 
 
 def stacked(predictions: Sequence[jax.Array]) -> jax.Array:
