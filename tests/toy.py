@@ -114,6 +114,10 @@ def variables(module, *args, seed=0):
     def draw(path, leaf):
         name = path[-1].key
         noise = rng.standard_normal(leaf.shape).astype(np.float32)
+        if name == "letters":  # code points, the first of some tokens a space
+            points = np.round(97 + 9 * np.abs(noise))
+            points[::2, 0] = 32
+            return points
         if name in ("scale", "var"):
             return 1 + 0.1 * np.abs(noise)
         fan_in = np.prod(leaf.shape[:-1]) if name in ("kernel", "recurrent") else 10.0

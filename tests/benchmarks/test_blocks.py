@@ -50,6 +50,7 @@ def _build(kind, name, **changes):
         modality=name,
         vocabulary=modality.vocabulary,
         rate=modality.rate,
+        shape=modality.shape,
     )
 
 

@@ -88,6 +88,12 @@ ROWS = {
     "series_gru": Row("small", "series", 64),
     "series_transformer": Row("tiny", "series", 32),
     "table_mlp": Row("small", "table", 256),
+    "image_gradients": Row(None, "image", 64),
+    "video_gradients": Row(None, "video", 16),
+    "text_ngrams": Row(None, "text", 32),
+    "audio_summary": Row(None, "audio", 32),
+    "series_summary": Row(None, "series", 64),
+    "table_columns": Row(None, "table", 256),
     "table_transformer": Row("tiny", "table", 64),
     "perceiver": Row("tiny", "image", 32),
 }
@@ -110,6 +116,7 @@ def build(name: str) -> Any:
         modality=row.modality,
         vocabulary=modality.vocabulary,
         rate=modality.rate,
+        shape=modality.shape,
     )
 
 

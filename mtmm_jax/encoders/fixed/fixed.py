@@ -66,7 +66,7 @@ class FixedEncoder(Encoder):
             for name, (shape, dtype, value) in self.statistics().items()
         }
         self.drop = Dropout(self.dropout)
-        self.project = nn.Dense(self.width, dtype=jnp.float32)
+        self.project = nn.Dense(self.width, dtype=self.precision)
 
     def raw(self, entry: Mapping[str, Any]) -> jax.Array:
         """`[B, R]`: what the statistics are computed from."""
@@ -109,7 +109,7 @@ class FixedEncoder(Encoder):
 
     def second(self, tokens: Tokens, **mode: Any) -> Tokens:
         del mode
-        return tokens.replace_values(self.project(tokens.values))
+        return tokens.replace_values(self.project(tokens.values).astype(jnp.float32))
 
 
 class FrozenVectors(FixedEncoder):

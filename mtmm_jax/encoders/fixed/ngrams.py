@@ -16,7 +16,6 @@ from mtmm_jax.ranges import Size, SizeOrZero
 from mtmm_jax.text import read_tokenizer
 
 _LETTERS = 16  # of a token at most
-_MEAN = 8  # letters of a token in the longest text that is read whole
 _ORDERS = range(2, 6)  # letters of an n-gram
 _SPACE = ord(" ")
 _STEP = np.uint32(2654435761)  # odd, near 2^32 over the golden ratio: multiplicative hashing
@@ -31,7 +30,7 @@ class TextNgrams(FixedEncoder):
     words shorter than an n-gram): tokens are spelled out again, so that the tokenizer's pieces do
     not matter.
 
-    Cost: about 40 T additions into `[B, 2 buckets]`. For texts of some words up to a few hundred;
+    Cost: about 70 T additions into `[B, 2 buckets]`. For texts of some words up to a few hundred;
     not where the order of words decides.
 
     Attributes:
@@ -56,15 +55,17 @@ class TextNgrams(FixedEncoder):
         return {
             "idf": ((self.size,), jnp.float32, 1.0),
             # The letters of each token, a space where it begins a word; 0 where it has no more.
-            "letters": ((self.vocabulary, _LETTERS), jnp.int32, 0),
+            # Floats, as all statistics are: code points are exact in them.
+            "letters": ((self.vocabulary, _LETTERS), jnp.float32, 0.0),
         }
 
     def raw(self, entry: Mapping[str, Any]) -> jax.Array:
         """`[B, size]`: how often each bucket was counted."""
         mask = mask_of(entry) & entry["present"][:, None]
         ids = jnp.clip(entry["x"], 0, max(self.vocabulary - 1, 0))
-        tokens = jnp.where(mask[..., None], self.stat("letters")[ids], 0)
-        letters = spelled(tokens, _MEAN * ids.shape[1])
+        letters = self.stat("letters").astype(jnp.int32)
+        tokens = jnp.where(mask[..., None], letters[ids], 0)
+        letters = spelled(tokens, _LETTERS * ids.shape[1] + 1)
         words, there = word_hashes(letters, ids.shape[1])
         pairs = _mixed(words[:, :-1] * _STEP + words[:, 1:])
         found = [(_mixed(words), there), (pairs, there[:, :-1] & there[:, 1:])]
@@ -88,7 +89,7 @@ class TextNgrams(FixedEncoder):
         return halves.reshape(weights.shape)
 
     def prepare(self, tokenizer: bytes | None) -> dict[str, np.ndarray]:
-        found = np.zeros((self.vocabulary, _LETTERS), np.int32)
+        found = np.zeros((self.vocabulary, _LETTERS), np.float32)
         names = {} if tokenizer is None else read_tokenizer(tokenizer).get_vocab()
         for token, id in names.items():
             if id < self.vocabulary:
