@@ -54,9 +54,11 @@ TASKS = {
 }
 
 
-def rewrite(workdir, spec):
-    """Gives a workdir another spec, as a run with that spec would have."""
-    assets = workdir.assets()
+def rewrite(workdir, spec, assets=None):
+    """Gives a workdir another spec, and other assets if any, as a run with these would have."""
+    for name, content in (assets or {}).items():
+        (workdir.path / "assets" / name).write_bytes(content)
+    assets = assets or workdir.assets()
     parts = {f"assets/{name}": content for name, content in assets.items()}
     parts["spec.json"] = sealed(spec)
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}

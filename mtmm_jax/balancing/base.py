@@ -583,6 +583,15 @@ def stateless(rows: Rows, num_tasks: int) -> tuple[()]:
     return ()
 
 
+def divide(values: Array, norms: Array) -> Array:
+    """Weights of gradients from the weights of their unit vectors: 0 for a zero gradient, and
+    at most what the dtype holds."""
+    usable = norms > 0
+    largest = float(jnp.finfo(values.dtype).max) / 4
+    ratio = jnp.where(usable, values / jnp.where(usable, norms, 1), 0)
+    return jnp.clip(ratio, -largest, largest)
+
+
 def as_number(value: Any, dtype: Any) -> Any:
     """A hyper-parameter in the arithmetic's dtype: an array where a schedule gave one."""
     return value if isinstance(value, int | float) else jnp.asarray(value).astype(dtype)

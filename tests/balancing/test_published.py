@@ -96,9 +96,10 @@ def test_ldc_mtl_follows_its_code(normalise):
     balancer = balancing.ldc_mtl(K, penalty=penalty, learning_rate=0.1, normalise=normalise)
     _, weights = _run(balancer, present=present)
     a, m, v, count = np.ones(K), np.zeros(K), np.zeros(K), np.zeros(K)
-    unit = LOSSES[0].min() / LOSSES[0] if normalise else np.ones(K)
     for call in range(CALLS):
         here = np.flatnonzero(present[call])
+        # Of the tasks that are there: an absent one is left out as if it were none.
+        unit = LOSSES[0][here].min() / LOSSES[0] if normalise else np.ones(K)
         s = 1 / (1 + np.exp(-a[here]))
         z = s * unit[here] * LOSSES[call][here]
         turn = np.sign(z[:-1] - z[1:])

@@ -1,5 +1,6 @@
 """The table of smaller models: what stands in it is what the written files say."""
 
+import dataclasses
 import json
 
 import jax
@@ -71,6 +72,8 @@ def test_a_file_whose_weights_are_lost_reaches_less(learned, tmp_path):
 
 def test_kinds_without_a_way_back_are_named(tmp_path):
     made = small(tasks={"level": {"kind": "ordinal", "target": "kind"}})
+    task = dataclasses.replace(made.model.tasks["level"], restore=None)
+    made = dataclasses.replace(made, model=dataclasses.replace(made.model, tasks={"level": task}))
     variables = toy.variables(made.model, made.model.spec.example(2))
     with pytest.raises(ConfigError, match="tasks.level: 'ordinal' cannot be scored .* none"):
         smaller.measure(made, variables, False, tmp_path / "model.zip")

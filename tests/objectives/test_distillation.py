@@ -393,7 +393,8 @@ def test_a_teacher_of_another_label_kind_or_modality_is_refused(runs, tmp_path):
     worded = data.Source(**{**vars(source("right")), "assets": {"tokenizer.json": b"other"}})
     (Workdir(tmp_path).path / "x").mkdir()
     kept = shutil.copytree(runs["text"], tmp_path / "kept")
-    (kept / "assets/tokenizer.json").write_bytes(b"own")
+    spec = Workdir(kept).spec().to_dict()
+    kept_run.rewrite(Workdir(kept), spec, {"tokenizer.json": b"own"})
     with pytest.raises(ConfigError, match="reads 'text' with another tokenizer"):
         open_teachers([str(kept)], worded, training.assemble)
     assert Modality("text", (6,), "int32", vocabulary=20) == worded.spec.modalities["text"]

@@ -15,6 +15,7 @@ All take the geometry of the task gradients, their norms `[K]` and the Gramian o
 Loops stop as soon as they have converged, so easy problems are cheap.
 """
 
+from mtmm_jax.balancing.base import divide
 from mtmm_jax.balancing.solvers.barrier import power_fixed_point
 from mtmm_jax.balancing.solvers.quadratic import (
     MinimumNorm,
@@ -26,7 +27,6 @@ from mtmm_jax.balancing.solvers.quadratic import (
 )
 from mtmm_jax.balancing.solvers.radius import furthest_common_step
 from mtmm_jax.balancing.solvers.scaling import (
-    divide,
     inverse_scale,
     masked_softmax,
     masked_sum,

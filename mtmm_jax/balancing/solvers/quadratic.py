@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import cho_factor, cho_solve
 
-from mtmm_jax.balancing.solvers.scaling import divide, off_diagonal, ridge, uniform
+from mtmm_jax.balancing.base import divide
+from mtmm_jax.balancing.solvers.scaling import off_diagonal, ridge, uniform
 
 Array = jax.Array
 

@@ -29,15 +29,6 @@ def inverse_scale(squared: Array, mask: Array) -> Array:
     return jnp.where(usable, jax.lax.rsqrt(jnp.where(usable, squared, 1)), 0)
 
 
-def divide(values: Array, norms: Array) -> Array:
-    """Weights of gradients from the weights of their unit vectors: 0 for a zero gradient, and
-    at most what the dtype holds."""
-    usable = norms > 0
-    largest = float(jnp.finfo(values.dtype).max) / 4
-    ratio = jnp.where(usable, values / jnp.where(usable, norms, 1), 0)
-    return jnp.clip(ratio, -largest, largest)
-
-
 def off_diagonal(matrix: Array, mask: Array) -> Array:
     """The rows and columns that count, with a diagonal of ones; the identity elsewhere."""
     size = matrix.shape[0]
