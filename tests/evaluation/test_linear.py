@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from mtmm_jax.batch import Spec
+from mtmm_jax.batch import Modality, Spec
 from mtmm_jax.data.pipeline.source import Source
+from mtmm_jax.encoders import backbones
 from mtmm_jax.evaluation import Evaluator
 from mtmm_jax.evaluation.linear import (
     fit_linear,
@@ -16,6 +17,7 @@ from mtmm_jax.evaluation.linear import (
     with_variables,
 )
 from mtmm_jax.model import build
+from mtmm_jax.model.forward import ForwardPass
 from mtmm_jax.model.linear import shares
 from mtmm_jax.registry import ConfigError
 from tests import toy
@@ -195,3 +197,36 @@ def test_without_validation_the_strength_is_one_and_no_weight_changes(model, sou
 def test_bad_sections_say_the_fix(linear, message):
     with pytest.raises(ConfigError, match=message):
         build({**MODEL, "linear": linear}, TASKS, SPEC)
+
+
+def test_vectors_of_a_frozen_encoder_are_the_originals():
+    """`text_pretrained` next to the n-grams: the mean of the last layer, whatever the head reads."""
+    found = dict(np.load(toy.GOLDEN / "bert.npz"))
+    folder = str(toy.GOLDEN / "bert")
+    length, vocabulary = found["ids"].shape[1], 60
+    text = Modality("text", (length,), "int32", vocabulary=vocabulary)
+    spec = Spec({"text": text}, {"kind": toy.SPEC.targets["kind"]})
+
+    def made(tune):
+        section = {"kind": "pretrained", "weights": folder, "tune": tune}
+        config = {"width": 8, "encoders": {"text": section}, "fusion": "concat", "linear": True}
+        return build(config, {"kind": "classification"}, spec)
+
+    model = made(0.0)
+    assert set(model.linear.encoders) == {"text", "text_pretrained"}
+    assert set(made(0.1).linear.encoders) == {"text"}  # it would change while it is trained
+    assert model.linear.names("kind") == (
+        *("network", "linear, text", "linear, text_pretrained"),
+        "linear",
+    )
+    encoder = model.encoders["text"]
+    weights = backbones.variables_of(folder, encoder, "test")
+    entry = {"x": found["ids"], "mask": found["mask"], "present": found["mask"].any(1)}
+
+    @jax.jit
+    def vectors(params):
+        forward = ForwardPass({"params": {"encoders": {"text": params}}, "batch_stats": {}})
+        return model.linear.entry(forward, "text_pretrained", {"text": entry})["x"]
+
+    np.testing.assert_allclose(vectors(weights["params"]), found["mean"], atol=1e-4)
+    assert model.linear.entry(None, "text_pretrained", {}) is None
