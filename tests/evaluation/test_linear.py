@@ -200,7 +200,7 @@ def test_bad_sections_say_the_fix(linear, message):
 
 
 def test_vectors_of_a_frozen_encoder_are_the_originals():
-    """`text_pretrained` next to the n-grams: the mean of the last layer, whatever the head reads."""
+    """Next to the n-grams: the mean of the last layer, whatever the network makes of it."""
     found = dict(np.load(toy.GOLDEN / "bert.npz"))
     folder = str(toy.GOLDEN / "bert")
     length, vocabulary = found["ids"].shape[1], 60
