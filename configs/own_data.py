@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
             "data": {"kind": "digits"},
             "model": {
                 "width": 96,
-                "encoders": dict.fromkeys(("fac", "pix"), "table_mlp"),
+                "encoders": {"pix": {"kind": "table_columns"}, "fou": {"kind": "table_columns"}},
                 "fusion": {"kind": "concat"},
                 "sharing": {"kind": "hard"},
                 "modality_dropout": 0.2,

@@ -65,20 +65,20 @@ class TransformerBlock(nn.Module):
 
     Attributes:
         heads, expansion: of the attention, and of the feed-forward network's hidden layer.
-        hidden: width of that layer instead.
         dropout: rate on what is added to x, and inside the feed-forward network.
         post_norm: LN(x + Attention(x)), then LN(x + FeedForward(x)), as at first (BERT).
         epsilon: of the norms.
         dtype: of the matrix products and of x; statistics and the softmax are in float32.
+        hidden: width of the feed-forward network's hidden layer instead of `expansion`.
     """
 
     heads: int = 4
     expansion: int = 4
-    hidden: int | None = None
     dropout: float = 0.0
     post_norm: bool = False
     epsilon: float = 1e-6
     dtype: Any = jnp.float32
+    hidden: int | None = None
 
     @nn.compact
     def __call__(

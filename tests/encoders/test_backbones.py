@@ -24,7 +24,8 @@ BERT = str(GOLDEN / "bert")
 
 @functools.cache
 def _original():
-    return dict(np.load(GOLDEN / "bert.npz"))
+    with np.load(GOLDEN / "bert.npz") as file:
+        return dict(file)
 
 
 @functools.cache
@@ -84,7 +85,8 @@ def _minilm():
 
 @pytest.mark.slow
 def test_vectors_of_minilm_are_the_originals():
-    original = np.load(GOLDEN / "minilm.npz")
+    with np.load(GOLDEN / "minilm.npz") as file:
+        original = dict(file)
     found = backbones.vectors(_minilm(), original["texts"].tolist())
     np.testing.assert_allclose(found, original["mean"], atol=1e-4)
 

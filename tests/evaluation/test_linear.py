@@ -201,7 +201,8 @@ def test_bad_sections_say_the_fix(linear, message):
 
 def test_vectors_of_a_frozen_encoder_are_the_originals():
     """Next to the n-grams: the mean of the last layer, whatever the network makes of it."""
-    found = dict(np.load(toy.GOLDEN / "bert.npz"))
+    with np.load(toy.GOLDEN / "bert.npz") as file:
+        found = dict(file)
     folder = str(toy.GOLDEN / "bert")
     length, vocabulary = found["ids"].shape[1], 60
     text = Modality("text", (length,), "int32", vocabulary=vocabulary)
