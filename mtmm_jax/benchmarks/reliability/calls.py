@@ -10,7 +10,9 @@ import importlib
 import io
 import json
 import os
+import re
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -83,6 +85,12 @@ def caller() -> Iterator[Caller]:
         yield one
     finally:
         one.close()
+
+
+def shown(text: str, most: int = 300) -> str:
+    """The end of what a command printed, without the paths of this machine."""
+    text = text.replace(tempfile.gettempdir(), "TMP").strip()
+    return re.sub(r'File "[^"]*/((?:lib/python|mtmm_jax)[^"]*)"', r'File "\1"', text)[-most:]
 
 
 def fault(found: Mapping[str, Any]) -> str | None:

@@ -63,8 +63,8 @@ def _row(case: str, found: Mapping[str, Any], wanted: str = "error: ") -> dict[s
     problem = calls.fault(found)
     if problem is None and found["code"] != 0 and wanted not in found["error"]:
         problem = f"does not say {wanted!r}"
-    said = found["error"].strip()
-    return {"case": case, "code": found["code"], "said": said[-300:], "fault": problem}
+    said = calls.shown(found["error"])
+    return {"case": case, "code": found["code"], "said": said, "fault": problem}
 
 
 def small_disk(folder: Path, size: str, call: Any) -> dict[str, Any]:

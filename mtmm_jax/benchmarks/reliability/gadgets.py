@@ -412,7 +412,7 @@ def attack(whole: World, name: str, call: Any) -> list[dict[str, Any]]:
                 "gadget": name,
                 "command": command,
                 "code": found["code"],
-                "said": found["error"].replace(str(world.root), "").strip()[-300:],
+                "said": calls.shown(found["error"].replace(str(world.root), "")),
                 "seconds": found["seconds"],
                 "gigabytes": round(found["bytes"] / 1e9, 2),
                 "fault": problem,

@@ -131,7 +131,7 @@ def trial(folder: Path, name: str, place: str, call: Any) -> dict[str, Any]:
         ("data.inspect.show", "--config", str(world.root / "config.py"), "--out", page),
     ):
         found = call(command, *arguments, seconds=300, **world.environment)
-        row |= {"code": found["code"], "said": found["error"].strip()[-300:]}
+        row |= {"code": found["code"], "said": calls.shown(found["error"])}
         if problem := calls.fault(found):
             row["fault"] = f"{command}: {problem}"
             break
