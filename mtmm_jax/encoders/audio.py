@@ -37,22 +37,23 @@ def hop(rate: float) -> float:
 
 
 def spectrogram(entry: Mapping[str, Any], rate: float, mels: int) -> tuple[jax.Array, jax.Array]:
-    """`[B, frames, mels]`, each band's own mean taken out, and the frames' mask `[B, frames]`.
-
-    A frame is there if all of its samples are, and the first one always, so that padding a wave
-    with more silence changes nothing.
-    """
+    """`[B, frames, mels]`, each band's own mean taken out, and the frames' mask `[B, frames]`."""
     x = log_mel(entry["x"], rate, mels=mels, window=WINDOW, hop=HOP)
-    if "mask" in entry:
-        last = np.arange(x.shape[1]) * round(HOP * rate) + round(WINDOW * rate) - 1
-        last[0] = 0
-        mask = entry["mask"][:, last]
-    else:
-        mask = jnp.broadcast_to(entry["present"][:, None], x.shape[:2])
+    mask = frame_mask(entry, rate, x.shape[1])
     # Speech is loud or faint by the microphone's distance: take out each band's own mean.
     keep = mask[..., None].astype(x.dtype)
     mean = (x * keep).sum(1, keepdims=True) / jnp.maximum(keep.sum(1, keepdims=True), 1.0)
     return (x - mean) / 3.0 * keep, mask
+
+
+def frame_mask(entry: Mapping[str, Any], rate: float, frames: int) -> jax.Array:
+    """`[B, frames]`: a frame is there if all of its samples are, and the first one always, so that
+    padding a wave with more silence changes nothing."""
+    if "mask" not in entry:
+        return jnp.broadcast_to(entry["present"][:, None], (entry["x"].shape[0], frames))
+    last = np.arange(frames) * round(HOP * rate) + round(WINDOW * rate) - 1
+    last[0] = 0
+    return entry["mask"][:, last]
 
 
 def frame_tokens(x: jax.Array, mask: jax.Array, name: str, step: float) -> Tokens:

@@ -16,7 +16,6 @@ from mtmm_jax.layers import Dropout
 from mtmm_jax.ranges import Decay
 from mtmm_jax.registry import ConfigError
 
-_LIMIT = 8.0  # standard deviations beyond which a value is cut
 _SMALLEST_STD = 1e-6
 
 
@@ -127,8 +126,7 @@ class FrozenVectors(FixedEncoder):
 def standardising(raw: np.ndarray) -> dict[str, np.ndarray]:
     """`center` and `scale` that give a row of D informative features the expected length 1.
 
-    A feature that does not vary is always 0. Values beyond eight standard deviations are cut
-    before they are counted.
+    A feature that does not vary is always 0.
     """
     raw = np.asarray(raw, np.float64)
     if not len(raw):

@@ -7,16 +7,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from mtmm_jax.batch import Modality
+from mtmm_jax.encoders.audio import HOP, WINDOW, frame_mask
 from mtmm_jax.encoders.encoder import mask_of
 from mtmm_jax.encoders.fixed.fixed import FixedEncoder
-from mtmm_jax.layers.spectrogram import frame_count, log_mel
+from mtmm_jax.layers.spectrogram import log_mel
 from mtmm_jax.ranges import Positive, Size
 
 _STATISTICS = 9  # of `over_time`
-WINDOW, HOP = 0.032, 0.016  # seconds
 
 
 def over_time(x: jax.Array, mask: jax.Array) -> jax.Array:
@@ -94,10 +93,4 @@ class AudioSummary(FixedEncoder):
     def raw(self, entry: Mapping[str, Any]) -> jax.Array:
         wave = jnp.nan_to_num(entry["x"].astype(jnp.float32)).clip(-1, 1)
         x = log_mel(wave, self.rate, mels=self.mels, window=WINDOW, hop=HOP)
-        if "mask" not in entry:
-            frames = jnp.broadcast_to(entry["present"][:, None], x.shape[:2])
-            return over_time(x, frames)
-        count = frame_count(wave.shape[1], self.rate, window=WINDOW, hop=HOP)
-        last = np.arange(count) * round(HOP * self.rate) + round(WINDOW * self.rate) - 1
-        last[0] = 0  # the first frame is there wherever a sample is
-        return over_time(x, entry["mask"][:, last])
+        return over_time(x, frame_mask(entry, self.rate, x.shape[1]))
