@@ -51,11 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mtmm_jax.registry import choose
     from mtmm_jax.runs.fused import one_of
     from mtmm_jax.store.config import mutable
+    from mtmm_jax.store.files import finite
     from mtmm_jax.store.workdir import Workdir
     from mtmm_jax.training import apply_overrides
     from mtmm_jax.training.logs import results_table
     from mtmm_jax.training.loop import evaluation_batches
-    from mtmm_jax.training.results import FORMAT, finite
+    from mtmm_jax.training.results import FORMAT
 
     parallel.initialize(arguments.coordinator, arguments.processes, arguments.process)
     choose(arguments.split, ("train", "validation", "test"), "--split", "split")
@@ -105,7 +106,7 @@ def _zero_shot(run: Any, arguments: argparse.Namespace) -> None:
     """Names and examples as classes; on one device."""
     from mtmm_jax.devices import processes
     from mtmm_jax.evaluation import zero_shot
-    from mtmm_jax.training.results import finite
+    from mtmm_jax.store.files import finite
 
     experiment, label = run.experiment, arguments.zero_shot
     size = experiment.config["evaluation"]["batch_size"]
@@ -127,9 +128,9 @@ def _together(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     from mtmm_jax.registry import ConfigError
     from mtmm_jax.runs import fused
     from mtmm_jax.store.config import mutable
+    from mtmm_jax.store.files import finite
     from mtmm_jax.training import apply_overrides
     from mtmm_jax.training.logs import results_table
-    from mtmm_jax.training.results import finite
 
     if arguments.processes or arguments.coordinator or arguments.process is not None:
         raise ConfigError("--workdirs: is evaluated by one process, without --processes")

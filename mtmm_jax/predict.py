@@ -69,8 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mtmm_jax.inference.finished import open_run
     from mtmm_jax.inference.sample import read_inputs
     from mtmm_jax.runs.fused import one_of, open_ensemble, remarks
+    from mtmm_jax.store.files import finite
     from mtmm_jax.store.workdir import Workdir
-    from mtmm_jax.training.results import finite
 
     if about_labels(arguments, rest):
         return label_rows(arguments)

@@ -171,10 +171,10 @@ def _compare(
     """The table, the picture, and the test split of the chosen run alone."""
     from mtmm_jax.registry import ConfigError
     from mtmm_jax.runs import fronts, trials
-    from mtmm_jax.store.files import write
+    from mtmm_jax.store.files import finite, write
     from mtmm_jax.store.workdir import Workdir
     from mtmm_jax.training.logs import results_table
-    from mtmm_jax.training.results import comparison, finite
+    from mtmm_jax.training.results import comparison
 
     done = [trial for trial in planned if trials.finished(folder, trial)]
     outcomes = {trial.name: fronts.outcome_of(Workdir(folder / trial.name)) for trial in done}

@@ -166,6 +166,7 @@ def _fit(
     from mtmm_jax.objectives import relatedness
     from mtmm_jax.optim import pruning
     from mtmm_jax.store.checkpoints import Checkpoints
+    from mtmm_jax.store.files import finite
     from mtmm_jax.training import linear_models, profiling, wandb_run
     from mtmm_jax.training import results as final
     from mtmm_jax.training.logs import results_table
@@ -199,7 +200,7 @@ def _fit(
                 if processes.leads():
                     final.add_remarks(experiment, workdir, results)
                     final.save_examples(experiment, workdir, states)
-                    workdir.write("results.json", final.finite(results))
+                    workdir.write("results.json", finite(results))
     finally:
         checkpoints.close()
     from mtmm_jax.analysis import write_report  # with pyplot, for which no first step waits

@@ -22,12 +22,11 @@ from mtmm_jax.inference.finished import Finished
 from mtmm_jax.inference.prediction import kept_tokenizer
 from mtmm_jax.ranges import Count
 from mtmm_jax.registry import check
-from mtmm_jax.store.files import write_npz
+from mtmm_jax.store.files import finite, write_npz
 from mtmm_jax.store.workdir import Workdir
 from mtmm_jax.text import piece_of
 from mtmm_jax.training.experiment import Experiment
 from mtmm_jax.training.peaks import against_peak, peak
-from mtmm_jax.training.results import finite
 
 Advance = Callable[[], Any]
 Stage = Callable[[str, int], Advance]

@@ -11,8 +11,7 @@ from rich.progress import track
 
 from mtmm_jax.inference.answers import document
 from mtmm_jax.inference.manifest_batches import Requests
-from mtmm_jax.store.files import write
-from mtmm_jax.training.results import finite
+from mtmm_jax.store.files import finite, write
 
 
 def write_predictions(

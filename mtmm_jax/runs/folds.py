@@ -20,11 +20,11 @@ from mtmm_jax.registry import ConfigError, entry_of
 from mtmm_jax.runs.fronts import MEAN, Outcome, outcome, ranked, score, shown
 from mtmm_jax.runs.plans import claim
 from mtmm_jax.store.checkpoints import Checkpoints
+from mtmm_jax.store.files import finite
 from mtmm_jax.store.workdir import Workdir
 from mtmm_jax.training.experiment import Experiment, assemble
 from mtmm_jax.training.logs import read_journal
 from mtmm_jax.training.loop import train
-from mtmm_jax.training.results import finite
 
 FILE = "cv.json"
 

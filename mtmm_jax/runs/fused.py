@@ -21,10 +21,10 @@ from mtmm_jax.registry import ConfigError
 from mtmm_jax.runs.ensembles import Ensemble, open_runs
 from mtmm_jax.runs.plans import claim
 from mtmm_jax.runs.votes import Votes, figures, joined, learn
-from mtmm_jax.store.files import read_npz, write_npz
+from mtmm_jax.store.files import finite, read_npz, write_npz
 from mtmm_jax.store.workdir import Workdir
 from mtmm_jax.training.experiment import build_source
-from mtmm_jax.training.results import SPLITS, finite
+from mtmm_jax.training.results import SPLITS
 
 FILE, PARAMETERS = "ensemble.json", "rules.npz"
 FUSED = "fused"  # the column of the fused predictions

@@ -17,9 +17,10 @@ from mtmm_jax.model import flatten
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.store.checkpoints import Checkpoints
 from mtmm_jax.store.config import differences
+from mtmm_jax.store.files import finite
 from mtmm_jax.store.workdir import Workdir
 from mtmm_jax.training.loop import evaluation_batches, score
-from mtmm_jax.training.results import SPLITS, final_results, finite, save_examples
+from mtmm_jax.training.results import SPLITS, final_results, save_examples
 
 FILE = "soup.json"
 

@@ -10,6 +10,7 @@ import errno
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import secrets
@@ -140,6 +141,15 @@ def unsealed(data: bytes, path: Path, way_out: str = "") -> tuple[dict[str, Any]
 
 def _canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True).encode()
+
+
+def finite(value: Any) -> Any:
+    """NaN as None: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def parse(data: bytes, path: Path, way_out: str = "") -> Any:

@@ -13,6 +13,7 @@ from mtmm_jax.devices import parallel, processes
 from mtmm_jax.devices.mesh import Layout
 from mtmm_jax.evaluation import linear
 from mtmm_jax.registry import ConfigError
+from mtmm_jax.store.files import finite
 from mtmm_jax.store.workdir import Workdir
 
 FILE = "linear.json"  # of the workdir: {"results": split -> task -> expert -> metrics, "about"}
@@ -46,7 +47,7 @@ def show(fitted: linear.Fitted | None, experiment: Any, workdir: Workdir, consol
     if fitted is None or not fitted.about:
         return
     console.print(table(fitted, experiment.model))
-    content = {"results": _finite(fitted.results), "about": fitted.about}
+    content = {"results": finite(fitted.results), "about": fitted.about}
     processes.led(lambda: workdir.write(FILE, content), "--workdir")
 
 
@@ -101,9 +102,3 @@ def results(workdir: Workdir, variables: Mapping[str, Any], model: Any) -> dict[
         for task, own in stats.items()
     }
     return {**kept, "weights": weights}
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    return None if isinstance(value, float) and not np.isfinite(value) else value

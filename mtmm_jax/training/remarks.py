@@ -78,8 +78,8 @@ def waited_for_data(found: Findings) -> Iterator[str]:
 def few_examples(found: Findings) -> Iterator[str]:
     """The headlines whose 95 % interval is wide, and those of no example at all."""
     for task, metric in found.headlines.items():
-        entry = found.results.get("intervals", {}).get(SPLIT, {}).get(task, {}).get(metric)
-        if entry is None:
+        entry = _certainty(found, task, metric)
+        if not entry:
             continue
         if not entry["n"]:
             yield f"{task}: no example of the {SPLIT} split counts, so its {metric} is unknown."
@@ -128,11 +128,11 @@ def one_input_is_better(found: Findings) -> Iterator[str]:
     baselines = found.results.get("baselines", {})
     alone = [name for name in baselines if name.startswith("only ")]
     for task, metric in found.headlines.items() if len(alone) > 1 else ():
-        rows = _examples(found, task, metric)
+        rows = _certainty(found, task, metric).get("n")
         values = {
             name.removeprefix("only "): baselines[name].get(SPLIT, {}).get(task, {}).get(metric)
             for name in alone
-            if _examples(found, task, metric, "baselines", name) == rows  # the same ones
+            if _certainty(found, task, metric, "baselines", name).get("n") == rows  # the same
         }
         best, value = _best(values, task in found.smaller)
         if best is not None and _beyond(found, task, metric, value):
@@ -144,12 +144,13 @@ def one_input_is_better(found: Findings) -> Iterator[str]:
             )
 
 
-def _examples(found: Findings, task: str, metric: str, *place: str) -> int | None:
-    """How many examples a metric is of; at a place of the results."""
+def _certainty(found: Findings, task: str, metric: str, *place: str) -> Mapping[str, Any]:
+    """The number of examples and the interval of a metric, at a place of the results; empty where
+    there are none."""
     at = found.results.get("intervals", {})
     for key in (*place, SPLIT, task, metric):
-        at = at.get(key, {})
-    return at.get("n")
+        at = at.get(key) or {}
+    return at
 
 
 def _best(values: Mapping[str, float | None], smaller: bool) -> tuple[str | None, float]:
@@ -164,7 +165,7 @@ def _best(values: Mapping[str, float | None], smaller: bool) -> tuple[str | None
 def _beyond(found: Findings, task: str, metric: str, value: float) -> bool:
     """Whether a value is better than the model's by more than half of its 95 % interval."""
     own = found.results[SPLIT].get(task, {}).get(metric)
-    entry = found.results.get("intervals", {}).get(SPLIT, {}).get(task, {}).get(metric) or {}
+    entry = _certainty(found, task, metric)
     if own is None or not math.isfinite(own):
         return False
     low, high = entry.get("low"), entry.get("high")

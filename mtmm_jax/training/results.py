@@ -129,12 +129,3 @@ def comparison(results: dict[str, Any], split: str) -> dict[str, Any]:
     for name, by_split in sorted(results.get("baselines", {}).items()):
         columns[name] = by_split[split]
     return columns
-
-
-def finite(value: Any) -> Any:
-    """NaN as None: JSON has no NaN."""
-    if isinstance(value, dict):
-        return {key: finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(entry) for entry in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value

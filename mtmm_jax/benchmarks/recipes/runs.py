@@ -116,7 +116,7 @@ def _since(started: float) -> float:
 
 def _row(model: Any, results: Mapping[str, Any]) -> dict[str, Any]:
     """Every task's headline and its name, its secondary metrics; all metrics."""
-    from mtmm_jax.training.results import finite
+    from mtmm_jax.store.files import finite
 
     told = finite({name: dict(results[name]) for name in model.tasks})
     test, figure = {}, {}

@@ -87,6 +87,16 @@ def caller() -> Iterator[Caller]:
         one.close()
 
 
+def finish(rows: Sequence[Mapping[str, Any]], path: str | None, **settings: Any) -> int:
+    """The exit code: 1 where a row has a fault. Writes all rows to `path`, if there is one."""
+    faults = sum(row["fault"] is not None for row in rows)
+    if path:
+        from mtmm_jax.benchmarks.speed.timing import write_json
+
+        write_json(path, rows, settings={**settings, "faults": faults})
+    return 1 if faults else 0
+
+
 def shown(text: str, most: int = 300) -> str:
     """The end of what a command printed, without the paths of this machine."""
     text = text.replace(tempfile.gettempdir(), "TMP").strip()

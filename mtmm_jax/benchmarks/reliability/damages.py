@@ -212,11 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = summary(rows)
     for name, value in found.items():
         out.print(f"{name:16} {value}", highlight=False, soft_wrap=True)
-    if arguments.json:
-        from mtmm_jax.benchmarks.speed.timing import write_json
-
-        write_json(arguments.json, rows, settings={"seed": arguments.seed, **found})
-    return 1 if found["faults"] else 0
+    return calls.finish(rows, arguments.json, **{"seed": arguments.seed, **found})
 
 
 if __name__ == "__main__":

@@ -189,12 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = p.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder, calls.caller() as call:
         rows = run(list(CASES), Path(folder), call, console())
-    faults = sum(row["fault"] is not None for row in rows)
-    if arguments.json:
-        from mtmm_jax.benchmarks.speed.timing import write_json
-
-        write_json(arguments.json, rows, settings={"cases": len(rows), "faults": faults})
-    return 1 if faults else 0
+    return calls.finish(rows, arguments.json, cases=len(rows))
 
 
 if __name__ == "__main__":

@@ -456,18 +456,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = run(list(GADGETS)[: arguments.count], Path(folder), out)
     faults = sum(row["fault"] is not None for row in rows)
     out.print(f"{len(GADGETS)} gadgets, {len(rows)} calls, {faults} faults", highlight=False)
-    if arguments.json:
-        from mtmm_jax.benchmarks.speed.timing import write_json
-
-        settings = {
-            "gadgets": len({row["gadget"] for row in rows}),
-            "calls": len(rows),
-            "faults": faults,
-            "refused": sum(row["code"] == 2 for row in rows),
-            "format": FORMAT,
-        }
-        write_json(arguments.json, rows, settings=settings)
-    return 1 if faults else 0
+    settings = {
+        "gadgets": len({row["gadget"] for row in rows}),
+        "calls": len(rows),
+        "refused": sum(row["code"] == 2 for row in rows),
+        "format": FORMAT,
+    }
+    return calls.finish(rows, arguments.json, **settings)
 
 
 if __name__ == "__main__":

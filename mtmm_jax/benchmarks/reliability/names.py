@@ -188,12 +188,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     faults = sum(row["fault"] is not None for row in rows)
     refused = sum(row["code"] == 2 for row in rows)
     out.print(f"{len(rows)} names, {refused} refused, {faults} faults", highlight=False)
-    if arguments.json:
-        from mtmm_jax.benchmarks.speed.timing import write_json
-
-        settings = {"seed": arguments.seed, "names": len(rows), "refused": refused}
-        write_json(arguments.json, rows, settings={**settings, "faults": faults})
-    return 1 if faults else 0
+    settings = {"seed": arguments.seed, "names": len(rows), "refused": refused}
+    return calls.finish(rows, arguments.json, **settings)
 
 
 if __name__ == "__main__":

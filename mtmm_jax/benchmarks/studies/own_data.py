@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from mtmm_jax.benchmarks.tables.result_table import Board, arguments, seeds_of
+from mtmm_jax.benchmarks.tables.result_table import Board, arguments, seeds_of, spread
 from mtmm_jax.command import console, guarded, prepare_jax
 from mtmm_jax.registry import ConfigError, entry_of
 
@@ -230,10 +230,10 @@ def table(rows: Sequence[Mapping[str, Any]], name: str) -> Any:
         out.add_row(
             task,
             own[0]["metric"],
-            _spread([one["model"] for one in own]),
-            _spread([one["baseline"] for one in own]),
+            spread([one["model"] for one in own]),
+            spread([one["baseline"] for one in own]),
             f"{mean:+.3f} ± {half:.3f}",
-            _spread(lasts),
+            spread(lasts),
             f"{best} {only[best]:.3f}",
         )
     if rows:
@@ -243,10 +243,6 @@ def table(rows: Sequence[Mapping[str, Any]], name: str) -> Any:
             f"{rows[0]['rows']} train rows, {rows[0]['test']} test"
         )
     return out
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f"{np.mean(values):.3f} ± {np.std(values, ddof=1) if len(values) > 1 else 0:.3f}"
 
 
 if __name__ == "__main__":
