@@ -186,12 +186,12 @@ class Fitted(NamedTuple):
     Attributes:
         variables: path below "batch_stats" -> array.
         results: split -> task -> expert -> metrics.
-        about: task -> expert -> {"strength", "rows", "seconds"}.
+        about: task -> expert -> {"strength", "rows", "seconds", "examples": split -> how many}.
     """
 
     variables: dict[str, np.ndarray]
     results: Results
-    about: dict[str, dict[str, dict[str, float]]]
+    about: dict[str, dict[str, dict[str, Any]]]
 
 
 def fit_linear(model: Model, variables: Any, source: Any, batch_size: int) -> Fitted:
@@ -211,7 +211,7 @@ def fit_linear(model: Model, variables: Any, source: Any, batch_size: int) -> Fi
     stats = fit_statistics(fixed_encoders(model), source, batch_size, entries)
     found = {f"{path}/{key}": v for path, own in stats.items() for key, v in own.items()}
     results: Results = {"validation": {}, "test": {}}
-    about: dict[str, dict[str, dict[str, float]]] = {}
+    about: dict[str, dict[str, dict[str, Any]]] = {}
     if model.linear is None:
         return Fitted(found, results, about)
     tables = {s: _table(model, source, s, batch_size, stats, entries) for s in SPLITS}
@@ -232,6 +232,7 @@ def fit_linear(model: Model, variables: Any, source: Any, batch_size: int) -> Fi
                 "strength": fit.strength,
                 "rows": len(y),
                 "seconds": round(seconds, 3),
+                "examples": {},
             }
             for split in results:
                 table = tables[split]
@@ -242,6 +243,7 @@ def fit_linear(model: Model, variables: Any, source: Any, batch_size: int) -> Fi
                     y, weight = table.labels[name]
                     there = np.stack([table.present[m] for m in modalities]).any(0)
                     own[title] = measure(scores, y, weight * there, table.ids)
+                    about[name][title]["examples"][split] = int((weight * there > 0).sum())
     return Fitted(found, results, about)
 
 

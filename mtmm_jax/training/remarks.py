@@ -108,11 +108,17 @@ def room_of(found: Findings, task: str, metric: str) -> float | None:
 
 
 def below_the_linear_model(found: Findings) -> Iterator[str]:
-    """The tasks of which a linear model of fixed features is better by more than chance."""
-    by_task = (found.results.get("linear") or {}).get("results", {}).get(SPLIT, {})
-    for task, experts in by_task.items():
-        metric = found.headlines.get(task)
-        values = {name: own.get(metric) for name, own in experts.items()}
+    """The tasks of which a linear model of fixed features is better by more than chance, on the
+    same examples."""
+    linear = found.results.get("linear") or {}
+    for task, experts in linear.get("results", {}).get(SPLIT, {}).items():
+        metric, about = found.headlines.get(task), linear.get("about", {}).get(task, {})
+        rows = _certainty(found, task, metric).get("n")
+        values = {
+            name: own.get(metric)
+            for name, own in experts.items()
+            if about.get(name, {}).get("examples", {}).get(SPLIT, rows) == rows
+        }
         best, value = _best(values, task in found.smaller)
         if best is not None and _beyond(found, task, metric, value):
             yield (

@@ -108,6 +108,8 @@ def test_linear_models_learn_what_is_linear(fitted):
     assert test["size"]["linear, table"]["r2"] < 0.2
     assert test["kind"]["linear"]["accuracy"] > 0.6  # a fifth of the rows lack the table
     assert fitted.about["kind"]["linear"]["rows"] < ROWS["train"]
+    counted = {name: about["examples"]["test"] for name, about in fitted.about["kind"].items()}
+    assert counted["linear, table"] < counted["linear"] <= ROWS["test"]
 
 
 def test_a_mixture_is_no_worse_than_its_parts_on_validation(model, source, fitted, ready):

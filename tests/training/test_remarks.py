@@ -131,6 +131,14 @@ def test_a_better_linear_model_is_named(value, linear, smaller, words):
     assert words is None or words in said[0]
 
 
+def test_a_linear_model_of_other_examples_is_not_compared():
+    found = _with_others(0.7, 0.8)
+    found.results["linear"]["about"] = {"t": {"linear": {"examples": {"test": 100}}}}
+    assert len(list(remarks.below_the_linear_model(found))) == 1
+    found.results["linear"]["about"]["t"]["linear"]["examples"]["test"] = 20
+    assert list(remarks.below_the_linear_model(found)) == []
+
+
 @pytest.mark.parametrize(
     ("only", "rows", "words"),
     [
