@@ -72,14 +72,17 @@ def fit_statistics(
         for path, (name, encoder) in encoders.items()
     }
     programs = {path: _applied(encoder, "raw_of") for path, (_, encoder) in encoders.items()}
-    raw: dict[str, list[np.ndarray]] = {path: [] for path in encoders}
+    raw: dict[str, list[Features]] = {path: [] for path in encoders}
     for batch in _batches(source, "train", batch_size):
         inputs = entries(batch)
         for path, (name, _) in encoders.items():
             rows = np.asarray(inputs[name]["present"]) & (batch["weight"] > 0)
-            raw[path].append(np.asarray(programs[path](stats[path], inputs[name]))[rows])
+            own = np.asarray(programs[path](stats[path], inputs[name]))[rows]
+            raw[path].append(Features.of(own))
     for path, (_, encoder) in encoders.items():
-        found = np.concatenate(raw[path]) if raw[path] else np.zeros((0, encoder.size))
+        parts = raw.pop(path) or [Features.of(np.zeros((0, encoder.size)))]
+        found = Features.stack(parts)
+        found = found.blocks[0] if encoder.sparse else found.array()
         stats[path] = {**stats[path], **encoder.fit(found)}
     return stats
 
@@ -159,7 +162,7 @@ def _table(
         inputs, there = entries(batch), model.present(batch)
         for name in linear.encoders:
             own = programs[name](stats[f"{FEATURES}/{name}"], inputs[name])
-            features.setdefault(name, []).append(np.asarray(own))
+            features.setdefault(name, []).append(Features.of(np.asarray(own)))
             present.setdefault(name, []).append(np.asarray(inputs[name]["present"]))
         for name in linear.stacks:
             found = model.tasks[name].labels(batch, there)

@@ -103,6 +103,10 @@ def test_without_rows_statistics_are_finite(name):
 def test_ngrams_are_weighted_as_scikit_learn_weights_them(fitted):
     _, entry = CASES["text"]
     raw, _, vectors = fitted["text"]
+    encoder, there = CASES["text"][0], raw[entry["present"]]
+    np.testing.assert_array_equal(
+        encoder.fit(sparse.csr_matrix(there))["idf"], encoder.fit(there)["idf"]
+    )
     for half in (slice(0, 64), slice(64, 128)):
         counts = sparse.csr_matrix(raw[entry["present"]][:, half])
         wanted = TfidfTransformer(sublinear_tf=True).fit_transform(counts).toarray()

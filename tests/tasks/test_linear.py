@@ -150,3 +150,12 @@ def test_mixtures_are_those_of_probabilities_and_of_densities():
     found = linear_number(same, 2, same, same).mix(jnp.asarray(z[..., :2]), jnp.asarray(weights))
     assert float(found[0, 0]) == pytest.approx(draws.mean(), abs=0.02)
     assert float(found[0, 1]) == pytest.approx(np.log(draws.var()), abs=0.02)
+
+
+def test_rows_are_stacked_as_they_are():
+    thin = RNG.normal(size=(4, 30)).astype(np.float32) * (RNG.uniform(size=(4, 30)) < 0.05)
+    full = RNG.normal(size=(3, 30)).astype(np.float32)
+    for parts, is_sparse in (([thin, thin[:2]], True), ([thin, full], False)):
+        stacked = Features.stack([Features.of(part) for part in parts])
+        assert hasattr(stacked.blocks[0], "toarray") == is_sparse
+        np.testing.assert_array_equal(stacked.array(), np.concatenate(parts))

@@ -35,6 +35,9 @@ class FixedEncoder(Encoder):
     linear_options: ClassVar[Mapping[str, Any]] = {}
     """Of the features of a linear model, which can afford more of them."""
 
+    sparse: ClassVar[bool] = False
+    """Whether `fit` takes a sparse matrix, since most of its raw features are zero."""
+
     modality: str = "fixed"
     shape: Sequence[int | None] = ()
     dropout: Decay = 0.1

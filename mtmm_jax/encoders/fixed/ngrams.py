@@ -41,6 +41,7 @@ class TextNgrams(FixedEncoder):
     vocabulary: SizeOrZero = 0
     buckets: Size = 4096
 
+    sparse: ClassVar[bool] = True
     linear_options: ClassVar[Mapping[str, Any]] = {"buckets": 16_384}
 
     @staticmethod
@@ -97,9 +98,9 @@ class TextNgrams(FixedEncoder):
                 found[id, : len(own)] = own
         return {"letters": found}
 
-    def fit(self, raw: np.ndarray) -> dict[str, np.ndarray]:
-        seen = (np.asarray(raw) > 0).sum(0) if len(raw) else np.zeros(self.size)
-        idf = 1 + np.log((1 + len(raw)) / (1 + seen))
+    def fit(self, raw: Any) -> dict[str, np.ndarray]:
+        seen = np.asarray((raw > 0).sum(0)).reshape(self.size)
+        idf = 1 + np.log((1 + raw.shape[0]) / (1 + seen))
         return {"idf": idf.astype(np.float32)}
 
 

@@ -38,9 +38,12 @@ class Features:
         return cls([block for part in parts for block in part.blocks])
 
     @classmethod
-    def stack(cls, parts: list[np.ndarray]) -> Features:
-        """Of the rows of several arrays."""
-        return cls.of(np.concatenate(parts))
+    def stack(cls, parts: list[Features]) -> Features:
+        """The rows of several of one block, never dense where all of them are sparse."""
+        blocks = [part.blocks[0] for part in parts]
+        if all(map(sparse.issparse, blocks)):
+            return cls([sparse.vstack(blocks, "csr")])
+        return cls.of(np.concatenate([part.array() for part in parts]))
 
     @property
     def rows(self) -> int:
