@@ -159,3 +159,13 @@ def test_rows_are_stacked_as_they_are():
         stacked = Features.stack([Features.of(part) for part in parts])
         assert hasattr(stacked.blocks[0], "toarray") == is_sparse
         np.testing.assert_array_equal(stacked.array(), np.concatenate(parts))
+
+
+def test_sparse_rows_are_rotated_as_dense_ones():
+    thin = RNG.normal(size=(12, 200)).astype(np.float32) * (RNG.uniform(size=(12, 200)) < 0.05)
+    turned = Rotated.of(Features.of(thin))
+    assert hasattr(Features.of(thin).blocks[0], "toarray")
+    centred = thin - thin.mean(0)
+    np.testing.assert_allclose(turned.z @ turned.turn.T, centred, atol=1e-5)
+    np.testing.assert_allclose(turned.z.T @ turned.z, np.diag(turned.values), atol=1e-4)
+    np.testing.assert_allclose(turned.center, thin.mean(0), atol=1e-6)

@@ -67,6 +67,19 @@ class Features:
         """`X^T values`."""
         return np.concatenate([block.T @ values for block in self.blocks])
 
+    def gram(self) -> np.ndarray:
+        """`X X^T` in float64."""
+        found = np.zeros((self.rows, self.rows))
+        for block in self.blocks:
+            own = block @ block.T
+            found += own.toarray() if sparse.issparse(own) else own
+        return found
+
+    def mean(self) -> np.ndarray:
+        """`[D]` float32, over the rows."""
+        means = [np.asarray(block.mean(0)).reshape(-1) for block in self.blocks]
+        return np.concatenate(means).astype(np.float32)
+
     def array(self) -> np.ndarray:
         return np.concatenate(
             [b.toarray() if sparse.issparse(b) else b for b in self.blocks], axis=1
@@ -138,17 +151,21 @@ class Rotated(NamedTuple):
 
     @classmethod
     def of(cls, features: Features) -> Rotated:
-        x = features.array()
-        center = x.mean(0)
-        x = x - center
-        wide = x.shape[1] > x.shape[0]
-        gram = (x @ x.T if wide else x.T @ x).astype(np.float64)
+        center, wide = features.mean(), features.width > features.rows
+        if wide:  # sparse blocks stay sparse
+            gram = features.gram()
+            mean = gram.mean(0)
+            gram = gram - mean - mean[:, None] + mean.mean()
+        else:
+            x = features.array() - center
+            gram = (x.T @ x).astype(np.float64)
         values, vectors = np.linalg.eigh(gram)
         keep = values > 1e-6 * max(values.max(initial=0.0), 1e-30)
         values, vectors = values[keep], vectors[:, keep]
         root = np.sqrt(values)
         if wide:
-            z, turn = vectors * root, x.T @ (vectors / root).astype(np.float32)
+            back = (vectors / root).astype(np.float32)
+            z, turn = vectors * root, features.transposed(back) - np.outer(center, back.sum(0))
         else:
             z, turn = x @ vectors.astype(np.float32), vectors
         return cls(z.astype(np.float32), values, turn.astype(np.float32), center)
