@@ -163,8 +163,10 @@ def test_rows_are_stacked_as_they_are():
 
 def test_sparse_rows_are_rotated_as_dense_ones():
     thin = RNG.normal(size=(12, 200)).astype(np.float32) * (RNG.uniform(size=(12, 200)) < 0.05)
-    turned = Rotated.of(Features.of(thin))
-    assert hasattr(Features.of(thin).blocks[0], "toarray")
+    full = RNG.normal(size=(12, 3)).astype(np.float32)
+    both = Features.join([Features.of(thin), Features.of(full)])
+    assert [hasattr(block, "toarray") for block in both.blocks] == [True, False]
+    turned, thin = Rotated.of(both), np.concatenate([thin, full], axis=1)
     centred = thin - thin.mean(0)
     np.testing.assert_allclose(turned.z @ turned.turn.T, centred, atol=1e-5)
     np.testing.assert_allclose(turned.z.T @ turned.z, np.diag(turned.values), atol=1e-4)
