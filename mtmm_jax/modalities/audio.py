@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 import os
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import jax.numpy as jnp
@@ -19,35 +22,47 @@ from mtmm_jax.ranges import Range, Seconds
 from mtmm_jax.readers import audio
 from mtmm_jax.readers.cells import Attempt, Setting
 from mtmm_jax.readers.decoder import Decoder
+from mtmm_jax.readers.limits import Limits, Unreadable, guard
 from mtmm_jax.readers.own import OWN, own_bytes, read_own
-from mtmm_jax.readers.sounds import RATES, SOUNDS, VERSIONS, decode_audio
+from mtmm_jax.readers.sounds import RATES, SOUNDS, VERSIONS, decode_audio, seconds_of
 
 SECONDS = 0.1  # of a unit
+LONG, WINDOW, MOST_WINDOWS = 4.0, 2.0, 5  # seconds of a guessed column, and its windows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AudioColumn(Column):
-    """A recording: mono, at `rate`, without silence around it, `seconds` long.
+    """A recording: mono, at `rate`, without silence around it, `seconds` long, or `windows` times
+    that.
 
-    What is longer is cut; `random` takes any stretch of it in training, not only the first.
+    What is longer is cut. With more than one of `windows` it is divided into so many equal parts,
+    and the middle `seconds` of each are joined, so that the model hears all of a long recording;
+    explanations then count the seconds of what was joined. `random` takes any stretch in training.
     """
 
     rate: Annotated[int, Range(*RATES)] = 16000
     seconds: Seconds = 2.0
     random: bool = False
+    windows: Annotated[int, Range(1, 64)] = 1
 
     def fit(self, cells: list[str | None], setting: Setting, *_: Any) -> Input:
         folder, limits = setting.folder, setting.limits
-        rate, length = self.rate, max(1, round(self.seconds * self.rate))
+        rate, length, windows = self.rate, max(1, round(self.seconds * self.rate)), self.windows
         # A random stretch is drawn anew in each epoch, from the whole recording.
-        kept = None if self.random else length
+        kept = None if self.random else windows * length
+        joined = {"windows": windows} if windows > 1 and not self.random else {}
+
+        def whole(name: str) -> np.ndarray:
+            wave = decode_audio(folder.read(name), rate, limits)
+            return wave if self.random else audio.stretches(wave, windows, length)
+
         read = setting.once(
             self.at,
             cells,
             Decoder(
                 "audio",
-                {"rate": rate, "samples": kept, **VERSIONS},
-                decode=lambda name: decode_audio(folder.read(name), rate, limits)[:kept],
+                {"rate": rate, "samples": kept, **joined, **VERSIONS},
+                decode=whole,
                 pack=lambda wave: ({}, wave),
                 unpack=lambda _, wave: wave,
             ),
@@ -56,25 +71,42 @@ class AudioColumn(Column):
         def batch(rows: np.ndarray, chance: np.ndarray | None, attempt: Attempt) -> Any:
             def decode(name: str, i: int) -> np.ndarray:
                 wave = read(name)
-                room = len(wave) - length
-                if chance is None or room <= 0 or not self.random:
+                if not self.random:
                     return wave
-                start = int(chance[i, 0] * (room + 1))
-                return wave[start : start + length]
+                place = None if chance is None else float(chance[i, 0])
+                return audio.stretches(wave, windows, length, place)
 
             found = attempt(self.at, cells, decode)
             silence = np.zeros(0, np.float32)
-            x = audio.fit([silence if wave is None else wave for wave in found], length)
+            x = audio.fit([silence if wave is None else wave for wave in found], windows * length)
             return {"x": x, "present": present(found)}, found
 
-        modality = Modality("audio", (length,), "float32", rate=float(rate))
+        modality = Modality("audio", (windows * length,), "float32", rate=float(rate))
         return Input(modality, batch, draws=int(self.random))
 
 
-def read_audio(path: str | os.PathLike[str], modality: Modality) -> dict[str, Any]:
+def read_audio(
+    path: str | os.PathLike[str], modality: Modality, windows: int = 1
+) -> dict[str, Any]:
     """`x` is `[1, samples]` float32: mono, at the modality's rate, silence before it dropped."""
     decode = lambda where: decode_audio(own_bytes(where), int(modality.rate), OWN)  # noqa: E731
-    return one_present(audio.fit([read_own(path, "audio", SOUNDS, decode)], modality.shape[0]))
+    samples = modality.shape[0]
+    wave = audio.stretches(read_own(path, "audio", SOUNDS, decode), windows, samples // windows)
+    return one_present(audio.fit([wave], samples))
+
+
+def guess(contents: Sequence[bytes]) -> dict[str, Any]:
+    """As long as 95 of 100 recordings are; of over `LONG` seconds, windows of `WINDOW` each."""
+    seconds = []
+    for data in contents:
+        with contextlib.suppress(Unreadable):
+            seconds.append(guard(seconds_of, data, Limits()))
+    if not seconds:
+        return {}
+    need = sorted(seconds)[int(0.95 * (len(seconds) - 1))]
+    if need > LONG:
+        return {"seconds": WINDOW, "windows": min(math.ceil(need / WINDOW), MOST_WINDOWS)}
+    return {"seconds": max(math.ceil(need * 2) / 2, 0.5)}
 
 
 def moments(modality: Modality, shape: tuple[int, ...]) -> list[tuple[int, int]]:
@@ -126,11 +158,12 @@ AUDIO = ModalityKind(
     column=AudioColumn,
     options=lambda modality, given: {
         "rate": int(modality.rate),
-        "seconds": modality.shape[0] / modality.rate,
+        "seconds": modality.shape[0] / modality.rate / given.get("windows", 1),
     },
-    read=lambda value, kept: read_audio(value, kept.modality),
+    read=lambda value, kept: read_audio(value, kept.modality, kept.options.get("windows", 1)),
     endings=(".wav", ".flac", ".ogg", ".mp3", ".opus"),
     magic=rb"RIFF....WAVE|fLaC|OggS|ID3|\xff[\xf2\xf3\xfa\xfb]",
+    guess=guess,
     encoder="log_mel_cnn",
     fixed="audio_summary",
     units=Units(moments, zeros, moment_names, over_wave, path=moment_of, masked=False),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
@@ -19,8 +21,10 @@ from mtmm_jax.modalities.modality import Modality
 from mtmm_jax.modalities.shown import Example
 from mtmm_jax.modalities.units import OverPicture, Units
 from mtmm_jax.ranges import Range, Real, Side
+from mtmm_jax.readers.arrays import npy_shape
 from mtmm_jax.readers.cells import Attempt, Setting
 from mtmm_jax.readers.decoder import Decoder
+from mtmm_jax.readers.limits import Limits, Unreadable, guard
 from mtmm_jax.readers.own import OWN, own_bytes, read_own
 from mtmm_jax.readers.pictures import IMAGES, Picture, decode_image, stack_images
 from mtmm_jax.readers.rasters import (
@@ -28,11 +32,13 @@ from mtmm_jax.readers.rasters import (
     RASTERS,
     Raster,
     decode_raster,
+    look,
     stack_rasters,
 )
 from mtmm_jax.registry import ConfigError
 
 SIDE = 8  # units along a picture's side
+NARROW = 64  # columns that an array of two dimensions has at most where it is no picture
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -217,6 +223,33 @@ def show(example: Example) -> str:
     return f"<div class=seen><img alt='{escape(example.name)}' src='{seen}'>{over}</div>"
 
 
+def _is_picture(data: bytes) -> bool:
+    """Whether a `.npy` file's array has the shape of one: `[H, W, channels]` or a wide `[H, W]`."""
+    shape = npy_shape(data)
+    return len(shape) == 3 or (len(shape) == 2 and shape[1] > NARROW)
+
+
+def guess(contents: Sequence[bytes]) -> dict[str, Any]:
+    """Channels and range of pictures that are not of 8 bits and 1, 3 or 4 channels."""
+    found = []
+    for data in contents:
+        with contextlib.suppress(Unreadable):
+            found.append(guard(look, data, Limits()))
+    plain = [one for one in found if one[0] <= 4 and one[1] in ("uint8", "bool")]
+    options: dict[str, Any] = {"size": 64}
+    if len(plain) * 2 >= len(found):
+        return options
+    others = [one for one in found if one not in plain]
+    channels = collections.Counter(one[0] for one in others).most_common(1)[0][0]
+    least, most = (min(one[2] for one in others), max(one[3] for one in others))
+    if others[0][1] == "uint8":
+        return options | {"channels": channels}
+    if others[0][1].startswith("uint"):  # 12 bits in 16 would be nearly black
+        least, most = 0, 2 ** max(int(most).bit_length(), 1) - 1
+    span = [float(f"{least:.4g}"), float(f"{most:.4g}")] if least < most else [least, least + 1]
+    return options | {"channels": channels, "range": span}
+
+
 IMAGE = ModalityKind(
     "image",
     dimensions=3,
@@ -225,7 +258,10 @@ IMAGE = ModalityKind(
     read=lambda value, kept: read_image(value, kept.modality, kept.options.get("range")),
     endings=(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"),
     magic=rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP|BM|II\*\0|MM\0\*",
-    guessed={"size": 64},
+    claims=lambda data: (
+        len(shape := npy_shape(data)) == 3 or (len(shape) == 2 and shape[1] > NARROW)
+    ),
+    guess=guess,
     encoder="resnet",
     fixed="image_gradients",
     units=Units(patches, border, patch_names, over_picture, masked=False),

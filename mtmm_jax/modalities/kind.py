@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,8 @@ class ModalityKind:
         files: whether cells name files, which must stay in the manifest's folder.
         endings: of such files, for guessing what a column is.
         magic: how such files begin, a regex over bytes.
-        guessed: options of a column whose kind was guessed by its files.
+        claims: whether the bytes of a `.npy` file are such an array, from its shape.
+        guess: the contents of some files -> options of a column whose kind was guessed by them.
         encoder: an entry of `ENCODERS` for a config that is written for such a column.
         fixed: an entry of `ENCODERS` without learned features, for linear models.
         units: what explanations name.
@@ -70,7 +71,8 @@ class ModalityKind:
     magic: bytes = b""
     encoder: str = ""
     fixed: str = ""
-    guessed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    claims: Callable[[bytes], bool] = lambda data: False
+    guess: Callable[[Sequence[bytes]], dict[str, Any]] = lambda contents: {}
     units: Units = STRETCHES_OF_AXIS
     corruptions: Mapping[str, Corruption] = dataclasses.field(
         default_factory=lambda: {"noise": NOISE, "absent": ABSENT}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import csv
 import dataclasses
 import io
@@ -20,10 +21,14 @@ from mtmm_jax.modalities.modality import Modality
 from mtmm_jax.modalities.scale import scale_of
 from mtmm_jax.modalities.shown import Example, names_of
 from mtmm_jax.ranges import Positive, Size
+from mtmm_jax.readers.arrays import npy_shape
 from mtmm_jax.readers.cells import SMALLEST_STD, Attempt, Setting, number
 from mtmm_jax.readers.files import check_path
 from mtmm_jax.readers.limits import Unreadable
 from mtmm_jax.registry import ConfigError
+
+CHANNELS = 64  # of a guessed series at most; a wider array of two dimensions is a picture
+LONGEST = 512  # steps of a guessed one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -158,6 +163,16 @@ def _row(value: str, kept: Kept) -> dict[str, Any]:
     return {kept.column: steps_of(file.name, file.read_bytes(), kept.modality).tolist()}
 
 
+def guess(contents: Sequence[bytes]) -> dict[str, Any]:
+    """The channels that most `.npy` files have, and the steps of the longest."""
+    shapes = [shape for data in contents if len(shape := npy_shape(data)) == 2]
+    if not shapes:
+        return {}
+    channels = collections.Counter(shape[1] for shape in shapes).most_common(1)[0][0]
+    length = max(shape[0] for shape in shapes)
+    return {"length": min(max(length, 1), LONGEST), "channels": channels}
+
+
 def show(example: Example) -> str:
     steps = example.real
     return plot(steps, names_of(example.modality, steps.shape[1]))
@@ -172,6 +187,8 @@ SERIES = ModalityKind(
     row=_row,
     encoder="series_gru",
     fixed="series_summary",
+    claims=lambda data: len(shape := npy_shape(data)) == 2 and shape[1] <= CHANNELS,
+    guess=guess,
     corruptions={"noise": NOISE, "missing steps": fewer("steps"), "absent": ABSENT},
     show=show,
     wide=True,

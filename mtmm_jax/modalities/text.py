@@ -136,7 +136,7 @@ TEXT = ModalityKind(
     endings=(".txt",),
     encoder="text_gru",
     fixed="text_ngrams",
-    guessed={"from": "file"},
+    guess=lambda contents: {"from": "file"},
     units=Units(path=token_units, words=True),
     corruptions={
         "missing words": Corruption(SHARES, "share of the words", _fewer_words),

@@ -31,6 +31,18 @@ def read_cell(value: Any) -> str | np.ndarray:
     return guard(_numbers, value)
 
 
+def npy_shape(data: bytes) -> tuple[int, ...]:
+    """The shape in the header of a `.npy` file of numbers; empty for any other file."""
+    try:
+        file = io.BytesIO(data)
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else None
+        shape, _, dtype = (read or np.lib.format.read_array_header_2_0)(file)
+    except (ValueError, EOFError, SyntaxError, TypeError):
+        return ()
+    return shape if dtype.kind in "biuf" else ()
+
+
 def decode_array(data: bytes) -> np.ndarray:
     """The float32 array of a `.npy` file."""
     return guard(lambda: _numbers(np.load(io.BytesIO(data), allow_pickle=False)))

@@ -26,6 +26,24 @@ def resample(wave: np.ndarray, rate: float, wanted: float) -> np.ndarray:
     return soxr.resample(wave, rate, wanted)
 
 
+def stretches(wave: np.ndarray, count: int, length: int, place: float | None = None) -> np.ndarray:
+    """`count` stretches of `length` samples, one of each of so many equal parts of a wave, joined.
+
+    Args:
+        wave: one that is no longer than they are together is returned whole.
+        count: of stretches.
+        length: of each.
+        place: where in its part each lies, from 0 to 1; by default in the middle, and of a single
+            part at its beginning.
+    """
+    if len(wave) <= count * length:
+        return wave
+    part = len(wave) / count
+    place = (0.0 if count == 1 else 0.5) if place is None else place
+    starts = (np.arange(count) * part + place * (part - length)).astype(int)
+    return np.concatenate([wave[start : start + length] for start in starts])
+
+
 def fit(waves: Sequence[np.ndarray], length: int) -> np.ndarray:
     """`[B, length]` float32 in -1..1: the first samples of each, zeros after its end."""
     out = np.zeros((len(waves), length), np.float32)

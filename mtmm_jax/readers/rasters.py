@@ -96,6 +96,20 @@ def _bands(data: bytes, channels: int, limits: Limits) -> np.ndarray:
     return np.atleast_3d(np.asarray(image.convert(bands) if bands else image))
 
 
+def look(data: bytes, limits: Limits) -> tuple[int, str, float, float]:
+    """`(channels, dtype, least, most)` of a picture's values as they are in the file."""
+    found = None
+    if is_tiff(data):
+        found = read_tiff(data, lambda height, width: _fits(height, width, limits), MOST_CHANNELS)
+    if found is None and data.startswith(_NUMPY):
+        found = _array(data, limits)
+    if found is None:
+        image = _loaded(data, limits)
+        wide = image.mode.startswith("I") or image.mode == "F"
+        found = _bands(data, 1, limits) if wide else np.atleast_3d(np.asarray(image))
+    return found.shape[2], found.dtype.name, float(found.min()), float(found.max())
+
+
 def _loaded(data: bytes, limits: Limits) -> Image.Image:
     try:
         image = open_image(data, limits)

@@ -24,6 +24,13 @@ def decode_audio(data: bytes, rate: int, limits: Limits) -> np.ndarray:
     return guard(_decode, data, rate, limits)
 
 
+def seconds_of(data: bytes, limits: Limits) -> float:
+    """How long a recording is by its header."""
+    with soundfile.SoundFile(io.BytesIO(data)) as sound:
+        _check(sound.frames, sound.samplerate, sound.channels, limits)
+        return sound.frames / sound.samplerate
+
+
 def _decode(data: bytes, wanted: int, limits: Limits) -> np.ndarray:
     wave, rate = _plain_wav(data, limits) or _any_sound(data, limits)
     if not len(wave):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import math
 import re
@@ -175,24 +176,33 @@ def _files(values: Sequence[Any], folder: Folder) -> tuple[str, str, str, dict[s
     why = f"{count} of {len(sample)} looked at are such files"
     if others := [other for other in kinds if other != kind]:
         why += f" (others: {', '.join(others)})"
-    return "modality", kind, why, dict(MODALITIES[kind].guessed)
+    contents = [data for value in sample if (data := _content(value, folder))]
+    return "modality", kind, why, MODALITIES[kind].guess(contents)
 
 
 def _kind_of_file(value: str, folder: Folder, clips: bool) -> str:
     """The modality of a file, or of a folder where `clips`; empty where the text names none."""
-    try:
+    with contextlib.suppress(Unreadable, ValueError):
         if clips and folder.is_folder(check_path(value)):
             return "video"
-        start = folder.read(check_path(value))[:16]
-    except (Unreadable, ValueError):
-        start = b""
+    data = _content(value, folder)
     by_content = [
-        n for n, row in MODALITIES.items() if row.magic and re.match(row.magic, start, re.DOTALL)
+        n
+        for n, row in MODALITIES.items()
+        if (row.magic and re.match(row.magic, data[:16], re.DOTALL)) or row.claims(data)
     ]
     by_ending = [
         n for n, row in MODALITIES.items() if row.endings and value.lower().endswith(row.endings)
     ]
     return next(iter((*by_content, *by_ending)), "")
+
+
+def _content(value: str, folder: Folder) -> bytes:
+    """Of a file; empty where there is none that can be read."""
+    try:
+        return folder.read(check_path(value))
+    except (Unreadable, ValueError):
+        return b""
 
 
 def name_of(look: ColumnLook) -> str:
