@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtmm_jax.data.inspect.described import add_options, describe
+from mtmm_jax.data.inspect.described import add_options, describe, tokenizers_of
 from mtmm_jax.data.pipeline.source import SPLITS
 from mtmm_jax.data.sources.manifest.progress import progress, say
 from mtmm_jax.data.sources.manifest.source import check_limits
@@ -76,7 +76,8 @@ def _run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     say(found.origin)
     out = Path(arguments.out)
     stream = open_stream(found.path, check_limits(found.description.get("limits")))
-    plan = _plan(out, stream, reading_options(found.description))
+    tokenizers = tokenizers_of(arguments.config, overrides)
+    plan = _plan(out, stream, reading_options(found.description), tokenizers)
     mine = range(*(plan.shards * (part[0] + end) // part[1] for end in (0, 1)))
     missing = [number for number in plan.missing(out) if number in mine]
     start = time.monotonic()
@@ -91,11 +92,11 @@ def _part(text: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
-def _plan(out: Path, stream: Stream, description: dict) -> Plan:
+def _plan(out: Path, stream: Stream, description: dict, tokenizers: dict[str, str]) -> Plan:
     """That of the folder, if it is of this table and these options; else a new one."""
     if (out / "pack.json").exists():
         plan = load_plan(out)
-        if plan.header["digest"] != digest_of(stream, description):
+        if plan.header["digest"] != digest_of(stream, description, tokenizers):
             raise ConfigError(
                 f"--out: {out} holds the rows of another table, or of other options; name another "
                 "folder, or delete it"
@@ -104,7 +105,7 @@ def _plan(out: Path, stream: Stream, description: dict) -> Plan:
     if out.exists() and (not out.is_dir() or any(out.glob("rows-*"))):
         raise ConfigError(f"--out: {out} is no folder of packed rows; name another one")
     with progress("reading", "read", "rows", stream.total) as advance:
-        plan, _ = make_plan(stream, description, progress=advance)
+        plan, _ = make_plan(stream, description, progress=advance, tokenizers=tokenizers)
     try:
         out.mkdir(parents=True, exist_ok=True)
         save_plan(out, plan)

@@ -1,5 +1,6 @@
 """A run with a pretrained encoder: its parameters, what learns, and what it needs afterwards."""
 
+import json
 import shutil
 
 import jax
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from mtmm_jax import training
+from mtmm_jax.data import pack
 from mtmm_jax.encoders import backbones
 from mtmm_jax.inference.finished import open_run
 from mtmm_jax.model import flatten
@@ -116,3 +118,32 @@ def test_a_folder_and_another_tokenizer_in_the_data_is_refused(folder):
     config["model"]["encoders"] = {name: config["model"]["encoders"]["text"]}
     with pytest.raises(ConfigError, match="in its own tokens, which no other tokenizer makes"):
         training.assemble(config)
+
+
+def test_a_pack_keeps_the_tokenizer_of_its_config(folder, capsys):
+    config = _config(folder)
+    own = folder / "own.py"
+    own.write_text(
+        "from ml_collections import ConfigDict\n\n\ndef get_config():\n"
+        f"    return ConfigDict({config!r})\n"
+    )
+    table, out = str(folder / "t.csv"), str(folder / "shards")
+    words = [table, "--config", str(own), "--out", out, "--workers", "1"]
+    assert pack.main(words) == 0, capsys.readouterr().err
+    packed = {**config, "data": {"kind": "packed", "path": out}}
+    plain, source = build_source(config), build_source(packed)
+    rows = plain.rows["test"]
+    for key in ("x", "mask"):
+        np.testing.assert_array_equal(
+            source.compose(rows, None)["inputs"]["text"][key],
+            plain.compose(rows, None)["inputs"]["text"][key],
+        )
+    assert training.assemble(packed).shapes
+    description = folder / "d.json"
+    description.write_text(json.dumps(config["data"]))
+    assert pack.main([table, "--config", str(description), "--out", out, "--workers", "1"]) == 2
+    assert "another table, or of other options" in capsys.readouterr().err
+    bare = str(folder / "bare")
+    assert pack.main([table, "--config", str(description), "--out", bare, "--workers", "1"]) == 0
+    with pytest.raises(ConfigError, match="pack again with --config of this config"):
+        training.assemble({**config, "data": {"kind": "packed", "path": bare}})

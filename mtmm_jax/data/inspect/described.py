@@ -17,6 +17,7 @@ from mtmm_jax.data.inspect.streamed import is_large, look_at_stream
 from mtmm_jax.data.sources.manifest.rows import Rows, read_rows
 from mtmm_jax.data.sources.sharded.plan import read_header
 from mtmm_jax.data.sources.sharded.stream import open_stream
+from mtmm_jax.encoders import backbones
 from mtmm_jax.modalities import MODALITIES
 from mtmm_jax.readers.files import Folder
 from mtmm_jax.readers.limits import Limits
@@ -130,6 +131,14 @@ def describe(
     if limits := _limits(arguments, found):
         found["limits"] = limits
     return Described(path, found, origin, looks, _count(rows, looks))
+
+
+def tokenizers_of(config: str | None, overrides: Sequence[str]) -> dict[str, str]:
+    """Modality -> `tokenizer.json`, of the texts that a config's pretrained encoders read."""
+    if config is None or not config.endswith(".py"):
+        return {}
+    found = configs.as_dict(configs.apply_overrides(configs.load(config), overrides))
+    return backbones.tokenizers((found.get("model") or {}).get("encoders"))
 
 
 def _count(rows: Rows, looks: Sequence[ColumnLook]) -> int:

@@ -103,9 +103,13 @@ class Plan:
         return [n for n in range(self.shards) if self.path(out, n).name not in there]
 
 
-def digest_of(stream: Stream, description: Mapping[str, Any]) -> str:
-    """Of a table and of how it is read."""
+def digest_of(
+    stream: Stream, description: Mapping[str, Any], tokenizers: Mapping[str, str] | None = None
+) -> str:
+    """Of a table and of how it is read; `tokenizers` as of `make_plan`."""
     about = {"version": VERSION, "table": stream.digest(), **description}
+    if tokenizers:
+        about["tokenizers"] = dict(tokenizers)
     return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -255,6 +259,7 @@ def make_plan(
     description: Mapping[str, Any],
     collect: bool = False,
     progress: Progress = lambda done: None,
+    tokenizers: Mapping[str, str] | None = None,
 ) -> tuple[Plan, BadRows]:
     """Reads every row once, and of files only what the inputs are fitted to.
 
@@ -263,6 +268,8 @@ def make_plan(
         description: the arguments of `manifest` that say what its columns are.
         collect: whether all that is wrong is kept and nothing raised.
         progress: given the number of rows read, now and then.
+        tokenizers: modality -> the `tokenizer.json` in whose ids its texts are, of those that have
+            one; the others share one that is made of their words.
     """
     description = reading_options(description)
     limits = check_limits(description.get("limits"))
@@ -298,10 +305,16 @@ def make_plan(
         first = bad.problems[0] if bad.problems else "no row belongs to it"
         bad.structure(None, "", None, f"has no rows for training; {first}", "no training rows")
     seen = np.flatnonzero(np.isin(places, train))
-    tokenizer = shared_tokenizer(inputs, parsed, of_sample, seen)
+    given = {name: text for name, text in (tokenizers or {}).items() if name in inputs}
+    trained = {name: kind for name, kind in inputs.items() if name not in given}
+    tokenizer = shared_tokenizer(trained, parsed, of_sample, seen)
     ready = {}
-    for recorder.name, kind in inputs.items():
-        ready[recorder.name] = kind.fit(parsed[recorder.name], of_sample, seen, tokenizer)
+    for name, kind in inputs.items():
+        recorder.name = name
+        ready[name] = kind.fit(parsed[name], of_sample, seen, given.get(name, tokenizer))
+    for name, text in given.items():
+        own = {f"{name}.tokenizer.json": text.encode()}
+        ready[name] = dataclasses.replace(ready[name], assets=own)
     known = {name: kind.fit(answers[name], of_all, train) for name, kind in labels.items()}
     fine = usable_rows(part, bad)
     final = np.full(len(rows), -1, np.int8)
@@ -324,7 +337,7 @@ def make_plan(
         "version": VERSION,
         "rows": len(rows),
         "shard_rows": _rows_of_shard(size + Layout(tuple(fields), ()).dtype.itemsize),
-        "digest": digest_of(stream, description),
+        "digest": digest_of(stream, description, tokenizers),
         "table": stream.path.name,
         "description": description,
         "columns": sorted(rows.columns),
