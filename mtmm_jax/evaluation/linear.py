@@ -135,8 +135,9 @@ class _Table(NamedTuple):
 
 
 def _entries(model: Model, variables: Any) -> Any:
-    """`batch -> {modality or name of features: what formulas read}`, frozen encoders run."""
-    linear = model.linear
+    """`batch -> {modality or name of features: what formulas read}`, frozen encoders run: once for
+    a batch, however often it is read."""
+    linear, kept = model.linear, {}
 
     @jax.jit
     def pooled(variables: Any, inputs: Any) -> Any:
@@ -147,7 +148,10 @@ def _entries(model: Model, variables: Any) -> Any:
         inputs = clean(batch["inputs"])
         if linear is None or not linear.backbones:
             return inputs
-        return {**inputs, **pooled(variables, inputs)}
+        key = np.asarray(batch["id"]).tobytes()
+        if key not in kept:
+            kept[key] = jax.device_get(pooled(variables, inputs))
+        return {**inputs, **kept[key]}
 
     return entries
 
