@@ -9,6 +9,9 @@ statistics of sounds, standardised numbers and one-hot categories. Reported: bot
 rows, the paired difference with a 95 % interval (t, variance corrected for overlapping training
 sets: Nadeau and Bengio 2003), the linear models inside the model, each input alone, and seconds.
 
+With `--weights FOLDER`, a pretrained encoder of the texts, scikit-learn's logistic and ridge
+regression are fitted on its frozen vectors as well, standardised: on them alone ("frozen").
+
 scikit-learn comes with the extra `test`.
 """
 
@@ -25,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from mtmm_jax.batch import clean
 from mtmm_jax.benchmarks.tables.result_table import Board, arguments, seeds_of, spread
 from mtmm_jax.command import console, guarded, prepare_jax
 from mtmm_jax.registry import ConfigError, entry_of
@@ -39,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("table", help="as of mtmm_jax.data.inspect.check")
     p.add_argument("--label", nargs="+", required=True, help="columns to predict")
     p.add_argument("--name", help="of the rows (default: the table's)")
+    p.add_argument("--weights", metavar="FOLDER", help="a pretrained encoder of texts")
     return p
 
 
@@ -51,14 +56,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def rows(seeds: list[int]) -> Any:
         for seed in seeds:
-            yield run(options.table, options.label, seed, overrides)
+            yield run(options.table, options.label, seed, overrides, options.weights)
 
     board.fill(f"{name}: {options.seeds}", {"set": name}, seeds_of(options.seeds), rows)
     console().print(table(board.find(set=name), name))
     return 0
 
 
-def run(path: str, labels: Sequence[str], seed: int, overrides: Sequence[str]) -> dict[str, Any]:
+def run(
+    path: str,
+    labels: Sequence[str],
+    seed: int,
+    overrides: Sequence[str],
+    weights: str | None = None,
+) -> dict[str, Any]:
     """One split: the model's and the baseline's headlines on its test rows."""
     from mtmm_jax import training
     from mtmm_jax.data.inspect import check
@@ -67,6 +78,7 @@ def run(path: str, labels: Sequence[str], seed: int, overrides: Sequence[str]) -
     with tempfile.TemporaryDirectory() as scratch:
         own = Path(scratch) / "own.py"
         words = [path, *(word for label in labels for word in ("--label", label))]
+        words += ["--weights", weights] if weights else []
         if check.main([*words, "--write", str(own), "--show", "0"]) == 2:
             raise ConfigError(f"{path}: cannot be checked")
         config = training.load(str(own))
@@ -83,6 +95,7 @@ def run(path: str, labels: Sequence[str], seed: int, overrides: Sequence[str]) -
         seconds = time.perf_counter() - began
     began = time.perf_counter()
     baseline = sklearn_headlines(experiment)
+    frozen = frozen_headlines(experiment) if weights else {}
     return {
         "seed": seed,
         "rows": len(experiment.source.rows["train"]),
@@ -94,6 +107,7 @@ def run(path: str, labels: Sequence[str], seed: int, overrides: Sequence[str]) -
                 "metric": (metric := experiment.model.tasks[task].headline),
                 "model": results["test"][task][metric],
                 "baseline": baseline[task],
+                **({"frozen": frozen[task]} if frozen else {}),
                 "linear": {
                     expert: found[metric]
                     for expert, found in results["linear"]["results"]["test"][task].items()
@@ -113,7 +127,7 @@ def sklearn_headlines(experiment: Any) -> dict[str, float]:
     """Task -> accuracy or R2 on test, of scikit-learn's linear models."""
     from scipy import sparse
 
-    source, model = experiment.source, experiment.model
+    source = experiment.source
     blocks: list[Any] = []
     for name, modality in source.spec.modalities.items():
         if modality.is_a("text"):
@@ -121,10 +135,43 @@ def sklearn_headlines(experiment: Any) -> dict[str, float]:
             blocks.append(_tfidf(source, entry_of(spec).get("column", name)))
         else:
             blocks.append(_vectors(experiment, name))
-    features = {
-        split: sparse.hstack([sparse.csr_matrix(block[split]) for block in blocks]).tocsr()
-        for split in SHARES
-    }
+    return _headlines(
+        experiment,
+        {
+            split: sparse.hstack([sparse.csr_matrix(block[split]) for block in blocks]).tocsr()
+            for split in SHARES
+        },
+    )
+
+
+def frozen_headlines(experiment: Any) -> dict[str, float]:
+    """The same of the frozen vectors of pretrained encoders, standardised."""
+    import jax
+
+    from mtmm_jax.model.forward import ForwardPass
+
+    model, source = experiment.model, experiment.source
+    variables, linear = experiment.init().variables, model.linear
+
+    @jax.jit
+    def pooled(variables: Any, inputs: Any) -> Any:
+        forward = ForwardPass(model.read(variables))
+        return {name: linear.entry(forward, name, inputs)["x"] for name in linear.backbones}
+
+    features = {}
+    for split in SHARES:
+        parts = [
+            np.concatenate([*jax.device_get(pooled(variables, clean(batch["inputs"]))).values()], 1)
+            for batch in source.batches(split, 128)
+        ]
+        features[split] = np.concatenate(parts)[: len(source.rows[split])]
+    mean, std = features["train"].mean(0), features["train"].std(0)
+    features = {split: (x - mean) / np.maximum(std, 1e-6) for split, x in features.items()}
+    return _headlines(experiment, features)
+
+
+def _headlines(experiment: Any, features: Mapping[str, Any]) -> dict[str, float]:
+    source, model = experiment.source, experiment.model
     found = {}
     for name, task in model.tasks.items():
         if task.linear is None:
@@ -218,12 +265,19 @@ def table(rows: Sequence[Mapping[str, Any]], name: str) -> Any:
     from rich.table import Table
 
     out = Table(title=f"{name}: {len(rows)} splits, test")
-    for column in ("task", "metric", "model", "scikit-learn", "difference", "linear", "best only"):
+    frozen = bool(rows) and any("frozen" in one for one in rows[0]["tasks"].values())
+    added = ["frozen", "difference"] if frozen else []
+    columns = ("model", "scikit-learn", "difference", *added, "linear", "best only")
+    for column in ("task", "metric", *columns):
         out.add_column(column, justify="left" if column in ("task", "metric") else "right")
     for task in rows[0]["tasks"] if rows else ():
         own = [row["tasks"][task] for row in rows]
-        pairs = [one["model"] - one["baseline"] for one in own]
-        mean, half = interval(pairs, rows[0]["rows"], rows[0]["test"])
+
+        def against(key: str, own: Any = own) -> list[str]:
+            pairs = [one["model"] - one[key] for one in own]
+            mean, half = interval(pairs, rows[0]["rows"], rows[0]["test"])
+            return [spread([one[key] for one in own]), f"{mean:+.3f} ± {half:.3f}"]
+
         lasts = [[*one["linear"].values()][-1] for one in own]
         only = {k: np.mean([one["only"][k] for one in own]) for k in own[0]["only"]}
         best = max(only, key=lambda k: only[k])
@@ -231,8 +285,8 @@ def table(rows: Sequence[Mapping[str, Any]], name: str) -> Any:
             task,
             own[0]["metric"],
             spread([one["model"] for one in own]),
-            spread([one["baseline"] for one in own]),
-            f"{mean:+.3f} ± {half:.3f}",
+            *against("baseline"),
+            *(against("frozen") if frozen else []),
             spread(lasts),
             f"{best} {only[best]:.3f}",
         )
