@@ -29,6 +29,45 @@ def escape(text: object) -> str:
     return html.escape(plain.translate(_CONTROLS))
 
 
+COLOUR_STYLE = """
+:root { --text: #1d1f23; --faint: #6a6f78; --ground: #f5f6f8; --card: #fff; --line: #dfe2e7;
+  --chip: #e8edf5; --bar: #4477aa }
+"""
+"""The colours that pieces use."""
+
+_CARD_STYLE = """
+.absent { color: var(--faint); font-style: italic } .faint { color: var(--faint) }
+.examples { display: grid; gap: 12px; align-items: start;
+  grid-template-columns: repeat(auto-fill, minmax(WIDTHpx, 1fr)) }
+.example { padding: .8em; overflow: hidden } .example h3 { margin: 0 0 .5em; font-size: 13.5px;
+  overflow-wrap: anywhere } .input { margin-bottom: .6em } .label { font-size: 11.5px;
+  color: var(--faint); display: flex; justify-content: space-between }
+.seen { position: relative; line-height: 0; max-width: 200px }
+.seen.strip { max-width: none } .seen img { width: 100%; border-radius: 4px;
+  image-rendering: pixelated; outline: 1px solid var(--line) }
+.seen svg { position: absolute; inset: 0; width: 100%; height: 100%; overflow: visible }
+.strip img { width: 100%; margin-top: 4px }
+audio { width: 100%; height: 32px } svg.wave { width: 100%; height: 40px; display: block }
+svg.plot { width: 100%; height: 90px; display: block }
+dl { display: grid; grid-template-columns: fit-content(48%) 1fr; gap: .1em .8em;
+  margin: .6em 0 0; padding-top: .5em; border-top: 1px solid var(--line); font-size: 13px }
+dt { color: var(--faint); overflow-wrap: anywhere } dd { margin: 0; overflow-wrap: break-word }
+dt.wide, dd.wide { grid-column: 1 / -1 } dd.wide { margin: 0 0 .3em } .mark { margin-right: .8em;
+  white-space: nowrap }
+.chip { display: inline-block; background: var(--chip); border-radius: 9px; padding: 0 .6em;
+  margin: 1px 3px 1px 0 } .cells { display: grid; gap: 0 .9em; font-size: 12px;
+  grid-template-columns: repeat(auto-fill, minmax(118px, 1fr)) } .cells div { display: flex;
+  justify-content: space-between; gap: .5em; border-bottom: 1px solid var(--line) }
+.cells span { color: var(--faint); overflow: hidden; text-overflow: ellipsis;
+  white-space: nowrap }
+"""
+
+
+def cards(width: int) -> str:
+    """CSS of examples in a grid, of their inputs and labels; a card is at least so many pixels."""
+    return _CARD_STYLE.replace("WIDTH", str(width))
+
+
 POLICY = (
     "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; "
     "base-uri 'none'; form-action 'none'"

@@ -225,6 +225,13 @@ def decode(tokenizer: Tokenizer, ids: np.ndarray) -> list[str]:
     return tokenizer.decode_batch(rows, skip_special_tokens=True)
 
 
+def as_text(tokenizer: Any, ids: np.ndarray) -> str:
+    """The text of one row's ids; the ids themselves where there is no tokenizer."""
+    if tokenizer is None:
+        return "ids " + " ".join(map(str, np.asarray(ids).tolist()))
+    return decode(tokenizer, np.asarray(ids)[None])[0]
+
+
 def words_of(tokenizer: Tokenizer, ids: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """`[N]` the number of the word that each token belongs to, -1 for padding and special tokens,
     and the words as written. Where the vocabulary marks neither beginnings nor continuations, each

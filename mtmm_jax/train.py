@@ -200,6 +200,8 @@ def _fit(
                 if processes.leads():
                     final.add_remarks(experiment, workdir, results)
                     final.save_examples(experiment, workdir, states)
+                    seconds = time.monotonic() - started
+                    workdir.write(final.RUN, final.facts(experiment, workdir, seconds))
                     workdir.write("results.json", finite(results))
     finally:
         checkpoints.close()

@@ -204,14 +204,19 @@ def _answer(task: Task, prediction: Any, answer: Any) -> str:
 
 
 def reliability(workdir: Workdir, task: str) -> dict[str, float]:
-    """How often a run was right on the test split, and how far its probabilities were off."""
+    """How often a run was right on the test split, how far its probabilities were off, and of how
+    many rows ("n") that is."""
     if not workdir.results.exists():
         return {}
-    figures = workdir.read("results.json").get("test", {}).get(task, {})
+    results = workdir.read("results.json")
+    figures = results.get("test", {}).get(task, {})
     found = figures.get("fused", figures)
-    return {
+    known = {
         k: v for k, v in found.items() if k in ("accuracy", "ece", "r2", "mae") and v is not None
     }
+    certain = results.get("intervals", {}).get("test", {}).get(task, {})
+    rows = [entry["n"] for k in known if (entry := certain.get(k))]
+    return known | ({"n": rows[0]} if rows else {})
 
 
 def worth(workdir: Workdir, task: str, missing: Sequence[str]) -> dict[str, tuple[float, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,17 @@ from mtmm_jax.analysis.pictures import heat_maps, patch_attention
 from mtmm_jax.analysis.report import NAMES_AS_TEXT, PAGE_STYLE, image_of, png_of
 from mtmm_jax.batch import Modality
 from mtmm_jax.inference.finished import Finished
-from mtmm_jax.inference.prediction import absent
-from mtmm_jax.markup import escape, page
+from mtmm_jax.inference.prediction import absent, kept_tokenizer
+from mtmm_jax.markup import COLOUR_STYLE, cards, escape, page
 from mtmm_jax.modalities import kind_of
+from mtmm_jax.modalities.shown import Example
 from mtmm_jax.modalities.units import OverLine, OverPicture
 from mtmm_jax.store.files import file_name, write
+from mtmm_jax.text import as_text
 
 _FOR, _AGAINST, _LOOKED = "#1f77b4", "#d62728", "#2ca02c"
 _MOST = 10  # units that are named
+_LARGE = ".seen { max-width: 480px }"
 
 
 def picture(told: Explanation, inputs: Mapping[str, Any], kinds: Mapping[str, Modality]) -> Figure:
@@ -128,12 +132,13 @@ def sentences(run: Finished, told: Explanation) -> list[str]:
                 + ("." if lost["attention"] > lost["random"] else ": no more than chance.")
             )
     known = reliability(run.workdir, told.task)
+    unseen = f"Of {known['n']:,} rows never seen" if "n" in known else "Of rows never seen"
     if "accuracy" in known:
-        said.append(f"On samples never seen it was right in {known['accuracy']:.0%}.")
+        said.append(f"{unseen} it was right in {known['accuracy']:.0%}.")
         if "ece" in known:
             said[-1] += f" Its probabilities are off by {known['ece']:.1%} on average."
     elif "mae" in known:
-        said.append(f"On samples never seen it was off by {known['mae']:.3g} on average.")
+        said.append(f"{unseen} it was off by {known['mae']:.3g} on average.")
     if told.missing:
         learnt = worth(run.workdir, told.task, told.missing)
         costs = [
@@ -208,9 +213,25 @@ def save(
         "on, through its encoder and its fusion. "
         "It tells what the model used, not whether the model is right."
     )
-    whole = f"<h1>Why this answer</h1>{''.join(body)}<p><i>{note}</i></p>"
-    write(paths[0], page("explanation", PAGE_STYLE, whole).encode())
+    seen = _seen(run, inputs)
+    whole = f"<h1>Why this answer</h1>{seen}{''.join(body)}<p><i>{note}</i></p>"
+    style = COLOUR_STYLE + PAGE_STYLE + cards(380) + _LARGE
+    write(paths[0], page("explanation", style, whole).encode())
     return paths
+
+
+def _seen(run: Finished, inputs: Mapping[str, Any]) -> str:
+    """What the model was given, large: as it sees it."""
+    parts = []
+    for name, modality in run.experiment.model.spec.modalities.items():
+        if name not in inputs or not np.all(inputs[name]["present"]):
+            continue
+        mask = np.asarray(inputs[name]["mask"][0]) if "mask" in inputs[name] else None
+        read = functools.partial(as_text, kept_tokenizer(run.workdir, name))
+        example = Example(name, modality, np.asarray(inputs[name]["x"][0]), mask, (), read)
+        shown = kind_of(modality).show(example)
+        parts.append(f"<div class=example><h3>{escape(name)}</h3>{shown}</div>")
+    return f"<div class=examples>{''.join(parts)}</div>"
 
 
 def _coloured(told: Explanation, name: str) -> str:

@@ -165,6 +165,42 @@ def confusion(counts: np.ndarray, classes: Sequence[str], title: str) -> Figure:
     return figure
 
 
+def calibration(bins: np.ndarray, title: str) -> Figure:
+    """Reliability: how often the model was right where it was so sure, and how many rows that is.
+
+    Args:
+        bins: `[bins, 3]`: rows, the sum of their confidences, how many of them were right.
+    """
+    count, confidence, hits = np.asarray(bins, np.float64).T
+    there = count > 0
+    share = hits[there] / count[there]
+    sure = confidence[there] / count[there]
+    figure, axis = plt.subplots(figsize=(4.2, 4), layout="constrained")
+    axis.plot([0, 1], [0, 1], "--", color="0.6", linewidth=1, label="as sure as right")
+    error = 1.96 * np.sqrt(np.maximum(share * (1 - share), 0.25 / count[there]) / count[there])
+    low, high = np.minimum(error, share), np.minimum(error, 1 - share)
+    axis.errorbar(sure, share, (low, high), fmt="none", color="0.7", linewidth=1)
+    axis.scatter(sure, share, 12 + 160 * count[there] / count.sum(), color="tab:blue", zorder=3)
+    axis.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), title=title)
+    axis.set_xlabel("probability that the model gave its answer")
+    axis.set_ylabel("share of right answers")
+    axis.legend(frameon=False, fontsize=8, loc="upper left")
+    return figure
+
+
+def predicted_against_true(points: np.ndarray, title: str) -> Figure:
+    """A dot for each row, of `[rows, 2]`: its label and the prediction."""
+    true, predicted = np.asarray(points, np.float64).T
+    figure, axis = plt.subplots(figsize=(4.6, 4.4), layout="constrained")
+    low, high = min(true.min(), predicted.min()), max(true.max(), predicted.max())
+    axis.plot([low, high], [low, high], "--", color="0.6", linewidth=1, label="right")
+    alpha = float(np.clip(40 / np.sqrt(len(true)) / 4, 0.15, 0.8))
+    axis.scatter(true, predicted, 14, color="tab:blue", alpha=alpha, linewidths=0)
+    axis.set(title=f"{title}: {len(true):,} rows", xlabel="label", ylabel="prediction")
+    axis.legend(frameon=False, fontsize=8, loc="upper left")
+    return figure
+
+
 def comparison(columns: Mapping[str, Mapping[str, Any]], headlines: Mapping[str, str]) -> Figure:
     """Bars: each task's headline with all modalities, with each alone, and without looking."""
     figure, axis = plt.subplots(figsize=(1.2 + 1.9 * len(headlines), 3.2), layout="constrained")

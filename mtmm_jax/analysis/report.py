@@ -15,16 +15,17 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from mtmm_jax.analysis import pages, plots, samples
+from mtmm_jax.analysis import examples, pages, plots, samples
 from mtmm_jax.analysis.incidents import incidents
 from mtmm_jax.analysis.pictures import task_relatedness
-from mtmm_jax.markup import escape, page, row
+from mtmm_jax.analysis.summary import summary
+from mtmm_jax.markup import COLOUR_STYLE, escape, page, row
 from mtmm_jax.model import build
 from mtmm_jax.objectives.relatedness import FILE as RELATEDNESS
 from mtmm_jax.store.files import file_name, understood, write
 from mtmm_jax.store.workdir import Workdir
 from mtmm_jax.training.logs import certainty_cells, read_journal
-from mtmm_jax.training.results import SPLITS, comparison
+from mtmm_jax.training.results import RUN, SPLITS, comparison
 
 PAGE_STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em;
@@ -33,11 +34,14 @@ table { border-collapse: collapse; margin: 1em 0 } td, th { padding: .25em .8em;
        border-bottom: 1px solid #ddd } td:first-child, th:first-child, td:nth-child(2),
        th:nth-child(2) { text-align: left }
 pre { background: #f6f6f6; padding: 1em; overflow: auto; font-size: 13px }
-nav a { margin-right: 1em }
+nav a { margin-right: 1em } .scroll { overflow-x: auto }
 """
 
 NAMES_AS_TEXT = matplotlib.rc_context({"text.parse_math": False})
 """Around what draws: a "$" in the name of a class begins no formula."""
+
+FEW_CLASSES = 20  # whose confusion is a matrix with numbers; of more the top confusions are listed
+TOP = 12
 
 # For a reader who does not train models; by the figure's name.
 _CAPTIONS = {
@@ -53,7 +57,7 @@ _CAPTIONS = {
 }
 
 
-def figures(workdir: Workdir, records: Any = None) -> dict[str, Figure]:
+def figures(workdir: Workdir, records: Any = None, arrays: Any = None) -> dict[str, Figure]:
     """The run's pictures by name: results, curves, weights, what tasks do for each other (where it
     was measured), conflicts, confusion, retrieval, and those of its analysis if there was one."""
     config, results, spec = (
@@ -64,12 +68,13 @@ def figures(workdir: Workdir, records: Any = None) -> dict[str, Figure]:
     model = build(config["model"], config["tasks"], spec)
     headlines = {name: task.headline for name, task in model.tasks.items()}
     records = _records(workdir, config["steps"]) if records is None else records
-    arrays = _examples(workdir)
+    arrays = _examples(workdir) if arrays is None else arrays
     drawn = {
         "results": plots.comparison(comparison(results, "test"), headlines),
         "learning curves": plots.learning_curves(records, headlines),
-        "task weights": plots.task_weights(records, tuple(headlines)),
     }
+    if _vary(records, headlines):
+        drawn["task weights"] = plots.task_weights(records, tuple(headlines))
     if (workdir.path / RELATEDNESS).exists():
         drawn["task relatedness"] = task_relatedness(workdir.read(RELATEDNESS))
     told = [r for r in records if "cosines" in r]
@@ -79,6 +84,10 @@ def figures(workdir: Workdir, records: Any = None) -> dict[str, Figure]:
         if f"confusion/{name}" in arrays:
             classes = spec.targets[task.target].classes
             drawn[f"confusion {name}"] = plots.confusion(arrays[f"confusion/{name}"], classes, name)
+        if len(points := arrays.get(f"points/{name}", ())):
+            drawn[f"predicted and true {name}"] = plots.predicted_against_true(points, name)
+        if np.any(bins := arrays.get(f"calibration/{name}", 0)):
+            drawn[f"calibration {name}"] = plots.calibration(bins, name)
     for key in arrays:
         if key.startswith("query/"):
             _, way, task = key.split("/")
@@ -104,10 +113,10 @@ UNFIT = "its files do not fit together; MTMM_JAX_TRACEBACK=1 shows where"
 
 def _page(workdir: Workdir, trust_paths: bool) -> str:
     config, results = workdir.config(), workdir.read("results.json")
-    records = _records(workdir, config["steps"])
+    records, arrays = _records(workdir, config["steps"]), _examples(workdir)
     pictures = {
         name: image_of(png_of(figure), name) + _caption(workdir, name)
-        for name, figure in figures(workdir, records).items()
+        for name, figure in figures(workdir, records, arrays).items()
     }
     if pages.present(workdir):
         for name, (head, *rows) in pages.analysis_tables(workdir).items():
@@ -123,10 +132,14 @@ def _page(workdir: Workdir, trust_paths: bool) -> str:
     lines = incidents(records, results, spec, model.tasks)
     noted = f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>" if lines else ""
     speech = samples.speech(workdir, trust_paths)
+    for name, table in _top_confusions(model, spec, arrays).items():
+        pictures[f"confusion {name}"] = table + pictures[f"confusion {name}"]
+    shown = examples.section(workdir, model.tasks, spec, arrays)
     sections = {
         "Results": pictures.pop("results") + tables + _mixture(results, model),
         **({"While training": noted} if noted else {}),
         **({"Speech": speech} if speech else {}),
+        **({"Worst and best": shown} if shown else {}),
         **{name.capitalize(): picture for name, picture in pictures.items()},
         "Config": f"<pre>{escape(json.dumps(config, indent=2))}</pre>",
     }
@@ -142,10 +155,45 @@ def _page(workdir: Workdir, trust_paths: bool) -> str:
         f"{_steps(config, results)} of {config['batch_size']} examples; inputs: "
         f"{', '.join(inputs)}; balancing: {_kind(config['balancing'])}; seed {config['seed']}."
     )
+    run = workdir.read(RUN) if (workdir.path / RUN).exists() else {}
+    words = summary(results, model.tasks, spec, tuple(inputs), run)
+    told = "".join(f"<p>{escape(line)}</p>" for line in words)
     body = (
-        f"<h1>{escape(title)}</h1><p>{escape(lead)}</p>{_remarks(results)}<nav>{links}</nav>{body}"
+        f"<h1>{escape(title)}</h1>{told}{_remarks(results)}<p>{escape(lead)}</p>"
+        f"<nav>{links}</nav>{body}"
     )
-    return page(title, PAGE_STYLE, body)
+    return page(title, COLOUR_STYLE + PAGE_STYLE + examples.STYLE, body)
+
+
+def _vary(records: Any, tasks: Mapping[str, str]) -> bool:
+    """Whether balancing gave tasks weights that are worth a picture."""
+    weights = [[r["weight"][task] for task in tasks] for r in records if r["split"] == "train"]
+    return (
+        len(tasks) > 1
+        and bool(weights)
+        and bool(np.ptp(np.asarray(weights, float), axis=0).max() > 1e-6)
+    )
+
+
+def _top_confusions(model: Any, spec: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """`{task: table}` of tasks with many classes: which are taken for which, most often first."""
+    found = {}
+    for name, task in model.tasks.items():
+        counts = arrays.get(f"confusion/{name}")
+        if counts is None or len(counts) <= FEW_CLASSES:
+            continue
+        classes, totals = spec.targets[task.target].classes, counts.sum(1)
+        wrong = counts * (1 - np.eye(len(counts)))
+        order = np.argsort(-wrong, axis=None, kind="stable")[:TOP]
+        places = [np.unravel_index(i, wrong.shape) for i in order if wrong.flat[i] > 0]
+        rows = [
+            row([classes[t], classes[p], f"{wrong[t, p]:.0f} of {totals[t]:.0f}"])
+            for t, p in places
+        ]
+        if rows:
+            head = row(["label", "predicted", "rows"], "th")
+            found[name] = f"<table>{head}{''.join(rows)}</table>"
+    return found
 
 
 @NAMES_AS_TEXT
@@ -196,7 +244,7 @@ def _steps(config: Mapping[str, Any], results: Mapping[str, Any]) -> str:
 
 def _remarks(results: Mapping[str, Any]) -> str:
     items = "".join(f"<li>{escape(remark)}</li>" for remark in results.get("remarks", ()))
-    return f"<ul>{items}</ul>" if items else ""
+    return f"<p><b>What to do next</b></p><ul>{items}</ul>" if items else ""
 
 
 def _mixture(results: Mapping[str, Any], model: Any) -> str:

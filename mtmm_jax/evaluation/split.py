@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from functools import partial, reduce
 from typing import Any
@@ -12,10 +13,12 @@ import numpy as np
 
 from mtmm_jax.batch import Batch
 from mtmm_jax.devices import parallel
+from mtmm_jax.evaluation import extremes
 from mtmm_jax.model import Model
 
 Results = dict[str, dict[str, float]]
 EXAMPLES = "(examples)"  # in states next to the tasks: how many rows counted for each
+EXTREMES = "(extremes)"  # the rows that each task does best and worst, of tasks that show them
 
 
 class Evaluator:
@@ -33,7 +36,9 @@ class Evaluator:
         def step(variables: Any, batch: Batch, *, axis_name: str | None) -> Any:
             del axis_name  # rows are independent; states are merged on the host
             predictions, _ = model(variables, batch["inputs"])
-            return metric_states(model, predictions, batch)
+            return metric_states(model, predictions, batch) | {
+                EXTREMES: _extremes(model, predictions, batch)
+            }
 
         self._step = parallel.wrap(step, devices, donate=False)
 
@@ -41,7 +46,7 @@ class Evaluator:
         self, variables: Any, batches: Iterable[Batch], only: Iterable[str] | None = None
     ) -> dict[str, dict[str, Any]]:
         """`{task: {metric: state}}` over all batches, with only some modalities present; under
-        `EXAMPLES`, how many rows each task counted."""
+        `EXAMPLES`, how many rows each task counted; under `EXTREMES`, its best and worst rows."""
         merged: dict[str, dict[str, Any]] | None = None
         for batch in batches:
             seen = batch if only is None else restrict(batch, only)
@@ -61,8 +66,11 @@ class Evaluator:
 
 def merge(model: Model, a: Any, b: Any) -> Any:
     """The metric states of two batches as those of one."""
-    counts = {EXAMPLES: jax.tree.map(np.add, a[EXAMPLES], b[EXAMPLES])} if EXAMPLES in a else {}
-    return counts | {
+    rest = {EXAMPLES: jax.tree.map(np.add, a[EXAMPLES], b[EXAMPLES])} if EXAMPLES in a else {}
+    if EXTREMES in a:
+        ends = {name: extremes.merge(a[EXTREMES][name], b[EXTREMES][name]) for name in a[EXTREMES]}
+        rest[EXTREMES] = ends
+    return rest | {
         name: {
             key: metric.merge(a[name][key], b[name][key]) for key, metric in task.metrics.items()
         }
@@ -82,6 +90,19 @@ def metric_states(model: Model, predictions: Mapping[str, Any], batch: Batch) ->
         for name, task in model.tasks.items()
     }
     return states | {EXAMPLES: {n: (own.weight > 0).sum() for n, own in labels.items()}}
+
+
+def _extremes(model: Model, predictions: Mapping[str, Any], batch: Batch) -> dict[str, Any]:
+    present, found = model.present(batch), {}
+    for name, task in model.tasks.items():
+        if not extremes.shows(task):
+            continue
+        labels = task.labels(batch, present)
+        if labels.y is None:  # a batch of a source without this label
+            blank = model.spec.targets[task.target].blank(len(labels.weight))
+            labels = dataclasses.replace(labels, y=jax.tree.map(jnp.asarray, blank))
+        found[name] = extremes.extremes(task, predictions[name], labels)
+    return found
 
 
 def compute(model: Model, states: Mapping[str, Mapping[str, Any]]) -> Results:

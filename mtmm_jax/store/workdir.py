@@ -32,7 +32,8 @@ OPENED = ("data", "teachers")
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-    """config.json, spec.json, assets/, checkpoints/, metrics.jsonl, results.json, report.html.
+    """config.json, spec.json, assets/, checkpoints/, metrics.jsonl, results.json, run.json,
+    examples.npz, report.html.
 
     After `analyze` also analysis.json and analysis.npz; relatedness.json, wandb.json, profile/ and
     diverged/ where they were asked for or came to be.

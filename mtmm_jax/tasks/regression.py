@@ -16,7 +16,7 @@ from mtmm_jax.ranges import Positive
 from mtmm_jax.tasks.metrics import monoids as metrics
 from mtmm_jax.tasks.metrics.calibration import interval_calibration
 from mtmm_jax.tasks.task import Labels, Task, find_target, masked
-from mtmm_jax.tasks.traits import Traits, number_labelling
+from mtmm_jax.tasks.traits import Traits, number_labelling, points_drawing
 from mtmm_jax.tasks.traits.distilled import distilled_number
 from mtmm_jax.tasks.traits.explained import explained_number
 from mtmm_jax.tasks.traits.linear import linear_number
@@ -98,7 +98,11 @@ def regression(
         return masked(error.values(z, y), labels.weight)
 
     errors = metrics.regression_errors(label.mean, label.std)
-    figures = {"errors": errors._replace(update=lambda z, labels: errors.update(z[:, 0], labels))}
+    drawn = metrics.points(label.mean, label.std)
+    figures = {
+        "errors": errors._replace(update=lambda z, labels: errors.update(z[:, 0], labels)),
+        "points": drawn._replace(update=lambda z, labels: drawn.update(z[:, 0], labels)),
+    }
     if error.size == 2:
         honest = interval_calibration(label.mean, label.std)
         figures["intervals"] = honest._replace(
@@ -142,6 +146,7 @@ def regression(
         restore=restore,
         explained=explained_number(label.mean, label.std),
         labelling=number_labelling(),
+        drawing=points_drawing,
         distilled=distilled_number(label.mean, label.std),
         linear=linear_number(label.standardise, error.size, error.refine, error.coarsen),
         traits=Traits(averages=True),

@@ -72,7 +72,9 @@ class Task:
         space: the common space of what the task reads, if it makes one.
         speech: what it does to speak, if it does.
         drawing: `({metric: state}, examples) -> {name: array}`, what the report draws: "confusion"
-            `[true, predicted]`, or "query/NAME" `[Q]` and "answer/NAME" `[Q, K]`, ids of rows.
+            `[true, predicted]`, "calibration" `[bins, 3]` (how many rows, the sum of their
+            confidences, how many were right), "points" `[rows, 2]` (label, prediction), or
+            "query/NAME" `[Q]` and "answer/NAME" `[Q, K]`, ids of rows.
         linear: how its linear models are fitted and mixed; None if it has none.
         traits: facts about the kind.
     """

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import datetime
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata
 from typing import Any
 
+import jax
 import numpy as np
 
+import mtmm_jax
+from mtmm_jax.data.pipeline.source import split_sizes
 from mtmm_jax.devices import parallel
-from mtmm_jax.evaluation import Evaluator, certainty, gallery, skills, trivial_states
-from mtmm_jax.evaluation.split import compute
+from mtmm_jax.devices.machine import cores
+from mtmm_jax.evaluation import (
+    Evaluator,
+    certainty,
+    extremes,
+    gallery,
+    skills,
+    trivial_states,
+)
+from mtmm_jax.evaluation.split import EXTREMES, compute
 from mtmm_jax.model import Model
-from mtmm_jax.store.files import write_npz
+from mtmm_jax.store.files import finite, write_npz
 from mtmm_jax.store.workdir import Workdir
 from mtmm_jax.training.experiment import Experiment
 from mtmm_jax.training.figures import waiting_advice
@@ -20,6 +35,9 @@ from mtmm_jax.training.loop import evaluation_batches
 from mtmm_jax.training.remarks import Findings, remarks, waiting_share
 from mtmm_jax.training.stopping import Progress
 
+RUN = "run.json"
+"""When, where and with what a run was trained, and what it cost."""
+_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
 SPLITS = ("validation", "test")
 FORMAT = 2
 """Of results.json; 1, which had no number, held the splits and the baselines alone."""
@@ -115,8 +133,32 @@ def save_examples(experiment: Experiment, workdir: Workdir, states: Any, picture
     for i in sorted(ids):
         arrays[f"picture/{i}"] = source.picture(i)
         arrays[f"name/{i}"] = np.asarray(source.describe(i))
-    write_npz(workdir.examples, arrays)
+    write_npz(workdir.examples, arrays | _best_and_worst(experiment, states["test"][EXTREMES]))
     write_npz(workdir.gallery, gallery.build(experiment.model, states.values(), source.describe))
+
+
+def _best_and_worst(experiment: Experiment, ends: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The test rows that each task does best and worst: their inputs, labels and predictions."""
+    arrays: dict[str, np.ndarray] = {}
+    for name, state in ends.items():
+        decode = experiment.model.tasks[name].decode
+        for end, kept in state.items():
+            real = np.flatnonzero(kept["id"] >= 0)
+            rows = [jax.tree.map(lambda x, i=i: np.asarray(x)[i], kept) for i in real]
+            arrays[f"{end}/{name}/id"] = np.asarray(kept["id"])[real]
+            arrays[f"{end}/{name}/loss"] = np.asarray(kept["loss"])[real]
+            arrays[f"{end}/{name}/y"] = np.asarray(kept["y"])[real]
+            said = [json.dumps(finite(decode(row["prediction"]))) for row in rows]
+            arrays[f"{end}/{name}/predicted"] = np.array(said, str)
+    ids = {int(i) for key, value in arrays.items() if key.endswith("/id") for i in value}
+    size = experiment.config["evaluation"]["batch_size"]
+    for i, batch in extremes.inputs_of(experiment.source, "test", ids, size).items():
+        arrays[f"row/{i}/name"] = np.asarray(experiment.source.describe(i))
+        for modality, entry in batch["inputs"].items():
+            if entry["present"][0]:
+                for key in entry.keys() & {"x", "mask"}:
+                    arrays[f"row/{i}/{modality}/{key}"] = entry[key][0]
+    return arrays
 
 
 def comparison(results: dict[str, Any], split: str) -> dict[str, Any]:
@@ -129,3 +171,40 @@ def comparison(results: dict[str, Any], split: str) -> dict[str, Any]:
     for name, by_split in sorted(results.get("baselines", {}).items()):
         columns[name] = by_split[split]
     return columns
+
+
+def facts(experiment: Experiment, workdir: Workdir, seconds: float) -> dict[str, Any]:
+    """What `RUN` holds.
+
+    Args:
+        experiment: the run.
+        workdir: of its journal, which knows how long the steps took, also before it was resumed.
+        seconds: since the command was started.
+    """
+    device = jax.devices()[0]
+    return {
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 1),
+        "step_seconds": _step_seconds(workdir),
+        "device": f"{jax.device_count()} x {device.device_kind}",
+        "cores": len(cores()),
+        "processes": jax.process_count(),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(experiment.shapes.params)),
+        "rows": split_sizes(experiment.source),
+        "versions": {
+            "mtmm_jax": mtmm_jax.__version__,
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in _PACKAGES},
+        },
+    }
+
+
+def _step_seconds(workdir: Workdir) -> float:
+    """The time of all steps of the journal, that of compiling and of waiting for data included."""
+    total, last = 0.0, 0
+    for record in read_journal(workdir.metrics):
+        if record["split"] == "train":
+            speed = record["steps_per_second"]
+            total += (record["step"] - last) / speed if speed else 0.0
+            last = record["step"]
+    return round(total, 1)

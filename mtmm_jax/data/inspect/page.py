@@ -19,16 +19,15 @@ from mtmm_jax.modalities import kind_of
 _BARS = 12  # classes with a bar each; more are shown on demand
 
 _STYLE = """
-:root { color-scheme: light dark; --text: #1d1f23; --faint: #6a6f78; --ground: #f5f6f8;
-  --card: #fff; --line: #dfe2e7; --chip: #e8edf5; --bar: #4477aa }
+:root { color-scheme: light dark }
 @media (prefers-color-scheme: dark) { :root { --text: #e6e8ec; --faint: #9aa0aa;
   --ground: #15171a; --card: #1f2226; --line: #33373d; --chip: #2c3440; --bar: #7fb0e0 } }
 * { box-sizing: border-box }
 body { font: 14px/1.5 system-ui, sans-serif; color: var(--text); background: var(--ground);
   max-width: 1180px; margin: 0 auto; padding: 1.5em 1em 4em }
 h1 { margin: 0; font-size: 26px } h2 { margin: 1.8em 0 .6em; font-size: 18px }
-h1, h2, h3 { font-weight: 600 } .faint, .absent { color: var(--faint) }
-.absent { font-style: italic } code, pre { font: 12.5px/1.5 ui-monospace, monospace }
+h1, h2, h3 { font-weight: 600 } .faint { color: var(--faint) }
+code, pre { font: 12.5px/1.5 ui-monospace, monospace }
 pre { white-space: pre-wrap; margin: .6em 0 0 } .lead { font-size: 16px; margin: .2em 0 1em }
 details, .stat, .example { background: var(--card); border: 1px solid var(--line);
   border-radius: 8px } details { padding: .5em .9em; margin: .5em 0 }
@@ -46,29 +45,6 @@ th { font-weight: 600; color: var(--faint) } td.n, th.n { text-align: right }
   white-space: nowrap } .bar i { display: block; height: 8px; border-radius: 3px;
   background: var(--bar); min-width: 1px } .bar b { font-weight: 400; text-align: right;
   font-variant-numeric: tabular-nums }
-.examples { display: grid; gap: 12px; align-items: start;
-  grid-template-columns: repeat(auto-fill, minmax(WIDTHpx, 1fr)) }
-.example { padding: .8em; overflow: hidden } .example h3 { margin: 0 0 .5em; font-size: 13.5px;
-  overflow-wrap: anywhere } .input { margin-bottom: .6em } .label { font-size: 11.5px;
-  color: var(--faint); display: flex; justify-content: space-between }
-.seen { position: relative; line-height: 0; max-width: 200px }
-.seen.strip { max-width: none } .seen img { width: 100%; border-radius: 4px;
-  image-rendering: pixelated; outline: 1px solid var(--line) }
-.seen svg { position: absolute; inset: 0; width: 100%; height: 100%; overflow: visible }
-.strip img { width: 100%; margin-top: 4px }
-audio { width: 100%; height: 32px } svg.wave { width: 100%; height: 40px; display: block }
-svg.plot { width: 100%; height: 90px; display: block }
-dl { display: grid; grid-template-columns: fit-content(48%) 1fr; gap: .1em .8em;
-  margin: .6em 0 0; padding-top: .5em; border-top: 1px solid var(--line); font-size: 13px }
-dt { color: var(--faint); overflow-wrap: anywhere } dd { margin: 0; overflow-wrap: break-word }
-dt.wide, dd.wide { grid-column: 1 / -1 } dd.wide { margin: 0 0 .3em } .mark { margin-right: .8em;
-  white-space: nowrap }
-.chip { display: inline-block; background: var(--chip); border-radius: 9px; padding: 0 .6em;
-  margin: 1px 3px 1px 0 } .cells { display: grid; gap: 0 .9em; font-size: 12px;
-  grid-template-columns: repeat(auto-fill, minmax(118px, 1fr)) } .cells div { display: flex;
-  justify-content: space-between; gap: .5em; border-bottom: 1px solid var(--line) }
-.cells span { color: var(--faint); overflow: hidden; text-overflow: ellipsis;
-  white-space: nowrap }
 """
 
 
@@ -117,7 +93,7 @@ def page(source: Source, card: Card, counted: Mapping[str, Counted], batch: Batc
         + "".join(_example(source, batch, i) for i in range(len(batch["id"])))
         + "</div>",
     ]
-    style = _STYLE.replace("WIDTH", "270" if wide else "250")
+    style = markup.COLOUR_STYLE + _STYLE + markup.cards(270 if wide else 250)
     return markup.page(card.name, style, "".join(parts))
 
 

@@ -13,7 +13,7 @@ from mtmm_jax.data.pipeline.source import Source
 from mtmm_jax.markup import COLOURS
 from mtmm_jax.modalities import kind_of
 from mtmm_jax.modalities.shown import Example
-from mtmm_jax.text import decode, read_tokenizer
+from mtmm_jax.text import as_text, read_tokenizer
 
 _TILE, _ACROSS = 144, 6  # of the PNG sheet
 
@@ -68,8 +68,8 @@ def _words(source: Source, name: str, ids: np.ndarray) -> str:
     """Decoded by the tokenizer among the assets; the ids if there is none."""
     for key in (f"{name}.tokenizer.json", f"{name}_tokenizer.json", "tokenizer.json"):
         if key in source.assets:
-            return decode(read_tokenizer(source.assets[key]), np.asarray(ids)[None])[0]
-    return "ids " + " ".join(map(str, np.asarray(ids).tolist()))
+            return as_text(read_tokenizer(source.assets[key]), ids)
+    return as_text(None, ids)
 
 
 def _boxes(source: Source, batch: Batch, i: int) -> list[tuple[str, np.ndarray]]:

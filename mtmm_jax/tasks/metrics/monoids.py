@@ -51,6 +51,33 @@ def collect(a: Any, b: Any) -> Any:
     return jax.tree.map(lambda x, y: np.concatenate([x, y]), a, b)
 
 
+DRAWN = 2_000  # rows of `points`
+
+
+def points(mean: float, std: float) -> Metric:
+    """No metric, but what is drawn of numbers: the label and the prediction of `DRAWN` rows.
+
+    Args:
+        mean, std: of the label; the prediction `[B]` is standardised.
+    """
+
+    def update(prediction: jax.Array, labels: Any) -> dict[str, jax.Array]:
+        kept = labels.weight > 0
+        predicted = prediction.astype(jnp.float32) * std + mean
+        y = predicted if labels.y is None else labels.y.astype(jnp.float32)
+        nothing = jnp.full_like(predicted, jnp.nan)
+        counted = kept & (labels.y is not None)
+        found = {"true": y, "predicted": predicted}
+        return {key: jnp.where(counted, value, nothing)[:DRAWN] for key, value in found.items()}
+
+    def merge(a: Any, b: Any) -> Any:
+        both = collect(a, b)
+        known = np.flatnonzero(np.isfinite(both["true"]))[:DRAWN]
+        return {key: value[known] for key, value in both.items()}
+
+    return Metric(update, merge, lambda state: {})
+
+
 def _ratio(a: float, b: float) -> float:
     return float(a / b) if b > 0 else float("nan")
 

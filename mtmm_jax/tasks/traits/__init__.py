@@ -102,9 +102,17 @@ def no_drawing(states: Mapping[str, Any], examples: int) -> dict[str, np.ndarray
 
 
 def confusion_drawing(states: Mapping[str, Any], examples: int) -> dict[str, np.ndarray]:
-    """The counts `[true, predicted]` of the metric "confusion"."""
+    """The counts `[true, predicted]` of the metric "confusion", and the bins of "calibration"."""
     del examples
-    return {"confusion": np.asarray(states["confusion"])}
+    bins = [states["calibration"][key] for key in ("count", "confidence", "hits")]
+    return {"confusion": np.asarray(states["confusion"]), "calibration": np.stack(bins, 1)}
+
+
+def points_drawing(states: Mapping[str, Any], examples: int) -> dict[str, np.ndarray]:
+    """Labels and predictions `[rows, 2]` of the metric "points"."""
+    del examples
+    pairs = np.stack([states["points"][key] for key in ("true", "predicted")], 1)
+    return {"points": pairs[np.isfinite(pairs).all(1)]}
 
 
 def class_labelling(
