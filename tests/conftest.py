@@ -17,6 +17,7 @@ _FLAGS = {
     "--xla_cpu_collective_call_terminate_timeout_seconds": 600,
     # The suite compiles far longer than it computes: these more than halve it.
     "--xla_backend_optimization_level": 0,
+    "--xla_llvm_disable_expensive_passes": "true",
     "--xla_cpu_parallel_codegen_split_count": 1,
 }
 if metadata.version("jaxlib").startswith("0.10."):  # a flag that a release lacks ends the process

@@ -1,6 +1,5 @@
 """Every colab runs from top to bottom, and is what its reviewable script says."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,10 +23,8 @@ print(sum("image/png" in o.get("data", {}) for o in shown))
 @pytest.mark.slow
 @pytest.mark.parametrize("colab", COLABS, ids=lambda path: path.stem)
 def test_colab_runs_and_shows_pictures(colab, tmp_path):
-    # Compiled for speed, as for whoever opens it: conftest's flags are for programs that run once.
-    env = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     command = [sys.executable, "-c", EXECUTE, str(colab), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert int(done.stdout.split()[-1]) >= 2
 

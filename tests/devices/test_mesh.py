@@ -31,11 +31,12 @@ FORMS = {
 }
 BOTH = "fsdp 2 x tensor 2"
 FAST = [("pcgrad", BOTH)]  # the Jacobian, fast: below, with accumulation
-# Every form with the Jacobian, which has most to move; the other tiers on replicas and a mesh.
+# The Jacobian, which has most to move, on replicas, on FSDP and on both axes; the other tiers once
+# each. Replicas of every tier: test_gradients.py.
 SLOW = [
-    *(("graddrop", form) for form in (4, *FORMS)),
-    *(("uncertainty", form) for form in (2, BOTH)),
-    ("pcgrad", 2),
+    *(("graddrop", form) for form in (4, "fsdp 4", BOTH)),
+    ("uncertainty", BOTH),
+    ("pcgrad", "data 4"),
 ]
 
 
