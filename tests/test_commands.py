@@ -124,7 +124,20 @@ def test_a_run_leaves_what_it_says(finished):
     assert [r["step"] for r in records if r["split"] == "validation"] == [8, 16]
     assert list((workdir / "events").glob("events*"))
     report = (workdir / "report.html").read_text()
-    assert report.count("data:image/png;base64") == 7
+    for words in (
+        "The model predicts category (9 classes), ",
+        "without looking at anything",
+        "95 % interval",
+        ">Worst and best</h2>",
+        ">Calibration category</h2>",
+        ">Predicted and true year</h2>",
+        "Finished 20",
+    ):
+        assert words in report, words
+    drawn = len(re.findall(r"(?<!class=seen>)<img", report))
+    assert drawn == 9
+    assert report.count("<img") > drawn  # the pictures of the worst and best rows
+    assert json.loads((workdir / "run.json").read_text())["rows"]["train"] > 1000
     assert not re.search(r"(src|href)='(?!data:|#)", report)
 
 

@@ -355,6 +355,11 @@ def test_what_the_report_draws_and_what_is_looked_up_are_rows_of_the_split(case)
         if sort == "confusion":
             assert array.shape[0] == array.shape[1]
             assert array.sum() > 0
+        elif sort == "calibration":
+            assert array.shape[1] == 3
+            assert array[:, 0].sum() > 0
+        elif sort == "points":
+            assert array.shape == (examples.ROWS - len(ABSENT), 2)
         else:
             assert sort in ("query", "answer")
             assert len(array) == len(drawn[f"query/{name}"]) == 3

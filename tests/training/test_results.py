@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 
-from mtmm_jax.evaluation import Evaluator
+from mtmm_jax.evaluation import Evaluator, extremes
 from mtmm_jax.training.results import save_examples
 from tests import toy
 
@@ -16,24 +16,41 @@ def test_examples_hold_counts_queries_and_their_pictures_and_the_gallery_all_spl
     model = toy.build()
     batches = {"test": toy.batch(8, 0), "train": toy.batch(8, 1)}
     batches["train"]["id"] = batches["train"]["id"] + 4  # half of them are known already
+    rows = batches["test"]
     evaluator, variables = Evaluator(model), _variables(model)
     states = {split: evaluator.states(variables, [batch]) for split, batch in batches.items()}
     source = SimpleNamespace(picture=lambda i: np.full((2, 2, 3), i), describe="row {}".format)
     workdir = SimpleNamespace(examples=tmp_path / "examples.npz", gallery=tmp_path / "gallery.npz")
-    save_examples(SimpleNamespace(model=model, source=source), workdir, states, pictures=2)
+    source.rows = {"test": rows["id"]}
+    source.batches = lambda split, size: iter([rows])
+    source.compose = lambda chosen, chance: jax.tree.map(lambda x: x[chosen], rows)
+    config = {"evaluation": {"batch_size": 8}}
+    experiment = SimpleNamespace(model=model, source=source, config=config)
+    save_examples(experiment, workdir, states, pictures=2)
     kept, gallery = np.load(workdir.examples), np.load(workdir.gallery)
-    assert {key for key in kept if not key.startswith(("picture", "name"))} == {
+    ends = tuple(f"{end}/" for end in extremes.SIGNS)
+    assert {key for key in kept if not key.startswith(("picture", "name", "row/", *ends))} == {
         "confusion/kind",
+        "calibration/kind",
+        "points/size",
         *(f"{part}/{way}/pairs" for part in ("query", "answer") for way in WAYS),
     }
     np.testing.assert_array_equal(kept["confusion/kind"], states["test"]["kind"]["confusion"])
-    rows = batches["test"]
     both = rows["inputs"]["image"]["present"] & rows["inputs"]["text"]["present"]
     for way in WAYS:
         assert set(kept[f"query/{way}/pairs"]) <= set(rows["id"][both])
         for i in kept[f"answer/{way}/pairs"].flat:
             assert kept[f"picture/{i}"][0, 0, 0] == i
             assert str(kept[f"name/{i}"]) == f"row {i}"
+    for end in extremes.SIGNS:
+        for i, loss in zip(kept[f"{end}/kind/id"], kept[f"{end}/kind/loss"], strict=True):
+            at = rows["id"].tolist().index(i)
+            assert rows["targets"]["kind"]["present"][at]
+            assert np.isfinite(loss)
+            image = rows["inputs"]["image"]
+            assert (f"row/{i}/image/x" in kept) == image["present"][at]
+            if image["present"][at]:
+                np.testing.assert_array_equal(kept[f"row/{i}/image/x"], image["x"][at])
     counted = [
         b["id"][b["inputs"]["image"]["present"] & b["inputs"]["text"]["present"]]
         for b in batches.values()

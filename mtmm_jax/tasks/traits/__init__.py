@@ -102,10 +102,14 @@ def no_drawing(states: Mapping[str, Any], examples: int) -> dict[str, np.ndarray
 
 
 def confusion_drawing(states: Mapping[str, Any], examples: int) -> dict[str, np.ndarray]:
-    """The counts `[true, predicted]` of the metric "confusion", and the bins of "calibration"."""
+    """The counts `[true, predicted]` of the metric "confusion", and the bins of "calibration" where
+    there is one."""
     del examples
-    bins = [states["calibration"][key] for key in ("count", "confidence", "hits")]
-    return {"confusion": np.asarray(states["confusion"]), "calibration": np.stack(bins, 1)}
+    drawn = {"confusion": np.asarray(states["confusion"])}
+    if "calibration" in states:
+        bins = [states["calibration"][key] for key in ("count", "confidence", "hits")]
+        drawn["calibration"] = np.stack(bins, 1)
+    return drawn
 
 
 def points_drawing(states: Mapping[str, Any], examples: int) -> dict[str, np.ndarray]:
