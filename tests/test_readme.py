@@ -1,4 +1,4 @@
-"""What the README says: its Python runs, its commands are CI's, its tables are the tables."""
+"""What the READMEs say: their Python runs, their commands are CI's, their tables are the tables."""
 
 import re
 import subprocess
@@ -8,10 +8,27 @@ from pathlib import Path
 import pytest
 
 from mtmm_jax import balancing
-from mtmm_jax.benchmarks.tables import entries
+from mtmm_jax.benchmarks.tables import entries, pages
+from tests.made_up import packaged
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+MAP = (ROOT / "mtmm_jax" / "README.md").read_text()
+PAGES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in (
+        ROOT / "README.md",
+        ROOT / "tests" / "README.md",
+        ROOT / "configs" / "README.md",
+        *(ROOT / "mtmm_jax").rglob("README.md"),
+    )
+)
+
+
+def test_it_is_read_in_five_minutes():
+    lines = README.splitlines()
+    assert len(lines) <= 200
+    assert max(len(line) for line in lines if not line.startswith("|")) <= 110
 
 
 @pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
@@ -34,28 +51,48 @@ def test_ci_runs_the_commands_of_the_readme():
 
 
 @pytest.mark.parametrize("name", entries.tables())
-def test_the_entries_it_lists_exist(name):
-    named = entries.listed(README, name)
+def test_the_entries_of_the_map_exist(name):
+    named = entries.listed(MAP, name)
     assert len(named) > 5
     assert set(named) <= set(entries.tables()[name])
 
 
-def test_its_table_of_rooms_is_generated():
-    again = entries.rewritten(README)
-    lines, others = README.split("\n"), again.split("\n")
+def test_the_map_is_generated():
+    again = entries.rewritten(MAP)
+    lines, others = MAP.split("\n"), again.split("\n")
     rows = [line for line, other in zip(lines, others, strict=True) if line != other]
     assert all(line.startswith("|") for line in rows)
     for name, table in entries.tables().items():
         assert entries.listed(again, name) == list(table)
 
 
-def test_the_methods_it_names_exist():
-    table = README.partition("| what a step costs | methods |\n|---|---|\n")[2].partition("\n\n")[0]
+@pytest.mark.parametrize("room", pages.rooms())
+def test_the_rooms_tables_are_generated(room):
+    text = (pages.ROOT / room / "README.md").read_text()
+    table = packaged(pages.rooms()[room])
+    assert text == pages.rewritten(text, table), "python -m mtmm_jax.benchmarks.tables.pages"
+    assert text.count("\n| `") >= len(table)
+
+
+def test_every_room_has_a_page():
+    rooms = [path.parent for path in (ROOT / "mtmm_jax").glob("*/__init__.py")]
+    missing = [room.name for room in rooms if not (room / "README.md").exists()]
+    assert missing == ["readers"]  # of `data` and `modalities`, which say what they read
+
+
+def test_the_methods_by_cost_exist():
+    page = (ROOT / "mtmm_jax" / "balancing" / "README.md").read_text()
+    table = page.partition("| what a step costs | methods |\n|---|---|\n")[2].partition("\n\n")[0]
     named = [name for row in table.splitlines() for name in row.split("|")[2].strip().split(", ")]
     assert len(named) > 10
     assert set(named) <= set(balancing.METHODS)
 
 
-def test_pictures_are_there():
-    for path in re.findall(r"!\[.*?\]\((.*?)\)", README):
-        assert (ROOT / path).stat().st_size > 10_000
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_pictures_lead_somewhere(page):
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", (ROOT / page).read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+        if not target.startswith("https://"):
+            assert ((ROOT / page).parent / target).exists(), target
+    for target in re.findall(r"!\[.*?\]\((.*?)\)", text):
+        assert ((ROOT / page).parent / target).stat().st_size > 10_000

@@ -11,7 +11,7 @@ from mtmm_jax.data.inspect import check, show
 from tests.data import stranger
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
-SECTION = README.partition("A table of your own is")[2].partition("Beside a source")[0]
+SECTION = README.partition("A table of your own is")[2].partition("\n## ")[0]
 MAINS = {
     "mtmm_jax.data.inspect.check": check.main,
     "mtmm_jax.data.inspect.show": show.main,

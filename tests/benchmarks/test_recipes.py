@@ -530,7 +530,7 @@ def test_figures_are_written_where_people_read_them(monkeypatch, tmp_path):
     path = tmp_path / "rows.json"
     board = Board(str(path))
     (tmp_path / "configs").mkdir()
-    (tmp_path / "README.md").write_text(
+    (tmp_path / "configs" / "README.md").write_text(
         f"Table:\n\n{recipe_texts.BEGIN}\nold\n{recipe_texts.END}\n."
     )
     config = tmp_path / "configs" / "generator.py"
@@ -543,7 +543,7 @@ def test_figures_are_written_where_people_read_them(monkeypatch, tmp_path):
         assert recipe_texts.main(options) == 0
         board.rows = []
         path.unlink()
-    readme = (tmp_path / "README.md").read_text()
+    readme = (tmp_path / "configs" / "README.md").read_text()
     assert "old" not in readme
     line = "a accuracy .750 | a accuracy .500 | other: a accuracy .375 |"
     assert f"| toys | `generator` | {line}" in readme

@@ -1,8 +1,8 @@
-"""Writes what the recipes measured where people read it: the README, and each config's docstring.
+"""Writes what the recipes measured where it is read: configs/README.md, each docstring.
 
     python -m mtmm_jax.benchmarks.recipes.texts --json mtmm_jax/benchmarks/results/recipes.json
 
-The README's table stands between two comments. A docstring's last paragraph begins with "Measured".
+That page's table stands between two comments. A docstring's last paragraph begins with "Measured".
 Run it in a checkout after `benchmarks.recipes`; what nothing was measured of is left as it is.
 """
 
@@ -54,11 +54,11 @@ def measured(board: Board, config: str) -> str | None:
 
 
 def with_table(text: str, told: str) -> str:
-    """The README with the table between its comments."""
+    """The page with the table between its comments."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ConfigError(f"README.md: has no lines {BEGIN!r} and {END!r}")
+        raise ConfigError(f"configs/README.md: has no lines {BEGIN!r} and {END!r}")
     return f"{before}{BEGIN}\n\n{told}\n\n{END}{after}"
 
 
@@ -73,7 +73,7 @@ def with_paragraph(source: str, told: str) -> str:
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m mtmm_jax.benchmarks.recipes.texts",
-        description="Writes the recipes' figures into the README and the configs' docstrings.",
+        description="Writes the recipes' metrics into configs/README.md and docstrings.",
     )
     p.add_argument("--json", required=True, help="the rows of benchmarks.recipes")
     p.add_argument("--root", default=".", help="the checkout (default: this folder)")
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     root, board = Path(options.root), Board(options.json)
     if not board.rows:
         raise ConfigError(f"--json: {options.json} has no rows")
-    readme = root / "README.md"
+    readme = root / "configs" / "README.md"
     if not readme.exists():
         raise ConfigError(f"--root: there is no {readme}")
     write(readme, with_table(readme.read_text(), table(board, RECIPES.values())).encode())

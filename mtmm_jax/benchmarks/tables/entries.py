@@ -1,6 +1,6 @@
 """Rewrites the entries in a README's table of rooms from the tables themselves.
 
-    python -m mtmm_jax.benchmarks.tables.entries README.md
+    python -m mtmm_jax.benchmarks.tables.entries mtmm_jax/README.md
 
 A row is recognised by the name of its table in backquotes, such as `FUSIONS`, and its last column
 becomes the names of the table's entries. Adding an entry needs no edit: run it before a release.
