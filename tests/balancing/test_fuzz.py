@@ -33,3 +33,12 @@ def test_references_agree_with_each_other():
     assert units[1] @ d > 0
     inside = references.cagrad(rows) - rows.mean(0)
     np.testing.assert_allclose(np.linalg.norm(inside), 0.5 * np.linalg.norm(rows.mean(0)))
+
+
+def test_cagrad_where_every_direction_of_the_ball_conflicts():
+    """Norms of 1e-24 to 1: the level, and so the linear term, is far below 0."""
+    case = fuzz.cases_of(378)[377]
+    for dtype in (np.float32, np.float64):
+        row = fuzz.judge("cagrad", [case], dtype, chunk=1, most=MOST)
+        assert row["compared"] == 1
+        assert row["error"] < fuzz.TOLERANCE[dtype]

@@ -60,9 +60,11 @@ def nonnegative_qp(
     size, dtype = matrix.shape[0], matrix.dtype
     matrix = off_diagonal(matrix, mask)
     linear = jnp.where(mask, linear, 0)
-    largest = jnp.max(jnp.abs(linear), axis=1, keepdims=True)
+    # In the unit of what pulls away from zero: entries far above 0 would hide the others.
+    largest = jnp.max(-linear, axis=1, keepdims=True)
     largest = jnp.where(largest > 0, largest, 1)
-    linear = linear / largest
+    most = 1 / float(jnp.finfo(dtype).eps)
+    linear = jnp.clip(linear / largest, -1, most)
     tolerance = 100 * jnp.finfo(dtype).eps
 
     def solve(right: Array, free: Array, added: Array, steps: int) -> Array:
