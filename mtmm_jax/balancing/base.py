@@ -503,6 +503,25 @@ def _rows_of(grads: PyTree, stacked: list[bool]) -> Rows:
     return {path: leaf for path, leaf, is_row in named if is_row}
 
 
+def _forbid_outer_wrappers() -> None:
+    """Raises where `optax.MultiSteps` or `apply_if_finite` calls the balancer: they expect updates
+    shaped like the gradients, and would fail after the balancer, or fold K rows into one.
+
+    Python's stack shows the caller, also under `jit`, and is read when the step is traced.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        module, name = frame.f_globals.get("__name__", ""), frame.f_code.co_qualname
+        wrapper = name.split(".")[0]
+        if module.startswith("optax.") and wrapper in ("MultiSteps", "apply_if_finite"):
+            after = ".gradient_transformation()" if wrapper == "MultiSteps" else ""
+            raise ConfigError(
+                f"optax.{wrapper} around a balancer: rows of K tasks come in, one gradient goes "
+                f"out. Put it behind: optax.chain(balancer, optax.{wrapper}(optimizer, n){after})"
+            )
+        frame = frame.f_back
+
+
 def _update(
     rule: Rule,
     num_tasks: int,
@@ -522,6 +541,7 @@ def _update(
     if losses.shape != (num_tasks,):
         raise ConfigError(f"losses: shape {losses.shape}; {num_tasks} tasks need ({num_tasks},)")
     losses = losses.astype(balancing_dtype(losses.dtype))
+    _forbid_outer_wrappers()
     stacked = _stacked(grads, params, num_tasks)
     rows = _rows_of(grads, stacked)
     if not rows:

@@ -120,11 +120,18 @@ def test_apply_if_finite_sees_only_what_balancing_could_not_repair():
         update, state = step(grads | {"head": head}, state)
         assert not np.any(update["trunk"])
         assert int(state[1].total_notfinite) == 1
-        # Around the balancer the same wrapper cannot even build its rejected update: rows come
-        # in, one gradient goes out.
-        around = optax.apply_if_finite(inner, 5)
-        with pytest.raises(TypeError, match="equal output types"):
-            jax.eval_shape(_first(around, PARAMS), bad_row)
+
+
+@pytest.mark.parametrize("wrapper", ["MultiSteps", "apply_if_finite"])
+def test_wrappers_around_a_balancer_are_named(wrapper):
+    """Rows come in, one gradient goes out: the wrapper's place is behind the balancer."""
+    around = getattr(optax, wrapper)(optax.chain(balancing.cagrad(K), optax.sgd(1.0)), 2)
+    message = rf"optax\.{wrapper} around a balancer.*chain\(balancer, optax\.{wrapper}"
+    with (
+        jax.numpy_dtype_promotion("standard"),
+        pytest.raises(ConfigError, match=message),
+    ):
+        jax.eval_shape(lambda g: around.update(g, around.init(PARAMS), PARAMS), _grads())
 
 
 def test_a_step_that_stays_bad_is_counted_and_teaches_nothing():
