@@ -133,17 +133,33 @@ def _trials(arguments: argparse.Namespace) -> list[Any]:
 
 
 def sweep(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
-    """Runs what is left of the plan, and compares."""
+    """Runs what is left of the plan, and compares; one process at a time in a folder."""
     from mtmm_jax.ranges import Count, Natural
     from mtmm_jax.registry import check
-    from mtmm_jax.runs import plans, trials
-    from mtmm_jax.store.workdir import Workdir
-    from mtmm_jax.train import fit
+    from mtmm_jax.runs import plans
 
     out, folder = console(), Path(arguments.workdir)
     check(arguments.parallel, Count | None, "--parallel")
     check(arguments.seed, Natural | None, "--seed")
     base, planned = _base(arguments, overrides), _trials(arguments)
+    with plans.held(folder, FILE) as stale:
+        _say(stale, out)
+        _sweep(arguments, folder, base, planned, out)
+
+
+def _say(line: str, out: Any) -> None:
+    if line:
+        out.print(line, highlight=False, markup=False)
+
+
+def _sweep(
+    arguments: argparse.Namespace, folder: Path, base: Any, planned: Sequence[Any], out: Any
+) -> None:
+    """`sweep` in a folder that is held."""
+    from mtmm_jax.runs import plans, trials
+    from mtmm_jax.store.workdir import Workdir
+    from mtmm_jax.train import fit
+
     plan = plans.plan_of(base, planned)
     record = {**plans.claim(folder, FILE, plan), "failed": {}}
     left = [trial for trial in planned if not trials.finished(folder, trial)]
@@ -207,18 +223,30 @@ def _compare(
 def cross_validation(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Compares task weights over folds, and trains with the best."""
     from mtmm_jax.model import build
-    from mtmm_jax.runs import folds
+    from mtmm_jax.runs import folds, plans
     from mtmm_jax.store.config import as_dict
-    from mtmm_jax.train import fit
     from mtmm_jax.training.experiment import build_source
 
-    out, folder, by = console(), Path(arguments.workdir), arguments.by or "mean"
+    out, folder = console(), Path(arguments.workdir)
     plain = as_dict(_base(arguments, overrides))
     source = build_source(plain)
     tasks = tuple(build(plain["model"], plain["tasks"], source.spec).tasks)
     found = folds.candidates(arguments.weights or (), arguments.grid, tasks)
     count = f"{len(found)} candidates x {arguments.cv} folds = {len(found) * arguments.cv} runs"
     out.print(f"{count}; weights of {', '.join(tasks)}", highlight=False, soft_wrap=True)
+    with plans.held(folder, folds.FILE) as stale:
+        _say(stale, out)
+        _cross_validate(arguments, folder, plain, source, found, out)
+
+
+def _cross_validate(
+    arguments: argparse.Namespace, folder: Path, plain: Any, source: Any, found: Any, out: Any
+) -> None:
+    """`cross_validation` in a folder that is held."""
+    from mtmm_jax.runs import folds
+    from mtmm_jax.train import fit
+
+    by = arguments.by or "mean"
     record = folds.cross_validate(
         plain, source, folder, arguments.cv, found, arguments.seed or 0, out
     )

@@ -15,15 +15,17 @@ def incidents(
     results: Mapping[str, Any],
     spec: Spec,
     tasks: Mapping[str, Any],
+    present: Mapping[str, Mapping[str, float]] | None = None,
 ) -> list[str]:
     """A line for each thing: steps that were not finite or skipped, tasks without labels, metrics
-    that are not known, and classes that no row of the train split has.
+    that are not known, classes that no row of the train split has, and modalities that none has.
 
     Args:
         records: of the journal.
         results: of the run.
         spec: of its data.
         tasks: of its model.
+        present: split -> modality -> the share of rows that have it, as `run.json` has it.
     """
     train = [record for record in records if record["split"] == "train"]
     found = []
@@ -45,4 +47,12 @@ def incidents(
         if empty:
             more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
             found.append(f"{name}: no row to train on has {', '.join(empty[:5])}{more}")
+    shares = present or {}
+    for name, share in shares.get("train", {}).items():
+        later = shares.get("test", {}).get(name, 0.0)
+        if share == 0 and later > 0:
+            found.append(
+                f"{name}: no row to train on has it, {later:.0%} of the test rows do; the model "
+                "never learned to read it"
+            )
     return found

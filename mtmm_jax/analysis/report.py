@@ -129,7 +129,8 @@ def _page(workdir: Workdir, trust_paths: bool) -> str:
     )
     spec = workdir.spec()
     model = build(config["model"], config["tasks"], spec)
-    lines = incidents(records, results, spec, model.tasks)
+    run = workdir.read(RUN) if (workdir.path / RUN).exists() else {}
+    lines = incidents(records, results, spec, model.tasks, run.get("present"))
     noted = f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>" if lines else ""
     speech = samples.speech(workdir, trust_paths)
     for name, table in _top_confusions(model, spec, arrays).items():
@@ -155,7 +156,6 @@ def _page(workdir: Workdir, trust_paths: bool) -> str:
         f"{_steps(config, results)} of {config['batch_size']} examples; inputs: "
         f"{', '.join(inputs)}; balancing: {_kind(config['balancing'])}; seed {config['seed']}."
     )
-    run = workdir.read(RUN) if (workdir.path / RUN).exists() else {}
     words = summary(results, model.tasks, spec, tuple(inputs), run)
     told = "".join(f"<p>{escape(line)}</p>" for line in words)
     body = (

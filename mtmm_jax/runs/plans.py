@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -16,6 +17,7 @@ from ml_collections import ConfigDict
 from mtmm_jax.chance import uniform
 from mtmm_jax.ranges import Count
 from mtmm_jax.registry import ConfigError, check
+from mtmm_jax.store import lock
 from mtmm_jax.store.config import apply_overrides, as_dict, differences, mutable
 from mtmm_jax.store.workdir import FREE, Workdir
 
@@ -177,6 +179,30 @@ def plan_of(base: ConfigDict, trials: Sequence[Trial]) -> dict[str, Any]:
     return {"config": plain, "trials": {trial.name: dict(trial.changes) for trial in trials}}
 
 
+@contextlib.contextmanager
+def held(folder: Path, name: str) -> Iterator[str]:
+    """Holds the folder of a plan for one process; yields a line about a stale lock, or "".
+
+    Args:
+        folder: of all runs of the plan.
+        name: of the file that remembers it.
+    """
+    _check(folder, name)
+    with lock.locked(folder) as stale:
+        yield stale
+
+
+def _check(folder: Path, name: str) -> None:
+    """Refuses what is no folder, or one of something else."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--workdir: {folder} is a file, not a folder")
+    there = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if name not in there and there - set(lock.FILES):
+        raise ConfigError(
+            f"--workdir: {folder} is not empty and has no {name}; choose a new folder"
+        )
+
+
 def claim(folder: Path, name: str, plan: Mapping[str, Any]) -> dict[str, Any]:
     """Makes a folder this plan's own, or finds that it already is.
 
@@ -189,13 +215,8 @@ def claim(folder: Path, name: str, plan: Mapping[str, Any]) -> dict[str, Any]:
         What the file holds: the plan, and whatever was recorded besides.
     """
     plan = json.loads(json.dumps(plan))
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--workdir: {folder} is a file, not a folder")
+    _check(folder, name)
     if not (folder / name).exists():
-        if folder.exists() and any(folder.iterdir()):
-            raise ConfigError(
-                f"--workdir: {folder} is not empty and has no {name}; choose a new folder"
-            )
         folder.mkdir(parents=True, exist_ok=True)
         Workdir(folder).write(name, {"plan": plan})
         return {"plan": plan}

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 import mtmm_jax
-from mtmm_jax.data.pipeline.source import split_sizes
+from mtmm_jax.data.pipeline.source import Source, split_sizes
 from mtmm_jax.devices import parallel
 from mtmm_jax.devices.machine import cores
 from mtmm_jax.evaluation import (
@@ -37,6 +37,7 @@ from mtmm_jax.training.stopping import Progress
 
 RUN = "run.json"
 """When, where and with what a run was trained, and what it cost."""
+LOOKED = 128  # rows of a split whose modalities are counted
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
 SPLITS = ("validation", "test")
 FORMAT = 2
@@ -191,12 +192,28 @@ def facts(experiment: Experiment, workdir: Workdir, seconds: float) -> dict[str,
         "processes": jax.process_count(),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(experiment.shapes.params)),
         "rows": split_sizes(experiment.source),
+        "present": _presence(experiment.source),
         "versions": {
             "mtmm_jax": mtmm_jax.__version__,
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in _PACKAGES},
         },
     }
+
+
+def _presence(source: Source) -> dict[str, dict[str, float]]:
+    """Split -> modality -> the share of at most `LOOKED` of its rows that have it."""
+    found: dict[str, dict[str, float]] = {}
+    for split, rows in source.rows.items():
+        chosen = np.asarray(rows)[np.linspace(0, len(rows) - 1, min(len(rows), LOOKED)).astype(int)]
+        counts = dict.fromkeys(source.spec.modalities, 0)
+        for start in range(0, len(chosen), 32):
+            batch = source.compose(chosen[start : start + 32], None)
+            for name, entry in batch["inputs"].items():
+                counts[name] += int(np.sum(entry["present"]))
+        if len(chosen):
+            found[split] = {name: count / len(chosen) for name, count in counts.items()}
+    return found
 
 
 def _step_seconds(workdir: Workdir) -> float:

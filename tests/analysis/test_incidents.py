@@ -39,3 +39,15 @@ def test_losses_that_are_not_finite_labels_that_are_missing_and_empty_classes_ar
     ]
     found = incidents([_record(1, nan), _record(2, nan)], results, SPEC, TASKS)
     assert "size: no step had a label" in found
+
+
+def test_a_modality_that_only_test_rows_have_is_named():
+    present = {
+        "train": {"sound": 0.0, "image": 0.5, "depth": 0.0},
+        "test": {"sound": 0.4, "image": 1.0, "depth": 0.0},
+    }
+    found = incidents([], {"test": {}}, Spec({}, {}), {}, present)
+    assert found == [
+        "sound: no row to train on has it, 40% of the test rows do; the model never learned to "
+        "read it"
+    ]

@@ -112,6 +112,29 @@ def test_another_plan_in_the_same_folder_is_refused_with_its_difference(tmp_path
         plans.claim(tmp_path, "sweep.json", plan)
 
 
+def test_two_sweeps_do_not_write_one_folder(tmp_path):
+    plan = plans.plan_of({"steps": 2}, [])
+    with plans.held(tmp_path / "sweep", "sweep.json") as stale:
+        assert stale == ""
+        plans.claim(tmp_path / "sweep", "sweep.json", plan)
+        with (
+            pytest.raises(ConfigError, match=r"another process trains in .*sweep: process \d+ on"),
+            plans.held(tmp_path / "sweep", "sweep.json"),
+        ):
+            pass
+    with plans.held(tmp_path / "sweep", "sweep.json"):
+        assert plans.claim(tmp_path / "sweep", "sweep.json", plan)["plan"] == plan
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "mine.txt").write_text("")
+    with (
+        pytest.raises(ConfigError, match="is not empty and has no sweep.json"),
+        plans.held(other, "sweep.json"),
+    ):
+        pass
+    assert [path.name for path in other.iterdir()] == ["mine.txt"]
+
+
 def test_processes_share_devices_and_cores():
     cores = [0, 2, 4, 6]
     on_cpu = trials.places(2, "cpu", 1, cores)

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from mtmm_jax.evaluation import Evaluator, extremes
+from mtmm_jax.training import results
 from mtmm_jax.training.results import save_examples
 from tests import toy
 
@@ -59,6 +60,18 @@ def test_examples_hold_counts_queries_and_their_pictures_and_the_gallery_all_spl
     assert gallery["pairs/names"].tolist() == [f"row {i}" for i in ids]
     for read in ("image", "text"):
         assert gallery[f"pairs/{read}"].shape == (len(ids), 8)
+
+
+def test_shares_of_modalities_are_those_of_evenly_spread_rows():
+    batch = toy.batch(8, 0)
+    spec = SimpleNamespace(modalities=dict.fromkeys([*batch["inputs"], "sound"]))
+    source = SimpleNamespace(
+        spec=spec,
+        rows={"train": np.arange(8), "test": np.arange(0)},
+        compose=lambda rows, chance: jax.tree.map(lambda x: x[rows], batch),
+    )
+    wanted = {name: entry["present"].mean() for name, entry in batch["inputs"].items()}
+    assert results._presence(source) == {"train": {**wanted, "sound": 0.0}}
 
 
 def _variables(model):
