@@ -358,6 +358,41 @@ def test_a_tfrecord_file_that_was_cut_off_is_named(tmp_path):
         TFRecords([(str(path), 0, 2)])
 
 
+DAMAGES = {
+    "empty": lambda data: b"",
+    "half": lambda data: data[: len(data) // 2],
+    "junk": lambda data: bytes(range(256)) * (len(data) // 256 + 1),
+    "flipped early": lambda data: data[:40] + bytes([data[40] ^ 4]) + data[41:],
+    "flipped late": lambda data: data[:-60] + bytes([data[-60] ^ 1]) + data[-59:],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("which", ["dataset_info.json", "features.json", "train"])
+def test_damaged_prepared_data_are_one_line_with_the_folder(
+    source, folder, tmp_path, which, damage
+):
+    copy = tmp_path / "copy"
+    shutil.copytree(Path(folder) / "mtmm_tiny" / "1.0.0", copy)
+    (path,) = (p for p in copy.iterdir() if p.name == which or f"-{which}.array" in p.name)
+    path.write_bytes(DAMAGES[damage](path.read_bytes()))
+    said = ""
+    try:
+        found = source_of(str(copy), modalities=IMAGE, targets=COLOUR)
+        batch = whole(found, "train")
+    except ConfigError as error:
+        said = str(error)
+    if said:
+        assert "\n" not in said
+        assert str(copy) in said
+        assert "prepare" in said
+        return
+    other = source.compose(found.rows["train"], None)
+    for group, name in (("inputs", "image"), ("targets", "colour")):
+        for key in ("present", "x" if group == "inputs" else "y"):
+            np.testing.assert_array_equal(batch[group][name][key], other[group][name][key])
+
+
 class MtmmNeedsTf(MtmmTiny):
     """Like many of TFDS's own: arrays as pictures, which TFDS encodes with TensorFlow."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import mmap
@@ -55,6 +56,21 @@ def _frames(data: mmap.mmap, count: int, path: str) -> Iterator[tuple[int, int]]
         at += length + _FRAME
 
 
+@contextlib.contextmanager
+def readable(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Around what reads prepared data, of which damage raises anything: one line instead."""
+    try:
+        yield
+    except (ConfigError, ImportError, MemoryError):
+        raise
+    except Exception as error:  # ParseError, RuntimeError, KeyError, struct.error, ..
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise ConfigError(
+            f"{os.fspath(folder)}: prepared data are damaged ({reason}); delete this folder and "
+            "prepare them anew"
+        ) from error
+
+
 @dataclasses.dataclass(frozen=True)
 class Records:
     """Some features of one split, by the number of the example.
@@ -76,10 +92,15 @@ class Records:
 
     def read(self, keys: Sequence[int]) -> list[dict[str, Any]]:
         """Examples as nested dictionaries."""
-        return [
-            self.features.deserialize_example_np(record, decoders=self.decoders)
-            for record in self.raw.__getitems__([int(key) for key in keys])
-        ]
+        folder = os.path.dirname(self.spans[0][0]) if self.spans else "the prepared data"
+        with readable(folder):
+            records = self.raw.__getitems__([int(key) for key in keys])
+            if not all(records):  # what array_record gives of a file that was cut
+                raise ValueError("a record is empty")
+            return [
+                self.features.deserialize_example_np(record, decoders=self.decoders)
+                for record in records
+            ]
 
     def overlaps(self, other: Records) -> bool:
         """Whether an example is in both."""
@@ -100,7 +121,8 @@ def open_builder(dataset: str, data_dir: str | None, prepare: bool, where: str) 
         import tensorflow_datasets as tfds
 
         if (Path(dataset) / "dataset_info.json").is_file():
-            return tfds.builder_from_directory(os.fspath(dataset))
+            with readable(dataset):
+                return tfds.builder_from_directory(os.fspath(dataset))
         try:
             builder = tfds.builder(dataset, data_dir=data_dir)
         except tfds.core.registered.DatasetNotFoundError as error:
@@ -149,9 +171,10 @@ def open_split(
     if info.file_format.value == "tfrecord":
         raw = TFRecords([(os.fspath(p.filename), p.skip, p.take) for p in instructions])
     else:
-        raw = builder.as_data_source(
-            split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
-        )
+        with readable(builder.data_dir):
+            raw = builder.as_data_source(
+                split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+            )
     tops = dict.fromkeys(path.split("/")[0] for path in paths)
     features = tfds.features.FeaturesDict({name: info.features[name] for name in tops})
     return Records(
