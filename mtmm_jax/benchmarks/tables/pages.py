@@ -8,6 +8,7 @@ page of its own (`benchmarks.balancing.page`).
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import re
 import sys
@@ -64,7 +65,11 @@ def rewritten(page: str, entries: Mapping[str, Any]) -> str:
 
 @guarded
 def main(argv: Sequence[str] | None = None) -> int:
-    del argv
+    p = argparse.ArgumentParser(
+        prog="python -m mtmm_jax.benchmarks.tables.pages",
+        description="Rewrites the tables of entries in the rooms' READMEs from docstrings.",
+    )
+    p.parse_args(argv)
     for room, entries in rooms().items():
         path = ROOT / room / "README.md"
         path.write_text(rewritten(path.read_text(encoding="utf-8"), entries), encoding="utf-8")
