@@ -93,9 +93,9 @@ def run(
         began = time.perf_counter()
         results = fit(experiment, Path(scratch) / "run")
         seconds = time.perf_counter() - began
+        frozen = frozen_headlines(experiment) if weights else {}  # reads the folder from there
     began = time.perf_counter()
     baseline = sklearn_headlines(experiment)
-    frozen = frozen_headlines(experiment) if weights else {}
     return {
         "seed": seed,
         "rows": len(experiment.source.rows["train"]),
