@@ -18,6 +18,7 @@ from mtmm_jax.inference.finished import open_run
 from mtmm_jax.modalities import kind_of
 from mtmm_jax.modalities.units import without
 from mtmm_jax.registry import ConfigError
+from mtmm_jax.store.workdir import Workdir
 from mtmm_jax.text import read_tokenizer, train_tokenizer, unknown_id, words_of
 from tests.kept_run import kept
 
@@ -202,6 +203,8 @@ def test_the_command_writes_a_page_pictures_and_json(run, tmp_path, capsys, monk
     assert "Not given, though the model can use it" in said
     page = (out / "explanation.html").read_text()
     assert "apple" in page
+    assert page.count("<div class=example><h3>text</h3>") == 1  # what was given, large
+    assert "<h3>image</h3>" not in page
     assert "data:image/png" in page
     assert (out / "kind.png").stat().st_size > 1000
     assert predict.main(["--workdir", str(run.workdir.path), *given, "--json"]) == 0
@@ -218,3 +221,13 @@ def test_explain_is_about_one_sample_of_one_run(capsys):
     assert "--task: belongs to --explain" in capsys.readouterr().err
     assert predict.main(["--workdir", "w", "--manifest", "m.csv", "--explain"]) == 2
     assert "--explain: explains one sample of one run" in capsys.readouterr().err
+
+
+def test_how_often_right_is_said_of_how_many_rows(tmp_path):
+    workdir = Workdir(tmp_path)
+    metrics = {"kind": {"accuracy": 0.8, "ece": 0.1, "brier": 0.3}}
+    certain = {"test": {"kind": {"accuracy": {"n": 143}, "ece": {"n": 143}}}}
+    workdir.write("results.json", {"test": metrics, "intervals": certain})
+    assert explanation.reliability(workdir, "kind") == {"accuracy": 0.8, "ece": 0.1, "n": 143}
+    workdir.write("results.json", {"test": metrics})
+    assert explanation.reliability(workdir, "kind") == {"accuracy": 0.8, "ece": 0.1}
