@@ -18,14 +18,14 @@ def incidents(
     present: Mapping[str, Mapping[str, float]] | None = None,
 ) -> list[str]:
     """A line for each thing: steps that were not finite or skipped, tasks without labels, metrics
-    that are not known, classes that no row of the train split has, and modalities that none has.
+    that are not known, classes that no row of the train split has, and modalities that none of a sample has.
 
     Args:
         records: of the journal.
         results: of the run.
         spec: of its data.
         tasks: of its model.
-        present: split -> modality -> the share of rows that have it, as `run.json` has it.
+        present: split -> modality -> the share of a sample of rows that have it, as `run.json` has it.
     """
     train = [record for record in records if record["split"] == "train"]
     found = []
@@ -52,7 +52,7 @@ def incidents(
         later = shares.get("test", {}).get(name, 0.0)
         if share == 0 and later > 0:
             found.append(
-                f"{name}: no row to train on has it, {later:.0%} of the test rows do; the model "
-                "never learned to read it"
+                f"{name}: none of the training rows looked at has it, {later:.0%} of the test rows "
+                "do; the model has hardly learned to read it"
             )
     return found

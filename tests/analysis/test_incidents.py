@@ -48,6 +48,6 @@ def test_a_modality_that_only_test_rows_have_is_named():
     }
     found = incidents([], {"test": {}}, Spec({}, {}), {}, present)
     assert found == [
-        "sound: no row to train on has it, 40% of the test rows do; the model never learned to "
-        "read it"
+        "sound: none of the training rows looked at has it, 40% of the test rows do; the model has "
+        "hardly learned to read it"
     ]
