@@ -18,14 +18,15 @@ def incidents(
     present: Mapping[str, Mapping[str, float]] | None = None,
 ) -> list[str]:
     """A line for each thing: steps that were not finite or skipped, tasks without labels, metrics
-    that are not known, classes that no row of the train split has, and modalities that none of a sample has.
+    that are not known, classes that no row of the train split has, and modalities that none of a
+    sample of its rows has.
 
     Args:
         records: of the journal.
         results: of the run.
         spec: of its data.
         tasks: of its model.
-        present: split -> modality -> the share of a sample of rows that have it, as `run.json` has it.
+        present: split -> modality -> the share of a sample of rows that have it, from `run.json`.
     """
     train = [record for record in records if record["split"] == "train"]
     found = []
