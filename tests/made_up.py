@@ -19,7 +19,11 @@ def pytest_sessionstart(session):
 def packaged(table):
     """The entries of a table that the package itself has."""
     own = {id(entry) for _, _, entry in _entries().values()}
-    return {name: entry for name, entry in table.items() if id(entry) not in own}
+    return {
+        name: entry
+        for name, entry in table.items()
+        if id(entry) not in own and not getattr(entry, "__module__", "").startswith("tests.")
+    }
 
 
 def _entries():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mtmm_jax.analysis import pages
+from mtmm_jax.analysis.examples import input_html
 from mtmm_jax.analysis.explanation import SHARES, Explanation, reliability, worth
 from mtmm_jax.analysis.overview import looked_at
 from mtmm_jax.analysis.pictures import heat_maps, patch_attention
@@ -22,10 +22,8 @@ from mtmm_jax.inference.finished import Finished
 from mtmm_jax.inference.prediction import absent, kept_tokenizer
 from mtmm_jax.markup import COLOUR_STYLE, cards, escape, page
 from mtmm_jax.modalities import kind_of
-from mtmm_jax.modalities.shown import Example
 from mtmm_jax.modalities.units import OverLine, OverPicture
 from mtmm_jax.store.files import file_name, write
-from mtmm_jax.text import as_text
 
 _FOR, _AGAINST, _LOOKED = "#1f77b4", "#d62728", "#2ca02c"
 _MOST = 10  # units that are named
@@ -227,9 +225,8 @@ def _seen(run: Finished, inputs: Mapping[str, Any]) -> str:
         if name not in inputs or not np.all(inputs[name]["present"]):
             continue
         mask = np.asarray(inputs[name]["mask"][0]) if "mask" in inputs[name] else None
-        read = functools.partial(as_text, kept_tokenizer(run.workdir, name))
-        example = Example(name, modality, np.asarray(inputs[name]["x"][0]), mask, (), read)
-        shown = kind_of(modality).show(example)
+        x = np.asarray(inputs[name]["x"][0])
+        shown = input_html(name, modality, x, mask, kept_tokenizer(run.workdir, name))
         parts.append(f"<div class=example><h3>{escape(name)}</h3>{shown}</div>")
     return f"<div class=examples>{''.join(parts)}</div>"
 

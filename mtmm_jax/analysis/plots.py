@@ -12,6 +12,7 @@ from matplotlib import ticker
 from matplotlib.figure import Figure
 
 Records = Sequence[Mapping[str, Any]]
+FEW_CLASSES = 20  # whose confusion has its numbers
 
 
 def learning_curves(records: Records, headlines: Mapping[str, str]) -> Figure:
@@ -144,7 +145,7 @@ def _plain_log_ticks(axis: Any) -> None:
 def confusion(counts: np.ndarray, classes: Sequence[str], title: str) -> Figure:
     """Shares of each true class, row by row; the numbers are shown where there are few classes."""
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    few = len(classes) <= 20
+    few = len(classes) <= FEW_CLASSES
     side = 1.8 + 0.5 * len(classes) if few else 1.5 + 0.14 * len(classes)
     figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
     picture = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)

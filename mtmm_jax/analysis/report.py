@@ -34,14 +34,13 @@ table { border-collapse: collapse; margin: 1em 0 } td, th { padding: .25em .8em;
        border-bottom: 1px solid #ddd } td:first-child, th:first-child, td:nth-child(2),
        th:nth-child(2) { text-align: left }
 pre { background: #f6f6f6; padding: 1em; overflow: auto; font-size: 13px }
-nav a { margin-right: 1em } .scroll { overflow-x: auto }
+nav a { margin-right: 1em }
 """
 
 NAMES_AS_TEXT = matplotlib.rc_context({"text.parse_math": False})
 """Around what draws: a "$" in the name of a class begins no formula."""
 
-FEW_CLASSES = 20  # whose confusion is a matrix with numbers; of more the top confusions are listed
-TOP = 12
+TOP = 12  # confusions that are listed where there are too many classes for numbers in the matrix
 
 # For a reader who does not train models; by the figure's name.
 _CAPTIONS = {
@@ -157,9 +156,9 @@ def _page(workdir: Workdir, trust_paths: bool) -> str:
         f"{', '.join(inputs)}; balancing: {_kind(config['balancing'])}; seed {config['seed']}."
     )
     words = summary(results, model.tasks, spec, tuple(inputs), run)
-    told = "".join(f"<p>{escape(line)}</p>" for line in words)
+    paragraphs = "".join(f"<p>{escape(line)}</p>" for line in words)
     body = (
-        f"<h1>{escape(title)}</h1>{told}{_remarks(results)}<p>{escape(lead)}</p>"
+        f"<h1>{escape(title)}</h1>{paragraphs}{_remarks(results)}<p>{escape(lead)}</p>"
         f"<nav>{links}</nav>{body}"
     )
     return page(title, COLOUR_STYLE + PAGE_STYLE + examples.STYLE, body)
@@ -180,10 +179,10 @@ def _top_confusions(model: Any, spec: Any, arrays: Mapping[str, np.ndarray]) -> 
     found = {}
     for name, task in model.tasks.items():
         counts = arrays.get(f"confusion/{name}")
-        if counts is None or len(counts) <= FEW_CLASSES:
+        if counts is None or len(counts) <= plots.FEW_CLASSES:
             continue
         classes, totals = spec.targets[task.target].classes, counts.sum(1)
-        wrong = counts * (1 - np.eye(len(counts)))
+        wrong = counts - np.diag(np.diag(counts))
         order = np.argsort(-wrong, axis=None, kind="stable")[:TOP]
         places = [np.unravel_index(i, wrong.shape) for i in order if wrong.flat[i] > 0]
         rows = [

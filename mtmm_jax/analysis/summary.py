@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mtmm_jax.batch import Spec
-from mtmm_jax.tasks.task import FUSED, Task, modalities_of
+from mtmm_jax.tasks.task import Task, modalities_of
+from mtmm_jax.training.results import comparison
 
 SPLIT = "test"
 
@@ -65,21 +66,18 @@ def _answer(name: str, task: Task, results: Mapping[str, Any], inputs: tuple[str
     smaller = " (smaller is better)" if task.smaller_is_better else ""
     found = f"{name}: {title} {value:.3f}{_certain(_at(results, 'intervals', SPLIT, name, metric))}"
     found += smaller
-    baselines = results.get("baselines", {})
+    columns = comparison(results, SPLIT)
+    others = {key: value for key, own in columns.items() if _known(value := _at(own, name, metric))}
     against = []
-    trivial = _at(baselines, "trivial", SPLIT, name, metric)
-    if _known(trivial):
-        against.append(f"{trivial:.3f} without looking at anything")
+    if "trivial" in others:
+        against.append(f"{others['trivial']:.3f} without looking at anything")
     read = {one for entry in task.reads for one in modalities_of(entry, inputs)}
-    read = set(inputs) if FUSED in task.reads else read
-    alone = {m: _at(baselines, f"only {m}", SPLIT, name, metric) for m in inputs if m in read}
-    alone = {m: v for m, v in alone.items() if _known(v)}
+    alone = {m: others[f"only {m}"] for m in inputs if m in read and f"only {m}" in others}
     if len(alone) > 1:
         order = sorted(alone, key=lambda m: alone[m] if task.smaller_is_better else -alone[m])
         against += [f"{alone[m]:.3f} with {m} alone" for m in order[:4]]
-    linear = (results.get("linear") or {}).get("results", {}).get(SPLIT, {}).get(name, {})
-    if linear and _known(value := [*linear.values()][-1].get(metric)):
-        against.append(f"{value:.3f} by a linear model of fixed features")
+    if "linear" in others:
+        against.append(f"{others['linear']:.3f} by a linear model of fixed features")
     return f"{found}. To compare: {_listed(against)}." if against else f"{found}."
 
 

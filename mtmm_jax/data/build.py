@@ -170,5 +170,5 @@ def _check_tokenizers(source: Source, tokenizers: Mapping[str, str], where: str)
             raise ConfigError(
                 f"{where}: {name!r} of {source.name} is {modality.kind} in its own tokens, which "
                 "no other tokenizer makes; choose an encoder that learns from scratch, such as "
-                "text_transformer, or pack again with --config of this config"
+                "text_transformer; where it is a pack, pack again with --config of this config"
             )

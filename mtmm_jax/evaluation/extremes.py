@@ -79,7 +79,7 @@ def inputs_of(source: Any, split: str, ids: set[int], batch_size: int) -> Mappin
 
 def _candidates(source: Any, split: str, ids: set[int], batch_size: int) -> Iterator[Batch]:
     """The rows themselves, where a row's id is its number, as most sources have it; then all."""
-    rows = np.array(sorted(ids & set(source.rows[split].tolist())), np.int64)
+    rows = np.intersect1d(np.array(sorted(ids), np.int64), source.rows[split])
     if len(rows):
         yield source.compose(rows, None)
     yield from source.batches(split, batch_size)

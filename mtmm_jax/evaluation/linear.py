@@ -134,7 +134,7 @@ class _Table(NamedTuple):
     ids: np.ndarray
 
 
-def _entries(model: Model, variables: Any) -> Any:
+def entries_of(model: Model, variables: Any) -> Any:
     """`batch -> {modality or name of features: what formulas read}`, frozen encoders run: once for
     a batch, however often it is read."""
     linear, kept = model.linear, {}
@@ -214,7 +214,7 @@ def fit_linear(model: Model, variables: Any, source: Any, batch_size: int) -> Fi
         batch_size: of a pass.
     """
     source.prepare()
-    entries = _entries(model, variables)
+    entries = entries_of(model, variables)
     stats = fit_statistics(fixed_encoders(model), source, batch_size, entries)
     found = {f"{path}/{key}": v for path, own in stats.items() for key, v in own.items()}
     results: Results = {"validation": {}, "test": {}}

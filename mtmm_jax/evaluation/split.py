@@ -15,6 +15,7 @@ from mtmm_jax.batch import Batch
 from mtmm_jax.devices import parallel
 from mtmm_jax.evaluation import extremes
 from mtmm_jax.model import Model
+from mtmm_jax.tasks.task import Labels
 
 Results = dict[str, dict[str, float]]
 EXAMPLES = "(examples)"  # in states next to the tasks: how many rows counted for each
@@ -80,8 +81,7 @@ def merge(model: Model, a: Any, b: Any) -> Any:
 
 def metric_states(model: Model, predictions: Mapping[str, Any], batch: Batch) -> dict[str, Any]:
     """The metric states of one batch. Pure; runs under jit."""
-    present = model.present(batch)
-    labels = {name: task.labels(batch, present) for name, task in model.tasks.items()}
+    labels = _labels(model, batch)
     states = {
         name: {
             key: metric.update(predictions[name], labels[name])
@@ -92,12 +92,17 @@ def metric_states(model: Model, predictions: Mapping[str, Any], batch: Batch) ->
     return states | {EXAMPLES: {n: (own.weight > 0).sum() for n, own in labels.items()}}
 
 
+def _labels(model: Model, batch: Batch) -> dict[str, Labels]:
+    present = model.present(batch)
+    return {name: task.labels(batch, present) for name, task in model.tasks.items()}
+
+
 def _extremes(model: Model, predictions: Mapping[str, Any], batch: Batch) -> dict[str, Any]:
-    present, found = model.present(batch), {}
-    for name, task in model.tasks.items():
+    found = {}
+    for name, labels in _labels(model, batch).items():
+        task = model.tasks[name]
         if not extremes.shows(task):
             continue
-        labels = task.labels(batch, present)
         if labels.y is None:  # a batch of a source without this label
             blank = model.spec.targets[task.target].blank(len(labels.weight))
             labels = dataclasses.replace(labels, y=jax.tree.map(jnp.asarray, blank))

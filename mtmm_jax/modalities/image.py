@@ -21,7 +21,7 @@ from mtmm_jax.modalities.modality import Modality
 from mtmm_jax.modalities.shown import Example
 from mtmm_jax.modalities.units import OverPicture, Units
 from mtmm_jax.ranges import Range, Real, Side
-from mtmm_jax.readers.arrays import npy_shape
+from mtmm_jax.readers.arrays import NARROW, npy_shape
 from mtmm_jax.readers.cells import Attempt, Setting
 from mtmm_jax.readers.decoder import Decoder
 from mtmm_jax.readers.limits import Limits, Unreadable, guard
@@ -38,7 +38,6 @@ from mtmm_jax.readers.rasters import (
 from mtmm_jax.registry import ConfigError
 
 SIDE = 8  # units along a picture's side
-NARROW = 64  # columns that an array of two dimensions has at most where it is no picture
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -258,9 +257,7 @@ IMAGE = ModalityKind(
     read=lambda value, kept: read_image(value, kept.modality, kept.options.get("range")),
     endings=(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"),
     magic=rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP|BM|II\*\0|MM\0\*",
-    claims=lambda data: (
-        len(shape := npy_shape(data)) == 3 or (len(shape) == 2 and shape[1] > NARROW)
-    ),
+    claims=_is_picture,
     guess=guess,
     encoder="resnet",
     fixed="image_gradients",

@@ -21,13 +21,12 @@ from mtmm_jax.modalities.modality import Modality
 from mtmm_jax.modalities.scale import scale_of
 from mtmm_jax.modalities.shown import Example, names_of
 from mtmm_jax.ranges import Positive, Size
-from mtmm_jax.readers.arrays import npy_shape
+from mtmm_jax.readers.arrays import NARROW, npy_shape
 from mtmm_jax.readers.cells import SMALLEST_STD, Attempt, Setting, number
 from mtmm_jax.readers.files import check_path
 from mtmm_jax.readers.limits import Unreadable
 from mtmm_jax.registry import ConfigError
 
-CHANNELS = 64  # of a guessed series at most; a wider array of two dimensions is a picture
 LONGEST = 512  # steps of a guessed one
 
 
@@ -187,7 +186,7 @@ SERIES = ModalityKind(
     row=_row,
     encoder="series_gru",
     fixed="series_summary",
-    claims=lambda data: len(shape := npy_shape(data)) == 2 and shape[1] <= CHANNELS,
+    claims=lambda data: len(shape := npy_shape(data)) == 2 and shape[1] <= NARROW,
     guess=guess,
     corruptions={"noise": NOISE, "missing steps": fewer("steps"), "absent": ABSENT},
     show=show,

@@ -12,6 +12,7 @@ from mtmm_jax.readers.files import check_path
 from mtmm_jax.readers.limits import Unreadable, guard
 
 ARRAYS = "a .npy file, or a JSON list of numbers"
+NARROW = 64  # columns of a guessed series at most; a wider array of two dimensions is a picture
 
 
 def read_cell(value: Any) -> str | np.ndarray:
@@ -31,13 +32,19 @@ def read_cell(value: Any) -> str | np.ndarray:
     return guard(_numbers, value)
 
 
+def npy_header(data: bytes) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and dtype of a `.npy` file, from its header; raises anything for another file."""
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else None
+    shape, _, dtype = (read or np.lib.format.read_array_header_2_0)(file)
+    return shape, dtype
+
+
 def npy_shape(data: bytes) -> tuple[int, ...]:
     """The shape in the header of a `.npy` file of numbers; empty for any other file."""
     try:
-        file = io.BytesIO(data)
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else None
-        shape, _, dtype = (read or np.lib.format.read_array_header_2_0)(file)
+        shape, dtype = npy_header(data)
     except (ValueError, EOFError, SyntaxError, TypeError):
         return ()
     return shape if dtype.kind in "biuf" else ()

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from mtmm_jax.readers.arrays import npy_header
 from mtmm_jax.readers.limits import Limits, Unreadable, guard
 from mtmm_jax.readers.pictures import open_image, upright
 from mtmm_jax.readers.tiff import is_tiff, read_tiff
@@ -124,10 +125,7 @@ def _loaded(data: bytes, limits: Limits) -> Image.Image:
 
 def _array(data: bytes, limits: Limits) -> np.ndarray:
     """`[H, W]` or `[H, W, channels]`; checked by the header before anything is read."""
-    file = io.BytesIO(data)
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else None
-    shape, _, dtype = (read or np.lib.format.read_array_header_2_0)(file)
+    shape, dtype = npy_header(data)
     if dtype.kind not in "biuf":
         raise Unreadable(f"holds {dtype}, no numbers")
     if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] > MOST_CHANNELS):

@@ -194,18 +194,28 @@ def remarks(found: Findings) -> list[str]:
     return [sentence for remark in REMARKS for sentence in remark(found)]
 
 
+def step_times(
+    records: Iterable[Mapping[str, Any]],
+) -> Iterator[tuple[Mapping[str, Any], float]]:
+    """The train records of a journal, each with the seconds of the steps since the one before."""
+    last = 0
+    for record in (r for r in records if r["split"] == "train"):
+        speed = record["steps_per_second"]
+        if speed and math.isfinite(speed) and record["step"] > last:
+            yield record, (record["step"] - last) / speed
+        last = record["step"]
+
+
 def waiting_share(records: Iterable[Mapping[str, Any]]) -> float | None:
     """The share of their time in which the steps of a journal waited for data.
 
     Left out are the first log, in which the step compiles, and those of the first epoch, in which
     files are decoded for the first time; where there are no others, the first epoch counts.
     """
-    training, last = [], 0
-    for record in (r for r in records if r["split"] == "train"):
-        speed, wait = record["steps_per_second"], record["data_wait"]
-        if speed and math.isfinite(speed) and record["step"] > last:
-            training.append((_epoch(record["epoch"]), (record["step"] - last) / speed, wait))
-        last = record["step"]
+    training = [
+        (_epoch(record["epoch"]), seconds, record["data_wait"])
+        for record, seconds in step_times(records)
+    ]
     later = training[1:]
     later = [one for one in later if one[0] >= 1] or later
     total = sum(seconds for _, seconds, _ in later)

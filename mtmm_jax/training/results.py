@@ -32,7 +32,7 @@ from mtmm_jax.training.experiment import Experiment
 from mtmm_jax.training.figures import waiting_advice
 from mtmm_jax.training.logs import read_journal
 from mtmm_jax.training.loop import evaluation_batches
-from mtmm_jax.training.remarks import Findings, remarks, waiting_share
+from mtmm_jax.training.remarks import Findings, remarks, step_times, waiting_share
 from mtmm_jax.training.stopping import Progress
 
 RUN = "run.json"
@@ -157,8 +157,9 @@ def _best_and_worst(experiment: Experiment, ends: Mapping[str, Any]) -> dict[str
         arrays[f"row/{i}/name"] = np.asarray(experiment.source.describe(i))
         for modality, entry in batch["inputs"].items():
             if entry["present"][0]:
-                for key in entry.keys() & {"x", "mask"}:
-                    arrays[f"row/{i}/{modality}/{key}"] = entry[key][0]
+                for key in ("x", "mask"):
+                    if key in entry:
+                        arrays[f"row/{i}/{modality}/{key}"] = entry[key][0]
     return arrays
 
 
@@ -186,7 +187,7 @@ def facts(experiment: Experiment, workdir: Workdir, seconds: float) -> dict[str,
     return {
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
-        "step_seconds": _step_seconds(workdir),
+        "step_seconds": round(sum(s for _, s in step_times(read_journal(workdir.metrics))), 1),
         "device": f"{jax.device_count()} x {device.device_kind}",
         "cores": len(cores()),
         "processes": jax.process_count(),
@@ -214,14 +215,3 @@ def _presence(source: Source) -> dict[str, dict[str, float]]:
         if len(chosen):
             found[split] = {name: count / len(chosen) for name, count in counts.items()}
     return found
-
-
-def _step_seconds(workdir: Workdir) -> float:
-    """The time of all steps of the journal, that of compiling and of waiting for data included."""
-    total, last = 0.0, 0
-    for record in read_journal(workdir.metrics):
-        if record["split"] == "train":
-            speed = record["steps_per_second"]
-            total += (record["step"] - last) / speed if speed else 0.0
-            last = record["step"]
-    return round(total, 1)

@@ -23,19 +23,6 @@ class _Level(NamedTuple):
     iteration: Array
 
 
-def _below(high: Array) -> Array:
-    """A lower level, by squaring: where all directions in the ball conflict, levels are below 0 by
-    as much as the norms' ratio, in units of the shortest."""
-    return jnp.where(high > 0, 0, jnp.where(high > -1, -1, -((2 * high) ** 2)))
-
-
-def _between(low: Array, high: Array) -> Array:
-    """The geometric middle of levels far below 0, else the arithmetic one."""
-    far = (high < 0) & (low < 4 * high)
-    geometric = -jnp.sqrt(jnp.maximum(-low, 0)) * jnp.sqrt(jnp.maximum(-high, 0))
-    return jnp.where(far, geometric, low / 2 + high / 2)
-
-
 def furthest_common_step(
     cosines: Array, norms: Array, center: Array, radius: float, mask: Array
 ) -> Array:
@@ -92,7 +79,7 @@ def furthest_common_step(
         high = jnp.where(length >= radius, jnp.minimum(carry.high, carry.level), carry.high)
         following = root(free[0])
         inside = (following >= low) & (following <= high)
-        middle = jnp.where(low > -largest, _between(low, high), _below(high))
+        middle = jnp.where(low > -largest, (low + high) / 2, 2 * high - 1)
         following = jnp.where(inside & jnp.isfinite(following), following, middle)
         # Nothing is further: at a stationary point the ball may hold more than is needed.
         slack = (carry.iteration == 0) & stationary & (length <= radius)

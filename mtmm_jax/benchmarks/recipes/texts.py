@@ -20,6 +20,7 @@ import numpy as np
 from mtmm_jax.benchmarks.recipes.recipes import RECIPES
 from mtmm_jax.benchmarks.recipes.runs import key_of
 from mtmm_jax.benchmarks.recipes.table import besides, cells, table, trivial
+from mtmm_jax.benchmarks.tables.pages import between
 from mtmm_jax.benchmarks.tables.result_table import Board
 from mtmm_jax.command import console, guarded
 from mtmm_jax.registry import ConfigError
@@ -55,11 +56,7 @@ def measured(board: Board, config: str) -> str | None:
 
 def with_table(text: str, told: str) -> str:
     """The page with the table between its comments."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ConfigError(f"configs/README.md: has no lines {BEGIN!r} and {END!r}")
-    return f"{before}{BEGIN}\n\n{told}\n\n{END}{after}"
+    return between(text, BEGIN, END, f"\n\n{told}\n\n", "configs/README.md")
 
 
 def with_paragraph(source: str, told: str) -> str:

@@ -28,7 +28,6 @@ from typing import Any
 
 import numpy as np
 
-from mtmm_jax.batch import clean
 from mtmm_jax.benchmarks.tables.result_table import Board, arguments, seeds_of, spread
 from mtmm_jax.command import console, guarded, prepare_jax
 from mtmm_jax.registry import ConfigError, entry_of
@@ -146,24 +145,14 @@ def sklearn_headlines(experiment: Any) -> dict[str, float]:
 
 def frozen_headlines(experiment: Any) -> dict[str, float]:
     """The same of the frozen vectors of pretrained encoders, standardised."""
-    import jax
-
-    from mtmm_jax.model.forward import ForwardPass
+    from mtmm_jax.evaluation.linear import entries_of
 
     model, source = experiment.model, experiment.source
-    variables, linear = experiment.init().variables, model.linear
-
-    @jax.jit
-    def pooled(variables: Any, inputs: Any) -> Any:
-        forward = ForwardPass(model.read(variables))
-        return {name: linear.entry(forward, name, inputs)["x"] for name in linear.backbones}
-
+    entries, names = entries_of(model, experiment.init().variables), model.linear.backbones
     features = {}
     for split in SHARES:
-        parts = [
-            np.concatenate([*jax.device_get(pooled(variables, clean(batch["inputs"]))).values()], 1)
-            for batch in source.batches(split, 128)
-        ]
+        found = map(entries, source.batches(split, 128))
+        parts = [np.concatenate([one[name]["x"] for name in names], 1) for one in found]
         features[split] = np.concatenate(parts)[: len(source.rows[split])]
     mean, std = features["train"].mean(0), features["train"].std(0)
     features = {split: (x - mean) / np.maximum(std, 1e-6) for split, x in features.items()}
@@ -171,6 +160,7 @@ def frozen_headlines(experiment: Any) -> dict[str, float]:
 
 
 def _headlines(experiment: Any, features: Mapping[str, Any]) -> dict[str, float]:
+    """Task -> accuracy or R2 on test, of linear models of a split's features."""
     source, model = experiment.source, experiment.model
     found = {}
     for name, task in model.tasks.items():

@@ -17,26 +17,28 @@ from pathlib import Path
 from typing import Any
 
 import mtmm_jax
+from mtmm_jax.benchmarks.tables.entries import tables
 from mtmm_jax.command import guarded
+from mtmm_jax.registry import ConfigError
 
 ROOT = Path(mtmm_jax.__file__).parent
 BEGIN, END = "<!-- entries -->", "<!-- /entries -->"
 HEADER = "| entry | what it is | paper | use it, and when not |\n|---|---|---|---|\n"
+ROOMS = {
+    "data": "SOURCES",
+    "encoders": "ENCODERS",
+    "fusion": "FUSIONS",
+    "sharing": "SHARINGS",
+    "heads": "HEADS",
+    "tasks": "TASKS",
+}
 _PAPER = re.compile(r"\(([A-Z][^()]{3,60}\d{4}[a-z]?)\)|(arXiv:\s?\d{4}\.\d{4,5})")
 
 
 def rooms() -> dict[str, Mapping[str, Any]]:
     """Room -> its table."""
-    from mtmm_jax import data, encoders, fusion, heads, sharing, tasks
-
-    return {
-        "data": data.SOURCES,
-        "encoders": encoders.ENCODERS,
-        "fusion": fusion.FUSIONS,
-        "sharing": sharing.SHARINGS,
-        "heads": heads.HEADS,
-        "tasks": tasks.TASKS,
-    }
+    known = tables()
+    return {room: known[name] for room, name in ROOMS.items()}
 
 
 def table(entries: Mapping[str, Any]) -> str:
@@ -50,7 +52,7 @@ def _row(name: str, entry: Any) -> str:
     found = _PAPER.search(text)
     paper = (found[1] or found[2]) if found else ""
     about = " ".join(re.split(r"\n\s*(?:Attributes|Args):", text)[0].split())
-    use = about.partition("Use it: ")[2].replace(" Not: ", " Not: ")
+    use = about.partition("Use it: ")[2]
     what = first if len(first) < 160 else re.split(r"(?<=[.:;]) ", first, maxsplit=1)[0]
     cells = (f"`{name}`", what.rstrip(".:;"), paper, use.rstrip("."))
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
@@ -58,9 +60,16 @@ def _row(name: str, entry: Any) -> str:
 
 def rewritten(page: str, entries: Mapping[str, Any]) -> str:
     """The page with its table made anew."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    return f"{before}{begin}\n{table(entries)}{end}{after}" if begin and end else page
+    return between(page, BEGIN, END, f"\n{table(entries)}", "a room's README.md")
+
+
+def between(page: str, begin: str, end: str, content: str, where: str) -> str:
+    """The page with another content between two comments; `where` is named if it has none."""
+    before, found, rest = page.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ConfigError(f"{where}: has no lines {begin!r} and {end!r}")
+    return f"{before}{begin}{content}{end}{after}"
 
 
 @guarded

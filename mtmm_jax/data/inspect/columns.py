@@ -166,9 +166,10 @@ def _files(values: Sequence[Any], folder: Folder) -> tuple[str, str, str, dict[s
     if len(texts) <= len(values) / 2:
         return None
     sample = texts[:: max(len(texts) // _OPENED, 1)]
+    contents = [_content(value, folder) for value in sample]
     kinds: collections.Counter[str] = collections.Counter()
-    for value in sample:
-        kinds[_kind_of_file(value, folder, len(set(sample)) > len(sample) / 2)] += 1
+    for value, data in zip(sample, contents, strict=True):
+        kinds[_kind_of_file(value, data, folder, len(set(sample)) > len(sample) / 2)] += 1
     kinds.pop("", None)
     if not kinds or kinds.total() <= len(sample) / 2:
         return None
@@ -176,16 +177,15 @@ def _files(values: Sequence[Any], folder: Folder) -> tuple[str, str, str, dict[s
     why = f"{count} of {len(sample)} looked at are such files"
     if others := [other for other in kinds if other != kind]:
         why += f" (others: {', '.join(others)})"
-    contents = [data for value in sample if (data := _content(value, folder))]
-    return "modality", kind, why, MODALITIES[kind].guess(contents)
+    return "modality", kind, why, MODALITIES[kind].guess(list(filter(None, contents)))
 
 
-def _kind_of_file(value: str, folder: Folder, clips: bool) -> str:
-    """The modality of a file, or of a folder where `clips`; empty where the text names none."""
+def _kind_of_file(value: str, data: bytes, folder: Folder, clips: bool) -> str:
+    """The modality of a file of that content, or of a folder where `clips`; empty where the text
+    names none."""
     with contextlib.suppress(Unreadable, ValueError):
         if clips and folder.is_folder(check_path(value)):
             return "video"
-    data = _content(value, folder)
     by_content = [
         n
         for n, row in MODALITIES.items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from mtmm_jax.data.sources.manifest.decoded import Decoded, Where
 from mtmm_jax.data.sources.manifest.rows import Rows, read_rows
 from mtmm_jax.data.sources.manifest.setting import Setting
 from mtmm_jax.data.sources.manifest.splits import assign_splits
-from mtmm_jax.modalities import column_of
+from mtmm_jax.modalities import Input, column_of
 from mtmm_jax.ranges import Natural, Threads
 from mtmm_jax.readers.files import Folder
 from mtmm_jax.readers.limits import Limits
@@ -132,17 +132,7 @@ def from_rows(
     if not len(train):
         first = bad.problems[0] if bad.problems else "no row belongs to it"
         bad.structure(None, "", None, f"has no rows for training; {first}", "no training rows")
-    given = {name: text for name, text in (tokenizers or {}).items() if name in inputs}
-    trained = {name: kind for name, kind in inputs.items() if name not in given}
-    tokenizer = shared_tokenizer(trained, parsed, setting, train)
-    ready = {
-        name: kind.fit(parsed[name], setting, train, given.get(name, tokenizer))
-        for name, kind in inputs.items()
-    }
-    for name, text in given.items():
-        setting.some(inputs[name].at, parsed[name], train)
-        own = {f"{name}.tokenizer.json": text.encode()}
-        ready[name] = dataclasses.replace(ready[name], assets=own)
+    ready = fit_inputs(inputs, parsed, setting, train, tokenizers)
     known = {name: kind.fit(answers[name], setting, train) for name, kind in labels.items()}
     columns = {name: kind.at for name, kind in labels.items()}
     compose = Compose(ready, known, columns, bad)
@@ -220,7 +210,40 @@ def usable_rows(part: np.ndarray, bad: BadRows) -> dict[str, np.ndarray]:
     return {split: np.flatnonzero((part == i) & fine) for i, split in enumerate(SPLITS)}
 
 
-def shared_tokenizer(
+def fit_inputs(
+    inputs: Mapping[str, Any],
+    parsed: Mapping[str, Any],
+    setting: Setting,
+    train: np.ndarray,
+    tokenizers: Tokenizers = None,
+    begin: Callable[[str], None] = lambda name: None,
+) -> dict[str, Input]:
+    """The inputs, fitted to the train split.
+
+    Args:
+        inputs: name -> column.
+        parsed: name -> its cells.
+        setting: of the table.
+        train: its rows that inputs are fitted to.
+        tokenizers: modality -> the `tokenizer.json` in whose ids its texts are, of those that have
+            one; the others share one that is made of their words.
+        begin: given the name of each input before it is fitted.
+    """
+    given = {name: text for name, text in (tokenizers or {}).items() if name in inputs}
+    trained = {name: kind for name, kind in inputs.items() if name not in given}
+    tokenizer = _shared_tokenizer(trained, parsed, setting, train)
+    ready = {}
+    for name, kind in inputs.items():
+        begin(name)
+        ready[name] = kind.fit(parsed[name], setting, train, given.get(name, tokenizer))
+    for name, text in given.items():
+        setting.some(inputs[name].at, parsed[name], train)
+        own = {f"{name}.tokenizer.json": text.encode()}
+        ready[name] = dataclasses.replace(ready[name], assets=own)
+    return ready
+
+
+def _shared_tokenizer(
     inputs: Mapping[str, Any], parsed: Mapping[str, Any], setting: Setting, train: np.ndarray
 ) -> str:
     """The `tokenizer.json` that all texts of a manifest share; empty where it has none."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import array
 import base64
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -25,9 +26,9 @@ from mtmm_jax.data.sources.manifest.setting import Setting
 from mtmm_jax.data.sources.manifest.shards import Damaged, Record, open_shard, write_shard
 from mtmm_jax.data.sources.manifest.source import (
     check_limits,
+    fit_inputs,
     ids_of,
     kinds_of,
-    shared_tokenizer,
     usable_rows,
 )
 from mtmm_jax.data.sources.manifest.splits import assign_splits
@@ -268,8 +269,7 @@ def make_plan(
         description: the arguments of `manifest` that say what its columns are.
         collect: whether all that is wrong is kept and nothing raised.
         progress: given the number of rows read, now and then.
-        tokenizers: modality -> the `tokenizer.json` in whose ids its texts are, of those that have
-            one; the others share one that is made of their words.
+        tokenizers: as of `manifest.source.fit_inputs`.
     """
     description = reading_options(description)
     limits = check_limits(description.get("limits"))
@@ -305,16 +305,8 @@ def make_plan(
         first = bad.problems[0] if bad.problems else "no row belongs to it"
         bad.structure(None, "", None, f"has no rows for training; {first}", "no training rows")
     seen = np.flatnonzero(np.isin(places, train))
-    given = {name: text for name, text in (tokenizers or {}).items() if name in inputs}
-    trained = {name: kind for name, kind in inputs.items() if name not in given}
-    tokenizer = shared_tokenizer(trained, parsed, of_sample, seen)
-    ready = {}
-    for name, kind in inputs.items():
-        recorder.name = name
-        ready[name] = kind.fit(parsed[name], of_sample, seen, given.get(name, tokenizer))
-    for name, text in given.items():
-        own = {f"{name}.tokenizer.json": text.encode()}
-        ready[name] = dataclasses.replace(ready[name], assets=own)
+    begin = functools.partial(setattr, recorder, "name")
+    ready = fit_inputs(inputs, parsed, of_sample, seen, tokenizers, begin)
     known = {name: kind.fit(answers[name], of_all, train) for name, kind in labels.items()}
     fine = usable_rows(part, bad)
     final = np.full(len(rows), -1, np.int8)
