@@ -150,9 +150,12 @@ def test_a_finished_run_is_not_run_again(finished, command):
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
+UNCOMPARED = "--config.evaluation.baselines=False"
+
+
 def _stopped_after(workdir, step, number):
     """A run that got a signal once a later checkpoint than `step` is there: its code and errors."""
-    process = _start(*_train(workdir))
+    process = _start(*_train(workdir, UNCOMPARED))
     deadline = time.monotonic() + 300
     saved = workdir / "checkpoints"
     while not any(
@@ -175,7 +178,7 @@ def test_stopped_killed_and_resumed_equals_never_stopped(finished, tmp_path):
     assert "the same command goes on from there" in err
     kept = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
     _stopped_after(workdir, kept, signal.SIGKILL)
-    code, out, err = _run(*_train(workdir))
+    code, out, err = _run(*_train(workdir, UNCOMPARED))
     assert code == 0, err
     assert "resuming from step" in out
     assert _parameters(workdir) == _parameters(finished[0])

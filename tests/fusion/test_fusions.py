@@ -375,8 +375,7 @@ def test_properties_in_training(label, modalities):
 @_three(chosen=lambda entry: hasattr(entry, "dropout"), without=OPTIONS)
 def test_properties_with_dropout(label, modalities):
     fused = _check_training(label, modalities, dropout=0.5)
-    suite = _suite(label, modalities)
-    plain, _ = suite.forward(suite.params, _inputs(label, modalities))
+    _, (plain, _) = _suite(label, modalities).run(_inputs(label, modalities))
     with pytest.raises(AssertionError):
         _same(fused, plain, atol=1e-2)
 
@@ -398,8 +397,9 @@ def test_half_precision_in_is_half_precision_through(label, modalities):
         assert error < 0.05 * max(np.abs(values).mean(), 0.1)
 
 
+# Some of them: the same Python is traced, and each eager operation is a program.
 @pytest.mark.slow
-@_three(without=OPTIONS)
+@_three(without=set(ENTRIES) - set(list(ENTRIES)[::6]))
 def test_compiled_is_as_written(label, modalities):
     suite = _suite(label, modalities)
     inputs = _inputs(label, modalities)

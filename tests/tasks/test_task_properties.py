@@ -391,8 +391,9 @@ def test_what_a_task_has_by_default_takes_any_prediction(case):
     np.testing.assert_allclose(values, expected, rtol=1e-4)
 
 
+# Some of them: the same Python is traced, and each eager operation is a program.
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [case for case in CASES if not case.startswith("head ")])
+@pytest.mark.parametrize("case", [case for case in CASES if not case.startswith("head ")][::4])
 def test_eager_is_jitted(case):
     """The loss and the outputs; not the model, which takes a minute op by op."""
     model, _ = built(case)
