@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import operator
+from fractions import Fraction
+
+import jax
 import numpy as np
 import pytest
 
+from mtmm_jax.balancing.solvers import spectral
 from mtmm_jax.benchmarks.balancing import fuzz, references
 
 MOST = 8
@@ -42,3 +47,27 @@ def test_cagrad_where_every_direction_of_the_ball_conflicts():
         row = fuzz.judge("cagrad", [case], dtype, chunk=1, most=MOST)
         assert row["compared"] == 1
         assert row["error"] < fuzz.TOLERANCE[dtype]
+
+
+def test_imtl_g_where_the_shortest_task_has_a_small_weight():
+    """The weights' sum is nearly one small entry of the solution: residuals of rounded sums gave
+    1.3e-3."""
+    case = fuzz.cases_of(115)[114]
+    row = fuzz.judge("imtl_g", [case], np.float32, chunk=1, most=MOST)
+    assert row["compared"] == 1
+    assert row["error"] < fuzz.TOLERANCE[np.float32]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_residuals_are_those_of_twice_the_precision(dtype):
+    rng = np.random.default_rng(0)
+    matrix, x = rng.normal(size=(24, 24)).astype(dtype), rng.normal(size=24).astype(dtype)
+    right = (matrix @ x).astype(dtype)
+    fractions = [[Fraction(float(a)) for a in row] for row in (*matrix, x, right)]
+    *rows, factors, b = fractions
+    exact = [
+        float(y - sum(map(operator.mul, row, factors))) for row, y in zip(rows, b, strict=True)
+    ]
+    with jax.enable_x64(dtype == np.float64):
+        found = jax.jit(spectral._residual)(matrix, x, right)
+    np.testing.assert_allclose(found, exact, atol=1e-4 * np.abs(exact).max())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 import jax
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from mtmm_jax import balancing
 from mtmm_jax.benchmarks.balancing import page
@@ -76,6 +79,99 @@ def test_schedules_chains_and_labels():
         plain = balancing.cagrad(K, c=c)
         one = jax.jit(lambda r, b=plain: b.update({"x": r}, b.init({"x": r[0]}))[0]["x"])
         np.testing.assert_allclose(updates["x"][0, call], -0.1 * one(grads[0, call]), atol=1e-5)
+
+
+def _composed(kind):
+    """A method as a user composes it: scheduled by `inject_hyperparams`, in a named chain before
+    `apply_if_finite`, `MultiSteps`, `multi_transform` and `masked`."""
+    static = STATIC.get(kind, ("num_tasks",))
+    balancer = optax.inject_hyperparams(balancing.METHODS[kind], static_args=static)(num_tasks=K)
+    labels = {"x": "slow", "y": "fast"}
+    rates = optax.multi_transform({"slow": optax.sgd(0.1), "fast": optax.sgd(1.0)}, labels)
+    decayed = optax.masked(optax.add_decayed_weights(0.01), {"x": True, "y": False})
+    every = optax.MultiSteps(optax.chain(decayed, rates), 2).gradient_transformation()
+    return optax.named_chain(("balancer", balancer), ("rest", optax.apply_if_finite(every, 3)))
+
+
+def _trained(optimizer, params, rows, other):
+    """Parameters after the steps that the leading axis of the rows counts, by `lax.scan`."""
+
+    def step(carry, both):
+        params, state = carry
+        rows, other = both
+        update, state = optimizer.update(
+            {"x": rows, "y": rows[0, :2]},
+            state,
+            params,
+            losses=jnp.ones(K, jnp.float32),
+            other={"x": other, "y": other[0, :2]},
+        )
+        return (optax.apply_updates(params, update), state), None
+
+    (params, state), _ = jax.lax.scan(step, (params, optimizer.init(params)), (rows, other))
+    return params, state
+
+
+@pytest.mark.parametrize("kind", packaged(balancing.METHODS))
+def test_every_method_composes_scans_and_maps(kind):
+    """Traced, not run: bfloat16 parameters, a scan over three steps, eight seeds, four devices."""
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def steps(params, rows):
+        return _trained(_composed(kind), params, rows, rows)[0]
+
+    seeds = jax.vmap(steps, in_axes=(None, 0))
+    mapped = jax.shard_map(
+        seeds, mesh=mesh, in_specs=(P(), P("d")), out_specs=P("d"), check_vma=False
+    )
+    params = {"x": jax.ShapeDtypeStruct((6,), jnp.bfloat16)}
+    params |= {"y": jax.ShapeDtypeStruct((2,), jnp.bfloat16)}
+    rows = jax.ShapeDtypeStruct((8, 3, K, 6), jnp.bfloat16)
+    with jax.numpy_dtype_promotion("standard"):
+        found = jax.eval_shape(mapped, params, rows)
+        rows = rows.update(shape=(4, 3, K, 6))
+        pmapped = jax.eval_shape(jax.pmap(steps, in_axes=(None, 0)), params, rows)
+    assert found["x"].shape == (8, 6)
+    assert found["x"].dtype == jnp.bfloat16
+    assert pmapped["y"].shape == (4, 2)
+
+
+@pytest.mark.usefixtures("uncached")
+@pytest.mark.parametrize("kind", ["uncertainty", "mgda", "moco", "conflict_free", "graddrop"])
+def test_scanned_mapped_and_donated_steps_are_plain_ones(kind):
+    """One method a tier: eight seeds over four devices with their states donated, against steps."""
+    optimizer = _composed(kind)
+    rng = np.random.default_rng(2)
+    rows = rng.normal(size=(8, 4, K, 6)).astype(np.float32)
+    params = {"x": rng.normal(size=6).astype(np.float32), "y": np.ones(2, np.float32)}
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    with jax.numpy_dtype_promotion("standard"):
+        mapped = jax.shard_map(
+            jax.vmap(lambda p, r: _trained(optimizer, p, r, r)[0]),
+            mesh=mesh,
+            in_specs=(P("d"), P("d")),
+            out_specs=P("d"),
+            check_vma=False,
+        )
+        stacked = jax.tree.map(lambda x: np.stack([x] * 8), params)
+        copies = jax.device_put(stacked, NamedSharding(mesh, P("d")))
+        found = jax.device_get(jax.jit(mapped, donate_argnums=0)(copies, rows))
+        assert copies["x"].is_deleted()
+
+        @functools.partial(jax.jit, donate_argnums=(0, 1))
+        def step(params, state, rows):
+            grads = {"x": rows, "y": rows[0, :2]}
+            losses = jnp.ones(K, jnp.float32)
+            update, state = optimizer.update(grads, state, params, losses=losses, other=grads)
+            return optax.apply_updates(params, update), state
+
+        for seed in (0, 5):
+            now = jax.tree.map(jnp.array, params)
+            state = jax.jit(optimizer.init)(now)
+            for part in rows[seed]:
+                now, state = step(now, state, part)
+            for name, value in now.items():
+                np.testing.assert_allclose(found[name][seed], value, atol=1e-5)
 
 
 @pytest.mark.parametrize("engine", ["representation", "full"])
