@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -225,3 +227,26 @@ def test_the_page_lists_the_methods():
 def test_its_recipes_run(block):
     with jax.numpy_dtype_promotion("standard"):
         exec(compile(block, "README", "exec"), {})
+
+
+SEEDS_OF_64_TASKS = """
+import jax, numpy as np
+from mtmm_jax.balancing.solvers import lapack
+jax.config.update("jax_enable_x64", True)
+rows = np.random.default_rng(0).normal(size=(8, 64, 64))
+matrices = rows @ rows.swapaxes(1, 2) + np.eye(64)
+
+def step(matrix, b):
+    left, right = lapack.cholesky(matrix), lapack.cholesky(matrix + np.eye(64))
+    values, _ = lapack.eigh(matrix)
+    return (lapack.solve_factored(left, b) + lapack.solve_factored(right, b) + values) / 100
+
+steps = jax.vmap(lambda matrix, b: jax.lax.fori_loop(0, 50, lambda _, b: step(matrix, b), b))
+assert np.isfinite(jax.jit(steps)(matrices, rows[:, 0])).all()
+"""
+
+
+@pytest.mark.slow
+def test_many_seeds_of_many_tasks_do_not_wait_for_each_other():
+    """Batches of two LAPACK kernels at a time lock XLA's threads: see `solvers.lapack`."""
+    subprocess.run([sys.executable, "-c", SEEDS_OF_64_TASKS], check=True, timeout=100)

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import cho_factor, cho_solve
 
+from mtmm_jax.balancing.solvers import lapack
 from mtmm_jax.balancing.solvers.scaling import off_diagonal, ridge
 
 Array = jax.Array
@@ -67,7 +67,8 @@ def power_fixed_point(
         slope = matrix @ (unit * t) - unit * pull
         curvature = jnp.where(mask, jnp.minimum(power * pull / t, 1 / eps**2), 1)
         hessian = matrix + jnp.diag(curvature + ridge(dtype))
-        move = -cho_solve(cho_factor(hessian), jnp.where(mask, slope, 0))
+        factor = lapack.cholesky(hessian)
+        move = -lapack.solve_factored(factor, jnp.where(mask, slope, 0))
         decrement = jnp.sqrt(jnp.maximum(-(slope @ move), 0))
         move = jnp.where(mask, move / unit, 0)
         shrinking = move < 0

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import cho_factor, cho_solve
 
 from mtmm_jax.balancing.base import divide
+from mtmm_jax.balancing.solvers import lapack
 from mtmm_jax.balancing.solvers.scaling import off_diagonal, ridge, uniform
 
 Array = jax.Array
@@ -180,7 +180,7 @@ def _one_by_one(
 def _masked_factor(matrix: Array, free: Array, added: Array) -> Array:
     identity = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
     system = jnp.where(free[:, None] & free[None, :], matrix, identity)
-    return cho_factor(system + added * identity)[0]
+    return lapack.cholesky(system + added * identity)
 
 
 def solve_refined(
@@ -200,7 +200,7 @@ def solve_refined(
     right = jnp.where(keep, right, 0)
 
     def solve(b: Array) -> Array:
-        return jnp.where(keep, cho_solve((factor, False), b), 0)
+        return jnp.where(keep, lapack.solve_factored(factor, b), 0)
 
     x = solve(right)
     for _ in range(steps):

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mtmm_jax.balancing.solvers import lapack
 from mtmm_jax.balancing.solvers.scaling import off_diagonal, rank_tolerance
 
 Array = jax.Array
@@ -21,7 +22,7 @@ def pseudo_inverse_product(cosines: Array, right: Array, mask: Array, steps: int
     matrix = off_diagonal(cosines, mask)
     # The identity of the tasks that do not count must not be the largest eigenvalue.
     matrix = jnp.where(mask[:, None] & mask[None, :], matrix, 0)
-    values, vectors = jnp.linalg.eigh(matrix)
+    values, vectors = lapack.eigh(matrix)
     kept = values > values[-1] * rank_tolerance(size, dtype)
     inverse = jnp.where(kept, 1 / jnp.where(kept, values, 1), 0)
 
@@ -96,7 +97,7 @@ def graded_spectrum(cosines: Array, norms: Array, mask: Array) -> Spectrum:
     largest = jnp.max(jnp.where(mask, norms, 0))
     relative = jnp.where(mask, norms / jnp.where(largest > 0, largest, 1), 0)
     matrix = jnp.where(mask[:, None] & mask[None, :], off_diagonal(cosines, mask), 0)
-    values, vectors = jnp.linalg.eigh(matrix)
+    values, vectors = lapack.eigh(matrix)
     kept = values > values[-1] * rank_tolerance(size, dtype)
 
     scaled = matrix * relative[:, None] * relative[None, :]
@@ -106,7 +107,7 @@ def graded_spectrum(cosines: Array, norms: Array, mask: Array) -> Spectrum:
     plain = (smallest > 1e4 * eps) | (least >= 0.99)  # to 1e-4 of the smallest
 
     def by_eigenvalues() -> Spectrum:
-        squares, columns = jnp.linalg.eigh(scaled)
+        squares, columns = lapack.eigh(scaled)
         count = kept.sum()
         alive = jnp.arange(size) >= size - count
         roots = jnp.sqrt(jnp.maximum(squares, jnp.finfo(dtype).tiny))
