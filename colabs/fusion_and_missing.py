@@ -82,7 +82,7 @@ plt.show()
 # ## A modality is missing
 #
 # Now three modalities show one sign, each with noise of its own: the more of them are there, the
-# surer one can be. An absent one is told to the model, not filled in: its tokens take part in
+# surer one can be. An absent one is masked, not filled in: its tokens take part in
 # nothing, and a model that was trained with all comes near the limit with fewer. Modality dropout,
 # which hides modalities in training, has little to add where all say the same.
 
@@ -100,11 +100,11 @@ def shared_sign(dropout):
 
 
 seen = {"all three": ["m1", "m2", "m3"], "two": ["m1", "m2"], "one": ["m1"]}
-told = {}
+robustness = {}
 for dropout in (0.0, 0.5):
     short = ShortRun(shared_sign(dropout))
     variables = short.train(0)
-    told[dropout] = [
+    robustness[dropout] = [
         short.figures(short.evaluate(variables, "test", only))["redundant"]
         for only in seen.values()
     ]
@@ -116,7 +116,7 @@ limits = [
     for only in seen.values()
 ]
 plt.figure(figsize=(6, 3))
-for i, (dropout, figures) in enumerate(told.items()):
+for i, (dropout, figures) in enumerate(robustness.items()):
     plt.bar(places + 0.36 * (i - 0.5), figures, 0.34, label=f"modality dropout {dropout}")
 plt.plot(places, limits, "k_", markersize=60, label="the best that can be reached")
 plt.xticks(places, seen)

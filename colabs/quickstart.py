@@ -112,7 +112,7 @@ for name, figure in figures(Workdir(workdir)).items():
 # %% [markdown]
 # ## Asking the model
 #
-# Any subset of the modalities will do; what is missing is told to the model, not guessed.
+# Any subset of the modalities will do; what is missing is masked, not guessed.
 
 # %%
 from mtmm_jax.inference.finished import open_run

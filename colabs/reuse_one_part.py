@@ -63,15 +63,15 @@ def learn(balancer, steps=300):
 
     @jax.jit
     def step(params, state):
-        told = losses(params)
+        values = losses(params)
         grads = jax.jacrev(losses)(params)
-        updates, state = optimizer.update(grads, state, params, losses=told)
-        return optax.apply_updates(params, updates), state, told
+        updates, state = optimizer.update(grads, state, params, losses=values)
+        return optax.apply_updates(params, updates), state, values
 
     state, course = optimizer.init(params), []
     for _ in range(steps):
-        params, state, told = step(params, state)
-        course.append(told)
+        params, state, values = step(params, state)
+        course.append(values)
     return np.array(course) / np.array(course[0])
 
 
@@ -129,14 +129,14 @@ def step(params, state):
     (value, logits), grads = jax.value_and_grad(loss, has_aux=True)(params)
     updates, state = optimizer.update(grads, state)
     right = (logits > 0) == (label > 0)
-    told = value, jnp.mean(right, where=present), jnp.mean(right, where=~present)
-    return optax.apply_updates(params, updates), state, told
+    metrics = value, jnp.mean(right, where=present), jnp.mean(right, where=~present)
+    return optax.apply_updates(params, updates), state, metrics
 
 
 state, course = optimizer.init(params), []
 for _ in range(300):
-    params, state, told = step(params, state)
-    course.append(told)
+    params, state, metrics = step(params, state)
+    course.append(metrics)
 _, both, alone = np.array(course).T
 plt.figure(figsize=(6, 2.8))
 plt.plot(both, label="rows with both inputs")

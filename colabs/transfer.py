@@ -119,11 +119,11 @@ from mtmm_jax.evaluation.zero_shot import measure
 from mtmm_jax.inference.finished import open_run
 
 run = open_run(folder / "pretrained", Workdir(folder / "pretrained").config())
-told = measure(run.experiment.model, run.variables, run.experiment.source, "category", 128)
+accuracies = measure(run.experiment.model, run.variables, run.experiment.source, "category", 128)
 shown = {
-    "chance": told["names"]["chance_seen"],
-    "by its name": told["names"]["seen"],
-    **{f"by {n} examples": row["seen"] for n, row in told["examples"].items()},
+    "chance": accuracies["names"]["chance_seen"],
+    "by its name": accuracies["names"]["seen"],
+    **{f"by {n} examples": row["seen"] for n, row in accuracies["examples"].items()},
 }
 plt.figure(figsize=(6, 3))
 plt.barh(list(shown), list(shown.values()), color="#7aa6c2")

@@ -52,10 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             task = bar.add_task(name, total=count)
             return lambda: bar.advance(task)
 
-        told, arrays = study(run, arguments.split, arguments.examples, stage)
-    save_study(workdir, told, arrays)
+        report, arrays = study(run, arguments.split, arguments.examples, stage)
+    save_study(workdir, report, arrays)
     write_report(workdir, trusted)
-    show(told, arguments.workdir)
+    show(report, arguments.workdir)
     out.print(f"numbers      {workdir.path / 'analysis.json'}", soft_wrap=True)
     out.print(f"report       {workdir.report}", soft_wrap=True)
     return 0
@@ -73,22 +73,22 @@ def _bar(out: Any) -> Any:
     return Progress(*columns, Left(), console=out, disable=not out.is_terminal)
 
 
-def show(told: dict[str, Any], name: str) -> None:
+def show(report: dict[str, Any], name: str) -> None:
     """The tables of an analysis."""
     from rich.table import Table
 
     from mtmm_jax.analysis import pages
 
-    where = f"{name}, step {told['step']}, {told['examples']} of {told['split']}"
+    where = f"{name}, step {report['step']}, {report['examples']} of {report['split']}"
     tables = {
         f"contribution of each modality (Shapley): {where}": pages.contribution_rows(
-            told["contribution"]
+            report["contribution"]
         ),
-        "with some of the modalities": pages.subset_rows(told["subsets"]),
-        "affinity of the modalities": pages.affinity_rows(told["affinity"]),
-        f"{pages.SELECTION} (mutual information)": pages.selection_rows(told["selection"]),
-        "robustness": pages.robustness_rows(told["robustness"]),
-        "cost": pages.cost_rows(told["cost"]),
+        "with some of the modalities": pages.subset_rows(report["subsets"]),
+        "affinity of the modalities": pages.affinity_rows(report["affinity"]),
+        f"{pages.SELECTION} (mutual information)": pages.selection_rows(report["selection"]),
+        "robustness": pages.robustness_rows(report["robustness"]),
+        "cost": pages.cost_rows(report["cost"]),
     }
     out = console()
     for title, (head, *rows) in tables.items():
@@ -98,7 +98,7 @@ def show(told: dict[str, Any], name: str) -> None:
         for row in rows:
             table.add_row(*row)
         out.print(table)
-    suggestion = told["affinity"]["suggestion"]
+    suggestion = report["affinity"]["suggestion"]
     out.print(f"a fusion to try first: {suggestion['fusion']}: {suggestion['reason']}")
 
 

@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     variables = parallel.replicate(run.variables, experiment.devices)
     batches = evaluation_batches(experiment, arguments.split)
     states = evaluator.states(variables, batches, only)
-    if not processes.leads():
+    if not processes.is_primary():
         return 0
     results, sure = compute(experiment.model, states), certainty(experiment.model, states)
     if arguments.json:
@@ -111,7 +111,7 @@ def _zero_shot(run: Any, arguments: argparse.Namespace) -> None:
     experiment, label = run.experiment, arguments.zero_shot
     size = experiment.config["evaluation"]["batch_size"]
     found = zero_shot.measure(experiment.model, run.variables, experiment.source, label, size)
-    if not processes.leads():
+    if not processes.is_primary():
         return
     run.workdir.write("zero_shot.json", finite(found))
     if arguments.json:
@@ -146,8 +146,8 @@ def _together(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
         bool(arguments.trust_paths),
     )
     only = arguments.only.split(",") if arguments.only else None
-    told = fused.votes(ensemble, found, arguments.split, only)
-    results = fused.results(ensemble, told)
+    votes = fused.votes(ensemble, found, arguments.split, only)
+    results = fused.results(ensemble, votes)
     if arguments.json:
         print(json.dumps(finite(results), indent=1))
     else:

@@ -115,8 +115,8 @@ def ask_together(ensemble: Any, rest: Sequence[str]) -> dict[str, Any]:
         read_values({name: value for name, value in given.items() if name in names}, run.workdir)
         for run, names in zip(ensemble.runs, own, strict=True)
     ]
-    (told,) = predict(ensemble, inputs)
-    return answers(ensemble, told)
+    (prediction,) = predict(ensemble, inputs)
+    return answers(ensemble, prediction)
 
 
 def ask(run: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,15 +143,15 @@ def explain(run: Any, inputs: Mapping[str, Any], arguments: argparse.Namespace) 
 
     out = console()
     with out.status("explaining"):
-        told = explanation.explain(run, inputs, arguments.task)
+        explanations = explanation.explain(run, inputs, arguments.task)
     if arguments.json:
-        print(json.dumps(explanation.as_json(told), indent=1))
+        print(json.dumps(explanation.as_json(explanations), indent=1))
     else:
-        for one in told:
+        for one in explanations:
             lines = explanation_page.sentences(run, one)
             out.print("\n  ".join(lines), highlight=False)
     folder = Path(arguments.explain or run.workdir.path / "explained")
-    for path in explanation_page.save(run, told, inputs, folder):
+    for path in explanation_page.save(run, explanations, inputs, folder):
         if not arguments.json:
             out.print(path, soft_wrap=True, highlight=False)
     return 0

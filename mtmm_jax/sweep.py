@@ -197,7 +197,7 @@ def _compare(
     if not outcomes:
         raise ConfigError(f"--workdir: no trial of {folder} was finished; see the reasons above")
     tasks = fronts.shared_tasks(list(outcomes.values()))
-    scores = {name: fronts.score(told, tasks, by) for name, told in outcomes.items()}
+    scores = {name: fronts.score(outcome, tasks, by) for name, outcome in outcomes.items()}
     front = fronts.front_of(list(outcomes.values()), tasks)
     changes = {trial.name: trial.changes for trial in planned}
     out.print(fronts.table(outcomes, changes, by, record["failed"]))
@@ -206,8 +206,8 @@ def _compare(
         "by": by,
         "best": best,
         "validation": {
-            name: {"score": scores[name], "figures": dict(told.figures), "on_front": bool(on)}
-            for (name, told), on in zip(outcomes.items(), front, strict=True)
+            name: {"score": scores[name], "figures": dict(outcome.figures), "on_front": bool(on)}
+            for (name, outcome), on in zip(outcomes.items(), front, strict=True)
         },
     }
     Workdir(folder).write(FILE, finite(record))
@@ -264,8 +264,10 @@ def average(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     from mtmm_jax.runs.soups import soup
 
     del overrides  # refused above
-    told = soup(_folders(arguments.average), Path(arguments.workdir), bool(arguments.trust_paths))
-    _show(told, "mean weights; averages of BatchNorm are averaged too")
+    results = soup(
+        _folders(arguments.average), Path(arguments.workdir), bool(arguments.trust_paths)
+    )
+    _show(results, "mean weights; averages of BatchNorm are averaged too")
     console().print(f"run          {arguments.workdir}", soft_wrap=True)
 
 
@@ -277,9 +279,11 @@ def ensemble(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     out, rule = console(), arguments.rule or "mean"
     folder, trusted = Path(arguments.workdir), bool(arguments.trust_paths)
     record = fused.fuse_runs(_folders(arguments.ensemble), rule, folder, trusted)
-    told = record["results"]
+    results = record["results"]
     trained = rule in fused.TRAINED
-    _show(told, f"{rule}; trained on validation, whose fused figures flatter" if trained else rule)
+    _show(
+        results, f"{rule}; trained on validation, whose fused figures flatter" if trained else rule
+    )
     for remark in fused.remarks(rule, record["rules"], record["left_out"]):
         out.print(remark, highlight=False, soft_wrap=True)
     out.print(f"ensemble     {arguments.workdir}", soft_wrap=True)
@@ -289,10 +293,10 @@ def _folders(text: str) -> list[str]:
     return [path.strip() for path in text.split(",")]
 
 
-def _show(told: dict[str, Any], how: str) -> None:
+def _show(results: dict[str, Any], how: str) -> None:
     from mtmm_jax.training.logs import results_table
 
-    for split, columns in told.items():
+    for split, columns in results.items():
         console().print(results_table(f"{split}, {how}", columns))
 
 

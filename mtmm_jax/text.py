@@ -75,7 +75,7 @@ def train_characters(texts: Sequence[str]) -> str:
 
     Id 0 is padding and CTC's blank, 1 stands for any character that the texts lack, the others
     are in the order of Unicode. Nothing is normalised, so `decode` gives back every text of known
-    characters as it was: change case and accents before, if they are not to be told apart.
+    characters as it was: change case and accents before, if they are to be the same.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 

@@ -99,7 +99,7 @@ def _leading(out: Any) -> Any:
     """The console, silent on all processes but the first."""
     from mtmm_jax.devices import processes
 
-    out.quiet = not processes.leads()
+    out.quiet = not processes.is_primary()
     return out
 
 
@@ -141,7 +141,7 @@ def fit(
     from mtmm_jax.store.workdir import Workdir
 
     workdir, out = Workdir(Path(path)), _leading(console())
-    if not processes.told(workdir.begun):
+    if not processes.broadcast_from_first(workdir.begun):
         experiment.check_shapes()
     with contextlib.ExitStack() as held:
 
@@ -149,7 +149,7 @@ def fit(
             if stale := held.enter_context(workdir.lock()):
                 out.print(stale, highlight=False, markup=False)
 
-        processes.led(hold, "--workdir")
+        processes.on_primary(hold, "--workdir")
         return _fit(experiment, workdir, out, profile, most, wandb)
 
 
@@ -176,7 +176,7 @@ def _fit(
 
     started = time.monotonic()
     experiment = relatedness.begin(experiment, workdir, out)
-    processes.led(lambda: wandb_run.keep(workdir.path, wandb), "--workdir")
+    processes.on_primary(lambda: wandb_run.keep(workdir.path, wandb), "--workdir")
     describe(experiment, out)
     checkpoints = Checkpoints(workdir.checkpoints, experiment.config["checkpoint"]["keep"])
     compiles = profiling.Compiles()
@@ -184,20 +184,20 @@ def _fit(
     try:
         with compiles, contextlib.closing(meter), processes.together():
             train(experiment, workdir, checkpoints, out, meter)
-            if not processes.told(workdir.results.exists()):
-                best = processes.told(checkpoints.best())
+            if not processes.broadcast_from_first(workdir.results.exists()):
+                best = processes.broadcast_from_first(checkpoints.best())
                 state, _ = checkpoints.restore(best, experiment.shapes, experiment.devices)
                 out.print(f"evaluating the best checkpoint, step {best}")
                 config = experiment.config
                 if prune := pruning.read(config["optimizer"].get("prune"), config["steps"]):
-                    out.print(pruning.told(state.variables["params"], prune))
-                last = processes.told(checkpoints.latest())
+                    out.print(pruning.sparsity_line(state.variables["params"], prune))
+                last = processes.broadcast_from_first(checkpoints.latest())
                 progress = Progress.of(checkpoints.progress(last))
                 results, states = final.final_results(experiment, state.variables)
                 if linear := linear_models.results(workdir, state.variables, experiment.model):
                     results["linear"] = linear
                 results["training"] = final.course(experiment, progress, best, last)
-                if processes.leads():
+                if processes.is_primary():
                     final.add_remarks(experiment, workdir, results)
                     final.save_examples(experiment, workdir, states)
                     seconds = time.monotonic() - started
@@ -207,7 +207,7 @@ def _fit(
         checkpoints.close()
     from mtmm_jax.analysis import write_report  # with pyplot, for which no first step waits
 
-    processes.led(lambda: write_report(workdir), "report")
+    processes.on_primary(lambda: write_report(workdir), "report")
     results = workdir.read("results.json")
     for split in final.SPLITS:
         certainty = results.get("intervals", {}).get(split)
@@ -220,8 +220,8 @@ def _fit(
     out.print(compiles.report(), highlight=False, soft_wrap=True)
     if meter.step_seconds is not None:
         lowered = lowered_step(experiment)
-        told = step_speed(experiment, lowered, meter.step_seconds, most)
-        out.print(told, highlight=False, soft_wrap=True)
+        speed = step_speed(experiment, lowered, meter.step_seconds, most)
+        out.print(speed, highlight=False, soft_wrap=True)
     out.print(f"done in {time.monotonic() - started:.0f} s")
     return results
 

@@ -6,7 +6,7 @@ python -m mtmm_jax.train --config zero_shot --workdir runs/zero_shot \
 python -m mtmm_jax.evaluate --workdir runs/zero_shot --zero_shot subcategory
 
 Pictures and names (with keywords) of all but 20 subcategories are brought together; then a picture
-of one of those 20 is told by which of their names is nearest. Names stay where MiniLM has put them,
+of one of those 20 gets the class whose name is nearest. Names stay where MiniLM has put them,
 pictures come to them. Baselines: chance, and `contrastive`, whose words are its own, see
 `python -m mtmm_jax.benchmarks.studies.pretrained`.
 """

@@ -6,9 +6,9 @@ Ten frames of 224 pixels, ImageNet's mean and spread taken out, through a CNN of
 channels, and their mean; lower-cased, split words, 128 numbers each, through a GRU of 256; the
 first 5.0 s of sound through Conv1D of 32 and 64 channels; what comes out is joined as it is, Linear
 512, ten classes: what the moving emoji is. Adam 1e-3, batch 32, ten epochs of 95 steps; the loss
-and the validation figures are told once an epoch. Needs an accelerator: video_understanding_small
-is the preset of 32 pixels, video_folders reads clips of your own from three folders. Baseline:
-each modality alone, which evaluation prints beside it.
+and the validation metrics are reported once an epoch. Needs an accelerator:
+video_understanding_small is the preset of 32 pixels, video_folders reads clips of your own from
+three folders. Baseline: each modality alone, which evaluation prints beside it.
 """
 
 from ml_collections import ConfigDict

@@ -20,15 +20,15 @@ def contributions(model: Model, scores: SubsetScores) -> dict[str, dict[str, Any
     minus that of the trivial predictor, and likewise for the loss against its loss (the mean's, the
     frequencies'). None where a value of the game is not known.
     """
-    told: dict[str, dict[str, Any]] = {}
+    shares: dict[str, dict[str, Any]] = {}
     for name, task in model.tasks.items():
         signs = {"figure": -1.0 if task.smaller_is_better else 1.0, "loss": -1.0}
-        told[name] = {"name": task.headline}
+        shares[name] = {"name": task.headline}
         for key, sign in signs.items():
             game = {subset: sign * found[name][key] for subset, found in scores.items()}
             known = not any(math.isnan(value) for value in game.values())
-            told[name][key] = shapley(game) if known else None
-    return told
+            shares[name][key] = shapley(game) if known else None
+    return shares
 
 
 def missing_modalities(model: Model, scores: SubsetScores) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def parameters_by_room(params: Any) -> dict[str, dict[str, int]]:
 def operations(compiled: Any) -> float | None:
     """Floating-point operations by the compiler's own count; None where the backend has none.
 
-    A loop's body counts once however often it runs: recurrent encoders are told too cheap.
+    A loop's body counts once however often it runs: recurrent encoders are underestimated.
     """
     try:
         analysis = compiled.cost_analysis()

@@ -1,4 +1,4 @@
-"""Why a finished run answered as it did, told to a person who does not train models."""
+"""Explain a finished run's prediction, for a reader who does not train models."""
 
 from __future__ import annotations
 
@@ -109,19 +109,21 @@ def explain(
         raise ConfigError(f"--explain: {len(inputs)} modalities; at most {MOST}")
     parts, names = taken_apart(run, inputs)
     whole = {**absent(run, 1), **inputs}
-    told = Explainer(run.experiment.model, tasks or possible, steps)
-    predictions, answers, found, gap = told.attribute(run.variables, whole, parts)
-    game = _game(told, run, whole, parts, answers)
-    curves = told.deletion(
+    explainer = Explainer(run.experiment.model, tasks or possible, steps)
+    predictions, answers, found, gap = explainer.attribute(run.variables, whole, parts)
+    game = _game(explainer, run, whole, parts, answers)
+    curves = explainer.deletion(
         run.variables, whole, parts, answers, found, jnp.asarray(SHARES), jax.random.key(seed)
     )
-    attended = Attention(told.model, told.tasks)(run.variables, whole, parts)
-    looked = deletion(told, run.variables, whole, parts, answers, attended, jnp.asarray(SHARES))
+    attended = Attention(explainer.model, explainer.tasks)(run.variables, whole, parts)
+    looked = deletion(
+        explainer, run.variables, whole, parts, answers, attended, jnp.asarray(SHARES)
+    )
     predictions, answers, found, gap, curves = jax.device_get(
         (predictions, answers, found, gap, curves)
     )
     explanations = []
-    for k, name in enumerate(told.tasks):
+    for k, name in enumerate(explainer.tasks):
         task = run.experiment.model.tasks[name]
         reads = {
             m for read in task.reads for m in modalities_of(read, run.experiment.model.encoders)
@@ -167,7 +169,7 @@ def _curves(
 
 
 def _game(
-    told: Explainer,
+    explainer: Explainer,
     run: Finished,
     inputs: Mapping[str, Any],
     parts: Mapping[str, Parts],
@@ -177,7 +179,7 @@ def _game(
     asked = subsets(parts)[1:]
     present = {name: np.array([name in subset for subset in asked]) for name in parts}
     keep = {name: np.ones((len(asked), *own.there.shape), bool) for name, own in parts.items()}
-    values = told.values(run.variables, inputs, parts, answers, keep, present)
+    values = explainer.values(run.variables, inputs, parts, answers, keep, present)
     return dict(zip(asked, np.asarray(values)[:, :, 0], strict=True))
 
 
@@ -242,4 +244,4 @@ def as_json(explanations: Sequence[Explanation]) -> list[dict[str, Any]]:
             return {key: plain(entry) for key, entry in value.items()}
         return value.tolist() if isinstance(value, np.ndarray) else value
 
-    return [plain(dataclasses.asdict(told)) for told in explanations]
+    return [plain(dataclasses.asdict(explanation)) for explanation in explanations]

@@ -174,7 +174,7 @@ def _onto_units(weights: np.ndarray, tokens: Tokens, parts: Parts) -> np.ndarray
 
 
 def deletion(
-    told: Explainer,
+    explainer: Explainer,
     variables: Any,
     inputs: Mapping[str, Any],
     parts: Mapping[str, Parts],
@@ -189,11 +189,11 @@ def deletion(
     curves: dict[str, dict[str, np.ndarray]] = {task: {} for task in attended}
     for name in names:
         none = np.zeros(parts[name].there.shape, np.float32)
-        ranked = np.stack([attended[task].get(name, none) for task in told.tasks])
-        found = told.deletion(
+        ranked = np.stack([attended[task].get(name, none) for task in explainer.tasks])
+        found = explainer.deletion(
             variables, inputs, parts, answers, {name: ranked}, shares, jax.random.key(0), 1, name
         )[name]["highest"]
-        for k, task in enumerate(told.tasks):
+        for k, task in enumerate(explainer.tasks):
             if name in attended[task]:
                 curves[task][name] = np.asarray(found[:, k])
     return curves

@@ -30,30 +30,32 @@ _MOST = 10  # units that are named
 _LARGE = ".seen { max-width: 480px }"
 
 
-def picture(told: Explanation, inputs: Mapping[str, Any], kinds: Mapping[str, Modality]) -> Figure:
+def picture(
+    explanation: Explanation, inputs: Mapping[str, Any], kinds: Mapping[str, Modality]
+) -> Figure:
     """The modalities' shares, then for each what carried the answer, and the deletion curves."""
-    names = list(told.units)
+    names = list(explanation.units)
     figure, rows = plt.subplots(
         len(names), 3, figsize=(12, 3.2 * len(names)), squeeze=False, layout="constrained"
     )
     shares = rows[0][0]
-    _bars(shares, list(told.modalities), list(told.modalities.values()))
-    shares.set_title(f"{told.task}: what each input adds")
-    shares.set_xlabel("to the probability" if told.likelihood else "to the number")
+    _bars(shares, list(explanation.modalities), list(explanation.modalities.values()))
+    shares.set_title(f"{explanation.task}: what each input adds")
+    shares.set_xlabel("to the probability" if explanation.likelihood else "to the number")
     for row in rows[1:]:
         row[0].axis("off")
     for row, name in zip(rows, names, strict=True):
-        _units(row[1], told, name, np.asarray(inputs[name]["x"][0]), kinds[name])
+        _units(row[1], explanation, name, np.asarray(inputs[name]["x"][0]), kinds[name])
         row[1].set_title(f"{name}: for (blue) and against (red)")
-        curve = told.curves[name]
+        curve = explanation.curves[name]
         row[2].plot(SHARES, curve["highest"], color=_AGAINST, label="what counted most first")
         row[2].plot(SHARES, curve["random"], "--", color="#777", label="at random")
         if "attention" in curve:
             row[2].plot(SHARES, curve["attention"], color=_LOOKED, label="what was looked at most")
         row[2].set_title(f"{name}: taken away bit by bit")
         row[2].set_xlabel("share taken away")
-        row[2].set_ylabel("probability" if told.likelihood else "number")
-        if told.likelihood:
+        row[2].set_ylabel("probability" if explanation.likelihood else "number")
+        if explanation.likelihood:
             row[2].set_ylim(-0.03, 1.03)
         row[2].legend(frameon=False, fontsize=8)
     return figure
@@ -67,8 +69,10 @@ def _bars(axis: Axes, names: Sequence[str], values: Sequence[float]) -> None:
     axis.axvline(0, color="#444", linewidth=0.8)
 
 
-def _units(axis: Axes, told: Explanation, name: str, x: np.ndarray, modality: Modality) -> None:
-    values = told.units[name]
+def _units(
+    axis: Axes, explanation: Explanation, name: str, x: np.ndarray, modality: Modality
+) -> None:
+    values = explanation.units[name]
     top = max(float(np.abs(values).max()), 1e-9)
     scale = {"cmap": "RdBu", "vmin": -top, "vmax": top}
     drawn = kind_of(modality).units.draw(values, x, modality)
@@ -87,7 +91,7 @@ def _units(axis: Axes, told: Explanation, name: str, x: np.ndarray, modality: Mo
         axis.plot(times, drawn.line, color="#222", linewidth=0.4)
         axis.set_xlabel("seconds")
     else:
-        labels = told.names[name]
+        labels = explanation.names[name]
         values = values[: len(labels)]
         shown = np.sort(np.argsort(-np.abs(values))[:_MOST])
         _bars(axis, [labels[i] for i in shown], values[shown])
@@ -97,67 +101,73 @@ def _shown(x: np.ndarray) -> np.ndarray:
     return np.clip((x + 1) / 2, 0, 1)
 
 
-def sentences(run: Finished, told: Explanation) -> list[str]:
+def sentences(run: Finished, explanation: Explanation) -> list[str]:
     """What the picture says, in words: the answer, its grounds, how sure it is, what is missing."""
-    said = []
-    if told.likelihood:
-        said.append(
-            f"{told.task}: {told.answer}, with a probability of {told.value:.0%}; without looking "
-            f"at anything it would be {told.nothing:.1%}."
+    lines = []
+    if explanation.likelihood:
+        lines.append(
+            f"{explanation.task}: {explanation.answer}, with a probability of "
+            f"{explanation.value:.0%}; with no input at all it would be {explanation.nothing:.1%}."
         )
         unit = lambda value: f"{100 * value:+.0f} points"  # noqa: E731
     else:
-        said.append(f"{told.task}: {told.answer}; without looking at anything {told.nothing:.4g}.")
+        lines.append(
+            f"{explanation.task}: {explanation.answer}; with no input at all "
+            f"{explanation.nothing:.4g}."
+        )
         unit = lambda value: f"{value:+.3g}"  # noqa: E731
-    order = sorted(told.modalities, key=lambda name: -abs(told.modalities[name]))
-    said.append(
-        "Of the difference: " + ", ".join(f"{n} {unit(told.modalities[n])}" for n in order) + "."
+    order = sorted(explanation.modalities, key=lambda name: -abs(explanation.modalities[name]))
+    lines.append(
+        "Of the difference: "
+        + ", ".join(f"{n} {unit(explanation.modalities[n])}" for n in order)
+        + "."
     )
     for name in order:
-        lost = told.harm(name)
+        lost = explanation.harm(name)
         change = {
-            key: f"{100 * value:.0f} points" if told.likelihood else f"{value:.3g}"
+            key: f"{100 * value:.0f} points" if explanation.likelihood else f"{value:.3g}"
             for key, value in lost.items()
         }
-        said.append(
-            f"{name}: {_carriers(told, name)}. Taking away the fifth of it that counted most "
-            f"changes the answer by {change['highest']}, a fifth at random by {change['random']}."
+        lines.append(
+            f"{name}: {_carriers(explanation, name)}. Taking away the fifth of it that counted "
+            f"most changes the answer by {change['highest']}, a fifth at random by {change['random']}."
         )
-        if name in told.attention:
-            said[-1] += (
-                f" The model looked most at {_first(told, name, told.attention[name])}; taking "
-                f"away the fifth that it looked at most changes the answer by {change['attention']}"
+        if name in explanation.attention:
+            lines[-1] += (
+                f" The model looked most at "
+                f"{_first(explanation, name, explanation.attention[name])}; taking away the "
+                f"most attended fifth changes the answer by {change['attention']}"
                 + ("." if lost["attention"] > lost["random"] else ": no more than chance.")
             )
-    known = reliability(run.workdir, told.task)
+    known = reliability(run.workdir, explanation.task)
     unseen = f"Of {known['n']:,} rows never seen" if "n" in known else "Of rows never seen"
     if "accuracy" in known:
-        said.append(f"{unseen} it was right in {known['accuracy']:.0%}.")
+        lines.append(f"{unseen} it was right in {known['accuracy']:.0%}.")
         if "ece" in known:
-            said[-1] += f" Its probabilities are off by {known['ece']:.1%} on average."
+            lines[-1] += f" Its probabilities are off by {known['ece']:.1%} on average."
     elif "mae" in known:
-        said.append(f"{unseen} it was off by {known['mae']:.3g} on average.")
-    if told.missing:
-        learnt = worth(run.workdir, told.task, told.missing)
+        lines.append(f"{unseen} it was off by {known['mae']:.3g} on average.")
+    if explanation.missing:
+        learnt = worth(run.workdir, explanation.task, explanation.missing)
         costs = [
             f"{name} (without it {without:.3f} instead of {whole:.3f} over many samples)"
             for name, (whole, without) in learnt.items()
         ]
-        costs += [name for name in told.missing if name not in learnt]
-        said.append(f"Not given, though the model can use it: {', '.join(costs)}.")
-    return said
+        costs += [name for name in explanation.missing if name not in learnt]
+        lines.append(f"Not given, though the model can use it: {', '.join(costs)}.")
+    return lines
 
 
-def _carriers(told: Explanation, name: str) -> str:
+def _carriers(explanation: Explanation, name: str) -> str:
     """The units that spoke most for the answer."""
-    best = _first(told, name, told.units[name])
+    best = _first(explanation, name, explanation.units[name])
     return f"most came from {best}" if best else "no part of it spoke for the answer"
 
 
-def _first(told: Explanation, name: str, values: np.ndarray, most: int = 3) -> str:
+def _first(explanation: Explanation, name: str, values: np.ndarray, most: int = 3) -> str:
     """The units of the highest values above 0."""
     best = [int(i) for i in np.argsort(-values)[:most] if values[i] > 0]
-    return ", ".join(told.names[name][i] for i in best if i < len(told.names[name]))
+    return ", ".join(explanation.names[name][i] for i in best if i < len(explanation.names[name]))
 
 
 def weighed(run: Finished, inputs: Mapping[str, Any]) -> dict[str, Figure]:
@@ -182,25 +192,25 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     kinds = run.experiment.model.spec.modalities
     paths, body = [folder / "explanation.html"], []
-    for told in explanations:
-        png = png_of(picture(told, inputs, kinds))
-        paths.append(folder / f"{file_name(told.task)}.png")
+    for explanation in explanations:
+        png = png_of(picture(explanation, inputs, kinds))
+        paths.append(folder / f"{file_name(explanation.task)}.png")
         write(paths[-1], png)
-        words = "".join(f"<p>{escape(line)}</p>" for line in sentences(run, told))
+        words = "".join(f"<p>{escape(line)}</p>" for line in sentences(run, explanation))
         texts = "".join(
-            f"<p>{escape(name)}: {_coloured(told, name)}</p>"
-            for name in told.units
+            f"<p>{escape(name)}: {_coloured(explanation, name)}</p>"
+            for name in explanation.units
             if kind_of(kinds[name]).units.words
         )
-        title = escape(f"{told.task}: {told.answer}")
-        body.append(f"<h2>{title}</h2>{words}{texts}{image_of(png, told.task)}")
+        title = escape(f"{explanation.task}: {explanation.answer}")
+        body.append(f"<h2>{title}</h2>{words}{texts}{image_of(png, explanation.task)}")
     for name, figure in weighed(run, inputs).items():
         png = png_of(figure)
         paths.append(folder / f"{file_name(name)}.png")
         write(paths[-1], png)
         said = escape(pages.CAPTIONS[name])
         body.append(f"<h2>{name.capitalize()}</h2><p>{said}</p>{image_of(png, name)}")
-    gap = max(told.gap for told in explanations)
+    gap = max(explanation.gap for explanation in explanations)
     note = (
         "What an input adds is its Shapley value: the mean of what it adds over all orders in "
         "which the inputs could arrive. What its parts carried is an integrated gradient from an "
@@ -231,11 +241,11 @@ def _seen(run: Finished, inputs: Mapping[str, Any]) -> str:
     return f"<div class=examples>{''.join(parts)}</div>"
 
 
-def _coloured(told: Explanation, name: str) -> str:
-    values = told.units[name]
+def _coloured(explanation: Explanation, name: str) -> str:
+    values = explanation.units[name]
     top = max(float(np.abs(values).max()), 1e-9)
     spans = []
-    for word, value in zip(told.names[name], values, strict=False):
+    for word, value in zip(explanation.names[name], values, strict=False):
         red, green, blue = (31, 119, 180) if value >= 0 else (214, 39, 40)
         alpha = 0.6 * abs(float(value)) / top
         spans.append(

@@ -54,15 +54,15 @@ def pooled_features(
         found: dict[str, Tokens] = encode(model, variables, inputs)
         return {name: (t.mean(), t.present) for name, t in found.items()}
 
-    told, ids = [], []
+    pooled, ids = [], []
     for batch in batches:
         keep = np.asarray(batch["weight"]) > 0
         both = jax.device_get(step(variables, batch["inputs"]))
-        told.append(jax.tree.map(lambda x, keep=keep: x[keep], both))
+        pooled.append(jax.tree.map(lambda x, keep=keep: x[keep], both))
         ids.append(np.asarray(batch["id"])[keep])
-    names = tuple(told[0])
-    features = {n: np.concatenate([t[n][0] for t in told]).astype(np.float64) for n in names}
-    present = {n: np.concatenate([t[n][1] for t in told]) for n in names}
+    names = tuple(pooled[0])
+    features = {n: np.concatenate([t[n][0] for t in pooled]).astype(np.float64) for n in names}
+    present = {n: np.concatenate([t[n][1] for t in pooled]) for n in names}
     return features, present, np.concatenate(ids)
 
 
@@ -226,11 +226,11 @@ def affinity(
     """
     names = list(features)
     size = len(names)
-    told = {key: np.full((size, size), np.nan) for key in ("cka", "cca", "r2")}
+    matrices = {key: np.full((size, size), np.nan) for key in ("cka", "cca", "r2")}
     samples = np.zeros((size, size), int)
     for i, name in enumerate(names):
         samples[i, i] = present[name].sum()
-        for table in told.values():
+        for table in matrices.values():
             table[i, i] = 1.0
     first = bits(seed, np.asarray(ids)) & np.uint64(1) == 0
     for i, j in combinations(range(size), 2):
@@ -240,11 +240,11 @@ def affinity(
             continue
         x, y = features[names[i]], features[names[j]]
         a, b = (x[both & first], y[both & first]), (x[both & ~first], y[both & ~first])
-        told["cka"][i, j] = told["cka"][j, i] = cka(x[both], y[both])
-        told["cca"][i, j] = told["cca"][j, i] = mean_cca(*a, held_out=b)
-        told["r2"][i, j] = cross_prediction(*a, held_out=b)
-        told["r2"][j, i] = cross_prediction(a[1], a[0], held_out=(b[1], b[0]))
-    tables = {key: table.tolist() for key, table in told.items()}
+        matrices["cka"][i, j] = matrices["cka"][j, i] = cka(x[both], y[both])
+        matrices["cca"][i, j] = matrices["cca"][j, i] = mean_cca(*a, held_out=b)
+        matrices["r2"][i, j] = cross_prediction(*a, held_out=b)
+        matrices["r2"][j, i] = cross_prediction(a[1], a[0], held_out=(b[1], b[0]))
+    tables = {key: table.tolist() for key, table in matrices.items()}
     return {"modalities": names, "samples": samples.tolist(), **tables}
 
 
@@ -276,9 +276,9 @@ def suggested_fusion(affinity: Mapping[str, Any]) -> tuple[str, str]:
         return "concat", "too few samples have two modalities at once: nothing to interact"
     known["r2"] = np.maximum(known["r2"], 0.0)  # below the mean is as good as nothing
     mean = {key: float(values.mean()) for key, values in known.items()}
-    told = f"mean R2 {mean['r2']:.2f}, CKA {mean['cka']:.2f}, held-out CCA {mean['cca']:.2f}"
+    evidence = f"mean R2 {mean['r2']:.2f}, CKA {mean['cka']:.2f}, held-out CCA {mean['cca']:.2f}"
     if mean["r2"] >= REDUNDANT or mean["cka"] >= REDUNDANT:
-        return "weighted", f"redundant: the modalities predict each other ({told})"
+        return "weighted", f"redundant: the modalities predict each other ({evidence})"
     if mean["cca"] < RELATED and mean["r2"] < RELATED:
-        return "concat", f"weakly related: hardly anything in common ({told})"
-    return "bottleneck", f"complementary: partly the same, partly their own ({told})"
+        return "concat", f"weakly related: hardly anything in common ({evidence})"
+    return "bottleneck", f"complementary: partly the same, partly their own ({evidence})"

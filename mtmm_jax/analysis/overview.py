@@ -55,7 +55,8 @@ def study(
         run: opened with its data.
         split: whose examples are looked at.
         examples: how many at most.
-        stage: told the name and the number of parts of what begins, gives what to call after each.
+        stage: called with a stage's name and its number of parts, returns the callback of each
+            part.
     """
     experiment, model = run.experiment, run.experiment.model
     batches = some_batches(experiment, split, examples)
@@ -77,7 +78,7 @@ def study(
     price = step_cost(experiment, train)
     price |= against_peak(price["step_flops"], price["step_seconds"], peak())
     advance()
-    told = {
+    report = {
         "step": run.step,
         "split": split,
         "examples": int(sum((batch["weight"] > 0).sum() for batch in batches)),
@@ -89,7 +90,7 @@ def study(
         "cost": price,
         "intermediates": inside,
     }
-    return _plain(told), arrays
+    return _plain(report), arrays
 
 
 def intermediates(
@@ -142,10 +143,10 @@ def _words(workdir: Workdir, name: str, entry: dict[str, np.ndarray]) -> list[li
     return [[word(int(i)) for i in x[keep]] for x, keep in zip(entry["x"], mask, strict=True)]
 
 
-def save_study(workdir: Workdir, told: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+def save_study(workdir: Workdir, report: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
     """Writes `analysis.npz`, then `analysis.json`, which says that both are there."""
     write_npz(workdir.path / pages.ARRAYS, arrays)
-    workdir.write(pages.NUMBERS, told)
+    workdir.write(pages.NUMBERS, report)
 
 
 def _plain(value: Any) -> Any:

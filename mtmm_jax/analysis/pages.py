@@ -43,21 +43,21 @@ def present(workdir: Workdir) -> bool:
 
 def analysis_figures(workdir: Workdir) -> dict[str, Figure]:
     """`{name: figure}` of an analysed run, in the order of the report."""
-    told, arrays = workdir.read(NUMBERS), _arrays(workdir)
+    report, arrays = workdir.read(NUMBERS), _arrays(workdir)
     drawn = {
-        "modality contribution": pictures.contribution_bars(told["contribution"]),
-        "missing modalities": pictures.subset_map(told["subsets"]),
+        "modality contribution": pictures.contribution_bars(report["contribution"]),
+        "missing modalities": pictures.subset_map(report["subsets"]),
     }
-    if len(told["affinity"]["modalities"]) > 1:
-        drawn["modality affinity"] = pictures.affinity_maps(told["affinity"])
-    drawn["robustness"] = pictures.robustness_curves(told["robustness"])
+    if len(report["affinity"]["modalities"]) > 1:
+        drawn["modality affinity"] = pictures.affinity_maps(report["affinity"])
+    drawn["robustness"] = pictures.robustness_curves(report["robustness"])
     heat = [
         HeatMap(m["path"], _axis(m["rows"]), _axis(m["columns"]), arrays[f"heat/{i}"])
-        for i, m in enumerate(told["intermediates"]["heat"])
+        for i, m in enumerate(report["intermediates"]["heat"])
     ]
     if heat:
         drawn["gates and weights"] = pictures.heat_maps(heat)
-    for i, maps in enumerate(_patches(told, arrays).values()):
+    for i, maps in enumerate(_patches(report, arrays).values()):
         shown = {m.sample: arrays[key] for m in maps if (key := _picture(m)) in arrays}
         name = "attention over patches" + (f" {i + 1}" if i else "")
         drawn[name] = pictures.patch_attention(maps, shown)
@@ -66,9 +66,9 @@ def analysis_figures(workdir: Workdir) -> dict[str, Figure]:
 
 def caption(workdir: Workdir, name: str) -> str:
     """What is said under a figure of the analysis; the affinity's says what to try."""
-    told = workdir.read(NUMBERS)
+    report = workdir.read(NUMBERS)
     if name == "modality affinity":
-        suggestion = told["affinity"]["suggestion"]
+        suggestion = report["affinity"]["suggestion"]
         return (
             "How alike the inputs are to the encoders: 1 where two say the same, 0 where they "
             f"have nothing in common. A fusion to try first: {suggestion['fusion']} "
@@ -79,13 +79,13 @@ def caption(workdir: Workdir, name: str) -> str:
 
 def analysis_tables(workdir: Workdir) -> dict[str, list[list[str]]]:
     """`{name: rows}`, the head first: subsets and robustness in numbers, and the cost."""
-    told = workdir.read(NUMBERS)
+    report = workdir.read(NUMBERS)
     return {
-        "missing modalities": subset_rows(told["subsets"]),
-        "modality affinity": affinity_rows(told["affinity"]),
-        **({SELECTION: selection_rows(told["selection"])} if told.get("selection") else {}),
-        "robustness": robustness_rows(told["robustness"]),
-        "cost": cost_rows(told["cost"]),
+        "missing modalities": subset_rows(report["subsets"]),
+        "modality affinity": affinity_rows(report["affinity"]),
+        **({SELECTION: selection_rows(report["selection"])} if report.get("selection") else {}),
+        "robustness": robustness_rows(report["robustness"]),
+        "cost": cost_rows(report["cost"]),
     }
 
 
@@ -102,11 +102,11 @@ def subset_rows(subsets: Mapping[str, Any]) -> list[list[str]]:
 def contribution_rows(contribution: Mapping[str, Any]) -> list[list[str]]:
     """A row for each task and measure, a column for each modality."""
     known = [c[key] for c in contribution.values() for key in ("figure", "loss") if c[key]]
-    names = list(dict.fromkeys(name for told in known for name in told))
+    names = list(dict.fromkeys(name for shares in known for name in shares))
     rows = [["task", "by", *names]]
-    for task, told in contribution.items():
-        for key, measure in (("figure", told["name"]), ("loss", "loss")):
-            values = told[key] or {}
+    for task, shares in contribution.items():
+        for key, measure in (("figure", shares["name"]), ("loss", "loss")):
+            values = shares[key] or {}
             rows.append([task if key == "figure" else "", measure,
                          *(number(values.get(name)) for name in names)])  # fmt: skip
     return rows
@@ -141,13 +141,13 @@ def robustness_rows(robustness: Mapping[str, Any]) -> list[list[str]]:
     """A row for each task, modality and kind of damage."""
     rows = [["task", "damage", "undamaged", "severity 3", "severity 5", "relative",
              "effective (raw)", "effective (equalised)"]]  # fmt: skip
-    for task, told in robustness.items():
+    for task, summary in robustness.items():
         first = True
-        for modality, kinds in told["modalities"].items():
+        for modality, kinds in summary["modalities"].items():
             for damage, n in kinds.items():
                 values = [n["figures"][0], n["figures"][3], n["figures"][5], n["relative"],
                           n["raw"], n["equalised"]]  # fmt: skip
-                name = f"{task} ({told['figure']})" if first else ""
+                name = f"{task} ({summary['figure']})" if first else ""
                 rows.append([name, f"{modality}: {damage}", *map(number, values)])
                 first = False
     return rows
@@ -163,7 +163,7 @@ def cost_rows(cost: Mapping[str, Any]) -> list[list[str]]:
     samples = f"{cost['batch_size']} samples"
     for key, name in (("forward_flops", "forward pass"), ("step_flops", "training step")):
         count = cost[key]
-        shown = "not told by this backend" if count is None else f"{count / 1e9:,.3f} GFLOP"
+        shown = "not reported by this backend" if count is None else f"{count / 1e9:,.3f} GFLOP"
         rows.append([name, samples, shown])
     seconds = cost["step_seconds"]
     where = f"{samples}, one {cost['device']}"
@@ -196,9 +196,9 @@ def _axis(value: Mapping[str, Any]) -> Axis:
     return Axis(value["name"], tuple(value["labels"]))
 
 
-def _patches(told: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> dict:
+def _patches(report: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> dict:
     maps: dict[str, list[PatchMap]] = {}
-    for i, m in enumerate(told["intermediates"]["patches"]):
+    for i, m in enumerate(report["intermediates"]["patches"]):
         shown = PatchMap(m["path"], m["modality"], m["sample"], _axis(m["rows"]),
                          arrays[f"patches/{i}"])  # fmt: skip
         maps.setdefault(m["path"], []).append(shown)

@@ -64,23 +64,23 @@ def contribution_bars(contribution: Mapping[str, Any]) -> Figure:
     """A column for each task: what each modality adds to its figure, and takes off its loss."""
     tasks = list(contribution)
     known = [c[key] for c in contribution.values() for key in ("figure", "loss") if c[key]]
-    names = list(dict.fromkeys(name for told in known for name in told))
+    names = list(dict.fromkeys(name for shares in known for name in shares))
     height = 0.9 + 0.32 * len(names)
     figure, axes = plt.subplots(
         2, len(tasks), figsize=(1 + 2.6 * len(tasks), 2 * height), squeeze=False,
         layout="constrained", sharey=True,
     )  # fmt: skip
     for column, task in zip(axes.T, tasks, strict=True):
-        told = contribution[task]
-        titles = (f"{task}\n{told['name'].replace('_', ' ')}", "loss taken off")
+        shares = contribution[task]
+        titles = (f"{task}\n{shares['name'].replace('_', ' ')}", "loss taken off")
         for axis, key, title in zip(column, ("figure", "loss"), titles, strict=True):
             axis.set_title(title, fontsize=9)
             axis.axvline(0, color="black", linewidth=0.6)
             axis.tick_params(labelsize=8)
-            if not told[key]:
+            if not shares[key]:
                 axis.text(0.5, 0.5, "not known", ha="center", transform=axis.transAxes, color="0.5")
                 continue
-            values = [told[key][name] for name in names]
+            values = [shares[key][name] for name in names]
             colours = [_COLOURS[i % len(_COLOURS)] for i in range(len(names))]
             bars = axis.barh(names, values, color=colours)
             axis.bar_label(bars, fmt="%.3f", fontsize=7, padding=2)
@@ -133,17 +133,17 @@ def affinity_maps(affinity: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def task_relatedness(told: Mapping[str, Any]) -> Figure:
+def task_relatedness(affinity: Mapping[str, Any]) -> Figure:
     """What `relatedness.json` holds: both affinities of the tasks, their groups framed and side by
     side, and the weights that were made of it.
 
     Look-ahead affinities are shown in percent of the loss, with colours that compare within a row.
     """
-    tasks, groups = list(told["tasks"]), told["groups"] or []
+    tasks, groups = list(affinity["tasks"]), affinity["groups"] or []
     order = [name for group in groups for name in group]
     order += [name for name in tasks if name not in order]
     places = np.ix_(*[[tasks.index(name) for name in order]] * 2)
-    share, cosine = (_numbers(told[key])[places] for key in ("lookahead", "cosines"))
+    share, cosine = (_numbers(affinity[key])[places] for key in ("lookahead", "cosines"))
     np.fill_diagonal(cosine, np.nan)  # itself: no news
     most = np.abs(np.nan_to_num(share)).max(1, keepdims=True)
     shades = share / np.where(most > 0, most, 1.0)
@@ -152,19 +152,19 @@ def task_relatedness(told: Mapping[str, Any]) -> Figure:
         "cosines": ("cosine of the gradients", cosine, cosine),
     }
     side = 1.8 + 0.6 * len(tasks)
-    columns = 2 + bool(told["weights"])
+    columns = 2 + bool(affinity["weights"])
     figure, axes = plt.subplots(1, columns, figsize=(columns * side, side), layout="constrained")
     for axis, (key, (title, values, tint)) in zip(axes, panels.items(), strict=False):
         heat(axis, values, order, order, shades=tint, colours="RdBu", limits=(-1, 1))
-        axis.set_title(title + (" (used)" if key == told["measure"] else ""), fontsize=9)
+        axis.set_title(title + (" (used)" if key == affinity["measure"] else ""), fontsize=9)
         start = 0
         for group in groups:
             corner = (start - 0.5, start - 0.5)
             frame = plt.Rectangle(corner, len(group), len(group), fill=False, linewidth=2)
             axis.add_patch(frame).set_clip_on(False)
             start += len(group)
-    if told["weights"]:
-        weights = [told["weights"][name] for name in order]
+    if affinity["weights"]:
+        weights = [affinity["weights"][name] for name in order]
         bars = axes[-1].barh(order, weights, color=_COLOURS[0])
         axes[-1].bar_label(bars, fmt="%.2f", fontsize=8, padding=2)
         axes[-1].axvline(1, color="0.6", linewidth=0.8)
@@ -189,9 +189,9 @@ def robustness_curves(robustness: Mapping[str, Any]) -> Figure:
     for place, modality in enumerate(modalities):
         row = axes[place]
         for axis, task in zip(row, tasks, strict=True):
-            told = robustness[task]
-            own = told["baseline"] == modality
-            for i, (damage, numbers) in enumerate(told["modalities"][modality].items()):
+            summary = robustness[task]
+            own = summary["baseline"] == modality
+            for i, (damage, numbers) in enumerate(summary["modalities"][modality].items()):
                 colour, figures = _COLOURS[i % len(_COLOURS)], _numbers(numbers["figures"])
                 axis.plot(figures, "o-", color=colour, markersize=3, label=damage)
                 if own:
@@ -200,7 +200,7 @@ def robustness_curves(robustness: Mapping[str, Any]) -> Figure:
                     axis.plot(_numbers(numbers["baseline"]), "--", color="0.6", linewidth=1)
             axis.tick_params(labelsize=8)
             if place == 0:
-                axis.set_title(f"{task}\n{told['figure'].replace('_', ' ')}", fontsize=9)
+                axis.set_title(f"{task}\n{summary['figure'].replace('_', ' ')}", fontsize=9)
             if place == len(modalities) - 1:
                 axis.set_xlabel("severity", fontsize=8)
         row[0].set_ylabel(f"{modality} damaged", fontsize=9)

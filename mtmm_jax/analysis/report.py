@@ -76,9 +76,9 @@ def figures(workdir: Workdir, records: Any = None, arrays: Any = None) -> dict[s
         drawn["task weights"] = plots.task_weights(records, tuple(headlines))
     if (workdir.path / RELATEDNESS).exists():
         drawn["task relatedness"] = task_relatedness(workdir.read(RELATEDNESS))
-    told = [r for r in records if "cosines" in r]
-    if told and len(headlines) > 1:
-        drawn["gradient conflicts"] = plots.gradient_conflicts(told)
+    measured = [r for r in records if "cosines" in r]
+    if measured and len(headlines) > 1:
+        drawn["gradient conflicts"] = plots.gradient_conflicts(measured)
     for name, task in model.tasks.items():
         if f"confusion/{name}" in arrays:
             classes = spec.targets[task.target].classes
@@ -277,8 +277,10 @@ def image_of(png: bytes, alternative: str) -> str:
 
 
 def _caption(workdir: Workdir, name: str) -> str:
-    told = _CAPTIONS.get(name) or (pages.caption(workdir, name) if pages.present(workdir) else "")
-    return f"<p>{escape(told)}</p>" if told else ""
+    caption = _CAPTIONS.get(name) or (
+        pages.caption(workdir, name) if pages.present(workdir) else ""
+    )
+    return f"<p>{escape(caption)}</p>" if caption else ""
 
 
 def _table(columns: Mapping[str, Mapping[str, Mapping[str, float | None]]], certainty: Any) -> str:

@@ -21,7 +21,7 @@ NEIGHBOURS = 3
 DIRECTIONS = 4  # of a modality, beyond which neighbours are far away from each other
 FEWEST = 32  # rows that have the modality and the label; below this nothing is said
 MOST = 2000  # rows that are looked at
-BEST = 5  # features of a modality that are told
+BEST = 5  # features of a modality that are listed
 _NATS = np.log(2)
 _JITTER = 1e-9  # of the unit deviation: ties would have neighbours at distance 0
 
@@ -215,11 +215,11 @@ def selection(
         spec: tells classes from numbers, and which modalities a label is made from: they are left
             out.
     """
-    told = {}
+    ranked = {}
     for name, (y, here) in labels.items():
         if len(np.unique(y[here])) < 2:
             continue
         target = spec.targets[name]
         kept = {m: x for m, x in features.items() if m not in target.made_from}
-        told[name] = rank(kept, present, y, here, target.traits.discrete)
-    return told
+        ranked[name] = rank(kept, present, y, here, target.traits.discrete)
+    return ranked

@@ -33,7 +33,7 @@ class Layout:
     Attributes:
         mesh: of the axes `data`, `fsdp` and `tensor`.
         rules: of the parameters.
-        strict: whether the rules are the user's, who is told where they do not fit.
+        strict: whether the rules are the user's: one that does not fit is then an error.
         timeout: seconds without a step after which one of several processes gives up.
         shard: `(index, count)`, this process's part of each batch's rows; see `shard_of`.
         placed: path -> (shape, rule, spec) of each parameter; see `resolve`.

@@ -181,7 +181,7 @@ def _without_copies(tree: Any) -> Any:
 
 
 def fetch(tree: Any, devices: Devices) -> Any:
-    """What a wrapped step told, on the host: the same on all devices."""
+    """The outputs of a wrapped step, on the host: the same on all devices."""
     if jax.default_backend() == "cpu":  # in the host's memory already: `device_get` would copy
         with jax.transfer_guard_device_to_host("allow"):
             values = jax.tree.map(np.asarray, tree)
@@ -193,8 +193,8 @@ def fetch(tree: Any, devices: Devices) -> Any:
 
 
 def parts(tree: Any, devices: Devices) -> list[Any]:
-    """What a wrapped step told, on the host, of each part of the rows: pmap's devices tell their
-    own, the others the whole."""
+    """The outputs of a wrapped step, on the host, of each part of the rows: pmap's devices return
+    their own, the others the whole."""
     values = jax.device_get(tree)
     if devices == 1 or not isinstance(devices, int):
         return [values]

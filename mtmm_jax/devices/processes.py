@@ -1,4 +1,4 @@
-"""Several processes that train one model together: joined, led by the first, and ended together."""
+"""Several processes that train one model: start-up, work of the first process, a common end."""
 
 from __future__ import annotations
 
@@ -116,12 +116,12 @@ def initialize(
         ) from error
 
 
-def leads() -> bool:
+def is_primary() -> bool:
     """Whether this is the process that writes logs, reports and the config."""
     return jax.process_index() == 0
 
 
-def told(value: int) -> int:
+def broadcast_from_first(value: int) -> int:
     """The first process's number, on all of them."""
     if jax.process_count() == 1:
         return value
@@ -137,16 +137,16 @@ def largest(value: int) -> int:
         return int(np.max(multihost_utils.process_allgather(np.int32(value))))
 
 
-def led(work: Callable[[], None], where: str) -> None:
+def on_primary(work: Callable[[], None], where: str) -> None:
     """Does `work` on the first process while the others wait; what it refuses, all refuse."""
     refused: ConfigError | None = None
-    if leads():
+    if is_primary():
         try:
             work()
         except ConfigError as error:
             refused = error
     _meet(where)
-    if told(refused is not None):
+    if broadcast_from_first(refused is not None):
         raise refused or ConfigError(f"{where}: refused; the first process says why")
 
 
@@ -203,8 +203,8 @@ class Peers:
     def speak(self) -> None:
         """Tells the others that this process is alive, and how far it is."""
         with contextlib.suppress(Exception):  # no coordinator any more: the others find out
-            told = f"{time.time()} {self.beats}"
-            _coordinator().key_value_set(_alive(jax.process_index()), told, allow_overwrite=True)
+            beat = f"{time.time()} {self.beats}"
+            _coordinator().key_value_set(_alive(jax.process_index()), beat, allow_overwrite=True)
 
     def silent(self) -> str:
         """Which processes are silent, in words; empty if none is."""
@@ -310,8 +310,8 @@ class Interrupted(Exception):
 class Stop:
     """Set by SIGINT or SIGTERM; training looks at it between steps.
 
-    One of several processes may be told, and all must stop after the same step: they ask each
-    other whenever they log.
+    One of several processes may get the signal, and all must stop after the same step: they ask
+    each other whenever they log.
     """
 
     signal: int = 0

@@ -1,6 +1,6 @@
 """Rows of numbers `[B, columns]` -> tokens: an MLP, and a Transformer over one token per column.
 
-A value that is missing is masked; that it is missing is itself told to the model.
+A value that is missing is masked; the mask is an input of the model, too.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class VideoFrames(Encoder):
         modality: the name that its tokens carry.
         rate: frames per second, if known.
         frame: an image encoder: a kind, or a config with `kind` and its hyper-parameters.
-        frame_width: of what is told of each frame; inner width of a temporal Transformer.
+        frame_width: width of each frame's vector; inner width of a temporal Transformer.
         temporal: "mean" (one token), "gru" or "transformer" (a token per frame), or a config with
             `kind` and its hyper-parameters.
         projected: whether a linear map to `width` ends it. A mean and a GRU can do without: the

@@ -269,13 +269,13 @@ class Explainer:
         names = tuple(parts) if only is None else (only,)
         there = {name: own.there for name, own in parts.items()}
         keep = _without_shares(names, orders, there, dict(attributions), shares, key)
-        told = np.asarray(self.values(variables, inputs, parts, answers, keep))
+        curves = np.asarray(self.values(variables, inputs, parts, answers, keep))
         tasks = len(self.tasks)
-        told = told.reshape(len(names), tasks + orders, len(shares), *told.shape[1:])
+        curves = curves.reshape(len(names), tasks + orders, len(shares), *curves.shape[1:])
         return {
             name: {"highest": np.stack([one[k, :, k] for k in range(tasks)], 1),
                    "random": one[tasks:].mean(0)}
-            for name, one in zip(names, told, strict=True)
+            for name, one in zip(names, curves, strict=True)
         }  # fmt: skip
 
 

@@ -41,7 +41,7 @@ def curves(
     Args:
         probe, variables: as for `subset_scores`.
         batches: of a split; gone through twice.
-        seed: of all damage; rows are told apart by their ids.
+        seed: of all damage; rows are distinguished by their ids.
         advance: called after each pass over a batch.
     """
     model = probe.model
@@ -186,7 +186,7 @@ def summary(model: Model, found: Mapping[str, Any]) -> dict[str, Any]:
     The baseline is the run's best single modality: its own curve where it is the damaged one, and
     a flat line where it is not, for it does not see the damage.
     """
-    told: dict[str, Any] = {}
+    summaries: dict[str, Any] = {}
     for name, best in best_alone(model, found).items():
         task = model.tasks[name]
         rows: dict[str, Any] = {}
@@ -201,8 +201,8 @@ def summary(model: Model, found: Mapping[str, Any]) -> dict[str, Any]:
                     "relative": relative_robustness(figures, task.smaller_is_better),
                     **effective_robustness(figures, base, task.smaller_is_better),
                 }
-        told[name] = {"figure": task.headline, "baseline": best, "modalities": rows}
-    return told
+        summaries[name] = {"figure": task.headline, "baseline": best, "modalities": rows}
+    return summaries
 
 
 def _baseline(

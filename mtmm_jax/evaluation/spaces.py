@@ -35,10 +35,10 @@ def embedded(
     """`[N, D]` and `[N]`: the rows that have both the modality and the label."""
     vectors, labels = [], []
     for batch in batches:
-        told = embed(variables, restrict(batch, [read])["inputs"])[read]
+        outputs = embed(variables, restrict(batch, [read])["inputs"])[read]
         entry = batch["targets"][label]
         rows = batch["inputs"][read]["present"] & entry["present"] & (batch["weight"] > 0)
-        vectors.append(np.asarray(told, np.float32)[rows])
+        vectors.append(np.asarray(outputs, np.float32)[rows])
         labels.append(np.asarray(entry["y"])[rows])
     return np.concatenate(vectors), np.concatenate(labels)
 

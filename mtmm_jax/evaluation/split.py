@@ -51,8 +51,8 @@ class Evaluator:
         merged: dict[str, dict[str, Any]] | None = None
         for batch in batches:
             seen = batch if only is None else restrict(batch, only)
-            told = self._step(variables, parallel.share(seen, self.devices))
-            for part in parallel.parts(told, self.devices):
+            outputs = self._step(variables, parallel.share(seen, self.devices))
+            for part in parallel.parts(outputs, self.devices):
                 merged = part if merged is None else merge(self.model, merged, part)
         if merged is None:
             raise ValueError("a split without a single batch cannot be evaluated")

@@ -43,7 +43,7 @@ class Probe:
             batch, seen = pair
             predictions, _ = model(variables, seen)
             there, whole = model.present({"inputs": seen}), model.present(batch)
-            told: dict[str, Any] = {}
+            metrics: dict[str, Any] = {}
             for name, task in model.tasks.items():
                 answered = jnp.stack([there[read] for read in task.reads]).all(0)
                 prediction = predictions[name]
@@ -52,11 +52,11 @@ class Probe:
                     labels = task.labels(batch, whole)
                 else:
                     labels = task.labels(batch, there)
-                told[name] = {
+                metrics[name] = {
                     "metrics": {k: m.update(prediction, labels) for k, m in task.metrics.items()},
                     "loss": jnp.stack(task.loss(prediction, labels, axis_name)),
                 }
-            return told
+            return metrics
 
         self._step = parallel.wrap(step, devices, donate=False)
 
@@ -157,8 +157,8 @@ def subset_scores(
         if math.isnan(empty[name]["figure"]):
             empty[name]["figure"] = trivial[name][task.headline]
     for found in scores.values():
-        for name, told in found.items():
-            told.update({k: empty[name][k] for k, value in told.items() if math.isnan(value)})
+        for name, metrics in found.items():
+            metrics.update({k: empty[name][k] for k, value in metrics.items() if math.isnan(value)})
     return scores
 
 

@@ -1,4 +1,4 @@
-"""Classes told by a common space: by their names alone, or by a few examples.
+"""Classification in a common space: by the classes' names alone, or by a few examples.
 
 A retrieval task puts pictures, texts and sounds into one space. There a class is a vector, and what
 is nearest to a picture is its class, whether one was trained on or not:
@@ -69,7 +69,7 @@ def harmonic(a: float, b: float) -> float:
 def generalised(
     vectors: Array, y: Array, classes: Array, seen: Array, known: Array, offset: float = 0.0
 ) -> dict[str, float]:
-    """`{"seen", "unseen", "harmonic"}`: both kinds of rows, told among all classes.
+    """`{"seen", "unseen", "harmonic"}`: accuracy on both kinds of rows, among all classes.
 
     Args:
         vectors, y: of the rows, `[N, D]` and `[N]`.
@@ -143,7 +143,8 @@ def measure(
     modality: str | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """All figures of one class label, told of the modality that stands with the names.
+    """All metrics of one class label, predicted from the modality that shares a space with the
+    names.
 
     Rows of held-out classes are those of the test split and of the training rows that training
     never saw; examples of those classes come from the latter and are not asked themselves, those of
@@ -189,7 +190,7 @@ def measure(
         "classes": count,
         "unseen_classes": [target.classes[c] for c in np.flatnonzero(~seen)],
         "rows": {"seen": int(seen[labels].sum()), "unseen": int((~seen[labels]).sum())},
-        "names": _told(rows, labels, classes, seen, whole, splits["validation"]),
+        "names": _few_shot(rows, labels, classes, seen, whole, splits["validation"]),
     }
     for n in examples:
         shown = [
@@ -199,8 +200,8 @@ def measure(
         known = np.isfinite(few).all(1)
         left = _unused(held_y, n, seed)
         asked = np.concatenate([vectors, held[left]]), np.concatenate([y, held_y[left]])
-        told = _told(*asked, np.nan_to_num(few), seen, known, splits["validation"])
-        figures.setdefault("examples", {})[str(n)] = told
+        accuracies = _few_shot(*asked, np.nan_to_num(few), seen, known, splits["validation"])
+        figures.setdefault("examples", {})[str(n)] = accuracies
     return figures
 
 
@@ -210,7 +211,7 @@ def _unused(y: Array, count: int, seed: int) -> Array:
     return np.setdiff1d(np.arange(len(y)), used)
 
 
-def _told(
+def _few_shot(
     rows: Array,
     y: Array,
     classes: Array,
@@ -220,18 +221,20 @@ def _told(
 ) -> dict[str, float]:
     """The figures of one set of class vectors: each kind by itself, both together, calibrated."""
     said = {kind: nearest(rows, classes, among) for kind, among in _kinds(seen, known).items()}
-    told = {
+    accuracies = {
         kind: class_accuracy(said[kind], y, among) for kind, among in _kinds(seen, known).items()
     }
-    told |= {f"chance_{kind}": 1 / among.sum() for kind, among in _kinds(seen, known).items()}
-    if "unseen" not in told:
-        return {key: float(value) for key, value in told.items()}
+    accuracies |= {f"chance_{kind}": 1 / among.sum() for kind, among in _kinds(seen, known).items()}
+    if "unseen" not in accuracies:
+        return {key: float(value) for key, value in accuracies.items()}
     plain = generalised(rows, y, classes, seen, known)
     offset, area = calibrate(*validation, classes, seen, known)
     calibrated = generalised(rows, y, classes, seen, known, offset)
-    told |= {f"together_{key}": value for key, value in plain.items()}
-    told |= {f"calibrated_{key}": value for key, value in calibrated.items()}
-    return {key: float(value) for key, value in {**told, "offset": offset, "area": area}.items()}
+    accuracies |= {f"together_{key}": value for key, value in plain.items()}
+    accuracies |= {f"calibrated_{key}": value for key, value in calibrated.items()}
+    return {
+        key: float(value) for key, value in {**accuracies, "offset": offset, "area": area}.items()
+    }
 
 
 def _kinds(seen: Array, known: Array) -> Mapping[str, Array]:
@@ -244,16 +247,16 @@ def table(figures: Mapping[str, Any], title: str) -> Any:
     from rich.table import Table
 
     out = Table(title=title)
-    out.add_column("classes are told by")
+    out.add_column("classes predicted by")
     columns = (
         *("unseen", "chance_unseen", "seen", "together_unseen", "together_seen"),
         *("together_harmonic", "calibrated_harmonic", "area"),
     )
-    told = {"their names": figures["names"]}
-    told |= {f"{n} examples": row for n, row in figures.get("examples", {}).items()}
-    shown = [name for name in columns if any(name in row for row in told.values())]
+    cells = {"their names": figures["names"]}
+    cells |= {f"{n} examples": row for n, row in figures.get("examples", {}).items()}
+    shown = [name for name in columns if any(name in row for row in cells.values())]
     for name in shown:
         out.add_column(name.replace("_", " "), justify="right")
-    for how, row in told.items():
+    for how, row in cells.items():
         out.add_row(how, *(f"{row[name]:.3f}" if name in row else "-" for name in shown))
     return out

@@ -91,10 +91,12 @@ def export_run(
         for name, value in zip(flat, values, strict=True):
             modality, _, key = name.rpartition(":")
             inputs.setdefault(modality, {})[key] = value
-        told = predict(jax.tree.unflatten(tree, params), inputs)
-        told = {f"{task}:{key}": x for task, found in told.items() for key, x in found.items()}
-        names[:] = told
-        return list(told.values())
+        outputs = predict(jax.tree.unflatten(tree, params), inputs)
+        outputs = {
+            f"{task}:{key}": x for task, found in outputs.items() for key, x in found.items()
+        }
+        names[:] = outputs
+        return list(outputs.values())
 
     names: list[str] = []
     shapes = [jax.ShapeDtypeStruct((size, *shape), dtype) for shape, dtype in flat.values()]
@@ -186,12 +188,12 @@ def _reading(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _described(model: Model, names: Sequence[str]) -> dict[str, Any]:
-    told: dict[str, Any] = {}
+    described: dict[str, Any] = {}
     for name in names:
         task, _, output = name.rpartition(":")
         one = model.tasks[task]
         label = None if one.target is None else model.spec.targets[one.target]
-        entry = told.setdefault(
+        entry = described.setdefault(
             task,
             {
                 "kind": one.kind,
@@ -202,4 +204,4 @@ def _described(model: Model, names: Sequence[str]) -> dict[str, Any]:
             },
         )
         entry["outputs"].append(output)
-    return told
+    return described

@@ -71,9 +71,9 @@ def label_manifest(
     """
     _check(run, path, out, least, ask, by)
     requests = open_requests(path, run.workdir)
-    told = _told(run, requests, size)
-    found = _labelled(run, requests, told, least)
-    asked = _worth_asking(run, requests, told, ask, by)
+    outputs = _outputs(run, requests, size)
+    found = _labelled(run, requests, outputs, least)
+    asked = _worth_asking(run, requests, outputs, ask, by)
     write_rows(out, found.rows)
     if ask:
         write_rows(beside(out), asked)
@@ -128,25 +128,25 @@ def _without(run: Finished) -> tuple[str, ...]:
     )
 
 
-def _told(run: Finished, requests: Requests, size: int) -> dict[str, dict[str, np.ndarray]]:
+def _outputs(run: Finished, requests: Requests, size: int) -> dict[str, dict[str, np.ndarray]]:
     """Column -> output -> `[rows, ...]`; `present` is False where the run says nothing."""
     tasks, count = _tasks(run), len(requests.rows)
     names = [task.name for task in tasks.values()]
     model = run.experiment.model
     predict = jax.jit(answers(model, run.experiment.config["tasks"], names))
-    told: dict[str, dict[str, np.ndarray]] = {column: {} for column in tasks}
+    by_column: dict[str, dict[str, np.ndarray]] = {column: {} for column in tasks}
     for rows, inputs in requests.batches(size):
         part = jax.device_get(predict(run.variables, {**absent(run, size), **inputs}))
         for column, task in tasks.items():
             for output, values in part[task.name].items():
-                whole = told[column].setdefault(
+                whole = by_column[column].setdefault(
                     output, np.zeros((count, *values.shape[1:]), values.dtype)
                 )
                 whole[rows] = values[: len(rows)]
     bad = np.array([row in requests.bad for row in range(count)], bool)
-    for outputs in told.values():
+    for outputs in by_column.values():
         outputs["present"] = outputs.get("present", np.zeros(count, bool)) & ~bad
-    return told
+    return by_column
 
 
 def _row(outputs: Mapping[str, np.ndarray], i: int) -> dict[str, Any]:
@@ -154,14 +154,14 @@ def _row(outputs: Mapping[str, np.ndarray], i: int) -> dict[str, Any]:
 
 
 def _labelled(
-    run: Finished, requests: Requests, told: Mapping[str, Mapping[str, Any]], least: float
+    run: Finished, requests: Requests, by_column: Mapping[str, Mapping[str, Any]], least: float
 ) -> Labelled:
     rows, tasks = [], _tasks(run)
     counts = dict.fromkeys(tasks, 0)
     for i, given in enumerate(requests.rows.values):
         row = dict(given)
         for column, task in tasks.items():
-            outputs = told[column]
+            outputs = by_column[column]
             if row.get(column) is not None:
                 continue
             row[column], row[f"{column}_confidence"] = None, None
@@ -192,7 +192,7 @@ def _doubt(p: np.ndarray, by: str) -> np.ndarray:
 def _worth_asking(
     run: Finished,
     requests: Requests,
-    told: Mapping[str, Mapping[str, Any]],
+    by_column: Mapping[str, Mapping[str, Any]],
     count: int,
     by: str,
 ) -> list[dict[str, Any]]:
@@ -203,10 +203,10 @@ def _worth_asking(
         if task.labelling.distributions is None:
             continue
         lacks = np.array([row.get(column) is None for row in values], bool)
-        open_ = lacks & told[column]["present"]
+        open_ = lacks & by_column[column]["present"]
         doubt = np.zeros(len(values))
         if open_.any():
-            outputs = {name: values[open_] for name, values in told[column].items()}
+            outputs = {name: values[open_] for name, values in by_column[column].items()}
             doubt[open_] = uncertainty(task.labelling.distributions(outputs), by)
         total, labels = total + doubt, labels + open_
     mean = total / np.maximum(labels, 1)
@@ -217,10 +217,10 @@ def _worth_asking(
             "row": requests.rows.lines[i],
             "uncertainty": round(float(mean[i]), DIGITS),
             "likely": {
-                column: task.labelling.likely(_row(told[column], i))
+                column: task.labelling.likely(_row(by_column[column], i))
                 for column, task in tasks.items()
                 if task.labelling.likely is not None
-                and told[column]["present"][i]
+                and by_column[column]["present"][i]
                 and values[i].get(column) is None
             },
         }

@@ -54,7 +54,7 @@ class Requests:
 
     def batches(self, size: int) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
         """`(rows, inputs)` in order; inputs always have `size` rows, the last ones repeated, and
-        the rows told are those that can be used."""
+        the rows counted are those that can be used."""
         return ((rows, inputs) for rows, (inputs,) in batches_of([self], size))
 
     def named(self, row: int) -> dict[str, Any]:

@@ -33,12 +33,12 @@ def write_predictions(
     if absent := dict.fromkeys(name for one in several for name in one.absent):
         out.print(f"in no row: {', '.join(absent)}", highlight=False)
     seen = {"total": len(asked.usable), "console": out, "disable": not out.is_terminal}
-    told = dict(track(answers, "predicting", **seen))
+    documents = dict(track(answers, "predicting", **seen))
     errors = {problem.line: str(problem) for problem in asked.bad.problems}
     lines = {line: document(line=line, id=line) for line in errors}
     for row in range(len(asked.rows)):
         named = asked.named(row)
-        lines[named["line"]] = document(told.get(row), **named)
+        lines[named["line"]] = document(documents.get(row), **named)
     for line, error in errors.items():
         lines[line] = document(line=line, id=lines[line]["id"], error=error)
     whole = "".join(json.dumps(finite(lines[line])) + "\n" for line in sorted(lines))

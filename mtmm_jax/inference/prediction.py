@@ -29,10 +29,10 @@ from mtmm_jax.text import read_tokenizer
 
 def ask(run: Finished, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """`{task: answer}` of one sample (`inference.answers`)."""
-    told = jax.device_get(_predictor(run)(run.variables, {**absent(run, 1), **inputs}))
+    outputs = jax.device_get(_predictor(run)(run.variables, {**absent(run, 1), **inputs}))
     # Waves go to the run's folder, not beside the user's own recordings.
     heard = lambda task: run.workdir.file(f"{file_name(task)}.wav")  # noqa: E731
-    return _answers(run, row_of(told, 0), set(inputs), _gallery(run), _tokenizers(run), heard)
+    return _answers(run, row_of(outputs, 0), set(inputs), _gallery(run), _tokenizers(run), heard)
 
 
 def ask_rows(
@@ -48,10 +48,10 @@ def ask_rows(
     """
     predict, gallery, tokenizers = _predictor(run), _gallery(run), _tokenizers(run)
     for rows, inputs in asked.batches(size):
-        told = jax.device_get(predict(run.variables, {**absent(run, size), **inputs}))
+        outputs = jax.device_get(predict(run.variables, {**absent(run, size), **inputs}))
         for i, row in usable(asked, rows):
             heard = waves(out, asked.rows.lines[row])
-            one = row_of(told, i)
+            one = row_of(outputs, i)
             yield row, _answers(run, one, present(inputs, i), gallery, tokenizers, heard)
 
 
@@ -65,12 +65,14 @@ def ask_file_rows(
     tasks = {name: built[name] for name in model.tasks}
     tokenizers = _tokenizers_of(tasks, workdir)
     for rows, inputs in asked.batches(model.rows or size):
-        told = model.predict(inputs)
+        predicted = model.predict(inputs)
         for i, row in usable(asked, rows):
             heard = waves(out, asked.rows.lines[row])
 
-            def decode(name: str, i: int = i, told: Mapping[str, Any] = told) -> dict[str, Any]:
-                outputs = {key: x[i] for key, x in told[name].items() if key != "present"}
+            def decode(
+                name: str, i: int = i, predicted: Mapping[str, Any] = predicted
+            ) -> dict[str, Any]:
+                outputs = {key: x[i] for key, x in predicted[name].items() if key != "present"}
                 one = tasks[name].answer(outputs)
                 return {"outputs": _plain(outputs)} if one is None else one
 
@@ -172,7 +174,7 @@ def _heard(stem: Path, task: str) -> Path:
 
 def _answers(
     run: Finished,
-    told: Mapping[str, Any],
+    outputs: Mapping[str, Any],
     here: set[str],
     gallery: Mapping[str, Any],
     tokenizers: Mapping[str, Any],
@@ -182,7 +184,7 @@ def _answers(
 
     Args:
         run: the run.
-        told: its predictions, without the batch.
+        outputs: its predictions, without the batch.
         here: the modalities that the sample has.
         gallery: embeddings to find the nearest of.
         tokenizers: task -> what writes its words.
@@ -191,13 +193,13 @@ def _answers(
     model = run.experiment.model
 
     def decode(name: str) -> dict[str, Any]:
-        return model.tasks[name].decode(told[name])
+        return model.tasks[name].decode(outputs[name])
 
     def nearest(name: str, reads: list[str]) -> dict[str, Any]:
         task = model.tasks[name]
         if task.space is None or not gallery:
             return {}
-        vectors = task.space.vectors(told[name])
+        vectors = task.space.vectors(outputs[name])
         return {
             f"{read} -> {other}": galleries.nearest(vectors[read], gallery, name, other)
             for read in reads

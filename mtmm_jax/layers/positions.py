@@ -12,7 +12,7 @@ def sinusoid(positions: jax.Array, width: int, shortest: float = 1.0) -> jax.Arr
     Args:
         positions: seconds or (y, x), in units in which neighbours are about `shortest` apart.
         width: of the result; padded with zeros where it does not divide by 2P.
-        shortest: the finest difference to be told apart.
+        shortest: the finest difference to be resolved.
     """
     coordinates = positions.shape[-1]
     count = width // (2 * coordinates)

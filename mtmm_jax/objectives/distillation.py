@@ -112,8 +112,8 @@ class Taught(Source):
             batch = self.finish(batch, rows)
             return {**batch, "targets": {**batch["targets"], **self.teach(batch)}}
 
-        told = dataclasses.replace(self, finish=finish)
-        return super(Taught, told).train(batch_size, seed=seed, shard=shard)
+        finished = dataclasses.replace(self, finish=finish)
+        return super(Taught, finished).train(batch_size, seed=seed, shard=shard)
 
 
 class _Asked:

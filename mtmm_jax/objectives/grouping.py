@@ -32,10 +32,10 @@ def grouped(
         layers: of each group's own, before the sharing.
     """
     have = groupable(built)
-    told = sorted(name for group in groups for name in group)
-    if told != sorted(have):
+    listed = sorted(name for group in groups for name in group)
+    if listed != sorted(have):
         raise ConfigError(
-            f"relatedness.found.groups: {', '.join(told)} were grouped; the tasks that pass "
+            f"relatedness.found.groups: {', '.join(listed)} were grouped; the tasks that pass "
             f"the sharing are {', '.join(have)}: measure again in a new workdir"
         )
     if len(groups) < 2:

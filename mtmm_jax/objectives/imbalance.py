@@ -165,8 +165,8 @@ def prepare(
     classes = len(built.spec.targets[task.target].classes)
     widths = {modality: built.encoders[modality].width for modality in modalities}
     if len(set(widths.values())) > 1:
-        told = ", ".join(f"{modality} {width}" for modality, width in widths.items())
-        raise ConfigError(f"{where}: needs encoders of one width, not {told}")
+        different = ", ".join(f"{modality} {width}" for modality, width in widths.items())
+        raise ConfigError(f"{where}: needs encoders of one width, not {different}")
     width = widths[modalities[0]]
     rule = registry.build(
         IMBALANCE, hyper, Setting(len(modalities), classes, width, steps), where=where
@@ -244,12 +244,12 @@ def _blender(
 
 def _with_losses(built: Model, names: tuple[str, ...]) -> Model:
     """The model whose evaluation tells these tasks' mean losses among their figures."""
-    told = {
+    auxiliary = {
         name: dataclasses.replace(task, metrics={**task.metrics, LOSS: _mean_loss(task)})
         for name, task in built.tasks.items()
         if name in names
     }
-    return dataclasses.replace(built, tasks={**built.tasks, **told})
+    return dataclasses.replace(built, tasks={**built.tasks, **auxiliary})
 
 
 def _mean_loss(task: Task) -> metrics.Metric:

@@ -49,10 +49,10 @@ class Settings:
     Attributes:
         steps: how many batches are measured, and trained on meanwhile.
         use: "weights", "grouping" or "both".
-        measure: which affinity is used; both are told. "lookahead" (what a step takes off a loss)
-            or "cosines" of the gradients.
+        measure: which affinity is used; both are reported. "lookahead" (what a step takes off a
+            loss) or "cosines" of the gradients.
         learning_rate: of the look-ahead's plain gradient step; one so long that a task's own step
-            raises its loss measures nothing, and is told.
+            raises its loss measures nothing, and is reported.
         temperature: T of the weights; large makes them equal, small favours the most helpful.
         groups: there are at most so many.
         layers: Dense -> GELU layers that a group has before its own copy of `model.sharing`.
@@ -161,7 +161,7 @@ def measure(experiment: Any, settings: Settings) -> dict[str, Any]:
     seed, batch_size = experiment.config["seed"], experiment.config["batch_size"]
     model, names = experiment.model, tuple(experiment.model.tasks)
     count, root = len(names), jax.random.key(seed)
-    told = measured_affinity(
+    estimate = measured_affinity(
         model.split(),
         len(model.loss_names),
         settings.learning_rate,
@@ -178,7 +178,7 @@ def measure(experiment: Any, settings: Settings) -> dict[str, Any]:
         experiment.source.spec.check(batch)
         shown = prepare(state, batch)  # as the step will see it
         key = jax.random.fold_in(root, number)
-        found = told(state.params, state.batch_stats, shown, key)
+        found = estimate(state.params, state.batch_stats, shown, key)
         for kind, values in zip(MEASURES, jax.device_get(found), strict=True):
             seen[kind].append(np.asarray(values, np.float64)[:count, :count])
         if number + 1 < settings.steps:
@@ -212,12 +212,12 @@ def measure(experiment: Any, settings: Settings) -> dict[str, Any]:
     }
 
 
-def overshot(told: Mapping[str, Any]) -> list[str]:
+def overshot(report: Mapping[str, Any]) -> list[str]:
     """The tasks whose look-ahead step, on the mean, made their own loss larger."""
-    if told["measure"] != "lookahead":
+    if report["measure"] != "lookahead":
         return []
-    own = (row[i] for i, row in enumerate(told["lookahead"]))
-    return [name for name, x in zip(told["tasks"], own, strict=True) if x is not None and x < 0]
+    own = (row[i] for i, row in enumerate(report["lookahead"]))
+    return [name for name, x in zip(report["tasks"], own, strict=True) if x is not None and x < 0]
 
 
 def _known_mean(values: np.ndarray) -> np.ndarray:
@@ -245,21 +245,21 @@ def begin(experiment: Any, workdir: Workdir, out: Any) -> Any:
         The experiment to train: with the weights and groups that were found, now or when the run
         began.
     """
-    section, told = experiment.config.get("relatedness"), None
+    section, report = experiment.config.get("relatedness"), None
     settings = read(section)
     if settings is not None and settings.found is None:
         found = _found(workdir)
         lost = found is not None and not (workdir.path / FILE).exists()
-        if processes.told(lost or (found is None and not _used(workdir))):
+        if processes.report(lost or (found is None and not _used(workdir))):
             out.print(f"relatedness: {settings.steps} steps on one device")
-            told = measure(experiment, settings)
-            if far := overshot(told):
+            report = measure(experiment, settings)
+            if far := overshot(report):
                 out.print(
                     f"relatedness: steps on {', '.join(far)} raise their own losses and measure "
                     f"nothing; learning_rate {settings.learning_rate} is too large",
                     markup=False,
                 )
-            found = found or {key: told[key] for key in ("weights", "groups")}
+            found = found or {key: report[key] for key in ("weights", "groups")}
             out.print(_said(found), markup=False)
         if found is not None:
             experiment = experiment.changed(relatedness={**section, "found": found})
@@ -267,10 +267,10 @@ def begin(experiment: Any, workdir: Workdir, out: Any) -> Any:
 
     def claim() -> None:
         workdir.claim(experiment.config, source.spec, source.assets)
-        if told is not None:
-            workdir.write(FILE, told)
+        if report is not None:
+            workdir.write(FILE, report)
 
-    processes.led(claim, "--workdir")
+    processes.on_primary(claim, "--workdir")
     return experiment
 
 

@@ -70,15 +70,15 @@ def pseudo(
 
     def teach(model: Model, variables: Any, batch: Batch, step: jax.Array) -> dict[str, Any]:
         predictions, _ = model(variables, batch["inputs"])
-        told = {}
+        targets = {}
         for name, form in chosen.items():
             task = built.tasks[name]
             q = form.soft_label(predictions[name], 1.0)
             y, sure = form.confident(q, limits[name])
             rows = _rows(built, task, batch) & ~_labelled(task, batch)
             weight = (sure & (step >= warmup)).astype(jnp.float32)
-            told[f"{WHERE}/{name}"] = {"y": y, "present": rows, "weight": weight}
-        return told
+            targets[f"{WHERE}/{name}"] = {"y": y, "present": rows, "weight": weight}
+        return targets
 
     terms: dict[str, tuple[float, Regulariser]] = {}
     for name, form in chosen.items():
@@ -124,13 +124,13 @@ def mean_teacher(
 
     def teach(model: Model, variables: Any, batch: Batch, step: jax.Array) -> dict[str, Any]:
         predictions, _ = model(variables, batch["inputs"])
-        told = {}
+        targets = {}
         for name, form in chosen.items():
             rows = _rows(built, built.tasks[name], batch)
             weight = jnp.broadcast_to(ramped(step, length), rows.shape)
             y = form.soft_label(predictions[name], 1.0)
-            told[f"{WHERE}/{name}"] = {"y": y, "present": rows, "weight": weight}
-        return told
+            targets[f"{WHERE}/{name}"] = {"y": y, "present": rows, "weight": weight}
+        return targets
 
     terms = {
         f"{WHERE}/{name}": (

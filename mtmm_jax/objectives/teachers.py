@@ -162,7 +162,7 @@ def lesson(
         rows = next(iter(batch["inputs"].values()))["present"]
         counts = jnp.asarray(batch.get("weight", jnp.ones(rows.shape))) > 0
         said: dict[str, list[tuple[jax.Array, jax.Array]]] = {name: [] for name in tasks}
-        told: dict[str, Any] = {}
+        targets: dict[str, Any] = {}
         for i, (model, own) in enumerate(zip(models, variables, strict=True)):
             if not set(model.encoders) & set(batch["inputs"]):
                 continue
@@ -178,11 +178,11 @@ def lesson(
             for name in features:
                 tokens = shared[name]
                 seen = tokens.mean().astype(jnp.float32)
-                told[feature_of(name, i)] = {"y": seen, "present": tokens.present & counts}
+                targets[feature_of(name, i)] = {"y": seen, "present": tokens.present & counts}
         for name, parts in said.items():
             if parts:
-                told[said_of(name)] = _mean(parts)
-        return told
+                targets[said_of(name)] = _mean(parts)
+        return targets
 
     return teach
 

@@ -192,7 +192,7 @@ def zeros(params: PyTree, on: Sequence[str] = (r".*/kernel",)) -> dict[str, tupl
     return found
 
 
-def told(params: PyTree, settings: Settings) -> str:
+def sparsity_line(params: PyTree, settings: Settings) -> str:
     """The share of zeros by room, in a line."""
     found = zeros(params, settings.on)
     whole = tuple(sum(column) for column in zip(*found.values(), strict=True))

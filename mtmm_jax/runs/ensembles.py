@@ -160,8 +160,8 @@ def _shapes(
     for path, run in zip(names, runs, strict=True):
         model = run.experiment.model
         inputs = model.spec.example(1)["inputs"]
-        told = jax.eval_shape(partial(_predictions, model, tasks), run.variables, inputs)
-        row = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape[1:], s.dtype), told)
+        shapes = jax.eval_shape(partial(_predictions, model, tasks), run.variables, inputs)
+        row = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape[1:], s.dtype), shapes)
         found.append(row)
         for task in tasks:
             if row[task] != found[0][task]:
@@ -196,11 +196,11 @@ def predict(
         inputs: for each run what it is shown, as the inputs of a batch.
         size: rows of the batch.
     """
-    told = []
+    predictions = []
     for voter, run, given in zip(ensemble.voters, ensemble.runs, inputs, strict=True):
         whole = {"inputs": {**absent(run, size), **given}}
-        told.append(jax.device_get(voter(run.variables, whole)))
-    said = Votes.of(told, {})
+        predictions.append(jax.device_get(voter(run.variables, whole)))
+    said = Votes.of(predictions, {})
     fused = jax.device_get(ensemble.fuse(ensemble.params, said.values, said.present))
     there = {task: here.any(1) for task, here in said.present.items()}
     for i in range(size):
@@ -210,12 +210,12 @@ def predict(
         }
 
 
-def answers(ensemble: Ensemble, told: Mapping[str, Any]) -> dict[str, Any]:
+def answers(ensemble: Ensemble, prediction: Mapping[str, Any]) -> dict[str, Any]:
     """`{task: what a person reads}` of a row's fused predictions."""
     tasks = ensemble.model.tasks
     said: dict[str, Any] = {
         name: tasks[name].decode(one) if one is not None else {"needs": list(tasks[name].reads)}
-        for name, one in told.items()
+        for name, one in prediction.items()
     }
     return said | {name: {"left out": why} for name, why in ensemble.left_out.items()}
 
@@ -231,6 +231,6 @@ def ask_rows(
         size: rows at a time.
     """
     for rows, inputs in batches_of(asked, size):
-        for row, told in zip(rows.tolist(), predict(ensemble, inputs, size), strict=False):
+        for row, prediction in zip(rows.tolist(), predict(ensemble, inputs, size), strict=False):
             if row not in asked[0].bad:
-                yield row, answers(ensemble, told)
+                yield row, answers(ensemble, prediction)

@@ -118,8 +118,8 @@ def run_fold(experiment: Experiment, workdir: Workdir, out: Any) -> dict[str, An
         train(experiment, workdir, checkpoints, out)
     finally:
         checkpoints.close()
-    told = [r for r in read_journal(workdir.metrics) if r["split"] == "validation"]
-    reached = outcome(experiment.model, told[-1])
+    records = [r for r in read_journal(workdir.metrics) if r["split"] == "validation"]
+    reached = outcome(experiment.model, records[-1])
     shutil.rmtree(workdir.checkpoints)
     return finite(dataclasses.asdict(reached))
 
@@ -174,7 +174,9 @@ def fold_scores(record: Mapping[str, Any], by: str = MEAN) -> dict[str, list[flo
     for name, done in record["scores"].items():
         if len(done) < record["plan"]["folds"]:
             continue
-        found[name] = [score(told, tuple(told.merits), by) for told in _outcomes(record, name)]
+        found[name] = [
+            score(outcome, tuple(outcome.merits), by) for outcome in _outcomes(record, name)
+        ]
     return found
 
 
@@ -207,8 +209,8 @@ def table(record: Mapping[str, Any], by: str = MEAN) -> Table:
     for column in ("score", *(f"{task} {figure}" for task, figure in heads.items())):
         out.add_column(column, justify="right")
     for name in names:
-        told = _outcomes(record, name)
-        figures = [_spread([fold.figures[task] for fold in told]) for task in heads]
+        outcomes = _outcomes(record, name)
+        figures = [_spread([fold.figures[task] for fold in outcomes]) for task in heads]
         out.add_row(name, _spread(scores[name]), *figures)
     return out
 
@@ -219,8 +221,8 @@ def _moments(values: Sequence[float]) -> dict[str, float]:
 
 
 def _spread(values: Sequence[float]) -> str:
-    told = _moments(values)
-    return f"{shown(told['mean'])} ± {shown(told['std'])}"
+    moments = _moments(values)
+    return f"{shown(moments['mean'])} ± {shown(moments['std'])}"
 
 
 def retrain(

@@ -104,12 +104,12 @@ def table(
     # The title says what the score is, for a mean of unlike figures is a matter of taste.
     of = f"mean of {', '.join(tasks)}" if by == MEAN else by
     out = Table(title=f"validation, best first; score: {of}; *: on the Pareto front of the tasks")
-    keys = list(dict.fromkeys(key for told in changes.values() for key in told))
+    keys = list(dict.fromkeys(key for outcome in changes.values() for key in outcome))
     for name in ("run", *keys):
         out.add_column(name, overflow="fold")
     for name in ("score", *(f"{t} {first.names[t]}" for t in tasks), "*"):
         out.add_column(name, justify="right")
-    scores = {name: score(told, tasks, by) for name, told in outcomes.items()}
+    scores = {name: score(outcome, tasks, by) for name, outcome in outcomes.items()}
     on_front = dict(zip(outcomes, front_of(list(outcomes.values()), tasks), strict=True))
 
     def told_of(name: str) -> list[str]:
@@ -147,9 +147,9 @@ def picture(outcomes: Mapping[str, Outcome]) -> bytes:
     """
     from matplotlib import pyplot as plt  # slow to import
 
-    told = list(outcomes.values())
-    tasks = shared_tasks(told)
-    front = front_of(told, tasks)
+    listed = list(outcomes.values())
+    tasks = shared_tasks(listed)
+    front = front_of(listed, tasks)
     labels = [label(name).lstrip("0") for name in outcomes]
     size = max(len(tasks) - 1, 1)
     figure, axes = plt.subplots(
@@ -161,9 +161,9 @@ def picture(outcomes: Mapping[str, Outcome]) -> bytes:
             axis.set_axis_off()
             continue
         if len(tasks) == 1:
-            _bars(axis, told, tasks[0], labels, front)
+            _bars(axis, listed, tasks[0], labels, front)
         else:
-            _panel(axis, told, tasks[column], tasks[row + 1], labels, front)
+            _panel(axis, listed, tasks[column], tasks[row + 1], labels, front)
     figure.suptitle("validation; filled: on the Pareto front of all tasks")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
@@ -171,9 +171,9 @@ def picture(outcomes: Mapping[str, Outcome]) -> bytes:
     return buffer.getvalue()
 
 
-def _panel(axis: Any, told: Sequence[Outcome], x: str, y: str, labels: Any, front: Any) -> None:
-    points = np.array([[o.figures[x], o.figures[y]] for o in told])
-    best = front_of(told, (x, y)) & np.isfinite(points).all(1)
+def _panel(axis: Any, outcomes: Sequence[Outcome], x: str, y: str, labels: Any, front: Any) -> None:
+    points = np.array([[o.figures[x], o.figures[y]] for o in outcomes])
+    best = front_of(outcomes, (x, y)) & np.isfinite(points).all(1)
     line = points[best][np.argsort(points[best, 0])]
     axis.plot(*line.T, color="0.7", linewidth=1, zorder=1)
     for chosen, face in ((front, "tab:blue"), (~front, "none")):
@@ -181,25 +181,25 @@ def _panel(axis: Any, told: Sequence[Outcome], x: str, y: str, labels: Any, fron
     for label, point in zip(labels, points, strict=True):
         if np.isfinite(point).all():
             axis.annotate(label, point, textcoords="offset points", xytext=(4, 4), fontsize=8)
-    axis.set_xlabel(f"{x} {told[0].names[x]}")
-    axis.set_ylabel(f"{y} {told[0].names[y]}")
-    if _falling(told, x):
+    axis.set_xlabel(f"{x} {outcomes[0].names[x]}")
+    axis.set_ylabel(f"{y} {outcomes[0].names[y]}")
+    if _falling(outcomes, x):
         axis.invert_xaxis()
-    if _falling(told, y):
+    if _falling(outcomes, y):
         axis.invert_yaxis()
 
 
-def _bars(axis: Any, told: Sequence[Outcome], task: str, labels: Any, front: Any) -> None:
-    values = [o.figures[task] for o in told]
+def _bars(axis: Any, outcomes: Sequence[Outcome], task: str, labels: Any, front: Any) -> None:
+    values = [o.figures[task] for o in outcomes]
     faces = ["tab:blue" if best else "none" for best in front]
     axis.scatter(range(len(values)), values, s=36, facecolors=faces, edgecolors="tab:blue")
     axis.set_xticks(range(len(values)), labels)
     axis.set_xlabel("run")
-    axis.set_ylabel(f"{task} {told[0].names[task]}")
-    if _falling(told, task):
+    axis.set_ylabel(f"{task} {outcomes[0].names[task]}")
+    if _falling(outcomes, task):
         axis.invert_yaxis()
 
 
-def _falling(told: Sequence[Outcome], task: str) -> bool:
+def _falling(outcomes: Sequence[Outcome], task: str) -> bool:
     """Whether less is better."""
-    return any(o.merits[task] == -o.figures[task] != 0 for o in told)
+    return any(o.merits[task] == -o.figures[task] != 0 for o in outcomes)

@@ -74,14 +74,14 @@ def votes(
     ensemble: Ensemble, found: Sequence[Any], split: str, only: Iterable[str] | None = None
 ) -> list[Votes]:
     """What the runs say of a split, batch by batch."""
-    told = []
+    cast = []
     for several in batches(ensemble, found, split, only):
         each = zip(ensemble.voters, ensemble.runs, several, strict=True)
-        told.append(Votes.of([jax.device_get(v(r.variables, b)) for v, r, b in each], several[0]))
-    return told
+        cast.append(Votes.of([jax.device_get(v(r.variables, b)) for v, r, b in each], several[0]))
+    return cast
 
 
-def results(ensemble: Ensemble, told: Sequence[Votes]) -> dict[str, Results]:
+def results(ensemble: Ensemble, batches: Sequence[Votes]) -> dict[str, Results]:
     """`{"fused" or a run: {task: {figure: value}}}`; a run's own are of the rows it answers."""
 
     def fused(said: Votes) -> tuple[dict, dict]:
@@ -94,12 +94,12 @@ def results(ensemble: Ensemble, told: Sequence[Votes]) -> dict[str, Results]:
 
     answers = {FUSED: fused}
     answers |= {name: functools.partial(alone, i) for i, name in enumerate(ensemble.names)}
-    return {name: figures(ensemble.model, answer, told) for name, answer in answers.items()}
+    return {name: figures(ensemble.model, answer, batches) for name, answer in answers.items()}
 
 
-def trained(ensemble: Ensemble, told: Sequence[Votes]) -> Ensemble:
+def trained(ensemble: Ensemble, batches: Sequence[Votes]) -> Ensemble:
     """With the rules' parameters learned from votes on validation."""
-    whole, tasks = joined(told), ensemble.model.tasks
+    whole, tasks = joined(batches), ensemble.model.tasks
     params = {
         name: learn(tasks[name], rule, functools.partial(ensemble.rebuilt, name), whole)
         for name, rule in ensemble.rules.items()
@@ -134,15 +134,15 @@ def fuse_runs(
     if "results" in record:
         return record
     found = sources(ensemble, trust_paths=trust_paths)
-    told = {split: votes(ensemble, found, split) for split in SPLITS}
-    ensemble = trained(ensemble, told["validation"])
+    by_split = {split: votes(ensemble, found, split) for split in SPLITS}
+    ensemble = trained(ensemble, by_split["validation"])
     flat = traverse_util.flatten_dict(dict(ensemble.params), sep="/")
     write_npz(Path(folder) / PARAMETERS, flat, compressed=False)
     record = {
         "plan": plan,
         "rules": ensemble.used,
         "left_out": dict(ensemble.left_out),
-        "results": finite({split: results(ensemble, said) for split, said in told.items()}),
+        "results": finite({split: results(ensemble, said) for split, said in by_split.items()}),
     }
     Workdir(Path(folder)).write(FILE, record)
     return record

@@ -113,13 +113,13 @@ def soup(
     variables = average([run.variables for run in runs], paths)
     _check_data(runs)
     workdir = Workdir(Path(folder))
-    told = {
+    plan = {
         "members": [os.path.relpath(path, folder) for path in paths],
         "steps": [run.step for run in runs],
     }
     if (workdir.path / FILE).exists():
         record = workdir.read(FILE)
-        if found := differences(record["plan"], told):
+        if found := differences(record["plan"], plan):
             raise ConfigError(f"--workdir: {folder} is another average: {_few(found)}")
         if "results" in record:
             return record["results"]
@@ -129,7 +129,7 @@ def soup(
     whole = open_run(paths[0], config, trust_paths=trust_paths)
     experiment = whole.experiment
     workdir.claim(experiment.config, whole.workdir.spec(), _assets(whole.workdir))
-    workdir.write(FILE, {"plan": told})
+    workdir.write(FILE, {"plan": plan})
     results, states = final_results(experiment, variables)
     evaluator = Evaluator(experiment.model)
     beside: dict[str, dict[str, Any]] = {}
@@ -141,7 +141,7 @@ def soup(
     _save(workdir, whole, variables, score(experiment, results["validation"]))
     save_examples(experiment, workdir, states)
     workdir.write("results.json", finite(results))
-    workdir.write(FILE, finite({"plan": told, "results": beside}))
+    workdir.write(FILE, finite({"plan": plan, "results": beside}))
     return beside
 
 

@@ -44,7 +44,7 @@ def run_in_turn(
         config: of all trials, before their own values.
         trials: those to run.
         fit: trains an experiment in a folder.
-        record: is told each trial's end, and why it failed, or None.
+        record: called at each trial's end with the reason of its failure, or None.
     """
     for trial in trials:
         reason = None
@@ -204,18 +204,18 @@ def _start(
 
 
 def _failure(code: int, log: Path) -> str | None:
-    """Why a process ended before its time: the error that it told, or where to look."""
+    """The reason why a process stopped early: the error that it printed, or where to look."""
     if code == 0:
         return None
-    told = [line for line in log.read_text().splitlines() if line.startswith("error: ")]
-    if code == 2 and told:
-        return told[-1].removeprefix("error: ")
+    errors = [line for line in log.read_text().splitlines() if line.startswith("error: ")]
+    if code == 2 and errors:
+        return errors[-1].removeprefix("error: ")
     return f"ended with exit code {code}; see {log}"
 
 
 @contextlib.contextmanager
 def _asked_to_stop() -> Iterator[None]:
-    """SIGTERM as Ctrl-C, so that what is running is told, too."""
+    """Handle SIGTERM as Ctrl-C, so that running trials are stopped, too."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -39,10 +39,13 @@ class Votes:
     batch: dict[str, Any]
 
     @classmethod
-    def of(cls, told: Sequence[tuple[dict, dict]], batch: Mapping[str, Any]) -> Votes:
+    def of(cls, predictions: Sequence[tuple[dict, dict]], batch: Mapping[str, Any]) -> Votes:
         """From each run's `({task: [B, P]}, {task: [B]})`."""
         values, present = (
-            {task: np.stack([run[part][task] for run in told], axis=1) for task in told[0][part]}
+            {
+                task: np.stack([run[part][task] for run in predictions], axis=1)
+                for task in predictions[0][part]
+            }
             for part in (0, 1)
         )
         kept = {key: batch[key] for key in ("targets", "weight", "id") if key in batch}
@@ -53,18 +56,18 @@ class Votes:
         return task.labels(self.batch, dict.fromkeys(task.reads, there))
 
 
-def joined(told: Sequence[Votes]) -> Votes:
+def joined(votes: Sequence[Votes]) -> Votes:
     """The votes on all batches of a split as those on one."""
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *told)
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *votes)
 
 
-def figures(model: Model, answer: Answer, told: Sequence[Votes]) -> Results:
+def figures(model: Model, answer: Answer, batches: Sequence[Votes]) -> Results:
     """`{task: {figure: value}}` over a split.
 
     Args:
         model: whose tasks count.
         answer: `Votes -> ({task: prediction}, {task: [B] bool, whether there is one})`.
-        told: the votes, batch by batch.
+        batches: the votes, batch by batch.
     """
 
     @jax.jit
@@ -78,7 +81,7 @@ def figures(model: Model, answer: Answer, told: Sequence[Votes]) -> Results:
             for name, task in model.tasks.items()
         }
 
-    states = [jax.device_get(step(votes)) for votes in told]
+    states = [jax.device_get(step(votes)) for votes in batches]
     return compute(model, reduce(partial(merge, model), states))
 
 

@@ -1,4 +1,4 @@
-"""One network, told which task it works for: feature-wise modulation, and adapters."""
+"""One network conditioned on the task: feature-wise modulation, and adapters."""
 
 from __future__ import annotations
 

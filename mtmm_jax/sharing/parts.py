@@ -27,9 +27,9 @@ def form(copies: Mapping[str, Tokens]) -> tuple[int, Any]:
     values = next(iter(copies.values())).values
     widths = {task: tokens.values.shape[-1] for task, tokens in copies.items()}
     if len(set(widths.values())) > 1:
-        told = ", ".join(f"{task} has {width}" for task, width in widths.items())
+        found = ", ".join(f"{task} has {width}" for task, width in widths.items())
         raise ConfigError(
-            f"{WHERE}: all tasks' tokens pass the same layers and must be of one width; {told}; "
+            f"{WHERE}: all tasks' tokens pass the same layers and must be of one width; {found}; "
             f"choices for several widths: {', '.join(SEVERAL_WIDTHS)}"
         )
     return values.shape[-1], values.dtype

@@ -181,11 +181,11 @@ class Checkpoints:
             say: prints a line.
         """
         while True:
-            step = processes.told(self.latest() or 0)
-            why = digests.damage(self.folder, step) if processes.leads() else ""
-            if not processes.told(bool(why)) or len(self.steps()) == 1:
+            step = processes.broadcast_from_first(self.latest() or 0)
+            why = digests.damage(self.folder, step) if processes.is_primary() else ""
+            if not processes.broadcast_from_first(bool(why)) or len(self.steps()) == 1:
                 return step, *self.restore(step, like, devices)
-            processes.led(functools.partial(self._set_aside, step, why, say), "--workdir")
+            processes.on_primary(functools.partial(self._set_aside, step, why, say), "--workdir")
 
     def _set_aside(self, step: int, why: str, say: Callable[[str], Any]) -> None:
         aside = self.folder / "damaged" / str(step)
@@ -319,8 +319,8 @@ def _cause(error: BaseException) -> str:
 
 def _forget_readers() -> None:
     """Drops what a failed reading left half done; it would complain in many lines, at any time."""
-    told, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    previous, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
         gc.collect()
     finally:
-        sys.unraisablehook = told
+        sys.unraisablehook = previous

@@ -66,8 +66,8 @@ def adversarial(task: Task, config: Any, where: str) -> Task:
         if labels.y is None:
             return total, count
         said, real = asked(prediction, labels, scale)
-        told, _ = masked(jax.nn.softplus(said) + jax.nn.softplus(-real), labels.weight)
-        return total + weight * told, count
+        critic_loss, _ = masked(jax.nn.softplus(said) + jax.nn.softplus(-real), labels.weight)
+        return total + weight * critic_loss, count
 
     def update(prediction: Any, labels: Labels) -> dict[str, jax.Array]:
         if labels.y is None or "later" not in prediction:

@@ -94,7 +94,7 @@ def detection(
         empty_weight: of the class loss where nothing is, 1 for centres and 0.1 for queries.
         suppression: a box goes if a surer one of its class overlaps it by more than this.
         detections: boxes a picture that are kept.
-        threshold: the score from which on a box is told in words; metrics take all.
+        threshold: the score from which on a box is described in words; metrics take all.
     """
     target, label = find_target(name, target, "boxes", spec, where)
     losses = _box_losses(box_loss, f"{where}.box_loss")
@@ -204,10 +204,10 @@ def _decode_outputs(names: tuple[str, ...], outputs: Mapping[str, Any]) -> dict[
 def _described(
     names: tuple[str, ...], places: Any, scores: Any, classes: Any, shown: Any
 ) -> dict[str, Any]:
-    told = [
+    boxes = [
         {"class": names[kind], "score": float(score), "box": [round(float(x), 4) for x in box]}
         for box, score, kind, keep in zip(places, scores, classes, shown, strict=True)
         if keep
     ]
     words = "{class} at y {box[0]:.2f}-{box[2]:.2f}, x {box[1]:.2f}-{box[3]:.2f}"
-    return {"boxes": told, "best": {words.format_map(one): one["score"] for one in told}}
+    return {"boxes": boxes, "best": {words.format_map(one): one["score"] for one in boxes}}

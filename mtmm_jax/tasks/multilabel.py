@@ -122,8 +122,8 @@ def label_accuracy(thresholds: np.ndarray) -> metrics.Metric:
         right = (logits.astype(jnp.float32) > cut) == (truth > 0.5)
         shares = {"rows": right.all(-1).astype(jnp.float32), "labels": right.mean(-1)}
         shares["squares"] = jnp.square(shares["labels"])
-        told = {key: jnp.where(weight > 0, weight * x, 0.0).sum() for key, x in shares.items()}
-        return {**told, "count": weight.sum()}
+        sums = {key: jnp.where(weight > 0, weight * x, 0.0).sum() for key, x in shares.items()}
+        return {**sums, "count": weight.sum()}
 
     def compute(state: dict[str, Any]) -> dict[str, float]:
         rows, right, count = (float(state[key]) for key in ("rows", "labels", "count"))

@@ -31,7 +31,7 @@ _MEANS = {"warped_distortion": "warped", "distortion": "distortion", "duration_e
 
 @dataclasses.dataclass(frozen=True)
 class Synthesis(Task):
-    """A task that is also told who speaks in the recording.
+    """A task whose head also gets the recording's speaker.
 
     Attributes:
         speaker: the name of that label, of kind "class"; None if there is none. `Labels.y` of its

@@ -108,8 +108,10 @@ def words(
 def _surprise(z: jax.Array, y: Mapping[str, jax.Array]) -> jax.Array:
     """`[B]`: the mean of -log p over the known words of each row."""
     known = y["known"]
-    told = jnp.take_along_axis(jax.nn.log_softmax(z.astype(jnp.float32)), y["ids"], axis=1)
-    total = jnp.where(known, -told, 0.0).sum(1)
+    log_likelihood = jnp.take_along_axis(
+        jax.nn.log_softmax(z.astype(jnp.float32)), y["ids"], axis=1
+    )
+    total = jnp.where(known, -log_likelihood, 0.0).sum(1)
     return total / jnp.maximum(known.sum(1), 1).astype(jnp.float32)
 
 

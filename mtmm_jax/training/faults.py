@@ -82,30 +82,30 @@ class Faults:
             Diverged: at the last of `abort_after` lost steps in a row.
         """
         said = []
-        for step, told in enumerate(figures, number - len(figures) + 1):
-            if diverged(told).any() or told["skipped"]:
-                said += self._keep(step, told, self._room)
+        for step, metrics in enumerate(figures, number - len(figures) + 1):
+            if diverged(metrics).any() or metrics["skipped"]:
+                said += self._keep(step, metrics, self._room)
             if self._limit is None:
                 continue
-            self._streak = [*self._streak, (step, told)] if _lost(told) else []
+            self._streak = [*self._streak, (step, metrics)] if _lost(metrics) else []
             if len(self._streak) >= self._limit:
                 raise Diverged(self._goodbye())
         return said
 
-    def _bad(self, told: Mapping[str, Any]) -> list[str]:
-        return [name for name, bad in zip(self._names, diverged(told), strict=True) if bad]
+    def _bad(self, metrics: Mapping[str, Any]) -> list[str]:
+        return [name for name, bad in zip(self._names, diverged(metrics), strict=True) if bad]
 
-    def _keep(self, step: int, told: Mapping[str, Any], room: int) -> list[str]:
+    def _keep(self, step: int, metrics: Mapping[str, Any], room: int) -> list[str]:
         """Writes the batch if fewer than `room` are there."""
-        path, bad = _path(self._workdir, step), self._bad(told)
-        if not processes.leads() or path.exists() or len(_kept(self._workdir)) >= room:
+        path, bad = _path(self._workdir, step), self._bad(metrics)
+        if not processes.is_primary() or path.exists() or len(_kept(self._workdir)) >= room:
             return []
-        losses = np.asarray(told["losses"], np.float64).tolist()
+        losses = np.asarray(metrics["losses"], np.float64).tolist()
         about = {
             "step": step,
             "seed": self._experiment.config["seed"],
             "tasks": bad,
-            "skipped": bool(told["skipped"]),
+            "skipped": bool(metrics["skipped"]),
             "losses": dict(zip(self._names, losses, strict=True)),
         }
         arrays = {f"batch/{name}": x for name, x in _flat(self.batch(step)).items()}
@@ -123,9 +123,9 @@ class Faults:
         return next(iterator)
 
     def _goodbye(self) -> str:
-        (first, told), last = self._streak[0], self._streak[-1][0]
+        (first, metrics), last = self._streak[0], self._streak[-1][0]
         if self._room:
-            self._keep(first, told, self._room + 1)
+            self._keep(first, metrics, self._room + 1)
         self._checkpoints.wait()
         saved = self._checkpoints.steps()
         before = [step for step in saved if step < first] or saved
@@ -133,7 +133,7 @@ class Faults:
         others = f" (there: {', '.join(map(str, saved))})" if len(saved) > 1 else ""
         dump = _path(self._workdir, first)
         where = f"its first batch is in {dump} (training.faults.replay); " if dump.exists() else ""
-        bad = dict.fromkeys(name for _, told in self._streak for name in self._bad(told))
+        bad = dict.fromkeys(name for _, metrics in self._streak for name in self._bad(metrics))
         return (
             f"abort_after: {len(self._streak)} steps in a row, {first} to {last}, taught nothing: "
             f"{_what(bad)}; {where}{back}{others} in {self._workdir.checkpoints}. "
@@ -169,7 +169,7 @@ class Replay:
         tasks: which were not finite.
         batch: what the step was given.
         state: before it.
-        told: the losses that the run had, by task.
+        recorded: the losses that the run had, by task.
         losses: those of the replay.
         figures: all that the replayed step tells.
     """
@@ -179,7 +179,7 @@ class Replay:
     tasks: tuple[str, ...]
     batch: Any
     state: Any
-    told: dict[str, float]
+    recorded: dict[str, float]
     losses: dict[str, float]
     figures: dict[str, Any]
 
@@ -190,7 +190,7 @@ def replay(path: str | Path, step: int, trust_paths: bool = False) -> Replay:
         again = replay("runs/emoji", 31)
         again.tasks                        # ("year",)
         again.batch["targets"]["year"]     # what it was made of
-        again.losses, again.told           # the same, to the bit on the device of the run
+        again.losses, again.recorded       # the same, to the bit on the device of the run
 
     The steps between the checkpoint and this one are trained again. They are what they were unless
     a validation between them changed shares of the data or weights of the tasks, and its checkpoint
@@ -228,7 +228,7 @@ def replay(path: str | Path, step: int, trust_paths: bool = False) -> Replay:
         tasks=tuple(about["tasks"]),
         batch=batch,
         state=state,
-        told=about["losses"],
+        recorded=about["losses"],
         losses=dict(zip(experiment.model.loss_names, losses, strict=True)),
         figures=figures,
     )

@@ -63,10 +63,10 @@ class Figures:
         Raises:
             faults.Diverged: after `abort_after` steps in a row that taught nothing.
         """
-        told = parallel.fetch(self._kept, self._experiment.devices)
+        fetched = parallel.fetch(self._kept, self._experiment.devices)
         self._kept = []
-        self._log(number, told)
-        for line in self._faults.look(number, told):
+        self._log(number, fetched)
+        for line in self._faults.look(number, fetched):
             self._watch.say(line)
 
     def _log(self, number: int, figures: list[dict[str, Any]]) -> None:

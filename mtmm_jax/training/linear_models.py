@@ -48,7 +48,7 @@ def show(fitted: linear.Fitted | None, experiment: Any, workdir: Workdir, consol
         return
     console.print(table(fitted, experiment.model))
     content = {"results": finite(fitted.results), "about": fitted.about}
-    processes.led(lambda: workdir.write(FILE, content), "--workdir")
+    processes.on_primary(lambda: workdir.write(FILE, content), "--workdir")
 
 
 def table(fitted: linear.Fitted, model: Any) -> Table:

@@ -109,14 +109,14 @@ def train(
             shard=parallel.shard(devices),
         )
     )
-    start = processes.told(checkpoints.latest() or 0)
+    start = processes.outputs(checkpoints.latest() or 0)
     settings = stopping.read(experiment.config.get("stopping"))
     progress = Progress.of(checkpoints.progress(start) if start else None)
     if start >= steps or progress.ended(settings):
         return
     trivial = functools.cache(lambda: trivial_validation(experiment))
     if start:
-        processes.led(lambda: checkpoints.check_small(console.print), "--workdir")
+        processes.on_primary(lambda: checkpoints.check_small(console.print), "--workdir")
         start, state, data_state = checkpoints.resume(experiment.shapes, devices, console.print)
         progress = Progress.of(checkpoints.progress(start))
         iterator.set_state(data_state)
@@ -132,7 +132,7 @@ def train(
     state = parallel.replicate(state, devices)
     names = experiment.model.loss_names
     journal: Any = _Nowhere()
-    if processes.leads():
+    if processes.is_primary():
         journal = Journal(workdir.metrics, workdir.path / "events", start)
     faults = Faults(experiment, workdir, checkpoints, iterator.get_state())
     with (
@@ -145,18 +145,18 @@ def train(
         jax.transfer_guard_device_to_host("disallow"),
     ):
         figures = Figures(experiment, iterator, journal, watch, faults, meter, start)
-        late = ended = False  # whether the step before is to be told; whether this is the last
+        late = ended = False  # whether the step before is to be reported; whether this is the last
         for number in range(start + 1, steps + 1):
             waited = time.monotonic()
             batch = next(iterator)
             figures.waited(time.monotonic() - waited)
             if number == start + 1:
                 check_batch(experiment, batch)
-            state, told = step(state, batch)
+            state, outputs = step(state, batch)
             beat()
             if late:  # while the device does this step
                 figures.tell(number - 1)
-            figures.add(told)
+            figures.add(outputs)
             last = number == steps
             validate = number % experiment.config["evaluation"]["every"] == 0 or last
             log = number % experiment.config["evaluation"]["log_every"] == 0 or last

@@ -90,11 +90,11 @@ def against_peak(
     """
     if not flops or not seconds:
         return {}
-    told: dict[str, float | str] = {"flops_per_second": flops / seconds}
+    rates: dict[str, float | str] = {"flops_per_second": flops / seconds}
     if most is None:
-        return told
+        return rates
     return {
-        **told,
+        **rates,
         "peak_flops": most.flops,
         "peak_source": most.source,
         "peak_fraction": flops / seconds / most.flops,
@@ -104,12 +104,12 @@ def against_peak(
 def speed(flops: float | None, seconds: float | None, most: Peak | None) -> str:
     """`against_peak` in words."""
     if not flops:
-        return "operations a step: not told by this compiler"
+        return "operations a step: not reported by this compiler"
     said = f"{flops / 1e9:.3g} GFLOP a step and device"
-    told = against_peak(flops, seconds, most)
-    if told:
-        said += f", {told['flops_per_second'] / 1e9:.3g} GFLOP/s"
+    rates = against_peak(flops, seconds, most)
+    if rates:
+        said += f", {rates['flops_per_second'] / 1e9:.3g} GFLOP/s"
     if most is None:
         return f"{said}; the peak of this device is not known (--peak FLOPS sets it)"
     said += f"; peak {most.flops / 1e9:.4g} GFLOP/s ({most.source})"
-    return said + (f": {told['peak_fraction']:.1%} of it" if told else "")
+    return said + (f": {rates['peak_fraction']:.1%} of it" if rates else "")

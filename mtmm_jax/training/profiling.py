@@ -92,7 +92,7 @@ class Meter:
         compiles: what is traced, entered by the caller.
         window: the steps to profile; None for none.
         folder: where the profile goes.
-        say: how the user is told.
+        say: called with each line for the user.
     """
 
     def __init__(
@@ -179,14 +179,14 @@ class Meter:
         self._tell(f"the profile of steps {first} to {number}, {self.step_seconds:.4f} s a step,")
 
     def _tell(self, what: str) -> None:
-        if processes.leads():
+        if processes.is_primary():
             self._say(
                 f"{what} is in {self._folder}: tensorboard --logdir {self._folder} (with xprof), "
                 "or open its *.trace.json.gz at https://ui.perfetto.dev"
             )
 
     def _warn(self, number: int, again: list[str]) -> None:
-        if processes.leads():
+        if processes.is_primary():
             times = Counter(self._compiles.traced)
             names = ", ".join(f"{name} ({times[name]} times so far)" for name in sorted(set(again)))
             self._say(
@@ -197,14 +197,14 @@ class Meter:
 
 def memory() -> dict[str, float]:
     """The most that was held at once, in MB: by the process, and where it says so by a device."""
-    told = {}
+    megabytes = {}
     if sys.platform != "win32":
         import resource
 
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        told["host_peak"] = most / (1e6 if sys.platform == "darwin" else 1e3)
+        megabytes["host_peak"] = most / (1e6 if sys.platform == "darwin" else 1e3)
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     peaks = [found["peak_bytes_in_use"] for found in stats if "peak_bytes_in_use" in found]
     if peaks:
-        told["device_peak"] = max(peaks) / 1e6
-    return told
+        megabytes["device_peak"] = max(peaks) / 1e6
+    return megabytes

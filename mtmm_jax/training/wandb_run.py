@@ -64,10 +64,10 @@ class WandbRun:
     """Figures to W&B, each step once."""
 
     def __init__(self, folder: Path, id: str, settings: Mapping[str, Any]) -> None:
-        told = Workdir(folder).config() if (folder / "config.json").exists() else {}
+        config = Workdir(folder).config() if (folder / "config.json").exists() else {}
         try:
             self._run = _wandb().init(
-                id=id, resume="allow", dir=str(folder), config=told, **settings
+                id=id, resume="allow", dir=str(folder), config=config, **settings
             )
         except ConfigError:
             raise
@@ -79,7 +79,8 @@ class WandbRun:
             ) from error
 
     def write(self, step: int, curves: Mapping[str, float]) -> None:
-        """What a killed run told of steps that are now repeated stands: they come out the same."""
+        """Values that a killed run logged of steps that are now repeated stand: they come out the
+        same."""
         if step >= self._run.step:
             self._run.log(dict(curves), step=step)
 

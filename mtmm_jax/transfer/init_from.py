@@ -5,8 +5,8 @@
 
 A workdir gives the parameters of one of its checkpoints (their average, if the run kept one) and
 its batch statistics; weights are files of torchvision or Hugging Face (`transfer.import_*`) under
-the paths of the encoder `at`. A map takes a part, or elsewhere. What was loaded is told in a table,
-and kept as `init_from.json`. A run that goes on from a checkpoint of its own loads nothing.
+the paths of the encoder `at`. A map takes a part, or elsewhere. What was loaded is listed in a
+table, and kept as `init_from.json`. A run that goes on from a checkpoint of its own loads nothing.
 """
 
 from __future__ import annotations
@@ -325,4 +325,4 @@ def tell(report: Report | None, workdir: Any, console: Any) -> None:
     if report is None:
         return
     console.print(report.table())
-    processes.led(lambda: workdir.write(FILE, report.to_dict()), "--workdir")
+    processes.on_primary(lambda: workdir.write(FILE, report.to_dict()), "--workdir")

@@ -169,25 +169,25 @@ def test_several_devices_find_the_same(world, scores):
 
 def test_contributions_add_up_and_know_which_way_is_better(world, scores):
     model, *_ = world
-    told = contributions(model, scores)
+    shares = contributions(model, scores)
     full, empty = scores[frozenset(ENCODERS)], scores[frozenset()]
     for name in model.tasks:
         gain = full[name]["figure"] - empty[name]["figure"]
-        assert sum(told[name]["figure"].values()) == pytest.approx(gain, abs=1e-9)
+        assert sum(shares[name]["figure"].values()) == pytest.approx(gain, abs=1e-9)
         drop = empty[name]["loss"] - full[name]["loss"]
-        assert sum(told[name]["loss"].values()) == pytest.approx(drop, abs=1e-9)
-    assert told["size"]["figure"]["text"] == pytest.approx(0.0, abs=1e-12)
+        assert sum(shares[name]["loss"].values()) == pytest.approx(drop, abs=1e-9)
+    assert shares["size"]["figure"]["text"] == pytest.approx(0.0, abs=1e-12)
     table = missing_modalities(model, scores)
     assert [len(row["modalities"]) for row in table["subsets"]] == [0, 1, 1, 1, 2, 2, 2, 3]
 
 
-def test_an_unknown_loss_is_told_as_unknown(world, scores):
+def test_an_unknown_loss_is_reported_as_unknown(world, scores):
     model, *_ = world
     holes = {subset: {k: dict(v) for k, v in found.items()} for subset, found in scores.items()}
     holes[frozenset()]["kind"]["loss"] = math.nan
-    told = contributions(model, holes)
-    assert told["kind"]["loss"] is None
-    assert told["kind"]["figure"] is not None
+    shares = contributions(model, holes)
+    assert shares["kind"]["loss"] is None
+    assert shares["kind"]["figure"] is not None
 
 
 # Damage
@@ -322,11 +322,11 @@ def test_damage_to_what_a_task_does_not_read_changes_nothing(damaged):
 
 def test_the_baseline_is_the_best_single_modality(world, damaged):
     model, *_ = world
-    told = robust.summary(model, damaged)
+    summary = robust.summary(model, damaged)
     alone = {m: damaged[m]["absent"]["alone"][0]["kind"]["figure"] for m in damaged}
-    best = told["kind"]["baseline"]
+    best = summary["kind"]["baseline"]
     assert alone[best] == max(alone.values())
-    for modality, kinds in told["kind"]["modalities"].items():
+    for modality, kinds in summary["kind"]["modalities"].items():
         line = kinds["absent"]["baseline"]
         assert line[0] == alone[best]
         if modality == best:
@@ -341,8 +341,8 @@ def test_robustness_numbers_by_hand():
     assert robust.relative_robustness(falls) == pytest.approx(0.65)
     assert robust.relative_robustness([0.7] * 6) == pytest.approx(1.0)
     assert math.isnan(robust.relative_robustness([-0.1, *falls[1:]]))
-    told = robust.effective_robustness(falls, flat)
-    assert told == pytest.approx({"raw": 0.52 - 0.6, "equalised": 0.52 - 0.8})
+    effective = robust.effective_robustness(falls, flat)
+    assert effective == pytest.approx({"raw": 0.52 - 0.6, "equalised": 0.52 - 0.8})
     errors = robust.effective_robustness(falls, flat, smaller_is_better=True)
     assert errors == pytest.approx({"raw": 0.08, "equalised": 0.28})
     rises = [0.2, 0.2, 0.4, 0.4, 0.4, 0.4]
@@ -449,12 +449,12 @@ def test_affinity_uses_the_rows_that_have_both():
     features["b"][::3] = 1e6  # filler
     present["b"][::3] = False
     present["d"][5:] = False
-    told = related.affinity(features, present, np.arange(n))
-    assert told["samples"][0][1] == 200
-    assert told["cka"][0][1] == pytest.approx(1.0)
-    assert told["r2"][0][1] > 0.99
-    assert abs(told["cka"][0][2]) < 0.1
-    assert math.isnan(told["cka"][0][3])
+    matrices = related.affinity(features, present, np.arange(n))
+    assert matrices["samples"][0][1] == 200
+    assert matrices["cka"][0][1] == pytest.approx(1.0)
+    assert matrices["r2"][0][1] > 0.99
+    assert abs(matrices["cka"][0][2]) < 0.1
+    assert math.isnan(matrices["cka"][0][3])
 
 
 def test_affinity_keeps_views_of_one_thing_on_one_side():
@@ -462,10 +462,10 @@ def test_affinity_keeps_views_of_one_thing_on_one_side():
     ids = np.repeat(np.arange(40), 10)
     x, y = (RNG.standard_normal((40, 60))[ids] for _ in range(2))
     present = {name: np.ones(len(ids), bool) for name in "ab"}
-    told = related.affinity({"a": x, "b": y}, present, ids)
-    assert told["r2"][0][1] < 0.1
-    told = related.affinity({"a": x, "b": y}, present, np.arange(len(ids)))
-    assert told["r2"][0][1] > 0.9
+    matrices = related.affinity({"a": x, "b": y}, present, ids)
+    assert matrices["r2"][0][1] < 0.1
+    matrices = related.affinity({"a": x, "b": y}, present, np.arange(len(ids)))
+    assert matrices["r2"][0][1] > 0.9
 
 
 @pytest.mark.parametrize(
@@ -481,8 +481,8 @@ def test_the_suggestion_follows_its_rule(cka, cca, r2, name, why):
     def table(value):
         return [[1.0, value], [value, 1.0]]
 
-    told = {"modalities": ["a", "b"], "cka": table(cka), "cca": table(cca), "r2": table(r2)}
-    found, reason = related.suggested_fusion(told)
+    matrices = {"modalities": ["a", "b"], "cka": table(cka), "cca": table(cca), "r2": table(r2)}
+    found, reason = related.suggested_fusion(matrices)
     assert found == name
     assert reason.startswith(why)
     assert found in fusion.FUSIONS

@@ -163,19 +163,19 @@ def test_attributions_and_shares_add_up(run, explained):
             assert curve["highest"][-1] == pytest.approx(curve["random"][-1], abs=1e-4)
 
 
-def test_attention_is_told_where_there_is_some(run, explained):
-    inputs, (told, *_) = explained
-    assert told.task == "kind"
-    assert set(told.attention) == {"image"}  # the only encoder that attends; its fusion does not
-    assert told.attention["image"].shape == told.units["image"].shape
-    curves = told.curves["image"]
-    assert curves["attention"][0] == pytest.approx(told.value, abs=1e-4)
+def test_attention_is_reported_where_there_is_some(run, explained):
+    inputs, (shown, *_) = explained
+    assert shown.task == "kind"
+    assert set(shown.attention) == {"image"}  # the only encoder that attends; its fusion does not
+    assert shown.attention["image"].shape == shown.units["image"].shape
+    curves = shown.curves["image"]
+    assert curves["attention"][0] == pytest.approx(shown.value, abs=1e-4)
     assert curves["attention"][-1] == pytest.approx(curves["random"][-1], abs=1e-4)
-    assert set(told.curves["table"]) == {"highest", "random"}
-    assert "attention" in explanation.as_json([told])[0]["curves"]["image"]
-    said = explanation_page.sentences(run, told)
+    assert set(shown.curves["table"]) == {"highest", "random"}
+    assert "attention" in explanation.as_json([shown])[0]["curves"]["image"]
+    said = explanation_page.sentences(run, shown)
     assert [("looked" in line) for line in said if ": " in line][2:].count(True) == 1
-    figure = explanation_page.picture(told, inputs, run.experiment.model.spec.modalities)
+    figure = explanation_page.picture(shown, inputs, run.experiment.model.spec.modalities)
     lines = {axis.get_title(): len(axis.lines) for axis in figure.axes}
     assert lines["image: taken away bit by bit"] == 3
     assert lines["table: taken away bit by bit"] == 2
@@ -208,12 +208,12 @@ def test_the_command_writes_a_page_pictures_and_json(run, tmp_path, capsys, monk
     assert "data:image/png" in page
     assert (out / "kind.png").stat().st_size > 1000
     assert predict.main(["--workdir", str(run.workdir.path), *given, "--json"]) == 0
-    (told,) = json.loads(capsys.readouterr().out)
-    assert told["task"] == "kind"
-    # What is absent has no share, and is told missing.
-    assert list(told["modalities"]) == list(told["units"]) == ["text"]
-    assert set(told["missing"]) == set(run.experiment.model.encoders) - {"text"}
-    assert np.isfinite(told["units"]["text"]).all()
+    (shown,) = json.loads(capsys.readouterr().out)
+    assert shown["task"] == "kind"
+    # What is absent has no share, and is reported missing.
+    assert list(shown["modalities"]) == list(shown["units"]) == ["text"]
+    assert set(shown["missing"]) == set(run.experiment.model.encoders) - {"text"}
+    assert np.isfinite(shown["units"]["text"]).all()
 
 
 def test_explain_is_about_one_sample_of_one_run(capsys):

@@ -94,8 +94,8 @@ def test_fusion_and_encoder_are_read_for_the_tasks_that_read_them(fused):
     found = Attention(built, ["kind", "spelling"])(variables, inputs, parts)
     assert set(found["kind"]) == {"image", "text"}
     assert set(found["spelling"]) == {"image"}  # an encoder of its own attention, no fusion
-    for told in found.values():
-        for name, values in told.items():
+    for attention in found.values():
+        for name, values in attention.items():
             assert values.shape == parts[name].there.shape
             assert (values >= 0).all()
             assert not values[~parts[name].there].any(), name
@@ -108,12 +108,12 @@ def test_fusion_and_encoder_are_read_for_the_tasks_that_read_them(fused):
 
 def test_what_is_looked_at_first_goes_first(fused):
     built, variables, inputs, parts = fused
-    told = Explainer(built, ["kind", "spelling"], 2)
+    explainer = Explainer(built, ["kind", "spelling"], 2)
     answers = np.zeros((2, 6), np.int32)
-    attended = Attention(built, told.tasks)(variables, inputs, parts)
+    attended = Attention(built, explainer.tasks)(variables, inputs, parts)
     shares = jnp.asarray([0.0, 0.4, 1.0])
     curves = explanation_attention.deletion(
-        told, variables, inputs, parts, answers, attended, shares
+        explainer, variables, inputs, parts, answers, attended, shares
     )
     assert {task: set(found) for task, found in curves.items()} == {
         "kind": {"image", "text"},
@@ -125,12 +125,12 @@ def test_what_is_looked_at_first_goes_first(fused):
     for row in range(6):
         keep[row, order[row, : max(1, round(0.4 * there[row]))]] = False
     whole = np.ones(parts["image"].there.shape, bool)
-    expected = told.values(
+    expected = explainer.values(
         variables, inputs, parts, answers, {"text": keep[None], "image": whole[None]}
     )
     np.testing.assert_allclose(curves["kind"]["text"][1], expected[0, 0], atol=1e-6)
     only = explanation_attention.deletion(
-        told, variables, inputs, parts, answers, attended, shares, "image"
+        explainer, variables, inputs, parts, answers, attended, shares, "image"
     )
     assert set(only["kind"]) == {"image"}
 

@@ -123,10 +123,10 @@ def test_an_analysed_run_tells_it_in_its_report(tmp_path, capsys, monkeypatch):
         assert code == 0, capsys.readouterr().err
         before = (workdir / "report.html").read_text()
         code = analyze.main(["--workdir", str(workdir), "--examples", "70"])
-    told = capsys.readouterr()
-    assert code == 0, told.err
+    output = capsys.readouterr()
+    assert code == 0, output.err
     for words in ("Shapley", "image + text", "a fusion to try first", "training step", "relative"):
-        assert words in told.out, words
+        assert words in output.out, words
     numbers = json.loads((workdir / "analysis.json").read_text())
     assert numbers["examples"] == 70
     assert [row["modalities"] for row in numbers["subsets"]["subsets"]] == [

@@ -76,14 +76,14 @@ def _generated(**options):
 
 def test_the_generator_is_ranked_as_it_was_made():
     features, present, labels, spec = _generated(redundancy=1.5, uniqueness=1.5, synergy=0.0)
-    told = selection(features, present, labels, spec)
+    ranking = selection(features, present, labels, spec)
     # u_2 is in the second modality alone; what both say is said twice.
-    first, second = told["unique_2"]
+    first, second = ranking["unique_2"]
     assert (first["modality"], second["modality"]) == ("m2", "m1")
     assert first["bits"] > 0.3
     assert second["bits"] < 0.05
     assert first["alone"] > 0.3
-    for row in told["redundant"]:
+    for row in ranking["redundant"]:
         assert row["bits"] > 0.3
         assert row["alone"] < 0.15
 
@@ -127,7 +127,7 @@ def test_labels_made_from_a_modality_do_not_rank_it():
     assert np.isfinite(y).all()
     assert len(y) == 128
     features = {m: RNG.standard_normal((128, 2)) for m in ("image", "text")}
-    told = selection(features, dict.fromkeys(features, np.ones(128, bool)), labels, toy.SPEC)
-    assert [row["modality"] for row in told["spelling"]] == ["image"]
-    assert {row["modality"] for row in told["kind"]} == {"image", "text"}
-    assert told["kind"][0]["samples"] == labels["kind"][1].sum()
+    ranking = selection(features, dict.fromkeys(features, np.ones(128, bool)), labels, toy.SPEC)
+    assert [row["modality"] for row in ranking["spelling"]] == ["image"]
+    assert {row["modality"] for row in ranking["kind"]} == {"image", "text"}
+    assert ranking["kind"][0]["samples"] == labels["kind"][1].sum()

@@ -1,4 +1,4 @@
-"""The table of missing modalities: losses are told as shares of what the plain model loses."""
+"""The table of missing modalities: losses are shares of the plain model's loss."""
 
 import pytest
 from ml_collections import ConfigDict

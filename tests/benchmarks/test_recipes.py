@@ -308,7 +308,7 @@ def test_bad_scenarios_are_named():
         scenarios(scenario="home", noise=-1)
 
 
-# How they are run and told.
+# How they are run and reported.
 
 
 SMALLER = {"smaller": ["b"]}
@@ -379,8 +379,8 @@ def test_labels_are_right_one_by_one_and_row_by_row():
     logits = jnp.array([[1.0, -1.0], [1.0, 1.0], [-1.0, -1.0], [jnp.nan, 1.0]])
     y = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, jnp.nan]])
     metric = label_accuracy(np.array([0.5, 0.5]))
-    told = metric.compute(metric.update(logits, Labels(y, jnp.array([1.0, 2.0, 1.0, 0.0]))))
-    assert told == {"exact_match": 0.25, "label_accuracy": 0.625}
+    values = metric.compute(metric.update(logits, Labels(y, jnp.array([1.0, 2.0, 1.0, 0.0]))))
+    assert values == {"exact_match": 0.25, "label_accuracy": 0.625}
     nothing = metric.compute(metric.update(logits, Labels(y, jnp.zeros(4))))
     assert all(np.isnan(value) for value in nothing.values())
 
@@ -420,11 +420,11 @@ def test_members_are_trained_alone_and_then_fused(monkeypatch, tmp_path):
     def fuse(paths, rule, folder):
         asked.append((list(paths), rule, folder))
 
-        def told(value):
+        def results(value):
             return {"category": {"accuracy": value}, "subcategory": {"accuracy": value - 0.1}}
 
         values = {"fused": 0.9, "a": 0.5, "b": 0.6, "c": 0.7}
-        return {"results": {"test": {name: told(value) for name, value in values.items()}}}
+        return {"results": {"test": {name: results(value) for name, value in values.items()}}}
 
     monkeypatch.setattr("mtmm_jax.train.fit", fit)
     monkeypatch.setattr("mtmm_jax.runs.fused.fuse_runs", fuse)

@@ -55,8 +55,8 @@ def test_names_and_seeds_that_are_none_say_what_may_stand_there():
         seeds_of("a")
     with pytest.raises(ConfigError, match="--only: unknown row 'b'"):
         names_of("a, 70%,b", ["a, 70%"], "row")
-    told = arguments("x", "About.", only="such as 'a, 70%'").format_help()
-    assert "such as 'a, 70%'" in told
+    text = arguments("x", "About.", only="such as 'a, 70%'").format_help()
+    assert "such as 'a, 70%'" in text
 
 
 def test_without_a_modality_go_the_tasks_that_read_it():

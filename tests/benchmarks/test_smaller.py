@@ -46,28 +46,28 @@ def learned():
 @pytest.mark.parametrize("int8", [False, True])
 def test_figures_are_those_of_the_file(learned, tmp_path, int8):
     made, variables = learned
-    told = smaller.measure(made, variables, int8, tmp_path / "model.zip")
+    measured = smaller.measure(made, variables, int8, tmp_path / "model.zip")
     params = variables["params"]
     if int8:  # what the file has rounded
         variables = {**variables, "params": dequantise(quantise(params))}
     results = Evaluator(made.model).results(variables, evaluation_batches(made, "test"))
     expected = headlines(made.model, results)
-    assert told["test"].keys() == expected.keys() == TASKS.keys()
+    assert measured["test"].keys() == expected.keys() == TASKS.keys()
     for name, value in expected.items():
-        assert told["test"][name] == pytest.approx(value, abs=2e-4), name
-    assert told["bytes"] == (tmp_path / "model.zip").stat().st_size
-    assert told["parameters"] == sum(x.size for x in jax.tree.leaves(params))
+        assert measured["test"][name] == pytest.approx(value, abs=2e-4), name
+    assert measured["bytes"] == (tmp_path / "model.zip").stat().st_size
+    assert measured["parameters"] == sum(x.size for x in jax.tree.leaves(params))
 
 
 def test_a_file_whose_weights_are_lost_reaches_less(learned, tmp_path):
     """The figures come from the file, not from the model beside it."""
     made, variables = learned
     file = tmp_path / "model.zip"
-    told = smaller.measure(made, variables, False, file)["test"]
+    measured = smaller.measure(made, variables, False, file)["test"]
     still = {**variables, "params": jax.tree.map(np.zeros_like, variables["params"])}
     lost = smaller.measure(made, still, False, file)["test"]
     assert smaller.reached(file, made)["size"] == pytest.approx(lost["size"], abs=1e-4)
-    assert lost["size"] != told["size"]
+    assert lost["size"] != measured["size"]
 
 
 def test_kinds_without_a_way_back_are_named(tmp_path):

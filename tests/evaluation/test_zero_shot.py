@@ -205,10 +205,10 @@ def test_a_model_that_tells_all_apart_is_always_right(monkeypatch):
     assert asked == [["a", "b", "c"]]
     assert found["unseen_classes"] == ["b"]
     names, few = found["names"], found["examples"]
-    for told in (names, few["1"]):
+    for accuracies in (names, few["1"]):
         for key in ("seen", "unseen", "together_seen", "together_unseen", "calibrated_harmonic"):
-            assert told[key] == 1.0
-        assert told["area"] == pytest.approx(1.0)
+            assert accuracies[key] == 1.0
+        assert accuracies["area"] == pytest.approx(1.0)
     assert (names["chance_seen"], names["chance_unseen"]) == (0.5, 1.0)
     assert "unseen" not in few["500"]  # no class has so many
     held = source.compose(source.rows["held_out"], None)

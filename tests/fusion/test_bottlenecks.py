@@ -280,7 +280,7 @@ def test_two_devices_do_what_one_does(kind):
     parts = mapped(variables, *(parallel.split(x, 2) for x in (tokens.values, tokens.mask)))
     np.testing.assert_allclose(parts[1].reshape(out.shape), out, atol=1e-5)
     both = {"summed": summed, "stats": stats}
-    if kind == "gates":  # told once by each device, and divided by as many
+    if kind == "gates":  # summed by each device, and divided by as many
         loss, count = parts[0][1]["passing"][0]
         np.testing.assert_allclose(loss / count, summed[1]["passing"][0][0], rtol=1e-5)
         both["summed"], parts = summed[0], (parts[0][0], *parts[1:])

@@ -191,8 +191,8 @@ def _three(chosen=lambda entry: True, without=()):
 
 
 class Suite(NamedTuple):
-    """The module, random parameters, `(fused, told)` of them and inputs, and, compiled and with
-    these parameters, the gradient next to the two."""
+    """The module, random parameters, `(fused, variables)` of them and inputs, and, compiled and
+    with these parameters, the gradient next to the two."""
 
     module: Any
     params: dict
@@ -213,17 +213,17 @@ def _suite(label, modalities, train=False, dropout=None):
         mode = {"train": train, "rngs": {"dropout": jax.random.key(1)}}
         arguments = entry.room.arguments(tokens)
         mutable = ["intermediates", "losses"]
-        given, told = module.apply({"params": params}, *arguments, **mode, mutable=mutable)
-        return entry.room.given(given, tokens), told
+        given, variables = module.apply({"params": params}, *arguments, **mode, mutable=mutable)
+        return entry.room.given(given, tokens), variables
 
     def wavy(params, inputs, under):
-        fused, told = forward(params, inputs, under)
-        total = sum(jax.tree.leaves(told.get("losses")), jnp.float32(0))
+        fused, variables = forward(params, inputs, under)
+        total = sum(jax.tree.leaves(variables.get("losses")), jnp.float32(0))
         for part in fused.values():  # all that is unmasked, each channel at a slope of its own
             values = part.values.astype(jnp.float32)
             waves = jnp.sin(values + jnp.arange(float(values.shape[-1])))
             total += jnp.where(part.mask[..., None], waves, 0.0).sum()
-        return total, (fused, told)
+        return total, (fused, variables)
 
     compiled = jax.jit(jax.grad(wavy, has_aux=True))
 
@@ -254,10 +254,10 @@ def _absent_is_silent(label, modalities, suite):
     other = suite.run(_inputs(label, modalities, filler=7.0), loud)
     for leaf in jax.tree.leaves((found[0], found[1][1], other[0], other[1][1])):
         assert np.isfinite(leaf).all()
-    (gradient, (fused, told)), (slope, (again, tells)) = found, other
+    (gradient, (fused, variables)), (slope, (again, tells)) = found, other
     assert all(np.isfinite(part.values).all() for part in fused.values())
     _same(fused, again)
-    both = (gradient, told.get("losses")), (slope, tells.get("losses"))
+    both = (gradient, variables.get("losses")), (slope, tells.get("losses"))
     for one, two in zip(*map(jax.tree.leaves, both), strict=True):
         np.testing.assert_allclose(two, one, atol=1e-4, rtol=1e-4)
     return gradient, fused

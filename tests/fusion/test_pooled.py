@@ -44,9 +44,9 @@ def _apply(module, tokens, train=False):
 
 def test_fixed_weights_are_renormalised_over_the_present():
     shares = {"audio": 0.5, "image": 2.0, "table": 1.5}
-    params, _, told = _apply(Weighted(WIDTH, weights=shares), formulas.tokens_of(3))
+    params, _, state = _apply(Weighted(WIDTH, weights=shares), formulas.tokens_of(3))
     assert not any(name.startswith("score") for name in params)
-    (weights,) = told["intermediates"]["modality_weights"]
+    (weights,) = state["intermediates"]["modality_weights"]
     np.testing.assert_allclose(weights.sum(1), SOMEBODY, atol=1e-6)
     np.testing.assert_allclose(weights[-1], [0.125, 0.5, 0.375], atol=1e-6)
     np.testing.assert_allclose(weights[5], [0.25, 0, 0.75], atol=1e-6)  # without the image
@@ -131,8 +131,8 @@ def test_zero_inputs_give_no_nan_gradient(module):
 
 def test_product_of_experts_of_nothing_is_the_prior():
     tokens = formulas.tokens_of(3)
-    params, _, told = _apply(ProductOfExperts(WIDTH), tokens)
-    (mean,), (variance,) = told["intermediates"]["mean"], told["intermediates"]["variance"]
+    params, _, state = _apply(ProductOfExperts(WIDTH), tokens)
+    (mean,), (variance,) = state["intermediates"]["mean"], state["intermediates"]["variance"]
     np.testing.assert_array_equal(mean[0], 0)
     np.testing.assert_array_equal(variance[0], 1)
     for i in np.flatnonzero(SOMEBODY):
@@ -156,14 +156,14 @@ def test_product_of_experts_does_not_see_an_absent_modality():
 
 def test_product_of_experts_draws_in_training_and_is_held_to_the_prior():
     tokens = formulas.tokens_of(3)
-    params, fused, told = _apply(ProductOfExperts(64, kl=0.5), tokens, train=True)
-    (mean,), (variance,) = told["intermediates"]["mean"], told["intermediates"]["variance"]
+    params, fused, state = _apply(ProductOfExperts(64, kl=0.5), tokens, train=True)
+    (mean,), (variance,) = state["intermediates"]["mean"], state["intermediates"]["variance"]
     noise = (fused.values[:, 0] - mean) / np.sqrt(variance)
     assert abs(noise.mean()) < 0.15
     assert abs(noise.std() - 1) < 0.1
     assert np.abs(np.corrcoef(noise) - np.eye(len(SOMEBODY))).max() < 0.5
 
-    ((total, count),) = told["losses"]["kl"]
+    ((total, count),) = state["losses"]["kl"]
     expected = 0.0
     for i in np.flatnonzero(SOMEBODY):
         mu, var = formulas.posterior(params, formulas.row_of(tokens, i))
@@ -171,9 +171,9 @@ def test_product_of_experts_draws_in_training_and_is_held_to_the_prior():
     assert count == SOMEBODY.sum()
     np.testing.assert_allclose(total, 0.5 * expected, rtol=1e-4)
 
-    _, fused, told = _apply(ProductOfExperts(64, sample=False, kl=0.0), tokens, train=True)
+    _, fused, state = _apply(ProductOfExperts(64, sample=False, kl=0.0), tokens, train=True)
     np.testing.assert_allclose(fused.values[:, 0], mean, atol=1e-5)
-    assert "losses" not in told
+    assert "losses" not in state
 
 
 @pytest.mark.usefixtures("uncached")
@@ -257,7 +257,7 @@ def test_balance_loss_and_its_gradient_add_over_devices():
 def test_tokens_are_routed_one_by_one_and_keep_their_places():
     tokens = formulas.tokens_of(3)
     module = MixtureOfExperts(WIDTH, route="token", balance=0.5)
-    params, fused, told = _apply(module, tokens, train=True)
+    params, fused, state = _apply(module, tokens, train=True)
     assert [span.name for span in fused.layout] == sorted(tokens)
     mask, mean = fused.mask, np.zeros(4)
     for name, part in tokens.items():
@@ -270,13 +270,13 @@ def test_tokens_are_routed_one_by_one_and_keep_their_places():
             np.testing.assert_allclose(own.values[row, place], expected, atol=1e-4)
             mean += formulas.probabilities(params, x) / mask.sum()
         assert not own.values[~part.mask].any()
-    seen = told["intermediates"]["routed"]
+    seen = state["intermediates"]["routed"]
     (gates,), (use,) = seen["gates"], seen["expert_use"]
     np.testing.assert_allclose(gates.sum(-1), mask, atol=1e-6)
     chosen = gates > 0
     np.testing.assert_array_equal(chosen.sum(-1), 2 * mask)
     np.testing.assert_allclose(use, chosen.sum((0, 1)) / (2 * mask.sum()), rtol=1e-6)
-    ((total, count),) = told["losses"]["routed"]["balance"]
+    ((total, count),) = state["losses"]["routed"]["balance"]
     assert count == mask.sum()
     np.testing.assert_allclose(total / count, 0.5 * 4 * (use * mean).sum(), rtol=1e-4)
 

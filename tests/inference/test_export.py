@@ -59,8 +59,8 @@ def inputs(rows=ROWS, seed=0):
     return found
 
 
-def _same(told, expected):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), told, expected)
+def _same(found, expected):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
 
 
 def test_any_batch_and_absent_modalities_as_the_run_says(run, model):
@@ -68,15 +68,15 @@ def test_any_batch_and_absent_modalities_as_the_run_says(run, model):
     whole, few, nobody = inputs(), 3, np.zeros(ROWS, bool)
     expected = jax.device_get(predict(run.variables, whole))
     _same(model.predict(whole), expected)
-    told = model.predict(jax.tree.map(lambda x: x[:few], whole))
-    _same(told, jax.tree.map(lambda x: x[:few], expected))
-    assert told["kind"]["probability"].shape == (few, 3)
+    found = model.predict(jax.tree.map(lambda x: x[:few], whole))
+    _same(found, jax.tree.map(lambda x: x[:few], expected))
+    assert found["kind"]["probability"].shape == (few, 3)
     absent = {name: {**entry, "present": nobody} for name, entry in whole.items()}
     part = {"text": whole["text"]}
-    told = model.predict(part)
-    _same(told, jax.device_get(predict(run.variables, {**absent, **part})))
-    assert not told["pairs"]["present"].any()
-    np.testing.assert_array_equal(told["kind"]["present"], whole["text"]["present"])
+    found = model.predict(part)
+    _same(found, jax.device_get(predict(run.variables, {**absent, **part})))
+    assert not found["pairs"]["present"].any()
+    np.testing.assert_array_equal(found["kind"]["present"], whole["text"]["present"])
 
 
 def test_runs_where_there_is_none_of_our_code(file, model, tmp_path):
@@ -98,16 +98,16 @@ given = {}
 for name, x in np.load("in.npz").items():
     modality, key = name.split(":")
     given.setdefault(modality, {})[key] = x
-told = load.load(sys.argv[1]).predict(given)
-np.savez("out.npz", **{f"{t}:{k}": x for t, found in told.items() for k, x in found.items()})
+found = load.load(sys.argv[1]).predict(given)
+np.savez("out.npz", **{f"{t}:{k}": x for t, one in found.items() for k, x in one.items()})
 """
     done = subprocess.run(
         [sys.executable, "-c", program, str(file)], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    told, expected = np.load(tmp_path / "out.npz"), model.predict(given)
-    assert set(told) == {f"{t}:{k}" for t, found in expected.items() for k in found}
-    for name, x in told.items():
+    found, expected = np.load(tmp_path / "out.npz"), model.predict(given)
+    assert set(found) == {f"{t}:{k}" for t, found in expected.items() for k in found}
+    for name, x in found.items():
         task, key = name.split(":")
         np.testing.assert_allclose(x, expected[task][key], atol=1e-5)
 
@@ -219,24 +219,24 @@ def test_units_are_those_that_a_person_is_told(kind):
     z = np.random.default_rng(0).standard_normal((3, *shape)).astype(np.float32)
     if kind == "ordinal":
         z = -np.sort(-z)
-    told = jax.device_get(task.outputs(z))
+    found = jax.device_get(task.outputs(z))
     for i in range(3):
         said = task.decode(z[i])
         if kind in ("classification", "multilabel", "ordinal"):
-            p = dict(zip(TARGETS[target].classes, told["probability"][i], strict=True))
+            p = dict(zip(TARGETS[target].classes, found["probability"][i], strict=True))
             for name, value in said["best"].items():
                 np.testing.assert_allclose(p[name], value, rtol=1e-5)
         if kind == "ordinal":
-            assert TARGETS[target].classes[told["level"][i]] == said["prediction"]
+            assert TARGETS[target].classes[found["level"][i]] == said["prediction"]
         if kind == "regression":
-            found = [told["value"][i], told["std"][i]]
+            found = [found["value"][i], found["std"][i]]
             np.testing.assert_allclose(found, [said["prediction"], said["std"]], rtol=1e-5)
-            wide = {"value": told["value"][i], "std": 30 * told["std"][i]}  # near the soft clip
+            wide = {"value": found["value"][i], "std": 30 * found["std"][i]}  # near the soft clip
             np.testing.assert_allclose(task.answer(wide)["std"], 30 * said["std"], rtol=1e-5)
         if kind == "segmentation":
-            assert told["mask"][i].tolist() == said["mask"]
+            assert found["mask"][i].tolist() == said["mask"]
         if kind == "waypoints":
-            np.testing.assert_allclose(told["points"][i], said["path"], atol=1e-4)
+            np.testing.assert_allclose(found["points"][i], said["path"], atol=1e-4)
 
 
 def _calling_back():

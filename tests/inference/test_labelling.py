@@ -83,11 +83,11 @@ def test_the_labels_are_those_that_prediction_says(workdir, manifest, everything
     out = manifest.with_name("predictions.jsonl")
     arguments = ("--workdir", str(workdir.path), "--manifest", str(manifest), "--out", str(out))
     assert predict.main([*arguments, "--batch", "8"]) == 0
-    told = {row["id"]: row for row in map(json.loads, out.read_text().splitlines())}
+    by_id = {row["id"]: row for row in map(json.loads, out.read_text().splitlines())}
     for row in everything[0]:
         if row["kind_confidence" if "kind_confidence" in row else "kind"] is None:
             continue
-        answers = told[row["id"]]["answers"]
+        answers = by_id[row["id"]]["answers"]
         if "kind_confidence" in row:
             assert row["kind"] == answers["kind"]["prediction"]
             np.testing.assert_allclose(row["kind_confidence"], answers["kind"]["probability"], 1e-4)

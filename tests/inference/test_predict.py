@@ -97,19 +97,19 @@ def _file(workdir, steps):
     return str(path)
 
 
-def _close(told, expected):
+def _close(found, expected):
     if isinstance(expected, dict):
-        assert set(told) == set(expected)
+        assert set(found) == set(expected)
         for key, value in expected.items():
-            _close(told[key], value)
+            _close(found[key], value)
     elif isinstance(expected, list):
-        assert len(told) == len(expected)
-        for one, other in zip(told, expected, strict=True):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
             _close(one, other)
     elif isinstance(expected, float):
-        np.testing.assert_allclose(told, expected, atol=1e-5)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
     else:
-        assert told == expected
+        assert found == expected
 
 
 def test_tables_and_series_are_scaled_cut_and_masked(workdir, manifest):
@@ -176,26 +176,26 @@ def test_numbers_without_categories_by_name_or_as_a_list(tmp_path):
 
 
 def test_an_exported_file_answers_as_the_run_that_it_is_of(workdir, manifest, answers, tmp_path):
-    file, out = tmp_path / "kept.zip", tmp_path / "told.jsonl"
+    file, out = tmp_path / "kept.zip", tmp_path / "written.jsonl"
     """Equal documents, of every line, task and key."""
     export.export_run(open_run(workdir.path), file, rows=3)
     arguments = ("--exported", str(file), "--manifest", str(manifest), "--out", str(out))
     assert predict.main([*arguments]) == 0
-    told = [json.loads(line) for line in out.read_text().splitlines()]
-    for one in (*told, *answers):
+    written = [json.loads(line) for line in out.read_text().splitlines()]
+    for one in (*written, *answers):
         check_document(one)
-    _close(told, answers)
-    assert {"prediction", "probability", "best"} == set(told[0]["answers"]["kind"])
-    assert "similarity" in told[0]["answers"]["pairs"]
+    _close(written, answers)
+    assert {"prediction", "probability", "best"} == set(written[0]["answers"]["kind"])
+    assert "similarity" in written[0]["answers"]["pairs"]
 
 
 def test_a_file_of_some_tasks_answers_for_these(workdir, manifest, answers, tmp_path):
-    file, out = tmp_path / "kept.zip", tmp_path / "told.jsonl"
+    file, out = tmp_path / "kept.zip", tmp_path / "written.jsonl"
     export.export_run(open_run(workdir.path), file, rows=3, tasks=["level", "tags"])
     assert predict.main(["--exported", str(file), "--manifest", str(manifest),
                          "--out", str(out)]) == 0  # fmt: skip
-    told = [json.loads(line) for line in out.read_text().splitlines()]
-    _close(told[0]["answers"], {task: answers[0]["answers"][task] for task in ("level", "tags")})
+    written = [json.loads(line) for line in out.read_text().splitlines()]
+    _close(written[0]["answers"], {task: answers[0]["answers"][task] for task in ("level", "tags")})
 
 
 def test_a_file_of_an_earlier_version_is_refused_in_one_line(workdir, manifest, tmp_path, capsys):

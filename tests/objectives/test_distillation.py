@@ -121,7 +121,7 @@ def test_terms_are_their_formulas_and_fillers_reach_nothing(kind, measure):
         gap = 0.5 * (z[:, 0] - (y - 10) / 2) ** 2
     elif kind == "multilabel":
         y = rng.random((ROWS, 3)).astype(np.float32)
-        y[0] = (0, 1, -1)  # the last is not told
+        y[0] = (0, 1, -1)  # the last is unknown
         here[0] = seen[0] = rows[0] = True
         p, q = sigmoid(z / 3), np.maximum(y, 0)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -178,7 +178,7 @@ def test_a_loss_of_no_weight_is_that_of_an_absent_task():
 
 
 def _said(path, batch, temperature):
-    """What one run says of a batch, told by NumPy: `{task: (y, rows)}`."""
+    """One run's predictions for a batch, by NumPy: `{task: (y, rows)}`."""
     run = open_run(path)
     model = run.experiment.model
     z, _ = jax.jit(model)(run.variables, batch["inputs"])
@@ -203,10 +203,10 @@ def test_teachers_are_asked_about_what_they_read(runs, who, reads):
     batch["inputs"]["text"]["present"] = batch["inputs"]["text"]["present"] & (np.arange(ROWS) > 2)
     taught = experiment.source.teach(batch)
     assert taught.keys() == {name for name in batch["targets"] if name.startswith("taught/")}
-    told = [_said(runs[name], batch, 3.0) for name in who]
+    outputs = [_said(runs[name], batch, 3.0) for name in who]
     for task in ("kind", "size"):
-        seen = np.stack([said[task][1] for said in told])
-        y = np.stack([said[task][0] for said in told])
+        seen = np.stack([said[task][1] for said in outputs])
+        y = np.stack([said[task][0] for said in outputs])
         entry = taught[f"taught/{task}"]
         np.testing.assert_array_equal(entry["present"], seen.any(0))
         wide = seen.reshape(*seen.shape, *[1] * (y.ndim - 2))
@@ -240,7 +240,7 @@ def _steps(experiment, devices=1, state=None):
     step = parallel.wrap(experiment.step(), devices, donate=False)
     state = parallel.replicate(state or draw(experiment.shapes), devices)
     batches = iter(experiment.source.train(ROWS, seed=0))
-    told = []
+    metrics = []
     for _ in range(2):
         batch = next(batches)
         for entry in (*batch["inputs"].values(), *batch["targets"].values()):
@@ -250,8 +250,8 @@ def _steps(experiment, devices=1, state=None):
                 values[~entry["present"]] = np.nan
                 entry["x" if "x" in entry else "y"] = values
         state, figures = step(state, batch)
-        told.append(parallel.fetch(figures, devices))
-    return jax.device_get(parallel.first(state, devices)), told, batch
+        metrics.append(parallel.fetch(figures, devices))
+    return jax.device_get(parallel.first(state, devices)), metrics, batch
 
 
 FEATURES = {"features": {"fused": 0.5, "text": 1.0}, "hard": 0.5}
@@ -264,7 +264,7 @@ def one(runs):
 
 
 def test_features_are_followed_through_learned_maps(one):
-    experiment, state, told, _ = one
+    experiment, state, metrics, _ = one
     start = draw(experiment.shapes)
     maps = start.params["teachers"]
     assert set(maps) == {"fused_0", "fused_1", "text_0", "text_1"}
@@ -275,8 +275,8 @@ def test_features_are_followed_through_learned_maps(one):
     assert names[-4:] == tuple(
         f"teachers/features/{r}/{i}" for r in ("fused", "text") for i in (0, 1)
     )
-    assert all(figures["present"].all() and not figures["skipped"] for figures in told)
-    assert np.isfinite([figures["losses"] for figures in told]).all()
+    assert all(figures["present"].all() and not figures["skipped"] for figures in metrics)
+    assert np.isfinite([figures["losses"] for figures in metrics]).all()
 
 
 def test_the_step_holds_nothing_of_the_teachers(one):
@@ -290,9 +290,9 @@ def test_the_step_holds_nothing_of_the_teachers(one):
 
 @pytest.mark.usefixtures("uncached")
 def test_devices_learn_together_what_one_does(one):
-    experiment, state, told, _ = one
+    experiment, state, metrics, _ = one
     other, seen, _ = _steps(experiment, 2)
-    for a, b in zip(told, seen, strict=True):
+    for a, b in zip(metrics, seen, strict=True):
         np.testing.assert_allclose(b["losses"], a["losses"], rtol=1e-4, atol=1e-5)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(b, a, atol=2e-5), state.params, other.params
@@ -301,12 +301,12 @@ def test_devices_learn_together_what_one_does(one):
 
 @pytest.mark.slow
 def test_microbatches_say_what_the_whole_batch_does(runs):
-    told = []
+    metrics = []
     for count in (1, 2):
         plain = config(width=4, teachers={"workdirs": [runs["both"]], "tasks": ["kind"]})
         plain["optimizer"] |= {"accumulate": count}
-        told.append(_steps(training.assemble(plain))[1][0]["losses"])
-    np.testing.assert_allclose(*told, rtol=1e-4)
+        metrics.append(_steps(training.assemble(plain))[1][0]["losses"])
+    np.testing.assert_allclose(*metrics, rtol=1e-4)
 
 
 def test_a_student_is_opened_where_its_teachers_are_not(runs, tmp_path):

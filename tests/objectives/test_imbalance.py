@@ -79,17 +79,17 @@ def _run(rule):
         verdict = rule.react(memory, sums, step)
         return verdict.memory, verdict.figures, term
 
-    memory, told = rule.init(), []
+    memory, steps = rule.init(), []
     for step, scene in enumerate(_scenes()):
         memory, figures, term = one(memory, scene, np.int32(step))
-        told.append(jax.device_get((figures, term, memory)))
-    return told
+        steps.append(jax.device_get((figures, term, memory)))
+    return steps
 
 
 def test_ogm_slows_whoever_leads():
-    told = _run(ogm_ge(ON, alpha=0.5, begin=0.1, end=0.5, **WHERE))
+    steps = _run(ogm_ge(ON, alpha=0.5, begin=0.1, end=0.5, **WHERE))
     slowed = 0
-    for step, (scene, (figures, _, _)) in enumerate(zip(_scenes(), told, strict=True)):
+    for step, (scene, (figures, _, _)) in enumerate(zip(_scenes(), steps, strict=True)):
         scores = _score((_softmax(scene.logits) * scene.label).sum(-1), scene.weight)
         for m in range(M):
             other, expected = _others(scores, m), 1.0
@@ -103,14 +103,14 @@ def test_ogm_slows_whoever_leads():
                     slowed += 1
             np.testing.assert_allclose(figures["coefficient"][m], expected, rtol=1e-4)
     assert slowed >= 2
-    assert (told[0][0]["ratio"] > 1).any()  # before it begins
-    assert (told[5][0]["ratio"] > 1).any()  # after its end
+    assert (steps[0][0]["ratio"] > 1).any()  # before it begins
+    assert (steps[5][0]["ratio"] > 1).any()  # after its end
 
 
 def test_agm_holds_each_lead_to_what_it_was():
-    told = _run(agm(ON, alpha=0.7))
+    steps = _run(agm(ON, alpha=0.7))
     history, capped = [[] for _ in range(M)], 0
-    for scene, (figures, _, memory) in zip(_scenes(), told, strict=True):
+    for scene, (figures, _, memory) in zip(_scenes(), steps, strict=True):
         log_p = np.log(np.maximum(_softmax(scene.logits.astype(np.float64)), 1e-8))
         scores = _score((log_p * scene.label).sum(-1), scene.weight)
         known = [s if h else None for s, h in zip(scores, history, strict=True)]
@@ -178,9 +178,9 @@ def _move(prototypes, scene, momentum):
 
 
 def test_pmr_draws_the_slow_to_their_prototypes():
-    told = _run(pmr(ON, mu=0.6, momentum=0.8, entropy=0.3))
+    steps = _run(pmr(ON, mu=0.6, momentum=0.8, entropy=0.3))
     prototypes, signs = [{} for _ in range(M)], set()
-    for step, (scene, (figures, term, memory)) in enumerate(zip(_scenes(), told, strict=True)):
+    for step, (scene, (figures, term, memory)) in enumerate(zip(_scenes(), steps, strict=True)):
         expected, coefficients, any_row = _pmr_step(scene, prototypes, step < 3, 0.6)
         np.testing.assert_allclose(term[0], expected, rtol=2e-3, atol=1e-4)
         assert bool(term[1]) == any_row == (step > 0)
@@ -427,9 +427,9 @@ def test_ogm_ge_slows_and_shakes_encoders_only():
 def test_pmr_is_a_row_beside_the_tasks_that_moves_encoders_only():
     built, *_ = _ready("pmr")
     assert built.loss_names[-1] == "imbalance"
-    (one, told), (two, later) = _two_steps("pmr")
+    (one, metrics), (two, later) = _two_steps("pmr")
     (first, _), (plain, _) = _two_steps(None)
-    assert not told["present"][-1]  # no class has a prototype yet
+    assert not metrics["present"][-1]  # no class has a prototype yet
     assert later["present"][-1]
     assert later["weights"][-1] == 1
     assert later["losses"][-1] != 0
@@ -454,10 +454,12 @@ def test_pmr_is_a_row_beside_the_tasks_that_moves_encoders_only():
     ],
 )
 def test_devices_do_together_what_one_does(kind, form):
-    for (state, told), (other, seen) in zip(_two_steps(kind), _two_steps(kind, form), strict=True):
+    for (state, metrics), (other, seen) in zip(
+        _two_steps(kind), _two_steps(kind, form), strict=True
+    ):
         for key in ("losses", "imbalance/coefficient", "imbalance/ratio"):
-            np.testing.assert_allclose(seen[key], told[key], rtol=1e-4, atol=1e-5)
-        assert not told["skipped"]
+            np.testing.assert_allclose(seen[key], metrics[key], rtol=1e-4, atol=1e-5)
+        assert not metrics["skipped"]
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(b, a, atol=2e-5),
             (state.params, state.memory["imbalance"]),
@@ -467,11 +469,11 @@ def test_devices_do_together_what_one_does(kind, form):
 
 @pytest.mark.slow
 def test_microbatches_score_as_the_whole_batch():
-    for (state, told), (other, seen) in zip(
+    for (state, metrics), (other, seen) in zip(
         _two_steps("agm"), _two_steps("agm", accumulate=2), strict=True
     ):
         for key in ("imbalance/coefficient", "imbalance/ratio"):
-            np.testing.assert_allclose(seen[key], told[key], rtol=1e-4)
+            np.testing.assert_allclose(seen[key], metrics[key], rtol=1e-4)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, atol=2e-5), state, other)
 
 
@@ -671,10 +673,10 @@ def test_a_run_remembers_its_prototypes_and_goes_on_exactly(run, tmp_path, monke
     whole, stopped = (run(experiment, tmp_path / name) for name in ("whole", "stopped"))
     jax.tree.map(np.testing.assert_array_equal, whole, stopped)
     assert whole.memory["imbalance"].seen.all()
-    told = [r for r in read_journal(tmp_path / "whole/metrics.jsonl") if r["split"] == "train"]
-    assert set(told[-1]["imbalance/coefficient"]) == {"text", "audio"}
-    assert "imbalance" in told[-1]["loss"]
-    assert told[0]["absent"]["imbalance"] == 1
+    records = [r for r in read_journal(tmp_path / "whole/metrics.jsonl") if r["split"] == "train"]
+    assert set(records[-1]["imbalance/coefficient"]) == {"text", "audio"}
+    assert "imbalance" in records[-1]["loss"]
+    assert records[0]["absent"]["imbalance"] == 1
 
 
 def test_a_run_blends_by_its_validations(run, tmp_path):
@@ -687,5 +689,5 @@ def test_a_run_blends_by_its_validations(run, tmp_path):
     np.testing.assert_allclose(weights[:4], 1 / 3, rtol=1e-5)
     assert weights[4:].std() > 0.01
     assert all(w["size"] == 1 for w in steps)
-    told = [r for r in records if r["split"] == "validation"][-1]
-    np.testing.assert_allclose(end.balancing.rule.validation[0], told["kind"]["loss"], rtol=1e-5)
+    record = [r for r in records if r["split"] == "validation"][-1]
+    np.testing.assert_allclose(end.balancing.rule.validation[0], record["kind"]["loss"], rtol=1e-5)

@@ -70,15 +70,15 @@ def test_affinities_are_those_of_a_loop(losses_fn):
     params, batch = jax.device_get((small.params(), small.batch()))
     fn = measured_affinity(losses_fn, K, 0.1, shared=small.shared_labels)
     share, cosine = by_loop(params, batch, 0.1)
-    told = fn(params, batch)
-    np.testing.assert_allclose(told.lookahead, share, rtol=1e-3, atol=1e-5)
-    np.testing.assert_allclose(told.cosines, cosine, rtol=1e-4, atol=1e-5)
+    affinities = fn(params, batch)
+    np.testing.assert_allclose(affinities.lookahead, share, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(affinities.cosines, cosine, rtol=1e-4, atol=1e-5)
     assert not np.allclose(share, share.T, atol=1e-3)  # which way round matters
 
     alone = {**batch, "present": batch["present"] & (np.arange(K) != 1)}
     share, cosine = by_loop(params, batch, 0.1)
-    told, kept = fn(params, alone), np.ix_([0, 2], [0, 2])
-    for found, expected in ((told.lookahead, share), (told.cosines, cosine)):
+    affinities, kept = fn(params, alone), np.ix_([0, 2], [0, 2])
+    for found, expected in ((affinities.lookahead, share), (affinities.cosines, cosine)):
         assert np.isnan(found[1]).all()
         assert np.isnan(found[:, 1]).all()
         np.testing.assert_allclose(found[kept], expected[kept], rtol=1e-3, atol=1e-5)
@@ -203,15 +203,15 @@ def test_a_run_keeps_what_was_found(tmp_path, monkeypatch):
     quiet = Console(file=io.StringIO())
     workdir = Workdir(tmp_path / "run")
     experiment = relatedness.begin(training.assemble(related_config()), workdir, quiet)
-    told = workdir.read(relatedness.FILE)
+    report = workdir.read(relatedness.FILE)
     found = workdir.config()["relatedness"]["found"]
-    assert found == {"weights": told["weights"], "groups": told["groups"]}
-    assert sum(told["weights"].values()) == pytest.approx(2, abs=1e-5)
-    assert sorted(name for group in told["groups"] for name in group) == ["kind", "size"]
-    assert told["batches"] == [[2, 2], [2, 2]]
+    assert found == {"weights": report["weights"], "groups": report["groups"]}
+    assert sum(report["weights"].values()) == pytest.approx(2, abs=1e-5)
+    assert sorted(name for group in report["groups"] for name in group) == ["kind", "size"]
+    assert report["batches"] == [[2, 2], [2, 2]]
     (workdir.path / relatedness.FILE).unlink()  # measured again, the same is found
     relatedness.begin(training.assemble(related_config()), workdir, quiet)
-    assert workdir.read(relatedness.FILE) == told
+    assert workdir.read(relatedness.FILE) == report
 
     def fail(*args):
         raise AssertionError("measured twice")
@@ -227,12 +227,12 @@ def test_a_run_keeps_what_was_found(tmp_path, monkeypatch):
     finally:
         checkpoints.close()
     last = [r for r in read_journal(workdir.metrics) if r["split"] == "train"][-1]
-    for name, weight in told["weights"].items():
+    for name, weight in report["weights"].items():
         assert last["weight"][name] == pytest.approx(weight / 2, rel=1e-5)
     opened = open_run(workdir.path)
     for a, b in zip(*map(jax.tree.leaves, (opened.experiment.shapes, resumed.shapes)), strict=True):
         assert a.shape == b.shape
-    figure = pictures.task_relatedness(told)
+    figure = pictures.task_relatedness(report)
     assert len(figure.axes) == 3
     pictures.plt.close(figure)
 
@@ -258,14 +258,14 @@ GENERATOR = {
 def test_unrelated_families_of_the_generator_stand_apart():
     """Odd and even tasks: cosines of 8/9 within, 0 between; heads of their own hide the signs."""
     experiment = training.assemble(GENERATOR)
-    told = relatedness.measure(experiment, relatedness.read(GENERATOR["relatedness"]))
-    assert told["groups"] == [["task_1", "task_3"], ["task_2", "task_4"]]
-    assert best_groups(told["cosines"], 2) == [[0, 2], [1, 3]]
-    assert told["weights"] is None
+    report = relatedness.measure(experiment, relatedness.read(GENERATOR["relatedness"]))
+    assert report["groups"] == [["task_1", "task_3"], ["task_2", "task_4"]]
+    assert best_groups(report["cosines"], 2) == [[0, 2], [1, 3]]
+    assert report["weights"] is None
 
 
-def test_steps_that_are_too_long_are_told():
-    told = {"tasks": ["a", "b", "c"], "measure": "lookahead"}
-    told["lookahead"] = [[-5.6, 0.1, 0.0], [0.0, 0.2, 0.0], [0.0, 0.0, None]]
-    assert relatedness.overshot(told) == ["a"]
-    assert relatedness.overshot({**told, "measure": "cosines"}) == []
+def test_steps_that_are_too_long_are_reported():
+    report = {"tasks": ["a", "b", "c"], "measure": "lookahead"}
+    report["lookahead"] = [[-5.6, 0.1, 0.0], [0.0, 0.2, 0.0], [0.0, 0.0, None]]
+    assert relatedness.overshot(report) == ["a"]
+    assert relatedness.overshot({**report, "measure": "cosines"}) == []

@@ -76,31 +76,31 @@ def test_unlabelled_rows_that_are_sure_get_a_label(asked):
         {"kind": "pseudo", "thresholds": limits, "alpha": 3.0, "warmup": 4}, built, PLAIN
     )
     targets = jax.jit(functools.partial(teach, model))
-    told = jax.device_get(targets(variables, rows, np.int32(4)))
-    assert set(told) == {"semi/kind", "semi/tags"}
+    labels = jax.device_get(targets(variables, rows, np.int32(4)))
+    assert set(labels) == {"semi/kind", "semi/tags"}
     seen = rows["inputs"]["text"]["present"]
     free = {name: seen & ~rows["targets"][name]["present"] for name in limits}
     p = {"kind": softmax(z["kind"]), "tags": sigmoid(z["tags"])}
     sure = {"kind": p["kind"].max(1) >= 0.6, "tags": np.maximum(p["tags"], 1 - p["tags"]) >= 0.75}
-    for name, entry in told.items():
+    for name, entry in labels.items():
         np.testing.assert_array_equal(entry["present"], free[name.removeprefix("semi/")])
     assert 0 < (sure["kind"] & free["kind"]).sum() < free["kind"].sum()
-    np.testing.assert_array_equal(told["semi/kind"]["weight"] > 0, sure["kind"])
-    np.testing.assert_array_equal(told["semi/kind"]["y"], np.eye(3)[z["kind"].argmax(1)])
+    np.testing.assert_array_equal(labels["semi/kind"]["weight"] > 0, sure["kind"])
+    np.testing.assert_array_equal(labels["semi/kind"]["y"], np.eye(3)[z["kind"].argmax(1)])
     wanted = np.where(sure["tags"], p["tags"] > 0.5, -1)
-    np.testing.assert_array_equal(told["semi/tags"]["y"], wanted)
+    np.testing.assert_array_equal(labels["semi/tags"]["y"], wanted)
     assert 0 < sure["tags"].mean() < 1
 
     scale, _ = model.regularisers["semi/kind"]
     assert scale == 1.5
-    total, count, gradient = _term(model, "kind", ("semi/kind", told["semi/kind"]), z, rows)
+    total, count, gradient = _term(model, "kind", ("semi/kind", labels["semi/kind"]), z, rows)
     used = sure["kind"] & free["kind"]
     np.testing.assert_allclose(total, -np.log(p["kind"].max(1))[used].sum(), rtol=1e-4)
     assert count == free["kind"].sum()
     assert not gradient[~used].any()
-    share, whole = _share(model, "semi/kind", z, told["semi/kind"])
+    share, whole = _share(model, "semi/kind", z, labels["semi/kind"])
     assert (float(share), float(whole)) == (used.sum(), count)
-    share, _ = _share(model, "semi/tags", z, told["semi/tags"])
+    share, _ = _share(model, "semi/tags", z, labels["semi/tags"])
     np.testing.assert_allclose(share, sure["tags"].mean(1)[free["tags"]].sum(), rtol=1e-6)
 
     early = jax.device_get(targets(variables, rows, np.int32(3)))["semi/kind"]
@@ -110,9 +110,9 @@ def test_unlabelled_rows_that_are_sure_get_a_label(asked):
 def test_the_average_is_followed_as_the_ramp_says(asked):
     built, variables, rows, z = asked
     model, teach = semi.prepare({"kind": "mean_teacher", "alpha": 6.0}, built, PLAIN)
-    told = jax.device_get(jax.jit(functools.partial(teach, model))(variables, rows, np.int32(5)))
+    labels = jax.device_get(jax.jit(functools.partial(teach, model))(variables, rows, np.int32(5)))
     seen = rows["inputs"]["text"]["present"]
-    assert set(told) == {"semi/kind", "semi/tags", "semi/size"}
+    assert set(labels) == {"semi/kind", "semi/tags", "semi/size"}
     moved = {name: value + 0.5 * np.cos(np.arange(value.size)).reshape(value.shape)
              for name, value in z.items()}  # fmt: skip
     moved = {name: value.astype(np.float32) for name, value in moved.items()}
@@ -124,7 +124,7 @@ def test_the_average_is_followed_as_the_ramp_says(asked):
     }
     for name, gap in gaps.items():
         assert model.regularisers[f"semi/{name}"][0] == 2.0
-        target = (f"semi/{name}", told[f"semi/{name}"])
+        target = (f"semi/{name}", labels[f"semi/{name}"])
         total, count, gradient = _term(model, name, target, moved, rows)
         np.testing.assert_allclose(total, ramp * gap[seen].sum(), rtol=1e-3)
         assert count == seen.sum() < len(seen)
@@ -183,8 +183,8 @@ def test_a_step_moves_by_rows_without_labels(kind):
     }
     state, figures = _step(experiment, {**rows, "targets": bare})
     names = experiment.model.loss_names
-    told = dict(zip(names, figures["present"], strict=True))
-    assert all(there == name.startswith("semi/") for name, there in told.items())
+    trained = dict(zip(names, figures["present"], strict=True))
+    assert all(there == name.startswith("semi/") for name, there in trained.items())
     assert not figures["skipped"]
     start = draw(experiment.shapes).params["encoders"]
     gaps = jax.tree.map(lambda a, b: np.abs(a - b).max(), start, state.params["encoders"])
@@ -200,8 +200,8 @@ def test_where_every_row_has_its_label_nothing_happens():
     rows = next(iter(experiment.source.train(8, seed=0)))
     rows["targets"]["kind"]["present"][:] = True
     _, figures = _step(experiment, rows)
-    told = dict(zip(experiment.model.loss_names, figures["present"], strict=True))
-    assert told == {"kind": True, "semi/kind": False, "semi/kind/used": False}
+    trained = dict(zip(experiment.model.loss_names, figures["present"], strict=True))
+    assert trained == {"kind": True, "semi/kind": False, "semi/kind/used": False}
 
 
 def test_figures_are_no_tasks_where_auxiliaries_are_balanced():

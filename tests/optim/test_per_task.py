@@ -40,11 +40,11 @@ def ask(balancer, *seen):
         return (weights, balancing.current_rates(state)), state
 
     state = jax.jit(lambda: balancer.rule.init(ZEROS, K))()
-    told = []
+    metrics = []
     for one in seen:
         found, state = weigh(state, one)
-        told.append(jax.device_get(found))
-    return told
+        metrics.append(jax.device_get(found))
+    return metrics
 
 
 @pytest.mark.parametrize("method", ["equal", "uncertainty", "cagrad", "upgrad"])

@@ -187,11 +187,11 @@ def test_bad_sections_are_refused(change, message):
         pruning.read({}, 3)
 
 
-def test_zeros_are_told_by_room():
+def test_zeros_are_counted_by_room():
     values, _ = course(prune={"scope": "layer"})[-1]
-    told = pruning.zeros(values)
-    assert told["encoders"] == (21, 30)
-    assert pruning.told(values, pruning.read(PRUNE, STEPS)).startswith("zeros  encoders 70.0%  ")
+    counted = pruning.zeros(values)
+    assert counted["encoders"] == (21, 30)
+    assert pruning.counted(values, pruning.read(PRUNE, STEPS)).startswith("zeros  encoders 70.0%  ")
 
 
 @pytest.mark.usefixtures("uncached")

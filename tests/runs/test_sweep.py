@@ -176,20 +176,22 @@ def _outcome(**merits):
 
 
 def test_scores_are_over_the_tasks_that_all_have_and_unknown_figures_come_last():
-    told = {
+    outcomes = {
         "01-x": _outcome(acc=0.5, err=-2.0),
         "02-x": _outcome(acc=0.9, err=np.nan),
         "03-x": _outcome(acc=0.6, err=-1.0, more=7.0),
     }
-    tasks = fronts.shared_tasks(list(told.values()))
+    tasks = fronts.shared_tasks(list(outcomes.values()))
     assert tasks == ("acc", "err")
-    scores = {name: fronts.score(o, tasks) for name, o in told.items()}
+    scores = {name: fronts.score(o, tasks) for name, o in outcomes.items()}
     assert fronts.ranked(scores) == ["03-x", "01-x", "02-x"]
-    by_acc = {name: fronts.score(o, tasks, "acc") for name, o in told.items()}
+    by_acc = {name: fronts.score(o, tasks, "acc") for name, o in outcomes.items()}
     assert fronts.ranked(by_acc)[0] == "02-x"
     with pytest.raises(ConfigError, match="--by: unknown task 'more'; choices: acc, err, mean"):
-        fronts.score(told["03-x"], tasks, "more")
-    table = fronts.table(told, {name: {"k": name} for name in (*told, "04-x")}, failed=["04-x"])
+        fronts.score(outcomes["03-x"], tasks, "more")
+    table = fronts.table(
+        outcomes, {name: {"k": name} for name in (*outcomes, "04-x")}, failed=["04-x"]
+    )
     columns = {column.header: list(column.cells) for column in table.columns}
     assert columns["run"] == ["03", "01", "02", "04"]
     assert columns["err figure"][:3] == ["1.0000", "2.0000", "-"]
@@ -199,11 +201,11 @@ def test_scores_are_over_the_tasks_that_all_have_and_unknown_figures_come_last()
 
 @pytest.mark.parametrize("names", [("acc",), ("acc", "err"), ("acc", "err", "a", "b")])
 def test_every_pair_of_tasks_is_drawn(names):
-    told = {
+    outcomes = {
         f"{i:02d}-x": _outcome(**dict(zip(names, row, strict=True)))
         for i, row in enumerate(np.random.default_rng(1).random((6, len(names))), start=1)
     }
-    assert fronts.picture(told).startswith(b"\x89PNG")
+    assert fronts.picture(outcomes).startswith(b"\x89PNG")
 
 
 # --- folds
@@ -409,10 +411,10 @@ def test_a_sweep_compares_its_trials_and_names_those_that_failed(swept):
     assert len(_runs(folder)) == 3
     assert len(record["failed"]) == 1
     assert all("unknown kind 'nope'" in reason for reason in record["failed"].values())
-    scores = {name: told["score"] for name, told in record["validation"].items()}
+    scores = {name: trial["score"] for name, trial in record["validation"].items()}
     assert set(scores) == set(_runs(folder))
     assert scores[record["best"]] == max(scores.values())
-    assert any(told["on_front"] for told in record["validation"].values())
+    assert any(trial["on_front"] for trial in record["validation"].values())
     results = Workdir(folder / record["best"]).read("results.json")["validation"]
     expected = (results["redundant"]["accuracy"] + results["task_1"]["r2"]) / 2
     assert scores[record["best"]] == pytest.approx(expected)
@@ -439,7 +441,7 @@ def test_a_sweep_goes_on_where_it_stopped_and_shows_the_test_split_of_the_best_o
     after = {name: (folder / name / "results.json").stat().st_mtime_ns for name in names}
     assert {name for name in names if before[name] != after[name]} == {names[-1]}
     record = json.loads((folder / "sweep.json").read_text())
-    figures = {name: told["figures"]["task_1"] for name, told in record["validation"].items()}
+    figures = {name: trial["figures"]["task_1"] for name, trial in record["validation"].items()}
     assert record["best"] == max(figures, key=figures.get)
 
 
@@ -463,12 +465,12 @@ def test_an_average_is_a_run_that_evaluates(swept, tmp_path, capsys, monkeypatch
     runs = [open_run(path).variables for path in (one, other, folder)]
     for a, b, mean in zip(*map(jax.tree.leaves, runs), strict=True):
         np.testing.assert_allclose(np.asarray(mean), (np.asarray(a) + np.asarray(b)) / 2, atol=1e-7)
-    told = json.loads((folder / "soup.json").read_text())["results"]["test"]
-    assert set(told) == {"average", str(one), str(other)}
-    _same(told[str(one)], json.loads((one / "results.json").read_text())["test"])
+    results = json.loads((folder / "soup.json").read_text())["results"]["test"]
+    assert set(results) == {"average", str(one), str(other)}
+    _same(results[str(one)], json.loads((one / "results.json").read_text())["test"])
     capsys.readouterr()
     assert _main(evaluate, "--workdir", folder, "--json") == 0
-    _same(json.loads(capsys.readouterr().out)["results"], told["average"])
+    _same(json.loads(capsys.readouterr().out)["results"], results["average"])
     written = (folder / "results.json").stat().st_mtime_ns
     assert _main(sweep, *words) == 0
     assert (folder / "results.json").stat().st_mtime_ns == written
@@ -486,14 +488,14 @@ def test_runs_of_other_modalities_are_fused_and_abstain(swept, tmp_path, capsys,
     paths = (_pair(swept, "m1")[0], _pair(swept, "m2")[0])
     both = ",".join(map(str, paths))
     assert _main(evaluate, "--workdirs", both, "--json") == 0
-    told = json.loads(capsys.readouterr().out)
+    results = json.loads(capsys.readouterr().out)
     for path in paths:
-        _same(told[str(path)], json.loads((path / "results.json").read_text())["test"])
-    assert told["fused"] not in (told[str(paths[0])], told[str(paths[1])])
+        _same(results[str(path)], json.loads((path / "results.json").read_text())["test"])
+    assert results["fused"] not in (results[str(paths[0])], results[str(paths[1])])
     assert _main(evaluate, "--workdirs", both, "--json", "--only", "m1") == 0
     seen = json.loads(capsys.readouterr().out)
     _same(seen["fused"], seen[str(paths[0])])
-    _same(seen["fused"], told[str(paths[0])])
+    _same(seen["fused"], results[str(paths[0])])
     assert seen[str(paths[1])]["task_1"]["r2"] is None
     # The mean of logits and of values, by hand, from the runs themselves.
     ensemble = ensembles.open_runs(paths)
@@ -504,10 +506,10 @@ def test_runs_of_other_modalities_are_fused_and_abstain(swept, tmp_path, capsys,
     np.testing.assert_allclose(together["redundant"], expected, atol=1e-6)
 
 
-def _same(told, other):
+def _same(found, other):
     """Figures of tasks, equal but for rounding."""
-    assert told.keys() == other.keys()
-    for task, figures_of in told.items():
+    assert found.keys() == other.keys()
+    for task, figures_of in found.items():
         assert figures_of == pytest.approx(other[task], abs=1e-5, nan_ok=True)
 
 
@@ -555,10 +557,10 @@ def test_rows_of_a_manifest_are_asked_of_several_runs(swept, tmp_path, capsys, m
     words = ("--manifest", tmp_path / "rows.jsonl", "--out", out, "--batch", 2)
     assert _main(predict, "--workdirs", both, *words) == 0
     assert "3 rows predicted, 1 bad" in capsys.readouterr().out
-    told = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [row["id"] for row in told] == ["a", 2, 3, 4]
-    assert "error" in told[2]
-    assert told[3]["answers"]["redundant"] == {"needs": ["fused"]}
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["id"] for row in lines] == ["a", 2, 3, 4]
+    assert "error" in lines[2]
+    assert lines[3]["answers"]["redundant"] == {"needs": ["fused"]}
 
     def entry(part, row):
         return {"x": part[row : row + 1], "present": np.ones(1, bool)}
@@ -570,9 +572,9 @@ def test_rows_of_a_manifest_are_asked_of_several_runs(swept, tmp_path, capsys, m
         (alone,) = ensembles.predict(ensemble, inputs)
         expected = json.loads(json.dumps(ensembles.answers(ensemble, alone)))
         best = expected["redundant"].pop("best")
-        assert told[row]["answers"]["redundant"].pop("best") == pytest.approx(best, abs=1e-5)
+        assert lines[row]["answers"]["redundant"].pop("best") == pytest.approx(best, abs=1e-5)
         for task, answer in expected.items():
-            assert told[row]["answers"][task] == pytest.approx(answer, abs=1e-5)
+            assert lines[row]["answers"][task] == pytest.approx(answer, abs=1e-5)
     assert (
         _main(predict, "--workdirs", both, "--manifest", tmp_path / "none.jsonl", *words[2:]) == 2
     )
@@ -627,8 +629,8 @@ def test_weights_are_cross_validated_and_the_winner_is_trained(
     out = capsys.readouterr().out
     assert "1 candidates x 2 folds = 2 runs" in out
     record = json.loads((folder / "cv.json").read_text())
-    told = record["scores"]["1.5-0.5"]
-    scores = [np.mean(list(told[i]["merits"].values())) for i in "01"]
+    outcomes = record["scores"]["1.5-0.5"]
+    scores = [np.mean(list(outcomes[i]["merits"].values())) for i in "01"]
     assert record["table"]["1.5-0.5"]["score"]["mean"] == pytest.approx(np.mean(scores))
     assert record["table"]["1.5-0.5"]["score"]["std"] == pytest.approx(np.std(scores))
     winner = json.loads((folder / "winner" / "config.json").read_text())

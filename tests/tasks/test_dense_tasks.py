@@ -389,9 +389,9 @@ def test_gaussian_regression_is_scipys_likelihood_and_tells_honest_from_sure():
     metric = calibration.interval_calibration(10.0, 2.0)
     for log_variance, inside, error in ((0.0, 0.9, 0.0), (-4.0, 0.176, 0.7)):
         z = np.stack([np.zeros(2000), np.full(2000, log_variance)], 1).astype(np.float32)
-        told = metric.compute(state(metric, z, full(y)))
-        assert told["inside_90"] == pytest.approx(inside, abs=0.03)
-        assert told["interval_error"] == pytest.approx(error, abs=0.05)
+        scored = metric.compute(state(metric, z, full(y)))
+        assert scored["inside_90"] == pytest.approx(inside, abs=0.03)
+        assert scored["interval_error"] == pytest.approx(error, abs=0.05)
 
 
 def test_huber_is_its_formula():

@@ -373,16 +373,16 @@ def test_a_perfect_prediction_scores_one_and_costs_little(form):
     found = figures(task, perfect, labels)
     assert found == pytest.approx({"mAP@.5": 1.0, "mAP@.5:.95": 1.0, "located@.5": 1.0})
     assert cost(task, perfect, labels)[0] / 6 < 0.01
-    told = task.decode(rows_of(perfect, 0))
+    decoded = task.decode(rows_of(perfect, 0))
     here = y["valid"][0]
-    assert sorted(one["class"] for one in told["boxes"]) == sorted(
+    assert sorted(one["class"] for one in decoded["boxes"]) == sorted(
         NAMES[k] for k in y["classes"][0][here]
     )
-    assert len(told["best"]) == here.sum()
+    assert len(decoded["best"]) == here.sum()
     images = np.random.default_rng(0).uniform(-1, 1, (2, 16, 16, 3))
-    drawn = detections(images, [told["boxes"], []], [told["boxes"], []])
+    drawn = detections(images, [decoded["boxes"], []], [decoded["boxes"], []])
     assert len(drawn.axes[0].patches) == 2 * here.sum()
-    draw_detections(np.zeros((8, 8, 3), np.uint8), told["boxes"])
+    draw_detections(np.zeros((8, 8, 3), np.uint8), decoded["boxes"])
 
 
 # Mean average precision

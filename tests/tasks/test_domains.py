@@ -224,8 +224,8 @@ def test_the_critic_learns_to_tell_what_the_rest_learns_to_hide():
         """What it is asked, without any turning."""
         said = built({"params": params}, batch["inputs"])[0]["drawn"]
         drawn = jnp.where(known, said["values"], 0.0)
-        told = [said["later"]("judge", x) for x in (drawn, real)]
-        each = -jax.nn.log_sigmoid(-told[0]) - jax.nn.log_sigmoid(told[1])
+        logits = [said["later"]("judge", x) for x in (drawn, real)]
+        each = -jax.nn.log_sigmoid(-logits[0]) - jax.nn.log_sigmoid(logits[1])
         return (jnp.where(rows > 0, each, 0.0)).sum() / rows.sum()
 
     squares = flatten(toy.variables(toy.build(plain, encoders=FEW), toy.SPEC.example(2))["params"])
@@ -257,12 +257,12 @@ def test_the_critic_is_scored():
         said = {"values": jnp.zeros((8, 48)), "later": lambda method, x: bias + x.sum(-1)}
         return metric.update(said, labels)
 
-    def told(bias):
+    def score(bias):
         return metric.compute(jax.device_get(update(np.float32(bias))))
 
-    assert told(1e6) == {"critic": 0.5}  # all is real to it
+    assert score(1e6) == {"critic": 0.5}  # all is real to it
     real = np.asarray(labels.y["values"].sum(-1))
-    assert told(-1e-6)["critic"] == pytest.approx(0.5 + 0.5 * np.mean(real > 0), abs=1e-6)
+    assert score(-1e-6)["critic"] == pytest.approx(0.5 + 0.5 * np.mean(real > 0), abs=1e-6)
     trivial = {key: np.broadcast_to(x, (8, 48)) for key, x in task.trivial.items()}
     assert np.isnan(metric.compute(state(metric, trivial, labels))["critic"])
 
@@ -290,10 +290,10 @@ def _after(devices, batch, state=None):
 @pytest.mark.usefixtures("uncached")
 def test_two_devices_do_what_one_does():
     batch = toy.batch(12, seed=3)
-    _, one, told = _after(1, batch)
+    _, one, metrics = _after(1, batch)
     _, two, same = _after(2, batch)
-    assert (told["losses"] > 0).all()
-    np.testing.assert_allclose(same["losses"], told["losses"], rtol=1e-5)
+    assert (metrics["losses"] > 0).all()
+    np.testing.assert_allclose(same["losses"], metrics["losses"], rtol=1e-5)
     for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(one.params), jax.tree.leaves(two.params), strict=True
     ):
@@ -305,7 +305,7 @@ def test_two_devices_do_what_one_does():
 def test_the_step_moves_the_ramp_and_only_two_origins_count():
     batch = toy.batch(12, seed=3)
     kind = batch["targets"]["kind"]
-    built, once, told = _after(1, batch)
+    built, once, metrics = _after(1, batch)
     _, twice, _ = _after(1, batch, once)
     assert float(twice.batch_stats["heads"]["kind"]["reversal"]["steps"]) == 2
     shares = jax.jit(lambda steps: grown(steps, 3))(np.float32([2, 1]))
@@ -318,9 +318,9 @@ def test_the_step_moves_the_ramp_and_only_two_origins_count():
     changed = {**batch, "inputs": {**batch["inputs"], "image": noisy}}
     _, _, other = _after(1, changed)
     places = [built.loss_names.index(n) for n in ("regularisers/0_coral", "regularisers/1_mmd")]
-    assert (told["losses"][places] > 1e-4).all()
-    np.testing.assert_allclose(other["losses"][places], told["losses"][places], rtol=1e-5)
-    assert not np.allclose(other["losses"][:3], told["losses"][:3])
+    assert (metrics["losses"][places] > 1e-4).all()
+    np.testing.assert_allclose(other["losses"][places], metrics["losses"][places], rtol=1e-5)
+    assert not np.allclose(other["losses"][:3], metrics["losses"][:3])
     absent = {**kind, "present": np.zeros(12, bool)}
     _, _, none = _after(1, {**batch, "targets": {**batch["targets"], "kind": absent}})
     assert not none["present"][[0, *places]].any()
@@ -363,7 +363,7 @@ def test_impossible_turns_are_refused(task, message):
                             **task}}, encoders=FEW)  # fmt: skip
 
 
-# What is told of it
+# Its metrics
 
 
 def _board():

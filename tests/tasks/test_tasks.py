@@ -196,11 +196,11 @@ def test_locked_vectors_are_the_pooled_features_and_learn_nothing():
         for name, x in rows.items()
     }
     head = Embedding(4, locked=("b",))
-    told, variables = jax.jit(head.init_with_output)(jax.random.key(0), tokens)
+    outputs, variables = jax.jit(head.init_with_output)(jax.random.key(0), tokens)
     assert set(variables["params"]) == {"log_scale", "norm_a", "out_a"}
     mean = rows["b"].mean(1)
     unit = mean / np.linalg.norm(mean, axis=-1, keepdims=True)
-    np.testing.assert_allclose(told["vectors"]["b"], unit, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(outputs["vectors"]["b"], unit, rtol=1e-5, atol=1e-6)
     with pytest.raises(ConfigError, match="head.locked: unknown modality 'c'.*a, b"):
         jax.eval_shape(Embedding(4, locked=("c",)).init, jax.random.key(0), tokens)
     with pytest.raises(ConfigError, match="head.size: 8; locked 'b' is 4 wide"):

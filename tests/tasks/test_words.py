@@ -55,9 +55,9 @@ def test_loss_and_figures_are_those_of_a_loop():
     np.testing.assert_allclose(total, sum(surprise), rtol=1e-5)
     assert np.isfinite(slope[labels.weight > 0]).all()
     metric = task.metrics["words"]
-    told = metric.compute(metric.merge(states["words"], states["words"]))
-    np.testing.assert_allclose(told[task.headline], np.mean(share), rtol=1e-5)
-    np.testing.assert_allclose(told["perplexity"], np.exp(np.mean(surprise)), rtol=1e-5)
+    values = metric.compute(metric.merge(states["words"], states["words"]))
+    np.testing.assert_allclose(values[task.headline], np.mean(share), rtol=1e-5)
+    np.testing.assert_allclose(values["perplexity"], np.exp(np.mean(surprise)), rtol=1e-5)
     nothing = metric.compute(state(metric, z, Labels(None, np.zeros(4, np.float32))))
     assert all(np.isnan(value) for value in nothing.values())
 

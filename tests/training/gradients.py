@@ -92,9 +92,9 @@ def one_step(prepared, absent):
     if not isinstance(devices, int):
         everywhere = jax.sharding.NamedSharding(devices.mesh, jax.sharding.PartitionSpec())
         whole = jax.jit(lambda x: x, out_shardings=everywhere)(whole)
-    told = parallel.fetch({k: figures[k] for k in ("losses", "weights", "present")}, devices)
-    told |= {"skipped": np.asarray(parallel.fetch(figures["skipped"], devices))}
-    leaves = jax.tree_util.tree_leaves_with_path({**jax.device_get(whole), "figures": told})
+    metrics = parallel.fetch({k: figures[k] for k in ("losses", "weights", "present")}, devices)
+    metrics |= {"skipped": np.asarray(parallel.fetch(figures["skipped"], devices))}
+    leaves = jax.tree_util.tree_leaves_with_path({**jax.device_get(whole), "figures": metrics})
     return {jax.tree_util.keystr(p, simple=True, separator="/"): np.asarray(x) for p, x in leaves}
 
 
@@ -113,7 +113,7 @@ def main(out, coordinator, count, process, axes, *methods):
         for absent in ABSENT:
             new = one_step(prepared, absent)
             found |= {f"{method}|{absent}|{path}": value for path, value in new.items()}
-    if processes.leads():
+    if processes.is_primary():
         np.savez(out, **found)
 
 

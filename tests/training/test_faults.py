@@ -103,8 +103,8 @@ def test_a_task_that_diverges_is_kept_and_replays_to_the_same_losses(tmp_path, m
         assert again.start == start
         assert again.tasks == ("task_2",)
         assert np.isnan(again.batch["targets"]["task_2"]["y"]).all()
-        assert np.isfinite(again.told["task_1"])
-        np.testing.assert_equal(again.losses, again.told)
+        assert np.isfinite(again.recorded["task_1"])
+        np.testing.assert_equal(again.losses, again.recorded)
         for step in (2, 4):
             shutil.rmtree(tmp_path / "checkpoints" / str(step), ignore_errors=True)
     with pytest.raises(ConfigError, match="no batch of step 7 in .*; there: 6"):
@@ -131,7 +131,7 @@ def test_a_run_that_learns_nothing_any_more_ends_and_says_where(
         assert steps == [0, 2, 4]
         again = replay(tmp_path, 7)
         assert again.figures["skipped"]
-        np.testing.assert_equal(again.losses, again.told)
+        np.testing.assert_equal(again.losses, again.recorded)
 
 
 def _told(step, lost, names=2):

@@ -1,4 +1,5 @@
-"""Every balancing method fits the assembled step; one of each tier trains: finite, weights told."""
+"""Every balancing method fits the assembled step; one of each tier trains: finite, weights
+reported."""
 
 import functools
 
@@ -102,10 +103,10 @@ def test_forms_that_training_cannot_feed_are_refused():
 )
 def test_accumulation_trains_as_the_whole_batch_does(method):
     """Without dropout and batch statistics, one SGD step over two microbatches is the same."""
-    (_, one, told), (_, two, also_told) = (_one_step(method, n) for n in (1, 2))
+    (_, one, metrics), (_, two, also_metrics) = (_one_step(method, n) for n in (1, 2))
     close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5)  # noqa: E731
     jax.tree.map(close, one.params, two.params)
-    jax.tree.map(close, told, also_told)
+    jax.tree.map(close, metrics, also_metrics)
 
 
 def test_microbatches_must_divide_the_batch():

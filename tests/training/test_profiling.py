@@ -116,9 +116,9 @@ def test_a_steps_time_is_its_parts(monkeypatch):
     step = meter.around(lambda state, batch: (state, batch), 0)
     step(0, 0)
     step(0, 0)
-    told = meter.figures(seconds=4.0, steps=2, waited=1.0)
-    assert told["step_seconds"] == {"data": 0.5, "host": 0.375, "device": 1.125}
-    assert told["memory_mb"]["host_peak"] > 1
+    figures = meter.figures(seconds=4.0, steps=2, waited=1.0)
+    assert figures["step_seconds"] == {"data": 0.5, "host": 0.375, "device": 1.125}
+    assert figures["memory_mb"]["host_peak"] > 1
     assert meter.figures(2.0, 1, 1.0)["step_seconds"] == {"data": 1.0, "host": 0.0, "device": 1.0}
 
 
@@ -159,7 +159,7 @@ def test_speed_in_words_and_only_what_is_known():
     assert peaks.against_peak(1e12, 0.5, None) == {"flops_per_second": 2e12}
     assert peaks.speed(1e12, 0.5, most).endswith("peak 4000 GFLOP/s (by its maker): 50.0% of it")
     assert "is not known" in peaks.speed(1e12, 0.5, None)
-    assert "not told by this compiler" in peaks.speed(None, 0.5, most)
+    assert "not reported by this compiler" in peaks.speed(None, 0.5, most)
 
 
 def test_a_cpus_peak_is_measured():
@@ -175,7 +175,7 @@ def test_the_steps_operations_and_memory_are_of_one_lowering():
     )
     lowered = tables.lowered_step(experiment)
     assert operations(lowered) > 1000
-    told = types.SimpleNamespace(temp_size_in_bytes=5e6, argument_size_in_bytes=9e6)
-    compiled = types.SimpleNamespace(memory_analysis=lambda: told)
+    sizes = types.SimpleNamespace(temp_size_in_bytes=5e6, argument_size_in_bytes=9e6)
+    compiled = types.SimpleNamespace(memory_analysis=lambda: sizes)
     table = tables.memory_table(experiment, compiled)
     assert list(table.columns[1].cells)[1] == "5.0"

@@ -170,9 +170,9 @@ def test_a_run_that_goes_on_loads_nothing_and_keeps_the_table(origin, tmp_path):
         said = out.getvalue()
         for words in ("init_from", "encoders/text/embedding", "[20, 128]", "[16, 8] there"):
             assert words in said
-        told = json.loads((workdir.path / init_from.FILE).read_text())
-        assert told["paths"]["heads/kind/out/bias"]["from"] == "heads/kind/out/bias"
-        assert told["loaded"] < told["parameters"]
+        report = json.loads((workdir.path / init_from.FILE).read_text())
+        assert report["paths"]["heads/kind/out/bias"]["from"] == "heads/kind/out/bias"
+        assert report["loaded"] < report["parameters"]
         missing = {"workdir": str(tmp_path / "gone")}
         gone = dataclasses.replace(made, config={**made.config, "init_from": missing, "steps": 2})
         train(gone, workdir, checkpoints, Console(file=out))  # nothing is asked of the origin
@@ -406,9 +406,9 @@ def test_the_table_has_a_line_for_each_module_that_was_skipped():
     skipped["encoders/image/project/kernel"] = "other shape: [2] there, [3] here"
     report = init_from.Report("a run", {}, skipped, (0, 10))
     console = Console(width=150)
-    with console.capture() as told:
+    with console.capture() as captured:
         console.print(report.table())
-    lines = told.get().splitlines()
+    lines = captured.get().splitlines()
     assert sum("skipped" in line for line in lines) == 2
     assert any("encoders/image/... (3)" in line and why in line for line in lines)
     assert any("encoders/image/project/kernel" in line for line in lines)

@@ -125,10 +125,10 @@ def test_merged_computes_the_same(pair, predict):
     merge = jax.jit(lambda params: lora.merge(params, lora.read(LORA)))
     merged = {**variables, "params": merge(variables["params"])}
     assert jax.tree.map(np.shape, merged) == jax.tree.map(np.shape, plain.model.shapes)
-    told, expected = predict[1](merged, inputs), predict[0](variables, inputs)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), told, expected)
+    found, expected = predict[1](merged, inputs), predict[0](variables, inputs)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
     bare = {**variables, "params": {**variables["params"], "lora": {}}}
-    gap = np.asarray(predict[1](bare, inputs)["kind"]) - np.asarray(told["kind"])
+    gap = np.asarray(predict[1](bare, inputs)["kind"]) - np.asarray(found["kind"])
     assert np.abs(gap).max() > 1e-2
 
 
@@ -164,8 +164,8 @@ def test_a_task_has_its_own_where_its_kernels_are_its_own():
     @jax.jit
     def step(params, weights):
         def loss(params):
-            told, _ = made.model({**variables, "params": params}, rows["inputs"])
-            return jnp.dot(made.model.losses(told, rows)[0], weights)
+            predictions, _ = made.model({**variables, "params": params}, rows["inputs"])
+            return jnp.dot(made.model.losses(predictions, rows)[0], weights)
 
         updates, _ = made.optimizer.update(
             jax.grad(loss)(params), made.optimizer.init(params), params
@@ -275,22 +275,22 @@ def test_a_task_moves_nothing_that_another_reads():
     tasks = list(built.tasks)
 
     @jax.jit
-    def told(variables):
+    def losses(variables):
         predictions, _ = built(variables, rows["inputs"])
         return predictions, built.losses(predictions, rows)[0]
 
     @jax.jit
     def step(params, weights):
-        grads = jax.grad(lambda p: jnp.dot(told({**variables, "params": p})[1], weights))(params)
+        grads = jax.grad(lambda p: jnp.dot(losses({**variables, "params": p})[1], weights))(params)
         updates, _ = optimizer.update(grads, optimizer.init(params), params)
         return optax.apply_updates(params, updates)
 
-    before, _ = told(variables)
+    before, _ = losses(variables)
     for k, task in enumerate(tasks):
         if task == "pairs":
             continue  # reads the encoders, and no adapter
         params = step(variables["params"], jnp.asarray(np.eye(len(tasks))[k], jnp.float32))
-        after, _ = told({**variables, "params": params})
+        after, _ = losses({**variables, "params": params})
         for other in tasks:
             same = jax.tree.map(lambda a, b: bool((a == b).all()), before[other], after[other])
             assert jax.tree.all(same) == (other != task), (task, other)

@@ -123,9 +123,9 @@ def test_a_model_trained_so_reads_rounded_weights_and_learns_others():
         max(len(np.unique(column)) for column in np.round(read.T, 6)) <= 7 < len(np.unique(learned))
     )
     model, variables = export.plain(made.model, after.variables)
-    told = [jax.jit(m)(v, batch["inputs"])[0] for m, v in (
+    outputs = [jax.jit(m)(v, batch["inputs"])[0] for m, v in (
         (made.model, after.variables), (model, variables))]  # fmt: skip
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *told)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *outputs)
 
 
 @pytest.mark.parametrize(
@@ -165,14 +165,14 @@ def test_the_command_writes_eight_bits_and_its_reader_reads_them(tmp_path, monke
         assert kept.dtype == (np.int8 if matrix else np.float32), path
         assert (f"params/{path}:scale" in arrays) == matrix
     inputs = {"text": {"x": np.array([[2, 3, 4, 0, 0, 0]] * 2, np.int32)}}
-    told, expected = (exported.load(f).predict(inputs)["kind"] for f in (out, file))
-    np.testing.assert_allclose(told["probability"], expected["probability"], atol=0.02)
-    assert np.any(told["probability"] != expected["probability"])
+    outputs, expected = (exported.load(f).predict(inputs)["kind"] for f in (out, file))
+    np.testing.assert_allclose(outputs["probability"], expected["probability"], atol=0.02)
+    assert np.any(outputs["probability"] != expected["probability"])
     rounded = dequantise(quantise(run.variables["params"]))
     own = dataclasses.replace(run, variables={**run.variables, "params": rounded})
     export.export_run(own, file, rows=2, tasks=["kind"])
     exact = exported.load(file).predict(inputs)["kind"]["probability"]
-    np.testing.assert_allclose(told["probability"], exact, atol=1e-6)
+    np.testing.assert_allclose(outputs["probability"], exact, atol=1e-6)
 
 
 def test_parameters_are_kept_in_the_order_of_the_program(tmp_path):

@@ -106,15 +106,17 @@ def run(
         updates, inner_state = optimizer.update(
             out.grads, inner_state, params, task_rates=per_task.current_rates(out.state)
         )
-        told = {k: out.diagnostics[k] for k in ("weights", "norms", "cosines", "conflict_rate")}
-        return (jax.tree.map(jnp.add, params, updates), inner_state, out.state), told
+        diagnostics = {
+            k: out.diagnostics[k] for k in ("weights", "norms", "cosines", "conflict_rate")
+        }
+        return (jax.tree.map(jnp.add, params, updates), inner_state, out.state), diagnostics
 
     chance = np.random.default_rng(seed)
     rows = jnp.asarray(chance.integers(0, len(train[0]), (steps, 64)))
     train, test = jax.tree.map(jnp.asarray, (train, test))
     carried = (params, optimizer.init(params), balancer.init(params))
-    carried, told = jax.jit(lambda c, r: jax.lax.scan(step, c, r))(carried, rows)
-    kept = jax.tree.map(np.asarray, told)
+    carried, diagnostics = jax.jit(lambda c, r: jax.lax.scan(step, c, r))(carried, rows)
+    kept = jax.tree.map(np.asarray, diagnostics)
     pulls = kept["weights"] * kept["norms"]
     # <sum_j r_j w_j g_j, g_k> / |g_k|: below 0, the step raises this task's loss.
     along = np.einsum("nj,njk->nk", pulls, kept["cosines"])

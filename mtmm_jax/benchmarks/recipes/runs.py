@@ -36,7 +36,8 @@ class Run:
         after: the run that it begins from; with it and `taught` all have folders (fit).
         taught: the runs whose models teach it.
         without: also tested without each of these modalities; "*": each of all.
-        zero_shot: the class labels that are also told by the nearest name, with a retrieval task.
+        zero_shot: the class labels that are also predicted by the nearest name, with a retrieval
+            task.
     """
 
     config: str
@@ -55,8 +56,10 @@ class Run:
 
     def folder(self, steps: int, seed: int) -> Path:
         """Of one training, below that of all."""
-        told = " ".join(word for run in (self, *self.before) for word in (run.name, *run.changes))
-        return Path("_".join((*re.findall(r"\w+", told), str(steps)))) / str(seed)
+        description = " ".join(
+            word for run in (self, *self.before) for word in (run.name, *run.changes)
+        )
+        return Path("_".join((*re.findall(r"\w+", description), str(steps)))) / str(seed)
 
     @property
     def before(self) -> tuple[Run, ...]:
@@ -100,8 +103,8 @@ def short(run: Run, seeds: Sequence[int], steps: int | None) -> Iterator[dict[st
         row = _row(trained.experiment.model, trained.evaluate(variables, "test"))
         for name in hidden:
             left = [other for other in names if other != name]
-            told = trained.evaluate(variables, "test", left)
-            row.setdefault("without", {})[name] = _row(trained.experiment.model, told)["test"]
+            metrics = trained.evaluate(variables, "test", left)
+            row.setdefault("without", {})[name] = _row(trained.experiment.model, metrics)["test"]
         for target in run.zero_shot:
             row["test"][f"{target}, zero-shot"] = round(
                 zero_shot(trained.experiment, variables, target), 4
@@ -118,15 +121,15 @@ def _row(model: Any, results: Mapping[str, Any]) -> dict[str, Any]:
     """Every task's headline and its name, its secondary metrics; all metrics."""
     from mtmm_jax.store.files import finite
 
-    told = finite({name: dict(results[name]) for name in model.tasks})
+    metrics = finite({name: dict(results[name]) for name in model.tasks})
     test, figure = {}, {}
     for name, task in model.tasks.items():
-        test[name], figure[name] = told[name][task.headline], task.headline
-        others = [f for f in told[name] if f in task.secondary and f != task.headline]
-        test |= {f"{name}, {other}": told[name][other] for other in others}
+        test[name], figure[name] = metrics[name][task.headline], task.headline
+        others = [f for f in metrics[name] if f in task.secondary and f != task.headline]
+        test |= {f"{name}, {other}": metrics[name][other] for other in others}
         figure |= {f"{name}, {other}": "" for other in others}
     smaller = [name for name, task in model.tasks.items() if task.smaller_is_better]
-    return {"test": test, "figure": figure, "smaller": smaller, "all": told}
+    return {"test": test, "figure": figure, "smaller": smaller, "all": metrics}
 
 
 def _trivial(experiment: Any) -> dict[str, Any]:
@@ -134,8 +137,8 @@ def _trivial(experiment: Any) -> dict[str, Any]:
     from mtmm_jax.evaluation import trivial_results
     from mtmm_jax.training.loop import evaluation_batches
 
-    told = trivial_results(experiment.model, evaluation_batches(experiment, "test"))
-    return {"trivial": _row(experiment.model, told)["test"]}
+    metrics = trivial_results(experiment.model, evaluation_batches(experiment, "test"))
+    return {"trivial": _row(experiment.model, metrics)["test"]}
 
 
 def fit(
@@ -145,8 +148,8 @@ def fit(
     for seed in seeds:
         finish(run.before, seed, steps, folder)
         started = time.monotonic()
-        experiment, told = _trained(run, seed, steps, folder)
-        row = _row(experiment.model, told["test"]) | {"parameters": experiment.parameters}
+        experiment, metrics = _trained(run, seed, steps, folder)
+        row = _row(experiment.model, metrics["test"]) | {"parameters": experiment.parameters}
         yield {**row, **_trivial(experiment), "seed": seed, "seconds": _since(started)}
 
 
@@ -188,7 +191,7 @@ def own_config(run: Run, seed: int, steps: int | None, folder: Path) -> Any:
 def ensemble(
     run: Run, seeds: Sequence[int], steps: int | None, folder: Path
 ) -> Iterator[dict[str, Any]]:
-    """Every member trained alone, then their predictions fused; what each reaches is told too."""
+    """Train every member alone, fuse their predictions; each member's metrics are kept too."""
     from mtmm_jax import training
     from mtmm_jax.runs import fused
 
@@ -198,8 +201,8 @@ def ensemble(
         experiment = training.assemble(own_config(run, seed, steps, folder))
         total = experiment.config["steps"]
         paths = [folder / Run(member).folder(total, seed) for member in run.members]
-        told = fused.fuse_runs(paths, run.how, folder / run.folder(total, seed))
-        test = dict(told["results"]["test"])
+        fused_run = fused.fuse_runs(paths, run.how, folder / run.folder(total, seed))
+        test = dict(fused_run["results"]["test"])
         row = _row(experiment.model, test.pop(fused.FUSED))
         singles = zip(run.members, test.values(), strict=True)
         row["members"] = {name: _row(experiment.model, one)["test"] for name, one in singles}
@@ -224,16 +227,16 @@ def cross_validated(
         source, out = experiment.source, console()
         record = folds.cross_validate(plain, source, place, FOLDS, found, seed, out)
         best = folds.winner(record)
-        told = folds.retrain(record, best, MEAN, place, train)
-        row = _row(experiment.model, told["test"]) | {"weights": best}
+        metrics = folds.retrain(record, best, MEAN, place, train)
+        row = _row(experiment.model, metrics["test"]) | {"weights": best}
         yield {**row, **_trivial(experiment), "seed": seed, "seconds": _since(started)}
 
 
 def zero_shot(experiment: Any, variables: Any, target: str, split: str = "test") -> float:
     """The share of pictures whose class is the one of the nearest name.
 
-    A class is told by its name alone, as a text: no label was trained on. The model needs a task
-    that embeds "image" and "text", and the data a tokenizer.
+    A class is predicted by its name alone, as a text: no label was trained on. The model needs a
+    task that embeds "image" and "text", and the data a tokenizer.
     """
     from mtmm_jax.evaluation.spaces import embedded, embedder, named, space_of
     from mtmm_jax.evaluation.zero_shot import nearest

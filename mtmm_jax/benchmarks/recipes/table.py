@@ -57,19 +57,19 @@ def besides(
     board: Board, recipe: Recipe, mine: Sequence[Mapping[str, Any]], steps: int | None = None
 ) -> list[str]:
     """What stands beside a recipe, what it reaches without a modality, and what its members do."""
-    told = [
+    notes = [
         f"{label}: {cells(found, mine)}"
         for label, run in recipe.beside.items()
         if (found := board.find(**key_of(run, steps)))
     ]
     for modality in mine[0].get("without", {}):
         hidden = [{**row, "test": row["without"][modality]} for row in mine]
-        told.append(f"without {modality}: {cells(hidden)}")
+        notes.append(f"without {modality}: {cells(hidden)}")
     whole = [row for row in mine if "members" in row]
     for member in whole[0]["members"] if whole else ():
         single = [{**row, "test": row["members"][member]} for row in whole]
-        told.append(f"{member}: {cells(single, mine)}")
-    return told
+        notes.append(f"{member}: {cells(single, mine)}")
+    return notes
 
 
 def cells(rows: Sequence[Mapping[str, Any]], like: Sequence[Mapping[str, Any]] = ()) -> str:
@@ -77,17 +77,17 @@ def cells(rows: Sequence[Mapping[str, Any]], like: Sequence[Mapping[str, Any]] =
     which some are `BETTER`."""
     known = set(like[0]["test"]) if like else set(rows[0]["test"])
     figure = rows[0]["figure"]
-    # What has other tasks altogether is told whole.
+    # A run with other tasks altogether is listed with all of them.
     tasks = [task for task in rows[0]["test"] if task in known] or list(rows[0]["test"])
 
-    def told(task: str) -> str:
+    def cell(task: str) -> str:
         values = _values(rows, task)
         sign = -1 if task in rows[0].get("smaller", ()) else 1
         other = _values(like, task)
         better = values and other and sign * (np.mean(values) - np.mean(other)) > 0
         return " ".join(filter(None, (task, figure[task], _shown(values)))) + BETTER * bool(better)
 
-    return ", ".join(map(told, tasks))
+    return ", ".join(map(cell, tasks))
 
 
 def _values(rows: Sequence[Mapping[str, Any]], task: str) -> list[float]:

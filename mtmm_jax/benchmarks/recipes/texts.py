@@ -36,34 +36,34 @@ def measured(board: Board, config: str) -> str | None:
 
     The cost is what a run took with one of two cores, as another one ran beside it.
     """
-    told, seconds, seeds = [], [], set()
+    sentences, seconds, seeds = [], [], set()
     same = [recipe for recipe in RECIPES.values() if recipe.run.config == config]
     for recipe in same:
         if mine := board.find(**key_of(recipe.run)):
             name = f"{recipe.system}: " if len(same) > 1 else ""
             nothing = trivial(mine)
             parts = [name + cells(mine), *([] if nothing == "-" else [f"trivial: {nothing}"])]
-            told.append("; ".join([*parts, *besides(board, recipe, mine)]) + ".")
+            sentences.append("; ".join([*parts, *besides(board, recipe, mine)]) + ".")
             seconds += [row["seconds"] for row in mine]
             seeds |= {row["seed"] for row in mine}
-    if not told:
+    if not sentences:
         return None
     each = float(np.median(seconds))
     cost = f"{each:.0f} s" if each < 120 else f"{each / 60:.0f} minutes"
     count = "one seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
-    return f"{MEASURED} (test, {count}, {cost} each with one of two cores): {' '.join(told)}"
+    return f"{MEASURED} (test, {count}, {cost} each with one of two cores): {' '.join(sentences)}"
 
 
-def with_table(text: str, told: str) -> str:
+def with_table(text: str, table: str) -> str:
     """The page with the table between its comments."""
-    return between(text, BEGIN, END, f"\n\n{told}\n\n", "configs/README.md")
+    return between(text, BEGIN, END, f"\n\n{table}\n\n", "configs/README.md")
 
 
-def with_paragraph(source: str, told: str) -> str:
+def with_paragraph(source: str, paragraph: str) -> str:
     """A config's source with the paragraph at the end of its docstring."""
     opening, body, rest = re.match(r'(r?""")(.*?)(""".*)', source, re.DOTALL).groups()
     body = re.sub(rf"\n\n{MEASURED} \(.*", "", body.rstrip(), flags=re.DOTALL)
-    lines = textwrap.wrap(told, WIDTH, break_on_hyphens=False, break_long_words=False)
+    lines = textwrap.wrap(paragraph, WIDTH, break_on_hyphens=False, break_long_words=False)
     return f"{opening}{body}\n\n" + "\n".join(lines) + f"\n{rest}"
 
 
@@ -88,10 +88,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError(f"--root: there is no {readme}")
     write(readme, with_table(readme.read_text(), table(board, RECIPES.values())).encode())
     configs = dict.fromkeys(recipe.run.config for recipe in RECIPES.values())
-    found = {config: told for config in configs if (told := measured(board, config))}
-    for config, told in found.items():
+    found = {config: paragraph for config in configs if (paragraph := measured(board, config))}
+    for config, paragraph in found.items():
         path = next((root / "configs").rglob(f"{config}.py"))
-        write(path, with_paragraph(path.read_text(), told).encode())
+        write(path, with_paragraph(path.read_text(), paragraph).encode())
     console().print(f"{readme} and {len(found)} configs", highlight=False)
     return 0
 

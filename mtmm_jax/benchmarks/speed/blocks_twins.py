@@ -107,14 +107,18 @@ class _CNN(_Named):
 class _MLP(nn.Module):
     def __init__(self, encoder: Any, x: np.ndarray) -> None:
         super().__init__()
-        self.told = x.ndim == 2  # a table is read beside its mask
+        self.masked = x.ndim == 2  # a table is read beside its mask
         inner, size = MLPS[encoder.preset], int(np.prod(x.shape[1:]))
-        self.read = nn.Linear(2 * size if self.told else size, inner)
+        self.read = nn.Linear(2 * size if self.masked else size, inner)
         self.hidden = nn.Linear(inner, inner)
         self.project = nn.Linear(inner, encoder.width)
 
     def forward(self, x: Any) -> Any:
-        x = torch.cat([x, torch.ones_like(x)], 1) if self.told else x.permute(0, 2, 3, 1).flatten(1)
+        x = (
+            torch.cat([x, torch.ones_like(x)], 1)
+            if self.masked
+            else x.permute(0, 2, 3, 1).flatten(1)
+        )
         h = F.gelu(self.read(x))
         return self.project(h + F.gelu(self.hidden(h)))[:, None]
 

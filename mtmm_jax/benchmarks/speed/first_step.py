@@ -47,7 +47,7 @@ def first_step(folder: str, began: float) -> None:
             events[names[event]] = events.get(names[event], 0.0) + seconds
 
     jax.monitoring.register_event_duration_secs_listener(note)
-    running: list[float] = []  # seconds that inner parts have told already
+    running: list[float] = []  # seconds already counted by inner spans
 
     def timed(owner: Any, name: str, part: str) -> None:
         inner = getattr(owner, name)
@@ -87,8 +87,8 @@ def first_step(folder: str, began: float) -> None:
             spans.update(parts, **{"step: the rest": took - sum(parts.values())})
             total = time.time() - began
             spans["the rest"] = total - sum(spans.values())
-            told = {"seconds": total, "spans": spans, "events": events}
-            Path(folder, "spans.json").write_text(json.dumps(told))
+            record = {"seconds": total, "spans": spans, "events": events}
+            Path(folder, "spans.json").write_text(json.dumps(record))
             return out
 
         return call
@@ -104,7 +104,7 @@ def start(folder: Path, repeats: int) -> list[dict[str, Any]]:
     """Medians over starts of a new run and of one that goes on."""
     found: dict[str, list[dict[str, Any]]] = {"new": [], "going on": []}
     for i in range(repeats + 1):
-        for told in found.values():
+        for records in found.values():
             run = folder / str(i)
             command = [sys.executable, "-m", "mtmm_jax.benchmarks.speed.first_step"]
             began = time.time()
@@ -114,11 +114,11 @@ def start(folder: Path, repeats: int) -> list[dict[str, Any]]:
             if done.returncode:
                 raise RuntimeError(f"a start failed: {done.stderr[-2000:]}")
             if i:  # the first one fills the compile cache
-                told.append(json.loads((run / "spans.json").read_text()))
+                records.append(json.loads((run / "spans.json").read_text()))
     rows = []
-    for kind, told in found.items():
-        told.sort(key=lambda one: one["seconds"])
-        middle = told[len(told) // 2]
+    for kind, records in found.items():
+        records.sort(key=lambda one: one["seconds"])
+        middle = records[len(records) // 2]
         rows.append(
             {
                 "what": "start",

@@ -124,13 +124,13 @@ def _train(
         def around(self, step: Callable[..., Any], start: int) -> Callable[..., Any]:
             metered = super().around(step, start)
 
-            def told(state: Any, batch: Any) -> Any:
+            def traced(state: Any, batch: Any) -> Any:
                 out = metered(state, batch)
                 if seen is not None:
                     seen(out)
                 return out
 
-            return told
+            return traced
 
     folder.mkdir(parents=True, exist_ok=True)
     with open(os.devnull, "w") as nowhere, Compiles() as compiles:

@@ -112,11 +112,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     found: dict[tuple[str, int], list[float]] = {}
     for _ in range(options.repeats):
         for count in counts:
-            told = ask(given, count)
-            for form, milliseconds in told["step_ms"].items():
+            measured = ask(given, count)
+            for form, milliseconds in measured["step_ms"].items():
                 found.setdefault((form, count), []).append(milliseconds)
     rows = scaling({key: statistics.median(v) for key, v in found.items()}, options.rows)
-    cores = told["machine"]["cores"]
+    cores = measured["machine"]["cores"]
     print(f"simulated devices that share {cores} cores; {options.rows} rows a device")
     print(f"{'form':6}{'devices':>8}{'step ms':>10}{'ms a row':>10}{'efficiency':>12}"
           f"{'throughput':>12}")  # fmt: skip
@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "overrides": overrides,
             "load_average": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         }
-        write_json(options.json, rows, told["machine"], settings)
+        write_json(options.json, rows, measured["machine"], settings)
     return 0
 
 

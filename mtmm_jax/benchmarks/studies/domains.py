@@ -119,8 +119,8 @@ def adapted(experiment: Any, variables: Any, target: str, passes: int = 1) -> An
     batches = iter(source.train(size, seed=config["seed"]))
     key = jax.random.key(config["seed"])
     for step in range(passes * round(source.epoch_steps(size))):
-        told = move(variables, next(batches)["inputs"], jax.random.fold_in(key, step))
-        variables = {**variables, "batch_stats": {**variables["batch_stats"], **told}}
+        outputs = move(variables, next(batches)["inputs"], jax.random.fold_in(key, step))
+        variables = {**variables, "batch_stats": {**variables["batch_stats"], **outputs}}
     return variables
 
 

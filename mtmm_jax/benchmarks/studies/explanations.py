@@ -80,7 +80,10 @@ def measured(path: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     run = open_run(path, Workdir.at(path).config())
     model = run.experiment.model
     choose(options.task, explainable(run, tuple(model.encoders)), "--task", "explainable task")
-    told, look = Explainer(model, [options.task], options.steps), Attention(model, [options.task])
+    explainer, look = (
+        Explainer(model, [options.task], options.steps),
+        Attention(model, [options.task]),
+    )
     batches = some_batches(run.experiment, options.split, options.samples)
     sums: dict[tuple[str, bool], dict[str, list[np.ndarray]]] = {}
     for number, batch in enumerate(track(batches, f"explaining {path}", console=console())):
@@ -93,15 +96,22 @@ def measured(path: str, options: argparse.Namespace) -> list[dict[str, Any]]:
                     n: e if n == name or not alone else {**e, "present": 0 * e["present"] > 0}
                     for n, e in whole.items()
                 }
-                _, answers, found, _ = told.attribute(run.variables, seen, parts)
-                curves = told.deletion(
+                _, answers, found, _ = explainer.attribute(run.variables, seen, parts)
+                curves = explainer.deletion(
                     run.variables, seen, parts, answers, found, jnp.asarray(SHARES),
                     jax.random.fold_in(jax.random.key(0), number), ORDERS, only=name,
                 )  # fmt: skip
                 found = {key: np.asarray(curve)[:, 0] for key, curve in curves[name].items()}
                 attended = look(run.variables, seen, parts)
                 looked = deletion(
-                    told, run.variables, seen, parts, answers, attended, jnp.asarray(SHARES), name
+                    explainer,
+                    run.variables,
+                    seen,
+                    parts,
+                    answers,
+                    attended,
+                    jnp.asarray(SHARES),
+                    name,
                 )[options.task]
                 if name in looked:
                     found["attention"] = looked[name]
@@ -130,11 +140,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Any:
         out.add_column(name)
     for name, alone in dict.fromkeys((row["modality"], row["alone"]) for row in rows):
         mine = [row for row in rows if (row["modality"], row["alone"]) == (name, alone)]
-        told = {kind: [row[kind] for row in mine if kind in row] for kind in KINDS}
-        means = {kind: float(np.mean(values)) for kind, values in told.items() if values}
+        by_kind = {kind: [row[kind] for row in mine if kind in row] for kind in KINDS}
+        means = {kind: float(np.mean(values)) for kind, values in by_kind.items() if values}
         chance = max(means["random"], 1e-9)
         ratios = [f"{means[k] / chance:.2f}" if k in means else "-" for k in (KINDS[0], KINDS[2])]
-        cells = [spread(told[kind]) if told[kind] else "-" for kind in KINDS]
+        cells = [spread(by_kind[kind]) if by_kind[kind] else "-" for kind in KINDS]
         out.add_row(name, "absent" if alone else "there", *cells, *ratios)
     return out
 

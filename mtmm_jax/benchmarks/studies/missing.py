@@ -8,7 +8,7 @@ For each fusion, each way to meet a missing modality (`model.missing`) and each 
 dropout: the figure with everything, and with any one modality taken away; beside them, what models
 reach that never had that modality: as much as the others can tell. With --unimodal, tasks
 are also trained by heads on each modality alone, without dropout and with it. What a model loses by
-the absence that costs the plain one most is told as a share of what the plain one loses.
+the absence that costs the plain one most is given as a share of the plain one's loss.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--config", default="emoji", help="a config file, or a name (default: emoji)")
     p.add_argument("--task", default="category", help="whose headline counts (default: category)")
     p.add_argument("--dropout", default="0.3", help="beside 0, or text=.6,image=.4 (default: .3)")
-    told = "tasks that have heads on each modality alone too, without dropout and with it"
-    p.add_argument("--unimodal", nargs="+", metavar="TASK", help=told)
+    unimodal = "tasks that have heads on each modality alone too, without dropout and with it"
+    p.add_argument("--unimodal", nargs="+", metavar="TASK", help=unimodal)
     p.add_argument("--ways", nargs="+", default=["mask"], help="of model.missing (default: mask)")
     p.add_argument("--fusions", nargs="+", help="kinds (default: the config's)")
     return p
@@ -174,9 +174,9 @@ def table(rows: Sequence[Mapping[str, Any]], task: str) -> Any:
         same = [row for row in rows if row["fusion"] == kind[0]]
         share = None if plain(mine[0]) else lost(mine, same)
         count = len({row["seed"] for row in mine})
-        told = "" if share is None else f"{share[1]:.2f} ({share[0]})"
+        loss = "" if share is None else f"{share[1]:.2f} ({share[0]})"
         dropout = " + ".join((str(kind[2]), *kind[3]))
-        out.add_row(*kind[:2], dropout, str(count), *cells, told)
+        out.add_row(*kind[:2], dropout, str(count), *cells, loss)
     return out
 
 

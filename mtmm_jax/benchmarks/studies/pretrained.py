@@ -8,10 +8,10 @@ over it; the category alone is learned. Told are its accuracy on the test split 
 parameters are trained. Asked for: the best is 5 points above the same network from scratch; beside
 it stands a small GRU with words of its own, which is easier to train.
 
-Then 20 subcategories that no label and no picture showed, told by the nearest of their names: by
-zero_shot, whose names stand where MiniLM has put them, and by contrastive, which learns its words
-from the other subcategories. Asked for: three times chance. Rows that stand in the JSON file are
-not run again.
+Then 20 subcategories that no label and no picture showed, predicted by the nearest of their names:
+by zero_shot, whose names stand where MiniLM has put them, and by contrastive, which learns its
+words from the other subcategories. Asked for: three times chance. Rows that stand in the JSON file
+are not run again.
 """
 
 from __future__ import annotations
@@ -85,12 +85,12 @@ def trained(experiment: Any) -> int:
 
 
 def figures(run: Any, row: str, seed: int) -> dict[str, Any]:
-    """What one training of a row is told by."""
+    """The metrics of one training of a row."""
     from mtmm_jax.evaluation import zero_shot
 
     if row in ROWS:
-        told = run.row(seed)
-        return {"accuracy": told["test"][TASK], "trained": trained(run.experiment)}
+        metrics = run.row(seed)
+        return {"accuracy": metrics["test"][TASK], "trained": trained(run.experiment)}
     experiment = run.experiment
     size = experiment.config["evaluation"]["batch_size"]
     found = zero_shot.measure(
@@ -124,9 +124,9 @@ def tables(board: Board, weights: str, steps: int | None) -> Iterator[Any]:
         if rows := found(name):
             values = [row["accuracy"] for row in rows]
             above = np.mean(values) - np.mean(scratch) if scratch and name != SCRATCH else None
-            told = "" if above is None else f"{100 * above:+.1f} points"
+            gain = "" if above is None else f"{100 * above:+.1f} points"
             asked = "" if above is None else "kept" if above >= ASKED else "missed"
-            out.add_row(name, spread(values), f"{rows[0]['trained']:,}", told, asked)
+            out.add_row(name, spread(values), f"{rows[0]['trained']:,}", gain, asked)
     yield out
     out = Table(*columns, title=f"{UNSEEN_LABEL}, unseen ones, by name")
     for name in UNSEEN:
@@ -134,8 +134,8 @@ def tables(board: Board, weights: str, steps: int | None) -> Iterator[Any]:
             values = [row["accuracy"] for row in rows]
             times = np.mean([row["accuracy"] / row["names"]["chance_unseen"] for row in rows])
             asked = "kept" if times >= UNSEEN_ASKED else "missed"
-            told = f"{times:.1f} x chance"
-            out.add_row(name, spread(values), f"{rows[0]['trained']:,}", told, asked)
+            gain = f"{times:.1f} x chance"
+            out.add_row(name, spread(values), f"{rows[0]['trained']:,}", gain, asked)
     yield out
 
 

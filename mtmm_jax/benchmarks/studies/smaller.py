@@ -103,7 +103,7 @@ def reached(file: Path, experiment: Any, split: str = "test") -> dict[str, float
     model, program, states = experiment.model, exported.load(file), None
     update = jax.jit(lambda predictions, batch: metric_states(model, predictions, batch))
     for batch in evaluation_batches(experiment, split):
-        told = program.predict({name: batch["inputs"][name] for name in model.encoders})
+        outputs = program.predict({name: batch["inputs"][name] for name in model.encoders})
         said = {}
         for name, task in model.tasks.items():
             if task.restore is None:
@@ -112,7 +112,7 @@ def reached(file: Path, experiment: Any, split: str = "test") -> dict[str, float
                     f"tasks.{name}: {task.kind!r} cannot be scored by its outputs; tasks that can: "
                     f"{', '.join(able) or 'none'}"
                 )
-            said[name] = task.restore(told[name])
+            said[name] = task.restore(outputs[name])
         part = jax.device_get(update(said, batch))
         states = part if states is None else merge(model, states, part)
     return headlines(model, compute(model, states))
@@ -144,7 +144,7 @@ def latency(files: Mapping[str, Path]) -> dict[str, Any]:
     from mtmm_jax.benchmarks.speed.timing import interleaved
     from mtmm_jax.inference import exported
 
-    told: dict[str, Any] = {name: {} for name in files}
+    latencies: dict[str, Any] = {name: {} for name in files}
     for rows in BATCHES:
         calls = {}
         for name, path in files.items():
@@ -153,8 +153,8 @@ def latency(files: Mapping[str, Path]) -> dict[str, Any]:
             read = json.loads(zipfile.ZipFile(path).read("config.json"))["model"]["encoders"]
             calls[name] = partial(model.predict, {m: inputs[m] for m in read if read[m]})
         for name, milliseconds in interleaved(calls, warm=True).items():
-            told[name][str(rows)] = round(milliseconds / rows, 4)
-    return told
+            latencies[name][str(rows)] = round(milliseconds / rows, 4)
+    return latencies
 
 
 def products(sizes: Sequence[int] = (128, 512)) -> list[dict[str, Any]]:
@@ -173,8 +173,8 @@ def products(sizes: Sequence[int] = (128, 512)) -> list[dict[str, Any]]:
             "float32": lambda x=x, w=w: whole(x, w).block_until_ready(),
             "int8": lambda x=x, q=q: small(x, q).block_until_ready(),
         }
-        told = interleaved(calls, seconds=1.0, warm=True)
-        found.append({"size": size, **{name: round(ms, 4) for name, ms in told.items()}})
+        times = interleaved(calls, seconds=1.0, warm=True)
+        found.append({"size": size, **{name: round(ms, 4) for name, ms in times.items()}})
     return found
 
 

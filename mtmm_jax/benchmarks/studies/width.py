@@ -4,9 +4,9 @@
     python -m mtmm_jax.benchmarks.studies.width --config generator --sizes 1,2 --entries linear,pca
 
 Every modality passes the bottleneck of configs/bottlenecks, which learns at the rates that
-stand there, narrowed to k numbers; gates, which have no k, are told by the share of features that
-they leave open, at some weights of their loss. The line without a bottleneck is the config as it
-is. Rows that stand in the JSON file are not run again.
+stand there, narrowed to k numbers; gates, which have no k, are described by the share of features
+that they leave open, at some weights of their loss. The line without a bottleneck is the config as
+it is. Rows that stand in the JSON file are not run again.
 """
 
 from __future__ import annotations

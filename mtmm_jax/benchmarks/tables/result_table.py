@@ -146,11 +146,11 @@ def arguments(
         jobs: whether there is --jobs, for `Board.helped`.
         config_flags: whether the config's values may be set as well.
     """
-    told = "Values of the config are set by --config.section.key=value, as in training."
+    about_flags = "Values of the config are set by --config.section.key=value, as in training."
     p = argparse.ArgumentParser(
         prog=f"python -m mtmm_jax.benchmarks.{command}",
         description=about,
-        epilog=told if config_flags else None,
+        epilog=about_flags if config_flags else None,
     )
     p.add_argument("--json", help="rows are kept here; those that stand in it are not run again")
     p.add_argument("--seeds", default=seeds, help=f"such as 0,1,2 (default: {seeds})")
@@ -159,8 +159,10 @@ def arguments(
     if jobs:
         p.add_argument("--jobs", type=int, default=1, help="runs at once (default: 1)")
     if quick:
-        told = quick if isinstance(quick, str) else f"{quick} steps and one seed: does it run?"
-        p.add_argument("--quick", action="store_true", help=told)
+        about_flags = (
+            quick if isinstance(quick, str) else f"{quick} steps and one seed: does it run?"
+        )
+        p.add_argument("--quick", action="store_true", help=about_flags)
     return p
 
 

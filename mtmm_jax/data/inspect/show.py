@@ -109,13 +109,13 @@ def show(
             raise ConfigError(f"--png: {name} has no pictures; leave it out, the page has the rest")
         writes[Path(arguments.png)] = lambda path: image.save(path, format="PNG")
     counted = {split: count(source, split, arguments.sample) for split in source.rows}
-    told = "as training sees them" if arguments.augment else "without augmentation"
+    views = "as training sees them" if arguments.augment else "without augmentation"
     card = Card(
         name=name,
         config=config,
         about=inspect.getdoc(SOURCES[name]) or "",
         card=data_card(SOURCES[name]),
-        shown=f"{len(batch['id'])} examples of {arguments.split}, {told}",
+        shown=f"{len(batch['id'])} examples of {arguments.split}, {views}",
     )
     text = page(source, card, counted, batch)
     writes[Path(arguments.out)] = lambda path: path.write_text(text, encoding="utf-8")

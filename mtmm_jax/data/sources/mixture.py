@@ -110,7 +110,7 @@ def mix(
             )
     seen = _some(trained, sources, f"{where}.trained")
     held = _some(held, sources, f"{where}.held")
-    told = _origin(sources, seen) if origin else {}
+    origins = _origin(sources, seen) if origin else {}
     built = tuple(sources.values())
     codes = [
         {split: (np.int64(i) << _BITS) + s.rows[split] for split in s.rows}
@@ -120,7 +120,7 @@ def mix(
         name="+".join(sources),
         spec=Spec(
             _union([s.spec.modalities for s in built], _same_modality, sources, where),
-            _union([{**s.spec.targets, **told} for s in built], _joined_target, sources, where),
+            _union([{**s.spec.targets, **origins} for s in built], _joined_target, sources, where),
         ),
         rows={
             split: np.concatenate(found)
@@ -142,7 +142,7 @@ def mix(
         parts=tuple(own["train"] for name, own in zip(sources, codes, strict=True) if name in seen),
         mixing=mixing,
         carries=tuple(
-            Spec(s.spec.modalities, {**s.spec.targets, **told})
+            Spec(s.spec.modalities, {**s.spec.targets, **origins})
             for name, s in sources.items()
             if name in seen
         ),

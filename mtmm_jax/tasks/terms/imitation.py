@@ -101,8 +101,8 @@ def likeness(read: str, target: str, kernel: str | None = None) -> Regulariser:
 
 
 def share_of(target: str) -> Regulariser:
-    """The share of a target's rows that have a weight: told beside the losses, and moves nothing.
-    Of labels that are told one by one (`[B, C]`), the share of those."""
+    """The share of a target's rows that have a weight: reported with the losses, moves nothing.
+    Of labels that are weighted one by one (`[B, C]`), the share of those."""
 
     def term(view: View) -> tuple[Array, Array]:
         entry = view.targets.get(target)

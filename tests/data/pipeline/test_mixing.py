@@ -1,4 +1,4 @@
-"""Mixing: shares are exact, resumable at any row, and change only from where they are told to."""
+"""Mixing: shares are exact, resumable at any row, and change only from the step that is given."""
 
 import numpy as np
 import pytest

@@ -200,8 +200,8 @@ def test_words_may_be_whole_words(cache, table, text):
     source.spec.check(batch)
     known = {w for n, s in zip(table.names, table.split, strict=True) if s == "train"
              for w in n.lower().split()}  # fmt: skip
-    told = batch["inputs"]["text"]
-    for concept, ids, mask in zip(batch["id"], told["x"], told["mask"], strict=True):
+    tokens = batch["inputs"]["text"]
+    for concept, ids, mask in zip(batch["id"], tokens["x"], tokens["mask"], strict=True):
         words = table.names[concept].lower().split()
         got = [tokenizer.id_to_token(i) for i in ids[mask]][: len(words)]
         if text == "name":

@@ -284,7 +284,7 @@ def _compose(
     else:
         motion, rest = np.split(chance, [_MOTION], axis=1)
     event, ring = paths(motion[:, :-_BACKGROUND], frames)
-    told, _ = telling(concept, np.array([STYLES.index(s) for s in styles])[style], rest)
+    text, _ = telling(concept, np.array([STYLES.index(s) for s in styles])[style], rest)
     present = np.ones(len(rows), bool)
     video = film(planes, ring, size, motion[:, -_BACKGROUND:])
     labels = {"event": event} | {name: table.labels[name][concept] for name in _LABELS}
@@ -294,7 +294,7 @@ def _compose(
         "valid": np.ones((len(rows), 1), bool),
     }
     return {
-        "inputs": {"video": {"x": video, "present": present}, **told},
+        "inputs": {"video": {"x": video, "present": present}, **text},
         "targets": {name: {"y": y, "present": present} for name, y in labels.items()},
         "id": concept.astype(np.int32),
     }

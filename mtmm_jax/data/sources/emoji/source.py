@@ -149,7 +149,7 @@ class Telling:
     Attributes:
         length: samples of the audio.
         named: `[N, tokens]` ids of the names.
-        described: `[N, tokens]` ids of names and keywords; None if only names are told.
+        described: `[N, tokens]` ids of names and keywords; None if only names are used.
         noise: white noise to take stretches from: drawing it anew for each batch would cost 20 ms.
         special: the ids that pad and that stand for what is unknown.
     """
@@ -176,8 +176,8 @@ class Telling:
     ) -> Telling:
         full = _with_keywords(table)
         spelt = units == "characters"
-        told = table.names if spelt and text == "name" else full
-        training = [t for t, split in zip(told, table.split, strict=True) if split == "train"]
+        phrases = table.names if spelt and text == "name" else full
+        training = [t for t, split in zip(phrases, table.split, strict=True) if split == "train"]
         if own is None:
             own = speller(training) if spelt else train_tokenizer(training, VOCABULARY)
         tokenizer = read_tokenizer(own)
@@ -306,7 +306,7 @@ def _compose(
         for_image = slice(_CHOICES, _CHOICES + augmentation.IMAGE_DRAWS)
         image = augmentation.image(planes, size, chance[:, for_image], flippable[concept])
         rest = np.delete(chance, for_image, axis=1)
-    told, said = telling(concept, np.array([STYLES.index(s) for s in styles])[style], rest)
+    text, said = telling(concept, np.array([STYLES.index(s) for s in styles])[style], rest)
     present = np.ones(len(rows), bool)
     labels = {
         "category": table.labels["category"][concept],
@@ -320,7 +320,7 @@ def _compose(
         spans = table.spans[concept, said]
         labels["speech"] = audio.fit([table.speech[a:b] for a, b in spans], telling.length)
     return {
-        "inputs": {"image": {"x": image, "present": present}, **told},
+        "inputs": {"image": {"x": image, "present": present}, **text},
         "targets": {name: {"y": y, "present": present} for name, y in labels.items()},
         "id": concept.astype(np.int32),
     }

@@ -212,8 +212,8 @@ def video(lot: Lot) -> World:
     shape = topic + 4 * lot.pick(2)
     film = [parts.things(lot, 24, moved[:, [t]], shape[:, None]) for t in seconds]
     rising = np.where(mood == 1, 1.0, -1.0)[:, None] * np.linspace(-3, 3, len(seconds))
-    told = np.where(lot.number(8) < 0.5, 1 + topic[:, None], 5 + lot.pick(4, 8))
-    words = np.where(lot.number(8) < 0.3, 9 + mood[:, None], told).astype(np.int32)
+    tokens = np.where(lot.number(8) < 0.5, 1 + topic[:, None], 5 + lot.pick(4, 8))
+    words = np.where(lot.number(8) < 0.3, 9 + mood[:, None], tokens).astype(np.int32)
     # The tones are made four times too fast, and played at a quarter of the rate.
     tune = parts.tones(lot, _pitch(lot, rising + 4, 1.0), 0.25)
     score = 0.5 * mood + 0.25 * (topic % 2) + 0.25 * (topic == 3)
