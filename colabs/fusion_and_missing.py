@@ -66,7 +66,7 @@ def xor(entry):
 accuracy = {}
 for name, entry in MENU.items():
     short = ShortRun(xor(entry))
-    accuracy[name] = short.figures(short.evaluate(short.train(0), "test"))["synergy"]
+    accuracy[name] = short.metrics(short.evaluate(short.train(0), "test"))["synergy"]
     print(f"{name:15s} {accuracy[name]:.3f}")
 
 # %%
@@ -105,7 +105,7 @@ for dropout in (0.0, 0.5):
     short = ShortRun(shared_sign(dropout))
     variables = short.train(0)
     robustness[dropout] = [
-        short.figures(short.evaluate(variables, "test", only))["redundant"]
+        short.metrics(short.evaluate(variables, "test", only))["redundant"]
         for only in seen.values()
     ]
 
@@ -116,8 +116,8 @@ limits = [
     for only in seen.values()
 ]
 plt.figure(figsize=(6, 3))
-for i, (dropout, figures) in enumerate(robustness.items()):
-    plt.bar(places + 0.36 * (i - 0.5), figures, 0.34, label=f"modality dropout {dropout}")
+for i, (dropout, metrics) in enumerate(robustness.items()):
+    plt.bar(places + 0.36 * (i - 0.5), metrics, 0.34, label=f"modality dropout {dropout}")
 plt.plot(places, limits, "k_", markersize=60, label="the best that can be reached")
 plt.xticks(places, seen)
 plt.ylim(0.5, 1.0)

@@ -85,7 +85,7 @@ show(parameter_table(state.params))
 # %% [markdown]
 # ## Training
 #
-# The same loop as `python -m mtmm_jax.train`: checkpoints, figures and a report stand in the
+# The same loop as `python -m mtmm_jax.train`: checkpoints, metrics and a report stand in the
 # run's folder, and running it again goes on where it stopped.
 
 # %%

@@ -1,4 +1,4 @@
-"""17,472 films from their texts and figures: five tasks, most labels missing.
+"""17,472 films from their texts and numbers: five tasks, most labels missing.
 
 python -m mtmm_jax.train --config configs/films.py --workdir runs/films
 

@@ -1,4 +1,4 @@
-"""`python -m mtmm_jax.evaluate --workdir runs/emoji`: a finished run's figures on a split."""
+"""`python -m mtmm_jax.evaluate --workdir runs/emoji`: a finished run's metrics on a split."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--workdir", required=True, help="the folder of all runs, or of the result")
     p.add_argument("--config", help="a config file, or a name such as emoji")
     p.add_argument("--seed", type=int, help="of --random and of the folds; 0 by default")
-    p.add_argument("--by", help="the task whose figure decides; mean (default): all of them")
+    p.add_argument("--by", help="the task whose metric decides; mean (default): all of them")
     values = p.add_argument_group("values (the default is every combination of --set)")
     values.add_argument("--set", action="append", metavar="KEY=A,B", help="repeated for more keys")
     values.add_argument("--random", type=int, metavar="N", help="N combinations at random")
@@ -206,7 +206,7 @@ def _compare(
         "by": by,
         "best": best,
         "validation": {
-            name: {"score": scores[name], "figures": dict(outcome.figures), "on_front": bool(on)}
+            name: {"score": scores[name], "metrics": dict(outcome.metrics), "on_front": bool(on)}
             for (name, outcome), on in zip(outcomes.items(), front, strict=True)
         },
     }
@@ -282,7 +282,7 @@ def ensemble(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     results = record["results"]
     trained = rule in fused.TRAINED
     _show(
-        results, f"{rule}; trained on validation, whose fused figures flatter" if trained else rule
+        results, f"{rule}; trained on validation, whose fused metrics flatter" if trained else rule
     )
     for remark in fused.remarks(rule, record["rules"], record["left_out"]):
         out.print(remark, highlight=False, soft_wrap=True)

@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
         "--config.tasks.year=None leaves a task out.",
     )
     p.add_argument("--config", required=True, help="a config file, or a name such as emoji")
-    p.add_argument("--workdir", help="the run's folder: checkpoints, figures, report")
+    p.add_argument("--workdir", help="the run's folder: checkpoints, metrics, report")
     p.add_argument(
         "--dry_run",
         action="store_true",
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = training.apply_overrides(config, overrides)
     with config.unlocked():
         figures_to = wandb_run.check(config.wandb)
-        del config.wandb  # where figures go is no part of what is learnt
+        del config.wandb  # where metrics go is no part of the training
     if not arguments.workdir and not arguments.dry_run:
         raise ConfigError("--workdir: is missing; name the run's folder, such as runs/emoji")
     if arguments.peak is not None:
@@ -135,7 +135,7 @@ def fit(
         path: the folder.
         profile: the steps to trace, a `profiling.Window`.
         most: operations a second that a device can do, where the table of `peaks` does not say.
-        wandb: what `wandb_run.check` gave: figures go to Weights & Biases as well.
+        wandb: what `wandb_run.check` gave: metrics go to Weights & Biases as well.
     """
     from mtmm_jax.devices import processes
     from mtmm_jax.store.workdir import Workdir

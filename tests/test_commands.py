@@ -204,8 +204,8 @@ def test_evaluate_repeats_the_results(finished, command):
         "evaluate", "--workdir", str(workdir), "--json", "--only", "text", "--split", "validation"
     )
     assert code == 0, err
-    for task, figures in results["baselines"]["only text"]["validation"].items():
-        assert json.loads(out)["results"][task] == pytest.approx(figures, abs=1e-5)
+    for task, metrics in results["baselines"]["only text"]["validation"].items():
+        assert json.loads(out)["results"][task] == pytest.approx(metrics, abs=1e-5)
 
 
 def test_predict_takes_any_subset_of_the_modalities(finished, tmp_path, command):

@@ -5,7 +5,7 @@ python -m mtmm_jax.train --config domain_names --workdir runs/domain_names
 L = L_category(image, Noto) + L_category(text, Noto) + alpha (KL(p || q) + KL(q || p)) / 2 over the
 rows of both, p predicted from the picture and q from the name. Names have no style: what is learned
 of them with Noto's labels holds for Twemoji's drawings, which have no category in training. (They
-are the names of the same concepts, so that this is much easier than without.) The figure to compare
+are the names of the same concepts, so that this is much easier than without.) The metric to compare
 is that of `category`, which reads the picture alone. Baseline: domain_source_only.
 """
 

@@ -1,4 +1,4 @@
-"""What each modality is worth to each task: Shapley values of the figure and of the loss."""
+"""What each modality is worth to each task: Shapley values of the metric and of the loss."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ SubsetScores = Mapping[frozenset[str], Scores]
 
 
 def contributions(model: Model, scores: SubsetScores) -> dict[str, dict[str, Any]]:
-    """`{task: {"name": headline, "figure": {modality: phi}, "loss": {modality: phi}}}`.
+    """`{task: {"name": headline, "metric": {modality: phi}, "loss": {modality: phi}}}`.
 
-    A positive value helps: the figure's sign is turned where smaller is better, and the loss counts
-    as what the modality takes off it. The values of a task add up to the figure with everything
+    A positive value helps: the metric's sign is turned where smaller is better, and the loss counts
+    as what the modality takes off it. The values of a task add up to the metric with everything
     minus that of the trivial predictor, and likewise for the loss against its loss (the mean's, the
     frequencies'). None where a value of the game is not known.
     """
     shares: dict[str, dict[str, Any]] = {}
     for name, task in model.tasks.items():
-        signs = {"figure": -1.0 if task.smaller_is_better else 1.0, "loss": -1.0}
+        signs = {"metric": -1.0 if task.smaller_is_better else 1.0, "loss": -1.0}
         shares[name] = {"name": task.headline}
         for key, sign in signs.items():
             game = {subset: sign * found[name][key] for subset, found in scores.items()}
@@ -32,14 +32,14 @@ def contributions(model: Model, scores: SubsetScores) -> dict[str, dict[str, Any
 
 
 def missing_modalities(model: Model, scores: SubsetScores) -> dict[str, Any]:
-    """`{"tasks": {task: headline}, "subsets": [{"modalities", "figure", "loss"}]}`.
+    """`{"tasks": {task: headline}, "subsets": [{"modalities", "metric", "loss"}]}`.
 
     One entry a subset, the empty one (the trivial predictor) first, by size.
     """
     rows = [
         {
             "modalities": sorted(subset),
-            "figure": {name: found[name]["figure"] for name in model.tasks},
+            "metric": {name: found[name]["metric"] for name in model.tasks},
             "loss": {name: found[name]["loss"] for name in model.tasks},
         }
         for subset, found in scores.items()

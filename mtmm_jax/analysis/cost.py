@@ -65,8 +65,8 @@ def step_cost(experiment: Experiment, batch: Batch, calls: int = 10) -> dict[str
     times = []
     for _ in range(calls + 2):
         start = time.perf_counter()
-        state, figures = step(state, batch)
-        jax.block_until_ready((state, figures))
+        state, metrics = step(state, batch)
+        jax.block_until_ready((state, metrics))
         times.append(time.perf_counter() - start)
     return {
         "parameters": params,

@@ -211,8 +211,8 @@ def reliability(workdir: Workdir, task: str) -> dict[str, float]:
     if not workdir.results.exists():
         return {}
     results = workdir.read("results.json")
-    figures = results.get("test", {}).get(task, {})
-    found = figures.get("fused", figures)
+    metrics = results.get("test", {}).get(task, {})
+    found = metrics.get("fused", metrics)
     known = {
         k: v for k, v in found.items() if k in ("accuracy", "ece", "r2", "mae") and v is not None
     }
@@ -222,13 +222,13 @@ def reliability(workdir: Workdir, task: str) -> dict[str, float]:
 
 
 def worth(workdir: Workdir, task: str, missing: Sequence[str]) -> dict[str, tuple[float, float]]:
-    """Modality -> (figure with everything, figure without it), of a run that was analysed."""
+    """Modality -> (metric with everything, metric without it), of a run that was analysed."""
     from mtmm_jax.analysis import pages
 
     if not pages.present(workdir):
         return {}
     rows = {
-        frozenset(row["modalities"]): row["figure"].get(task)
+        frozenset(row["modalities"]): row["metric"].get(task)
         for row in workdir.read(pages.NUMBERS)["subsets"]["subsets"]
     }
     everything = max(rows, key=len)

@@ -130,7 +130,7 @@ def sentences(run: Finished, explanation: Explanation) -> list[str]:
         }
         lines.append(
             f"{name}: {_carriers(explanation, name)}. Taking away the fifth of it that counted "
-            f"most changes the answer by {change['highest']}, a fifth at random by {change['random']}."
+            f"most changes the answer by {change['highest']}, a random fifth by {change['random']}."
         )
         if name in explanation.attention:
             lines[-1] += (

@@ -1,4 +1,4 @@
-"""What an analysis left in a workdir, as the figures, tables and captions of the report."""
+"""Figures, tables and captions of the report from an analysed workdir."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CAPTIONS = {
     "of what an input adds over all orders in which the inputs could arrive. The bars of a task "
     "add up to what the model is better than a predictor that looks at nothing. Two inputs that "
     "say the same share the merit.",
-    "missing modalities": "Each task's figure when the model sees only some of its inputs. Where a "
+    "missing modalities": "Each task's metric when the model sees only some of its inputs. Where a "
     "task finds none of what it reads, the trivial predictor answers, so all rows are about the "
     "same samples.",
     "robustness": "Each input damaged more and more, the others left alone. Dashed: the model with "
@@ -65,7 +65,7 @@ def analysis_figures(workdir: Workdir) -> dict[str, Figure]:
 
 
 def caption(workdir: Workdir, name: str) -> str:
-    """What is said under a figure of the analysis; the affinity's says what to try."""
+    """The caption of a figure of the analysis; the affinity's says what to try."""
     report = workdir.read(NUMBERS)
     if name == "modality affinity":
         suggestion = report["affinity"]["suggestion"]
@@ -90,24 +90,24 @@ def analysis_tables(workdir: Workdir) -> dict[str, list[list[str]]]:
 
 
 def subset_rows(subsets: Mapping[str, Any]) -> list[list[str]]:
-    """The missing-modality table: a row for each subset, figures and losses of the tasks."""
-    head = [f"{task} {figure}" for task, figure in subsets["tasks"].items()]
+    """The missing-modality table: a row for each subset, metrics and losses of the tasks."""
+    head = [f"{task} {metric}" for task, metric in subsets["tasks"].items()]
     rows = [["modalities", *head, *(f"{task} loss" for task in subsets["tasks"])]]
     for row in subsets["subsets"]:
-        numbers = [row[key][task] for key in ("figure", "loss") for task in subsets["tasks"]]
+        numbers = [row[key][task] for key in ("metric", "loss") for task in subsets["tasks"]]
         rows.append([" + ".join(row["modalities"]) or "nothing", *map(number, numbers)])
     return rows
 
 
 def contribution_rows(contribution: Mapping[str, Any]) -> list[list[str]]:
     """A row for each task and measure, a column for each modality."""
-    known = [c[key] for c in contribution.values() for key in ("figure", "loss") if c[key]]
+    known = [c[key] for c in contribution.values() for key in ("metric", "loss") if c[key]]
     names = list(dict.fromkeys(name for shares in known for name in shares))
     rows = [["task", "by", *names]]
     for task, shares in contribution.items():
-        for key, measure in (("figure", shares["name"]), ("loss", "loss")):
+        for key, measure in (("metric", shares["name"]), ("loss", "loss")):
             values = shares[key] or {}
-            rows.append([task if key == "figure" else "", measure,
+            rows.append([task if key == "metric" else "", measure,
                          *(number(values.get(name)) for name in names)])  # fmt: skip
     return rows
 
@@ -145,9 +145,9 @@ def robustness_rows(robustness: Mapping[str, Any]) -> list[list[str]]:
         first = True
         for modality, kinds in summary["modalities"].items():
             for damage, n in kinds.items():
-                values = [n["figures"][0], n["figures"][3], n["figures"][5], n["relative"],
+                values = [n["metrics"][0], n["metrics"][3], n["metrics"][5], n["relative"],
                           n["raw"], n["equalised"]]  # fmt: skip
-                name = f"{task} ({summary['figure']})" if first else ""
+                name = f"{task} ({summary['metric']})" if first else ""
                 rows.append([name, f"{modality}: {damage}", *map(number, values)])
                 first = False
     return rows

@@ -61,9 +61,9 @@ def heat(
 
 
 def contribution_bars(contribution: Mapping[str, Any]) -> Figure:
-    """A column for each task: what each modality adds to its figure, and takes off its loss."""
+    """A column for each task: what each modality adds to its metric, and takes off its loss."""
     tasks = list(contribution)
-    known = [c[key] for c in contribution.values() for key in ("figure", "loss") if c[key]]
+    known = [c[key] for c in contribution.values() for key in ("metric", "loss") if c[key]]
     names = list(dict.fromkeys(name for shares in known for name in shares))
     height = 0.9 + 0.32 * len(names)
     figure, axes = plt.subplots(
@@ -73,7 +73,7 @@ def contribution_bars(contribution: Mapping[str, Any]) -> Figure:
     for column, task in zip(axes.T, tasks, strict=True):
         shares = contribution[task]
         titles = (f"{task}\n{shares['name'].replace('_', ' ')}", "loss taken off")
-        for axis, key, title in zip(column, ("figure", "loss"), titles, strict=True):
+        for axis, key, title in zip(column, ("metric", "loss"), titles, strict=True):
             axis.set_title(title, fontsize=9)
             axis.axvline(0, color="black", linewidth=0.6)
             axis.tick_params(labelsize=8)
@@ -90,15 +90,15 @@ def contribution_bars(contribution: Mapping[str, Any]) -> Figure:
 
 
 def subset_map(subsets: Mapping[str, Any]) -> Figure:
-    """A row for each subset of the modalities, a column for each task's figure.
+    """A row for each subset of the modalities, a column for each task's metric.
 
-    Colours run, within a column, from the worst to the best of its figures.
+    Colours run, within a column, from the worst to the best of its metrics.
     """
     tasks, rows = subsets["tasks"], subsets["subsets"]
     if len(rows) > _SUBSETS:  # alone, all but one, and the ends
         whole = len(rows[-1]["modalities"])
         rows = [row for row in rows if len(row["modalities"]) in (0, 1, whole - 1, whole)]
-    values = _numbers([[row["figure"][task] for task in tasks] for row in rows])
+    values = _numbers([[row["metric"][task] for task in tasks] for row in rows])
     sign = np.array([1.0 if subsets["larger_is_better"][task] else -1.0 for task in tasks])
     best = values * sign
     known = np.isfinite(best)
@@ -106,7 +106,7 @@ def subset_map(subsets: Mapping[str, Any]) -> Figure:
     high = np.where(known, best, -np.inf).max(0)
     shades = (best - low) / np.where(high > low, high - low, 1.0)
     names = [" + ".join(row["modalities"]) or "nothing (trivial)" for row in rows]
-    titles = [f"{task}: {figure.replace('_', ' ')}" for task, figure in tasks.items()]
+    titles = [f"{task}: {metric.replace('_', ' ')}" for task, metric in tasks.items()]
     size = (3 + 1.1 * len(tasks), 1.8 + 0.3 * len(rows))
     figure, axis = plt.subplots(figsize=size, layout="constrained")
     limits = (0.0, 1.0)
@@ -192,15 +192,15 @@ def robustness_curves(robustness: Mapping[str, Any]) -> Figure:
             summary = robustness[task]
             own = summary["baseline"] == modality
             for i, (damage, numbers) in enumerate(summary["modalities"][modality].items()):
-                colour, figures = _COLOURS[i % len(_COLOURS)], _numbers(numbers["figures"])
-                axis.plot(figures, "o-", color=colour, markersize=3, label=damage)
+                colour, metrics = _COLOURS[i % len(_COLOURS)], _numbers(numbers["metrics"])
+                axis.plot(metrics, "o-", color=colour, markersize=3, label=damage)
                 if own:
                     axis.plot(_numbers(numbers["baseline"]), "--", color=colour, linewidth=1)
                 elif i == 0:  # it does not see this modality: one flat line
                     axis.plot(_numbers(numbers["baseline"]), "--", color="0.6", linewidth=1)
             axis.tick_params(labelsize=8)
             if place == 0:
-                axis.set_title(f"{task}\n{summary['figure'].replace('_', ' ')}", fontsize=9)
+                axis.set_title(f"{task}\n{summary['metric'].replace('_', ' ')}", fontsize=9)
             if place == len(modalities) - 1:
                 axis.set_xlabel("severity", fontsize=8)
         row[0].set_ylabel(f"{modality} damaged", fontsize=9)

@@ -286,13 +286,13 @@ def _caption(workdir: Workdir, name: str) -> str:
 def _table(columns: Mapping[str, Mapping[str, Mapping[str, float | None]]], certainty: Any) -> str:
     """The first column with its 95 % intervals and numbers of examples, where they are known."""
     first, *others = columns
-    head = row(["task", "figure", first, *(["95 %", "n"] if certainty else []), *others], "th")
+    head = row(["task", "metric", first, *(["95 %", "n"] if certainty else []), *others], "th")
     rows = []
-    for task, figures in next(iter(columns.values())).items():
-        for i, figure in enumerate(figures):
-            values = [results.get(task, {}).get(figure) for results in columns.values()]
+    for task, metrics in next(iter(columns.values())).items():
+        for i, metric in enumerate(metrics):
+            values = [results.get(task, {}).get(metric) for results in columns.values()]
             cells = ["-" if v is None else f"{v:.3f}" for v in values]
             if certainty:
-                cells[1:1] = certainty_cells(certainty.get(task, {}).get(figure))
-            rows.append(row([task if i == 0 else "", figure.replace("_", " "), *cells]))
+                cells[1:1] = certainty_cells(certainty.get(task, {}).get(metric))
+            rows.append(row([task if i == 0 else "", metric.replace("_", " "), *cells]))
     return f"<table>{head}{''.join(rows)}</table>"

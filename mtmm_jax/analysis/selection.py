@@ -104,11 +104,11 @@ def rank(
 ) -> list[dict[str, Any]]:
     """The modalities, the one that says most about a label first.
 
-    A modality's figure is that of its `DIRECTIONS` leading principal components, a feature's its
+    A modality's metric is that of its `DIRECTIONS` leading principal components, a feature's its
     own. `alone` is what the modality says beyond the best of the others, I(x, x'; y) - I(x'; y):
-    near 0 where it is redundant; above its own figure where only both tell (synergy). All of it is
+    near 0 where it is redundant; above its own metric where only both tell (synergy). All of it is
     over the rows that have the label and the modality, `MOST` at most. The best of many features
-    say something by chance where rows are few; a modality's own figure is no such choice.
+    say something by chance where rows are few; a modality's own metric is no such choice.
 
     Args:
         features: modality -> `[N, D]`.
@@ -119,7 +119,7 @@ def rank(
 
     Returns:
         For each modality `{"modality", "samples", "bits", "alone", "beside", "features"}`, the
-        last `[[number, bits], ...]` of the `BEST` ones. Figures are None where too few rows have
+        last `[[number, bits], ...]` of the `BEST` ones. Scores are None where too few rows have
         both.
     """
     ranked = []

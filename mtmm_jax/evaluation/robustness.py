@@ -1,4 +1,4 @@
-"""How a model's figures fall as one modality gets worse, and two numbers for the whole curve."""
+"""How a model's metrics fall as one modality gets worse, and two numbers for the whole curve."""
 
 from __future__ import annotations
 
@@ -129,16 +129,16 @@ def area(values: Sequence[float]) -> float:
     return float((v[1:] + v[:-1]).sum() / 2 / (len(v) - 1))
 
 
-def relative_robustness(figures: Sequence[float], smaller_is_better: bool = False) -> float:
+def relative_robustness(metrics: Sequence[float], smaller_is_better: bool = False) -> float:
     """Area under A(s) / A(0), s the severity over 0..1: the share that is left, on average.
 
     MultiBench (Liang et al. 2021) takes the area under A(s) itself, tau = integral A(s) ds, and
     scales it between the best and the worst of the methods that it compares; one run has no others
     to be scaled by, so here a model is measured against its own undamaged self. tau is A(0) times
-    this number. Of figures where smaller is better, A(0) / A(s). NaN where A(0) is not above 0: a
+    this number. Of metrics where smaller is better, A(0) / A(s). NaN where A(0) is not above 0: a
     model that was no use before has nothing to lose.
     """
-    v = np.asarray(figures, np.float64)
+    v = np.asarray(metrics, np.float64)
     if smaller_is_better:
         if not (v > 0).all():
             return math.nan
@@ -147,9 +147,9 @@ def relative_robustness(figures: Sequence[float], smaller_is_better: bool = Fals
 
 
 def effective_robustness(
-    figures: Sequence[float], baseline: Sequence[float], smaller_is_better: bool = False
+    metrics: Sequence[float], baseline: Sequence[float], smaller_is_better: bool = False
 ) -> dict[str, float]:
-    """How much better than a baseline under the same damage, in the figure's own unit.
+    """How much better than a baseline under the same damage, in the metric's own unit.
 
     `raw` = area under A(s) - B(s), above 0 where the model is better. `equalised` takes off the
     lead that it had when nothing was damaged, area under A(s) - (B(s) + A(0) - B(0)): what
@@ -157,12 +157,12 @@ def effective_robustness(
     against late fusion and then scaled between the methods compared. Neither is scaled here.
 
     Args:
-        figures: the model's A(s), severity 0 first.
+        metrics: the model's A(s), severity 0 first.
         baseline: B(s), for instance of the best single modality.
         smaller_is_better: of errors, the sign is turned.
     """
     sign = -1.0 if smaller_is_better else 1.0
-    gap = sign * (np.asarray(figures, np.float64) - np.asarray(baseline, np.float64))
+    gap = sign * (np.asarray(metrics, np.float64) - np.asarray(baseline, np.float64))
     return {"raw": area(gap), "equalised": area(gap - gap[0])}
 
 
@@ -172,7 +172,7 @@ def best_alone(model: Model, found: Mapping[str, Mapping[str, Mapping[str, Curve
     for name, task in model.tasks.items():
         sign = -1.0 if task.smaller_is_better else 1.0
         clean = {
-            modality: sign * next(iter(damage.values()))["alone"][0][name]["figure"]
+            modality: sign * next(iter(damage.values()))["alone"][0][name]["metric"]
             for modality, damage in found.items()
         }
         known = {modality: value for modality, value in clean.items() if not math.isnan(value)}
@@ -192,16 +192,16 @@ def summary(model: Model, found: Mapping[str, Any]) -> dict[str, Any]:
         rows: dict[str, Any] = {}
         for modality, kinds in found.items():
             for damage, views in kinds.items():
-                figures = [scores[name]["figure"] for scores in views["all"]]
+                metrics = [scores[name]["metric"] for scores in views["all"]]
                 base = _baseline(found, best, modality, damage, name)
                 rows.setdefault(modality, {})[damage] = {
-                    "figures": figures,
+                    "metrics": metrics,
                     "losses": [scores[name]["loss"] for scores in views["all"]],
                     "baseline": base,
-                    "relative": relative_robustness(figures, task.smaller_is_better),
-                    **effective_robustness(figures, base, task.smaller_is_better),
+                    "relative": relative_robustness(metrics, task.smaller_is_better),
+                    **effective_robustness(metrics, base, task.smaller_is_better),
                 }
-        summaries[name] = {"figure": task.headline, "baseline": best, "modalities": rows}
+        summaries[name] = {"metric": task.headline, "baseline": best, "modalities": rows}
     return summaries
 
 
@@ -211,6 +211,6 @@ def _baseline(
     if best is None:
         return [math.nan] * len(SEVERITIES)
     if best == modality:
-        return [scores[task]["figure"] for scores in found[modality][damage]["alone"]]
-    clean = next(iter(found[best].values()))["alone"][0][task]["figure"]
+        return [scores[task]["metric"] for scores in found[modality][damage]["alone"]]
+    clean = next(iter(found[best].values()))["alone"][0][task]["metric"]
     return [clean] * len(SEVERITIES)

@@ -42,7 +42,7 @@ def round_trip(
         listener: the modality of the recordings.
 
     Returns:
-        The recogniser's figures on `recorded`, `resynthesised` (the recording's own frames, through
+        The recogniser's metrics on `recorded`, `resynthesised` (the recording's own frames, through
         Griffin-Lim: what that alone costs) and `synthesised` speech; and the synthesised waves,
         with the ids of their rows.
     """

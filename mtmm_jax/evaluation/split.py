@@ -61,7 +61,7 @@ class Evaluator:
     def results(
         self, variables: Any, batches: Iterable[Batch], only: Iterable[str] | None = None
     ) -> Results:
-        """`{task: {figure: value}}`; a figure that nothing counted for is NaN."""
+        """`{task: {metric: value}}`; a metric that nothing counted for is NaN."""
         return compute(self.model, self.states(variables, batches, only))
 
 
@@ -111,12 +111,12 @@ def _extremes(model: Model, predictions: Mapping[str, Any], batch: Batch) -> dic
 
 
 def compute(model: Model, states: Mapping[str, Mapping[str, Any]]) -> Results:
-    """`{task: {figure: value}}` from merged states."""
+    """`{task: {metric: value}}` from merged states."""
     return {
         name: {
-            figure: value
+            measure: value
             for key, metric in task.metrics.items()
-            for figure, value in metric.compute(states[name][key]).items()
+            for measure, value in metric.compute(states[name][key]).items()
         }
         for name, task in model.tasks.items()
     }
@@ -156,7 +156,7 @@ def restrict(batch: Batch, only: Iterable[str]) -> Batch:
 
 
 def headlines(model: Model, results: Results) -> dict[str, float]:
-    """Each task's headline figure, turned so that larger is better."""
+    """Each task's headline metric, turned so that larger is better."""
     return {
         name: (-1.0 if task.smaller_is_better else 1.0) * results[name][task.headline]
         for name, task in model.tasks.items()

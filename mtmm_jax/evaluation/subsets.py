@@ -24,7 +24,7 @@ from mtmm_jax.evaluation.split import merge, restrict, trivial_results
 from mtmm_jax.model import Model
 from mtmm_jax.registry import ConfigError
 
-Scores = dict[str, dict[str, float]]  # {task: {"figure": its headline, "loss": the mean loss}}
+Scores = dict[str, dict[str, float]]  # {task: {"metric": its headline, "loss": the mean loss}}
 MOST = 10  # modalities: 1023 passes
 
 
@@ -79,11 +79,11 @@ class Probe:
         found = {}
         for name, task in self.model.tasks.items():
             total, count = (float(value) for value in states[name]["loss"])
-            figures: dict[str, float] = {}
+            values: dict[str, float] = {}
             for key, metric in task.metrics.items():
-                figures |= metric.compute(states[name]["metrics"][key])
+                values |= metric.compute(states[name]["metrics"][key])
             loss = total / count if count > 0 else math.nan
-            found[name] = {"figure": figures[task.headline], "loss": loss}
+            found[name] = {"metric": values[task.headline], "loss": loss}
         return found
 
 
@@ -154,8 +154,8 @@ def subset_scores(
     empty = scores[frozenset()]
     trivial = trivial_results(model, batches)
     for name, task in model.tasks.items():
-        if math.isnan(empty[name]["figure"]):
-            empty[name]["figure"] = trivial[name][task.headline]
+        if math.isnan(empty[name]["metric"]):
+            empty[name]["metric"] = trivial[name][task.headline]
     for found in scores.values():
         for name, metrics in found.items():
             metrics.update({k: empty[name][k] for k, value in metrics.items() if math.isnan(value)})

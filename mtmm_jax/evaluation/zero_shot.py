@@ -184,7 +184,7 @@ def measure(
     rows, labels = np.concatenate([vectors, held]), np.concatenate([y, held_y])
     spoken = [name.replace("-", " ").replace("_", " ") for name in target.classes]
     classes = named(embed, variables, source, words, spoken)
-    figures: dict[str, Any] = {
+    metrics: dict[str, Any] = {
         "label": label,
         "modality": read,
         "classes": count,
@@ -201,8 +201,8 @@ def measure(
         left = _unused(held_y, n, seed)
         asked = np.concatenate([vectors, held[left]]), np.concatenate([y, held_y[left]])
         accuracies = _few_shot(*asked, np.nan_to_num(few), seen, known, splits["validation"])
-        figures.setdefault("examples", {})[str(n)] = accuracies
-    return figures
+        metrics.setdefault("examples", {})[str(n)] = accuracies
+    return metrics
 
 
 def _unused(y: Array, count: int, seed: int) -> Array:
@@ -219,7 +219,7 @@ def _few_shot(
     known: Array,
     validation: tuple[Array, Array],
 ) -> dict[str, float]:
-    """The figures of one set of class vectors: each kind by itself, both together, calibrated."""
+    """The metrics of one set of class vectors: each kind by itself, both together, calibrated."""
     said = {kind: nearest(rows, classes, among) for kind, among in _kinds(seen, known).items()}
     accuracies = {
         kind: class_accuracy(said[kind], y, among) for kind, among in _kinds(seen, known).items()
@@ -242,7 +242,7 @@ def _kinds(seen: Array, known: Array) -> Mapping[str, Array]:
     return {kind: among for kind, among in found.items() if among.any()}
 
 
-def table(figures: Mapping[str, Any], title: str) -> Any:
+def table(metrics: Mapping[str, Any], title: str) -> Any:
     """A line for names and one for each number of examples."""
     from rich.table import Table
 
@@ -252,8 +252,8 @@ def table(figures: Mapping[str, Any], title: str) -> Any:
         *("unseen", "chance_unseen", "seen", "together_unseen", "together_seen"),
         *("together_harmonic", "calibrated_harmonic", "area"),
     )
-    cells = {"their names": figures["names"]}
-    cells |= {f"{n} examples": row for n, row in figures.get("examples", {}).items()}
+    cells = {"their names": metrics["names"]}
+    cells |= {f"{n} examples": row for n, row in metrics.get("examples", {}).items()}
     shown = [name for name in columns if any(name in row for row in cells.values())]
     for name in shown:
         out.add_column(name.replace("_", " "), justify="right")

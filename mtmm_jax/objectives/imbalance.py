@@ -120,12 +120,12 @@ class Imbalance:
     def react(
         self, context: StepContext, memory: PyTree, sums: PyTree, key: Array
     ) -> tuple[Callable[[PyTree], PyTree], PyTree, dict[str, Array]]:
-        """`(change, memory, figures)` from the sums of all microbatches and devices: `change` is
+        """`(change, memory, metrics)` from the sums of all microbatches and devices: `change` is
         for the gradients of this step, the second one of SAM included."""
         verdict = self.rule.react(memory, sums, context.step)
-        figures = {f"{TERM}/{name}": value for name, value in verdict.figures.items()}
+        values = {f"{TERM}/{name}": value for name, value in verdict.metrics.items()}
         change = functools.partial(modulated, modalities=self.modalities, verdict=verdict, key=key)
-        return change, verdict.memory, figures
+        return change, verdict.memory, values
 
 
 def _distribution(labels: Labels, classes: int) -> Array:
@@ -243,7 +243,7 @@ def _blender(
 
 
 def _with_losses(built: Model, names: tuple[str, ...]) -> Model:
-    """The model whose evaluation tells these tasks' mean losses among their figures."""
+    """The model whose evaluation tells these tasks' mean losses among their metrics."""
     auxiliary = {
         name: dataclasses.replace(task, metrics={**task.metrics, LOSS: _mean_loss(task)})
         for name, task in built.tasks.items()

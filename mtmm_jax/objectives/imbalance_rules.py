@@ -58,13 +58,13 @@ class Verdict(NamedTuple):
 
     Attributes:
         memory: for the next one.
-        figures: name -> `[M]`, to be logged; NaN where a modality has none.
+        metrics: name -> `[M]`, to be logged; NaN where a modality has none.
         factors: `[M]`, of the encoders' gradients; None leaves them alone.
         noisy: whether noise of each gradient's own size joins it; None: never.
     """
 
     memory: PyTree
-    figures: dict[str, Array]
+    metrics: dict[str, Array]
     factors: Array | None = None
     noisy: Array | None = None
 
@@ -198,8 +198,8 @@ def ogm_ge(
         rho = scores / jnp.maximum(others, LEAST)
         active = (step >= first) & (step < last)
         slowed = jnp.where(active & known & (rho > 1), 1 - jnp.tanh(alpha * rho), 1.0)
-        figures = {"coefficient": slowed, "ratio": jnp.where(known, rho, jnp.nan)}
-        return Verdict(memory, figures, slowed, active if noise else None)
+        metrics = {"coefficient": slowed, "ratio": jnp.where(known, rho, jnp.nan)}
+        return Verdict(memory, metrics, slowed, active if noise else None)
 
     return Rule(tuple, measure, react)
 
@@ -251,7 +251,7 @@ def agm(on: Setting, *, alpha: Positive = 1.0) -> Rule:
         count = memory.count + there.astype(jnp.int32)
         change = (scores - memory.mean) / jnp.maximum(count, 1).astype(scores.dtype)
         running = Running(memory.mean + jnp.where(there, change, 0.0), count)
-        figures = {"coefficient": factors, "ratio": jnp.where(known, ratio, jnp.nan)}
-        return Verdict(running, figures, factors)
+        metrics = {"coefficient": factors, "ratio": jnp.where(known, ratio, jnp.nan)}
+        return Verdict(running, metrics, factors)
 
     return Rule(init, measure, react)

@@ -133,7 +133,7 @@ def pmr(on: Setting, *, mu: Positive = 1.0, momentum: Decay = 0.9, entropy: Shar
 
     def react(memory: Prototypes, found: Found, step: Array) -> Verdict:
         slow, leading, rho = pulls(found.scores, step)
-        figures = {"coefficient": mu * (slow - leading), "ratio": rho}
-        return Verdict(updated(memory, found, momentum), figures)
+        metrics = {"coefficient": mu * (slow - leading), "ratio": rho}
+        return Verdict(updated(memory, found, momentum), metrics)
 
     return Rule(init, measure, react, term=True)

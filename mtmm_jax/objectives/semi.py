@@ -85,7 +85,7 @@ def pseudo(
         target = f"{WHERE}/{name}"
         terms[target] = (alpha / len(chosen), imitation(name, form, target))
         if registry.entry_of(plain["balancing"]).get("auxiliaries") != "balanced":
-            terms[f"{target}/used"] = (1.0, share_of(target))  # a figure: it has no gradient
+            terms[f"{target}/used"] = (1.0, share_of(target))  # a metric: it has no gradient
     return _with(built, terms), teach
 
 

@@ -6,7 +6,7 @@
 
 g_i is the gradient of `sum_k w_k loss_ik`, w fixed; a sample without a label adds nothing for that
 task, and B, unlike the number of labels, tells nothing about anyone (Abadi et al. 2016). What this
-guarantees after some steps is `epsilon`. It holds for the parameters: the losses and figures that
+guarantees after some steps is `epsilon`. It holds for the parameters: the losses and metrics that
 are logged are exact, and so is what validation chooses by.
 """
 

@@ -106,10 +106,10 @@ def fold_experiment(
 
 
 def run_fold(experiment: Experiment, workdir: Workdir, out: Any) -> dict[str, Any]:
-    """Trains on one fold; the figures of its last step, on what was held out.
+    """Trains on one fold; the metrics of its last step, on what was held out.
 
-    No checkpoint is chosen by the rows that the figures are of, and none stays: of a fold only its
-    figures and its journal are kept. A fold that was stopped goes on.
+    No checkpoint is chosen by the rows that the metrics are of, and none stays: of a fold only its
+    metrics and its journal are kept. A fold that was stopped goes on.
     """
     source, config = experiment.source, experiment.config
     workdir.claim(config, source.spec, source.assets)
@@ -144,7 +144,7 @@ def cross_validate(
         out: a console.
 
     Returns:
-        What cv.json holds: `plan`, `scores` (candidate -> fold -> figures), and `failed`.
+        What cv.json holds: `plan`, `scores` (candidate -> fold -> metrics), and `failed`.
     """
     plan = {"config": config, "folds": k, "seed": seed, "candidates": found}
     for weights in found.values():
@@ -187,7 +187,7 @@ def _outcomes(record: Mapping[str, Any], name: str) -> list[Outcome]:
         return {task: np.nan if value is None else value for task, value in values.items()}
 
     folds_of = (record["scores"][name][str(i)] for i in range(record["plan"]["folds"]))
-    return [Outcome(known(f["figures"]), f["names"], known(f["merits"])) for f in folds_of]
+    return [Outcome(known(f["metrics"]), f["names"], known(f["merits"])) for f in folds_of]
 
 
 def winner(record: Mapping[str, Any], by: str = MEAN) -> str:
@@ -204,14 +204,14 @@ def table(record: Mapping[str, Any], by: str = MEAN) -> Table:
     k, scores = record["plan"]["folds"], fold_scores(record, by)
     names = ranked({name: float(np.mean(values)) for name, values in scores.items()})
     heads = _outcomes(record, names[0])[0].names if names else {}
-    out = Table(title=f"held-out figures, {k} folds: mean ± standard deviation; score: {by}")
+    out = Table(title=f"held-out metrics, {k} folds: mean ± standard deviation; score: {by}")
     out.add_column("weights")
-    for column in ("score", *(f"{task} {figure}" for task, figure in heads.items())):
+    for column in ("score", *(f"{task} {metric}" for task, metric in heads.items())):
         out.add_column(column, justify="right")
     for name in names:
         outcomes = _outcomes(record, name)
-        figures = [_spread([fold.figures[task] for fold in outcomes]) for task in heads]
-        out.add_row(name, _spread(scores[name]), *figures)
+        metrics = [_spread([fold.metrics[task] for fold in outcomes]) for task in heads]
+        out.add_row(name, _spread(scores[name]), *metrics)
     return out
 
 
@@ -232,15 +232,15 @@ def retrain(
 
     It trains on the ordinary train split and keeps the checkpoint that is best on the ordinary
     validation split: a checkpoint can only be chosen by rows that were not trained on, and its
-    test figures compare with those of any other run.
+    test metrics compare with those of any other run.
     """
     plan = record["plan"]
     summary = {
         candidate: {
             "score": _moments(scores),
-            "figures": {
-                task: _moments([fold.figures[task] for fold in _outcomes(record, candidate)])
-                for task in _outcomes(record, candidate)[0].figures
+            "metrics": {
+                task: _moments([fold.metrics[task] for fold in _outcomes(record, candidate)])
+                for task in _outcomes(record, candidate)[0].metrics
             },
         }
         for candidate, scores in fold_scores(record, by).items()

@@ -23,26 +23,26 @@ class Outcome:
     """What a run reached on validation.
 
     Attributes:
-        figures: task -> its headline figure.
-        names: task -> the name of that figure.
-        merits: task -> the figure turned so that larger is better.
+        metrics: task -> its headline metric.
+        names: task -> the name of that metric.
+        merits: task -> the metric turned so that larger is better.
     """
 
-    figures: Mapping[str, float]
+    metrics: Mapping[str, float]
     names: Mapping[str, str]
     merits: Mapping[str, float]
 
 
 def outcome(model: Any, results: Mapping[str, Any]) -> Outcome:
-    """Of a model's results on a split; a figure that is not known is NaN."""
+    """Of a model's results on a split; a metric that is not known is NaN."""
     known = {
-        task: {key: np.nan if value is None else float(value) for key, value in figures.items()}
-        for task, figures in results.items()
+        task: {key: np.nan if value is None else float(value) for key, value in metrics.items()}
+        for task, metrics in results.items()
         if task in model.tasks
     }
     names = {name: task.headline for name, task in model.tasks.items()}
     return Outcome(
-        {name: known[name][figure] for name, figure in names.items()},
+        {name: known[name][metric] for name, metric in names.items()},
         names,
         headlines(model, known),
     )
@@ -101,7 +101,7 @@ def table(
     """
     tasks = shared_tasks(list(outcomes.values()))
     first = next(iter(outcomes.values()))
-    # The title says what the score is, for a mean of unlike figures is a matter of taste.
+    # The title says what the score is, for a mean of unlike metrics is a matter of taste.
     of = f"mean of {', '.join(tasks)}" if by == MEAN else by
     out = Table(title=f"validation, best first; score: {of}; *: on the Pareto front of the tasks")
     keys = list(dict.fromkeys(key for outcome in changes.values() for key in outcome))
@@ -116,8 +116,8 @@ def table(
         return [label(name), *(changes[name].get(key, "") for key in keys)]
 
     for name in ranked(scores):
-        figures = [outcomes[name].figures[t] for t in tasks]
-        numbers = [shown(value) for value in (scores[name], *figures)]
+        metrics = [outcomes[name].metrics[t] for t in tasks]
+        numbers = [shown(value) for value in (scores[name], *metrics)]
         out.add_row(*told_of(name), *numbers, "*" if on_front[name] else "")
     for name in failed:
         out.add_row(*told_of(name), "failed")
@@ -143,7 +143,7 @@ def picture(outcomes: Mapping[str, Outcome]) -> bytes:
     """PNG: each task against each other one, the runs as numbers; better is right and up.
 
     Runs on the front of all tasks are filled. In a panel the line is the front of its two tasks.
-    With one task: its figure by run.
+    With one task: its metric by run.
     """
     from matplotlib import pyplot as plt  # slow to import
 
@@ -172,7 +172,7 @@ def picture(outcomes: Mapping[str, Outcome]) -> bytes:
 
 
 def _panel(axis: Any, outcomes: Sequence[Outcome], x: str, y: str, labels: Any, front: Any) -> None:
-    points = np.array([[o.figures[x], o.figures[y]] for o in outcomes])
+    points = np.array([[o.metrics[x], o.metrics[y]] for o in outcomes])
     best = front_of(outcomes, (x, y)) & np.isfinite(points).all(1)
     line = points[best][np.argsort(points[best, 0])]
     axis.plot(*line.T, color="0.7", linewidth=1, zorder=1)
@@ -190,7 +190,7 @@ def _panel(axis: Any, outcomes: Sequence[Outcome], x: str, y: str, labels: Any, 
 
 
 def _bars(axis: Any, outcomes: Sequence[Outcome], task: str, labels: Any, front: Any) -> None:
-    values = [o.figures[task] for o in outcomes]
+    values = [o.metrics[task] for o in outcomes]
     faces = ["tab:blue" if best else "none" for best in front]
     axis.scatter(range(len(values)), values, s=36, facecolors=faces, edgecolors="tab:blue")
     axis.set_xticks(range(len(values)), labels)
@@ -202,4 +202,4 @@ def _bars(axis: Any, outcomes: Sequence[Outcome], task: str, labels: Any, front:
 
 def _falling(outcomes: Sequence[Outcome], task: str) -> bool:
     """Whether less is better."""
-    return any(o.merits[task] == -o.figures[task] != 0 for o in outcomes)
+    return any(o.merits[task] == -o.metrics[task] != 0 for o in outcomes)

@@ -20,7 +20,7 @@ from mtmm_jax.evaluation.split import Results
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.runs.ensembles import Ensemble, open_runs
 from mtmm_jax.runs.plans import claim
-from mtmm_jax.runs.votes import Votes, figures, joined, learn
+from mtmm_jax.runs.votes import Votes, fused_metrics, joined, learn
 from mtmm_jax.store.files import finite, read_npz, write_npz
 from mtmm_jax.store.workdir import Workdir
 from mtmm_jax.training.experiment import build_source
@@ -82,7 +82,7 @@ def votes(
 
 
 def results(ensemble: Ensemble, batches: Sequence[Votes]) -> dict[str, Results]:
-    """`{"fused" or a run: {task: {figure: value}}}`; a run's own are of the rows it answers."""
+    """`{"fused" or a run: {task: {metric: value}}}`; a run's own are of the rows it answers."""
 
     def fused(said: Votes) -> tuple[dict, dict]:
         there = {task: here.any(1) for task, here in said.present.items()}
@@ -94,7 +94,9 @@ def results(ensemble: Ensemble, batches: Sequence[Votes]) -> dict[str, Results]:
 
     answers = {FUSED: fused}
     answers |= {name: functools.partial(alone, i) for i, name in enumerate(ensemble.names)}
-    return {name: figures(ensemble.model, answer, batches) for name, answer in answers.items()}
+    return {
+        name: fused_metrics(ensemble.model, answer, batches) for name, answer in answers.items()
+    }
 
 
 def trained(ensemble: Ensemble, batches: Sequence[Votes]) -> Ensemble:
@@ -113,7 +115,7 @@ def fuse_runs(
     """Fuses finished runs into a folder that `open_ensemble` opens, and evaluates them.
 
     Rules with parameters learn them from the validation split, which the runs were not trained on
-    (it only chose their checkpoints): the fused figures of validation then flatter.
+    (it only chose their checkpoints): the fused metrics of validation then flatter.
 
     Args:
         paths: the runs' folders.

@@ -61,8 +61,8 @@ def joined(votes: Sequence[Votes]) -> Votes:
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *votes)
 
 
-def figures(model: Model, answer: Answer, batches: Sequence[Votes]) -> Results:
-    """`{task: {figure: value}}` over a split.
+def fused_metrics(model: Model, answer: Answer, batches: Sequence[Votes]) -> Results:
+    """`{task: {metric: value}}` over a split.
 
     Args:
         model: whose tasks count.

@@ -39,7 +39,7 @@ def adversarial(task: Task, config: Any, where: str) -> Task:
     D is a critic in the head, which minimises L; R turns its gradient round (`layers.reversal`), so
     that what says z maximises D's loss and one step trains both (Goodfellow et al. 2014; in one
     step as in Ganin et al. 2016). Squared errors alone give the mean of all pictures that fit; the
-    critic asks for one that could be there. Values that are not known are 0 for both. The figure
+    critic asks for one that could be there. Values that are not known are 0 for both. The metric
     `critic` is the share that D tells rightly: .5 where it cannot. The loss holds D's own, so it
     does not go to 0. Costs three passes through the critic, F hidden each.
 

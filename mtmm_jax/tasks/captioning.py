@@ -31,7 +31,7 @@ def captioning(
 ) -> Task:
     """-1/(n + 1) sum_{i <= n + 1} log p(y_i | y_1 .. y_{i-1}, x), y_{n+1} the end.
 
-    The head writes greedily when asked; the loss, and the figure `token_accuracy`, give it the
+    The head writes greedily when asked; the loss, and the metric `token_accuracy`, give it the
     label's own beginning at each place (teacher forcing).
 
     Args:

@@ -72,10 +72,10 @@ def classification(
             "best": {classes[i]: float(p[i]) for i in best},
         }
 
-    figures = {"confusion": _hard(metrics.confusion(len(classes)))}
+    task_metrics = {"confusion": _hard(metrics.confusion(len(classes)))}
     if len(classes) > 20:
-        figures["top"] = _hard(metrics.top(5))
-    figures["calibration"] = class_calibration()
+        task_metrics["top"] = _hard(metrics.top(5))
+    task_metrics["calibration"] = class_calibration()
     # Logarithms, so that the trivial predictor's probabilities are the frequencies.
     frequencies = np.log(np.maximum(label.frequencies or (1.0,) * len(classes), 1e-9))
     return Task(
@@ -85,7 +85,7 @@ def classification(
         target=target,
         head=make_head(head, where=f"{where}.head", size=len(classes)),
         loss=loss,
-        metrics=figures,
+        metrics=task_metrics,
         headline="accuracy",
         decode=decode,
         trivial=np.asarray(frequencies, np.float32),

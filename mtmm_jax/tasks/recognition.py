@@ -33,7 +33,7 @@ def recognition(
     """-1/n log sum_{paths that give y} prod_t p(path_t), n the symbols of y.
 
     A label that its frames are too few for (each symbol needs one, and one more between equal
-    neighbours) counts in the figures and not in the loss. Figures are of the greedy reading.
+    neighbours) counts in the metrics and not in the loss. Metrics are of the greedy reading.
 
     Args:
         name, spec, make_head, where: given by the model.

@@ -99,13 +99,13 @@ def regression(
 
     errors = metrics.regression_errors(label.mean, label.std)
     drawn = metrics.points(label.mean, label.std)
-    figures = {
+    task_metrics = {
         "errors": errors._replace(update=lambda z, labels: errors.update(z[:, 0], labels)),
         "points": drawn._replace(update=lambda z, labels: drawn.update(z[:, 0], labels)),
     }
     if error.size == 2:
         honest = interval_calibration(label.mean, label.std)
-        figures["intervals"] = honest._replace(
+        task_metrics["intervals"] = honest._replace(
             update=lambda z, labels: honest.update(error.refine(z.astype(jnp.float32)), labels)
         )
 
@@ -137,7 +137,7 @@ def regression(
         target=target,
         head=make_head(head, where=f"{where}.head", size=error.size),
         loss=value,
-        metrics=figures,
+        metrics=task_metrics,
         headline="r2",
         decode=decode,
         trivial=np.zeros(error.size, np.float32),

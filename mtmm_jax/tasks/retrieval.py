@@ -69,7 +69,7 @@ def retrieval(
         vectors = prediction["vectors"]
         return {"similarity": {f"{a}-{b}": float(np.dot(vectors[a], vectors[b])) for a, b in pairs}}
 
-    figures = {
+    task_metrics = {
         f"{one}_to_{other}": metrics.retrieval_ranks(one, other)
         for a, b in pairs
         for one, other in ((a, b), (b, a))
@@ -80,7 +80,7 @@ def retrieval(
 
     def gallery(states: Sequence[Mapping[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         found = {}
-        for key in figures:
+        for key in task_metrics:
             parts = [(state[key]["candidate"], state[key]["id"]) for state in states]
             candidates, all_ids = (np.concatenate(part) for part in zip(*parts, strict=True))
             ids, rows = np.unique(all_ids, return_index=True)
@@ -97,12 +97,12 @@ def retrieval(
         target=None,
         head=module,
         loss=loss,
-        metrics=figures,
+        metrics=task_metrics,
         headline=f"{reads[0]}_to_{reads[1]}_recall@10",
         decode=decode,
         trivial={"vectors": dict.fromkeys(reads, constant), "scale": np.float32(1.0)},
-        smaller=tuple(f"{key}_median_rank" for key in figures),
-        secondary=tuple(f"{key}_recall@10" for key in figures),
+        smaller=tuple(f"{key}_median_rank" for key in task_metrics),
+        secondary=tuple(f"{key}_recall@10" for key in task_metrics),
         outputs=vectors,
         restore=lambda outputs: {"vectors": {read: outputs[read] for read in reads}},
         explained=None,

@@ -1,7 +1,7 @@
 """What a run does when it diverges: it keeps the batches for replay, and ends rather than going on
 for a night without learning.
 
-Nothing here waits for the device: the figures are looked at where the loop has fetched them to log,
+Nothing here waits for the device: the metrics are looked at where the loop has fetched them to log,
 and a batch, which depends on its place only, is made a second time.
 """
 
@@ -30,24 +30,24 @@ class Diverged(ConfigError):
     """The run learns nothing any more. Commands exit with 2, as for other bad input."""
 
 
-def diverged(figures: Mapping[str, Any]) -> np.ndarray:
+def diverged(metrics: Mapping[str, Any]) -> np.ndarray:
     """`[K]` bool: which tasks had labels in a step, and no finite loss or gradient.
 
     An absent task has loss 0 and is not present; one that is not present in spite of its loss was
     left out for what its gradient is.
     """
-    losses = np.asarray(figures["losses"], np.float32)
-    return ~np.isfinite(losses) | (~np.asarray(figures["present"]) & (losses != 0))
+    losses = np.asarray(metrics["losses"], np.float32)
+    return ~np.isfinite(losses) | (~np.asarray(metrics["present"]) & (losses != 0))
 
 
-def _lost(figures: Mapping[str, Any]) -> bool:
+def _lost(metrics: Mapping[str, Any]) -> bool:
     """Whether a step taught nothing: its update was skipped, or all tasks in it diverged."""
-    bad = diverged(figures)
-    return bool(figures["skipped"] or (bad.any() and not (figures["present"] & ~bad).any()))
+    bad = diverged(metrics)
+    return bool(metrics["skipped"] or (bad.any() and not (metrics["present"] & ~bad).any()))
 
 
 class Faults:
-    """Looks through the figures of all steps, in order.
+    """Looks through the metrics of all steps, in order.
 
     A step is lost where its update was not finite, and therefore skipped, or where every task that
     had labels diverged; `abort_after` of them in a row, over any number of log intervals, end the
@@ -75,14 +75,14 @@ class Faults:
         """The shares of the parts of the data may have changed: from here on they are these."""
         self._mixed.append(mixed)
 
-    def look(self, number: int, figures: Sequence[Mapping[str, Any]]) -> list[str]:
+    def look(self, number: int, steps: Sequence[Mapping[str, Any]]) -> list[str]:
         """The steps up to `number`; returns what there is to say.
 
         Raises:
             Diverged: at the last of `abort_after` lost steps in a row.
         """
         said = []
-        for step, metrics in enumerate(figures, number - len(figures) + 1):
+        for step, metrics in enumerate(steps, number - len(steps) + 1):
             if diverged(metrics).any() or metrics["skipped"]:
                 said += self._keep(step, metrics, self._room)
             if self._limit is None:
@@ -171,7 +171,7 @@ class Replay:
         state: before it.
         recorded: the losses that the run had, by task.
         losses: those of the replay.
-        figures: all that the replayed step tells.
+        metrics: all that the replayed step tells.
     """
 
     step: int
@@ -181,7 +181,7 @@ class Replay:
     state: Any
     recorded: dict[str, float]
     losses: dict[str, float]
-    figures: dict[str, Any]
+    metrics: dict[str, Any]
 
 
 def replay(path: str | Path, step: int, trust_paths: bool = False) -> Replay:
@@ -220,8 +220,8 @@ def replay(path: str | Path, step: int, trust_paths: bool = False) -> Replay:
     one = parallel.wrap(experiment.step(), 1, donate=False)
     for _ in range(start + 1, step):
         state, _ = one(state, next(iterator))
-    figures = jax.device_get(one(state, batch)[1])
-    losses = np.asarray(figures["losses"], np.float64).tolist()
+    metrics = jax.device_get(one(state, batch)[1])
+    losses = np.asarray(metrics["losses"], np.float64).tolist()
     return Replay(
         step=step,
         start=start,
@@ -230,7 +230,7 @@ def replay(path: str | Path, step: int, trust_paths: bool = False) -> Replay:
         state=state,
         recorded=about["losses"],
         losses=dict(zip(experiment.model.loss_names, losses, strict=True)),
-        figures=figures,
+        metrics=metrics,
     )
 
 

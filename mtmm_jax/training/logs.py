@@ -29,7 +29,7 @@ PAIRS_UP_TO = 8  # tasks: 28 curves of pairs; more than that nobody reads as cur
 class Journal:
     """metrics.jsonl and TensorBoard events, one record a log step or validation.
 
-    The same figures go to Weights & Biases if the workdir says so (`wandb_run.keep`).
+    The same metrics go to Weights & Biases if the workdir says so (`wandb_run.keep`).
     """
 
     def __init__(self, path: Path, events: Path, from_step: int) -> None:
@@ -41,16 +41,16 @@ class Journal:
         self._file = path.open("a")
         self._events = SummaryWriter(str(events), purge_step=from_step + 1)
 
-    def write(self, step: int, split: str, figures: Mapping[str, Any]) -> None:
-        """Figures are numbers, `{task: number}`, or `{"tasks": names, "mean": K x K rows}`.
+    def write(self, step: int, split: str, metrics: Mapping[str, Any]) -> None:
+        """Metrics are numbers, `{task: number}`, or `{"tasks": names, "mean": K x K rows}`.
 
         TensorBoard and W&B get the numbers, and of few tasks' symmetric matrix one curve a pair.
         """
-        self._file.write(_line({"step": step, "split": split, **figures}))
+        self._file.write(_line({"step": step, "split": split, **metrics}))
         self._file.flush()
         curves = {
             f"{split}/{name}/{key}".rstrip("/"): number
-            for name, value in figures.items()
+            for name, value in metrics.items()
             for key, number in _scalars(value).items()
             if isinstance(number, int | float) and np.isfinite(number)
         }
@@ -125,13 +125,13 @@ class Watch:
             BarColumn(bar_width=20),
             TextColumn("{task.fields[speed]}"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}", markup=False),
+            TextColumn("{task.fields[metrics]}", markup=False),
             console=console,
             disable=not console.is_terminal,
             refresh_per_second=4,  # drawing it takes milliseconds from a core
         )
         self._id = self._bar.add_task(
-            "", total=steps, completed=start, speed="compiling", figures=""
+            "", total=steps, completed=start, speed="compiling", metrics=""
         )
 
     def __enter__(self) -> Watch:
@@ -159,7 +159,7 @@ class Watch:
         if self._first is None:  # the steps before it waited for the compiler
             self._first, self._began = step, now
         speed = (step - self._first) / max(now - self._began, 1e-9)
-        figures = "  ".join(
+        metrics = "  ".join(
             f"{name} {loss:.3f} x{weight:.2f}"
             for name, loss, weight in zip(self._names, losses, weights, strict=True)
         )
@@ -169,12 +169,12 @@ class Watch:
             if not self._advised:
                 self._advised = True
                 self.say(f"steps spend {waited:.0%} of their time waiting for data: {advice}")
-        self._bar.update(self._id, completed=step, speed=shown, figures=figures)
+        self._bar.update(self._id, completed=step, speed=shown, metrics=metrics)
         if self._bar.disable and (now - self._spoke > 10 or step == self._steps):
             self._spoke = now
             left = f"{(self._steps - step) / speed:.0f} s left  " if speed else ""
             self._console.print(
-                f"step {step}/{self._steps}  {shown}  {left}{figures}",
+                f"step {step}/{self._steps}  {shown}  {left}{metrics}",
                 highlight=False,
             )
 
@@ -194,19 +194,19 @@ def results_table(
     """
     table = Table(title=title)
     table.add_column("task")
-    table.add_column("figure")
+    table.add_column("metric")
     for i, name in enumerate(columns):
         table.add_column(name, justify="right")
         if i == 0 and certainty:
             table.add_column("95 %", justify="right")
             table.add_column("n", justify="right")
     first = next(iter(columns.values()))
-    for task, figures in first.items():
-        for i, figure in enumerate(figures):
-            cells = [_shown(result.get(task, {}).get(figure)) for result in columns.values()]
+    for task, metrics in first.items():
+        for i, metric in enumerate(metrics):
+            cells = [_shown(result.get(task, {}).get(metric)) for result in columns.values()]
             if certainty:
-                cells[1:1] = certainty_cells(certainty.get(task, {}).get(figure))
-            table.add_row(task if i == 0 else "", figure, *cells)
+                cells[1:1] = certainty_cells(certainty.get(task, {}).get(metric))
+            table.add_row(task if i == 0 else "", metric, *cells)
         table.add_section()
     return table
 

@@ -1,4 +1,4 @@
-"""The loop around the step: data in, figures out, checkpoints, validation, interruption."""
+"""The loop around the step: data in, metrics out, checkpoints, validation, interruption."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from mtmm_jax.tasks.task import modalities_of
 from mtmm_jax.training import linear_models, stopping
 from mtmm_jax.training.experiment import Experiment, check_batch
 from mtmm_jax.training.faults import Faults
-from mtmm_jax.training.figures import Figures
 from mtmm_jax.training.logs import Journal, Watch
 from mtmm_jax.training.profiling import Meter
 from mtmm_jax.training.step import TrainState
+from mtmm_jax.training.step_metrics import StepMetrics
 from mtmm_jax.training.stopping import Progress
 from mtmm_jax.transfer import init_from
 
@@ -33,8 +33,8 @@ from mtmm_jax.transfer import init_from
 class _Nowhere:
     """The journal of the processes that do not write one."""
 
-    def write(self, step: int, split: str, figures: Any) -> None:
-        del step, split, figures
+    def write(self, step: int, split: str, metrics: Any) -> None:
+        del step, split, metrics
 
     def close(self) -> None:
         pass
@@ -144,19 +144,19 @@ def train(
         # Nothing waits for the device but what says so: logs, validation, checkpoints.
         jax.transfer_guard_device_to_host("disallow"),
     ):
-        figures = Figures(experiment, iterator, journal, watch, faults, meter, start)
+        step_metrics = StepMetrics(experiment, iterator, journal, watch, faults, meter, start)
         late = ended = False  # whether the step before is to be reported; whether this is the last
         for number in range(start + 1, steps + 1):
             waited = time.monotonic()
             batch = next(iterator)
-            figures.waited(time.monotonic() - waited)
+            step_metrics.waited(time.monotonic() - waited)
             if number == start + 1:
                 check_batch(experiment, batch)
             state, outputs = step(state, batch)
             beat()
             if late:  # while the device does this step
-                figures.tell(number - 1)
-            figures.add(outputs)
+                step_metrics.tell(number - 1)
+            step_metrics.add(outputs)
             last = number == steps
             validate = number % experiment.config["evaluation"]["every"] == 0 or last
             log = number % experiment.config["evaluation"]["log_every"] == 0 or last
@@ -167,7 +167,7 @@ def train(
             save = number % experiment.config["checkpoint"]["every"] == 0 or validate or asked
             late = log and not save
             if log and save:
-                figures.tell(number)
+                step_metrics.tell(number)
             latest_score = None
             if validate:
                 state = linear_models.reweigh(experiment, state)
@@ -180,7 +180,7 @@ def train(
                 ended = progress.ended(settings) and not last
                 iterator.observe(_part_scores(experiment, results))
                 faults.remixed(iterator.get_state())
-                figures.pause()
+                step_metrics.pause()
             if save:
                 whole = parallel.first(state, devices)
                 checkpoints.save(whole, latest_score, iterator.get_state(), progress._asdict())
@@ -221,16 +221,16 @@ def _validated(
     wanted = experiment.balancer.rule.observes
     if not wanted:
         return state
-    figures = headlines(experiment.model, results)
+    metrics = headlines(experiment.model, results)
     if wanted == "losses":
-        figures = {name: results[name].get("loss", np.nan) for name in figures}
-    return _observe(experiment, state, figures)
+        metrics = {name: results[name].get("loss", np.nan) for name in metrics}
+    return _observe(experiment, state, metrics)
 
 
-def _observe(experiment: Experiment, state: Any, figures: dict[str, float]) -> TrainState:
-    """Validation figures for the rules that learn from them; between steps, on the host's time."""
+def _observe(experiment: Experiment, state: Any, metrics: dict[str, float]) -> TrainState:
+    """Validation metrics for the rules that learn from them; between steps, on the host's time."""
     values = np.full(experiment.balancer.num_tasks, np.nan, np.float32)
-    values[: len(figures)] = [figures[name] for name in experiment.model.tasks]
+    values[: len(metrics)] = [metrics[name] for name in experiment.model.tasks]
     whole = parallel.first(state, experiment.devices)
     balanced = jax.jit(experiment.balancer.observe)(whole.balancing, values)
     return state.replace(balancing=parallel.replicate(balanced, experiment.devices))
@@ -238,7 +238,7 @@ def _observe(experiment: Experiment, state: Any, figures: dict[str, float]) -> T
 
 def _part_scores(experiment: Experiment, results: Any) -> np.ndarray:
     """`[S]`, for each part of the data the mean headline of the tasks that it carries."""
-    figures = headlines(experiment.model, results)
+    metrics = headlines(experiment.model, results)
     tasks = experiment.model.tasks
 
     def carried(name: str, spec: Spec) -> bool:
@@ -249,7 +249,7 @@ def _part_scores(experiment: Experiment, results: Any) -> np.ndarray:
         return reads <= set(spec.modalities)
 
     parts = [
-        [figures[name] for name in tasks if carried(name, spec)]
+        [metrics[name] for name in tasks if carried(name, spec)]
         for spec in experiment.source.carries or (experiment.source.spec,)
     ]
     return np.array([np.mean(part) if part else np.nan for part in parts])

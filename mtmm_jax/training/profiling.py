@@ -130,7 +130,7 @@ class Meter:
 
         return watched
 
-    def figures(self, seconds: float, steps: int, waited: float) -> dict[str, Any]:
+    def metrics(self, seconds: float, steps: int, waited: float) -> dict[str, Any]:
         """For the journal: seconds a step by what they went to, and the most memory so far.
 
         `data` is waiting for the batch, `host` handing the step over, and `device` the rest, which

@@ -29,10 +29,10 @@ from mtmm_jax.model import Model
 from mtmm_jax.store.files import finite, write_npz
 from mtmm_jax.store.workdir import Workdir
 from mtmm_jax.training.experiment import Experiment
-from mtmm_jax.training.figures import waiting_advice
 from mtmm_jax.training.logs import read_journal
 from mtmm_jax.training.loop import evaluation_batches
 from mtmm_jax.training.remarks import Findings, remarks, step_times, waiting_share
+from mtmm_jax.training.step_metrics import waiting_advice
 from mtmm_jax.training.stopping import Progress
 
 RUN = "run.json"

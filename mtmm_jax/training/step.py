@@ -91,7 +91,7 @@ def make_step(
     hooks: Sequence[StepHook] = (),
     **trainer: Any,
 ) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
-    """`step(state, batch, *, axis_name=None) -> (state, figures)`.
+    """`step(state, batch, *, axis_name=None) -> (state, metrics)`.
 
     A step whose final update is not finite changes nothing but the step's number.
 
@@ -140,7 +140,7 @@ def make_step(
             stats = jax.tree.map(lambda x: x.mean(0), stats)
             sums = jax.tree.map(lambda x: x.sum(0), sums)
         sums = parallel.total(sums, axis_name) if sums else {}
-        change, memory, metrics = reactions(hooks, state, context, sums, key)
+        change, memory, hook_metrics = reactions(hooks, state, context, sums, key)
         # SAM takes a second gradient in each step, and no argument that it does not know.
         extra = {"grad_fn": lambda params, _: change(grad(params, *args, other=other).grads)}
         for hook in hooks:
@@ -156,8 +156,8 @@ def make_step(
             balancing=out.state,
             **memory,
         )
-        figures = {"losses": out.losses, **out.diagnostics, **metrics, "skipped": skipped}
-        return new, figures
+        metrics = {"losses": out.losses, **out.diagnostics, **hook_metrics, "skipped": skipped}
+        return new, metrics
 
     return step
 

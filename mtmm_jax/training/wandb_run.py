@@ -1,4 +1,4 @@
-"""A run's figures on Weights & Biases, for those who ask: `config.wandb = {"project": "emoji"}`.
+"""A run's metrics on Weights & Biases, for those who ask: `config.wandb = {"project": "emoji"}`.
 
 What was asked for, and the W&B run's id, are kept in the workdir: a run that goes on goes on in the
 same W&B run.
@@ -45,7 +45,7 @@ def check(settings: Any) -> dict[str, Any] | None:
 
 
 def keep(folder: Path, settings: Mapping[str, Any] | None) -> None:
-    """Writes down what a workdir's figures go to from now on; the id stays once it is given."""
+    """Writes down what a workdir's metrics go to from now on; the id stays once it is given."""
     known = _kept(folder)
     if settings is None and not known:
         return
@@ -61,7 +61,7 @@ def open_wandb(folder: Path) -> WandbRun | None:
 
 
 class WandbRun:
-    """Figures to W&B, each step once."""
+    """Metrics to W&B, each step once."""
 
     def __init__(self, folder: Path, id: str, settings: Mapping[str, Any]) -> None:
         config = Workdir(folder).config() if (folder / "config.json").exists() else {}

@@ -141,7 +141,7 @@ def rewrite(settings: Settings) -> Rewrite:
     al. 2018), weights only.
 
     Costs a pass over the weights each time that they are read. Use it: for few bits, or where
-    rounding after training costs too much. The model is evaluated as rounded, too, so its figures
+    rounding after training costs too much. The model is evaluated as rounded, too, so its metrics
     are those of the int8 file.
     """
 

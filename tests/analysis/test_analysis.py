@@ -113,7 +113,7 @@ def test_all_modalities_score_as_in_the_evaluation(world, scores):
     model, _, variables, batches = world
     results = Evaluator(model).results(variables, batches)
     for name, task in model.tasks.items():
-        found = scores[frozenset(ENCODERS)][name]["figure"]
+        found = scores[frozenset(ENCODERS)][name]["metric"]
         assert found == pytest.approx(results[name][task.headline], abs=1e-6)
 
 
@@ -121,7 +121,7 @@ def test_nothing_scores_as_the_trivial_predictor(world, scores):
     model, _, _, batches = world
     trivial = trivial_results(model, batches)
     for name, task in model.tasks.items():
-        assert scores[frozenset()][name]["figure"] == pytest.approx(trivial[name][task.headline])
+        assert scores[frozenset()][name]["metric"] == pytest.approx(trivial[name][task.headline])
     p, counted = np.array([0.5, 0.3, 0.2]), []
     for batch in batches:
         there = np.any([batch["inputs"][m]["present"] for m in ENCODERS], axis=0)
@@ -143,7 +143,7 @@ def test_rows_without_the_subset_get_the_trivial_answer(world, scores):
         target = batch["targets"]["kind"]
         keep = there & target["present"]
         hits += list((logits.argmax(1) == target["y"])[keep])
-    assert scores[frozenset({"text"})]["kind"]["figure"] == pytest.approx(np.mean(hits))
+    assert scores[frozenset({"text"})]["kind"]["metric"] == pytest.approx(np.mean(hits))
 
 
 def test_a_task_without_what_it_reads_is_at_chance(scores):
@@ -172,11 +172,11 @@ def test_contributions_add_up_and_know_which_way_is_better(world, scores):
     shares = contributions(model, scores)
     full, empty = scores[frozenset(ENCODERS)], scores[frozenset()]
     for name in model.tasks:
-        gain = full[name]["figure"] - empty[name]["figure"]
-        assert sum(shares[name]["figure"].values()) == pytest.approx(gain, abs=1e-9)
+        gain = full[name]["metric"] - empty[name]["metric"]
+        assert sum(shares[name]["metric"].values()) == pytest.approx(gain, abs=1e-9)
         drop = empty[name]["loss"] - full[name]["loss"]
         assert sum(shares[name]["loss"].values()) == pytest.approx(drop, abs=1e-9)
-    assert shares["size"]["figure"]["text"] == pytest.approx(0.0, abs=1e-12)
+    assert shares["size"]["metric"]["text"] == pytest.approx(0.0, abs=1e-12)
     table = missing_modalities(model, scores)
     assert [len(row["modalities"]) for row in table["subsets"]] == [0, 1, 1, 1, 2, 2, 2, 3]
 
@@ -187,7 +187,7 @@ def test_an_unknown_loss_is_reported_as_unknown(world, scores):
     holes[frozenset()]["kind"]["loss"] = math.nan
     shares = contributions(model, holes)
     assert shares["kind"]["loss"] is None
-    assert shares["kind"]["figure"] is not None
+    assert shares["kind"]["metric"] is not None
 
 
 # Damage
@@ -316,21 +316,21 @@ def test_curves_begin_undamaged_and_end_where_the_modality_is_gone(world, scores
 
 def test_damage_to_what_a_task_does_not_read_changes_nothing(damaged):
     for views in damaged["text"].values():
-        figures = {scores["size"]["figure"] for scores in views["all"]}
-        assert len(figures) == 1
+        metrics = {scores["size"]["metric"] for scores in views["all"]}
+        assert len(metrics) == 1
 
 
 def test_the_baseline_is_the_best_single_modality(world, damaged):
     model, *_ = world
     summary = robust.summary(model, damaged)
-    alone = {m: damaged[m]["absent"]["alone"][0]["kind"]["figure"] for m in damaged}
+    alone = {m: damaged[m]["absent"]["alone"][0]["kind"]["metric"] for m in damaged}
     best = summary["kind"]["baseline"]
     assert alone[best] == max(alone.values())
     for modality, kinds in summary["kind"]["modalities"].items():
         line = kinds["absent"]["baseline"]
         assert line[0] == alone[best]
         if modality == best:
-            assert line == [s["kind"]["figure"] for s in damaged[best]["absent"]["alone"]]
+            assert line == [s["kind"]["metric"] for s in damaged[best]["absent"]["alone"]]
         else:
             assert line == [alone[best]] * len(SEVERITIES)
 

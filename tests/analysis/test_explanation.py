@@ -175,8 +175,8 @@ def test_attention_is_reported_where_there_is_some(run, explained):
     assert "attention" in explanation.as_json([shown])[0]["curves"]["image"]
     said = explanation_page.sentences(run, shown)
     assert [("looked" in line) for line in said if ": " in line][2:].count(True) == 1
-    figure = explanation_page.picture(shown, inputs, run.experiment.model.spec.modalities)
-    lines = {axis.get_title(): len(axis.lines) for axis in figure.axes}
+    metric = explanation_page.picture(shown, inputs, run.experiment.model.spec.modalities)
+    lines = {axis.get_title(): len(axis.lines) for axis in metric.axes}
     assert lines["image: taken away bit by bit"] == 3
     assert lines["table: taken away bit by bit"] == 2
 

@@ -132,13 +132,13 @@ def test_an_analysed_run_tells_it_in_its_report(tmp_path, capsys, monkeypatch):
     assert [row["modalities"] for row in numbers["subsets"]["subsets"]] == [
         [], ["image"], ["text"], ["image", "text"],
     ]  # fmt: skip
-    rows = [row["figure"]["category"] for row in numbers["subsets"]["subsets"]]
-    shares = numbers["contribution"]["category"]["figure"].values()
+    rows = [row["metric"]["category"] for row in numbers["subsets"]["subsets"]]
+    shares = numbers["contribution"]["category"]["metric"].values()
     assert sum(shares) == pytest.approx(rows[-1] - rows[0], abs=1e-6)
     kinds = numbers["robustness"]["category"]["modalities"]
     assert set(kinds["text"]) == {"missing words", "other words", "absent"}
-    assert kinds["image"]["blur"]["figures"][0] == pytest.approx(rows[-1], abs=1e-6)
-    assert kinds["image"]["absent"]["figures"][5] == pytest.approx(rows[2], abs=1e-6)
+    assert kinds["image"]["blur"]["metrics"][0] == pytest.approx(rows[-1], abs=1e-6)
+    assert kinds["image"]["absent"]["metrics"][5] == pytest.approx(rows[2], abs=1e-6)
     assert numbers["cost"]["total_parameters"] > 1000
     assert numbers["cost"]["step_flops"] > numbers["cost"]["forward_flops"] > 0
     paths = {shown["path"] for shown in numbers["intermediates"]["patches"]}
@@ -189,9 +189,9 @@ def speaking(tmp_path_factory):
     checkpoints = Checkpoints(workdir.checkpoints)
     checkpoints.save(jax.tree.map(draw, experiment.shapes), 0.5, {"step": 0})
     checkpoints.close()
-    figures = {"transcript": {"cer": 0.5}, "speech": {"warped_distortion": 3.0}}
-    workdir.write("results.json", {"validation": figures, "test": figures})
-    numbers = dict.fromkeys(figures, 1.0)
+    metrics = {"transcript": {"cer": 0.5}, "speech": {"warped_distortion": 3.0}}
+    workdir.write("results.json", {"validation": metrics, "test": metrics})
+    numbers = dict.fromkeys(metrics, 1.0)
     record = {"step": 1, "split": "train", "loss": numbers, "weight": numbers}
     workdir.metrics.write_text(json.dumps(record))
     return workdir, source

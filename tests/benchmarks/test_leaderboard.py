@@ -80,15 +80,15 @@ class _Fake:
         self.rate = config.optimizer.learning_rate
 
     def row(self, seed):
-        figures = {"digit": 1 - abs(self.rate - 1e-3)}
+        metrics = {"digit": 1 - abs(self.rate - 1e-3)}
         return {
             "seed": seed,
             "parameters": 1,
             "seconds": 0.0,
-            "validation": figures,
-            "validation_mean": figures["digit"],
-            "test": figures,
-            "test_mean": figures["digit"],
+            "validation": metrics,
+            "validation_mean": metrics["digit"],
+            "test": metrics,
+            "test_mean": metrics["digit"],
         }
 
 
@@ -142,7 +142,7 @@ def test_a_short_run_learns_and_differs_by_seed():
     config = synergy.config_of({"fusion": {"kind": "multiplicative"}}, 150)
     short = ShortRun(config)
     row, other = short.row(0), short.train(1)
-    again = short.figures(short.evaluate(other, "test"))
+    again = short.metrics(short.evaluate(other, "test"))
     assert min(row["test_mean"], again["synergy"]) > 0.9
     assert row["parameters"] == short.experiment.parameters > 1000
     start = short.train(0)

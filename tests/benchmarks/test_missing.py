@@ -11,8 +11,8 @@ KEY = {"fusion": "tensor", "unimodal": None, "without": None, "seed": 0}
 
 
 def _row(way, dropout, whole, text, image, **more):
-    figures = {"all": whole, "no text": text, "no image": image}
-    return {**KEY, "missing": way, "dropout": dropout, "figures": figures, **more}
+    metrics = {"all": whole, "no text": text, "no image": image}
+    return {**KEY, "missing": way, "dropout": dropout, "metrics": metrics, **more}
 
 
 ROWS = [
@@ -20,7 +20,7 @@ ROWS = [
     _row("mask", 0.0, 0.8, 0.3, 0.8, seed=1),
     _row("mask", 0.3, 0.9, 0.6, 0.5),
     _row("reconstruct", 0.0, 0.8, 0.6, 0.8),
-    {**KEY, "missing": "mask", "dropout": 0.0, "without": "text", "figures": {"no text": 0.5}},
+    {**KEY, "missing": "mask", "dropout": 0.0, "without": "text", "metrics": {"no text": 0.5}},
 ]
 
 
@@ -82,12 +82,12 @@ def test_missing_takes_rates_of_single_modalities_and_heads_on_each():
 
 
 def test_what_dropout_loses_is_a_share_of_what_the_plain_model_loses():
-    plain = [{"missing": "mask", "dropout": 0.0, "figures": {"all": 0.9, "no a": 0.8, "no b": 0.5}}]
+    plain = [{"missing": "mask", "dropout": 0.0, "metrics": {"all": 0.9, "no a": 0.8, "no b": 0.5}}]
     with_dropout = [
-        {"missing": "mask", "dropout": 0.3, "figures": {"all": 0.8, "no a": 0.7, "no b": 0.7}}
+        {"missing": "mask", "dropout": 0.3, "metrics": {"all": 0.8, "no a": 0.7, "no b": 0.7}}
     ]
     label, share = missing.lost(with_dropout, plain + with_dropout)
     assert label == "no b"
     assert share == pytest.approx(0.25)
-    nothing = [{"missing": "mask", "dropout": 0.0, "figures": {"all": 0.5, "no a": 0.5}}]
+    nothing = [{"missing": "mask", "dropout": 0.0, "metrics": {"all": 0.5, "no a": 0.5}}]
     assert missing.lost(nothing, nothing) is None

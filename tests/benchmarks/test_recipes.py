@@ -315,7 +315,7 @@ SMALLER = {"smaller": ["b"]}
 
 
 def _row(value, seed=0, **more):
-    return {"test": {"a": value}, "figure": {"a": "accuracy"}, "seed": seed, **more}
+    return {"test": {"a": value}, "metric": {"a": "accuracy"}, "seed": seed, **more}
 
 
 def _toy(monkeypatch):
@@ -344,7 +344,7 @@ def test_the_table_tells_means_spreads_and_what_stands_beside(monkeypatch):
 
 def test_what_is_better_than_the_recipe_is_marked():
     def rows(a, b):
-        return [{"test": {"a": a, "b": b}, "figure": {"a": "accuracy", "b": "cer"}, **SMALLER}]
+        return [{"test": {"a": a, "b": b}, "metric": {"a": "accuracy", "b": "cer"}, **SMALLER}]
 
     mine = rows(0.5, 0.2)
     assert cells(mine) == "a accuracy .500, b cer .200"

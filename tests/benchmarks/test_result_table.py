@@ -98,8 +98,8 @@ def test_missing_tells_what_each_absence_costs(tmp_path, capsys):
     assert [row["dropout"] for row in rows[:2]] == [0.3, 0.0]
     names = [row["without"] for row in rows]
     assert names[:2] == [None, None]
-    assert set(rows[0]["figures"]) == {"all", *(f"no {name}" for name in names[2:])}
-    assert [set(row["figures"]) for row in rows[2:]] == [{f"no {name}"} for name in names[2:]]
+    assert set(rows[0]["metrics"]) == {"all", *(f"no {name}" for name in names[2:])}
+    assert [set(row["metrics"]) for row in rows[2:]] == [{f"no {name}"} for name in names[2:]]
     assert missing.main([*options, "--ways", "none"]) == 2
     assert "zero" in capsys.readouterr().err
     assert missing.main([*options, "--only", "heads", "--unimodal", "synergi"]) == 2

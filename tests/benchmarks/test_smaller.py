@@ -60,7 +60,7 @@ def test_figures_are_those_of_the_file(learned, tmp_path, int8):
 
 
 def test_a_file_whose_weights_are_lost_reaches_less(learned, tmp_path):
-    """The figures come from the file, not from the model beside it."""
+    """The metrics come from the file, not from the model beside it."""
     made, variables = learned
     file = tmp_path / "model.zip"
     measured = smaller.measure(made, variables, False, file)["test"]

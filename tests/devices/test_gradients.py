@@ -31,8 +31,8 @@ def test_gradients_on_several_devices_equal_those_on_one(method, engine):
     }
     for absent in gradients.ABSENT:
         expected = gradients.one_step(one, absent)
-        assert expected["figures/present"].tolist() == [name != absent for name in toy.TASKS]
-        assert expected["figures/weights"][list(toy.TASKS).index("size")] == 0 or not absent
+        assert expected["metrics/present"].tolist() == [name != absent for name in toy.TASKS]
+        assert expected["metrics/weights"][list(toy.TASKS).index("size")] == 0 or not absent
         assert any(path.startswith("batch_stats/") for path in expected)
         moved = [np.square(expected[path] - leaf).sum() for path, leaf in start.items()]
         size = sum(moved) ** 0.5

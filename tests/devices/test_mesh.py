@@ -58,8 +58,8 @@ def _steps(method, form, **changes):
 def test_a_mesh_computes_what_one_device_does(method, form):
     for absent in gradients.ABSENT:
         expected = gradients.one_step(_steps(method, 1), absent)
-        assert expected["figures/present"].tolist() == [True, absent is None, True]
-        assert not expected["figures/skipped"]
+        assert expected["metrics/present"].tolist() == [True, absent is None, True]
+        assert not expected["metrics/skipped"]
         gradients.assert_equal(gradients.one_step(_steps(method, form), absent), expected)
 
 
@@ -222,7 +222,7 @@ def _parameters(path):
 
 @pytest.mark.slow
 def test_a_run_moves_between_one_device_and_a_mesh(tmp_path, monkeypatch):
-    """One step on a mesh, one on one device, the rest on a mesh: the figures are those of one
+    """One step on a mesh, one on one device, the rest on a mesh: the metrics are those of one
     device throughout, and the run opens on one device."""
     expected = fit(training.assemble(_config(1)), tmp_path / "one")
     path = tmp_path / "moved"

@@ -156,8 +156,8 @@ def _assert_as_alone(run, alone):
     results, parameters = alone
     found = json.loads((run / "results.json").read_text())
     assert found["test"].keys() == results["test"].keys()
-    for task, figures in results["test"].items():
-        for name, value in figures.items():
+    for task, metrics in results["test"].items():
+        for name, value in metrics.items():
             assert found["test"][task][name] == pytest.approx(value, rel=1e-4), (task, name)
     for a, b in zip(_parameters(run), parameters, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)

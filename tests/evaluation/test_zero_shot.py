@@ -1,4 +1,4 @@
-"""Classes by name and by example: figures against NumPy, and rows that training never sees."""
+"""Classes by name and by example: metrics against NumPy, and rows that training never sees."""
 
 import dataclasses
 import itertools

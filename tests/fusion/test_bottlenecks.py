@@ -294,8 +294,8 @@ def test_a_step_trains_the_bottlenecks():
     balancer = balancing.with_auxiliary_losses(balancing.build("equal", 1), 2)
     state = init_state(built, balancer, optax.sgd(1.0), seed=0)
     step = jax.jit(make_step(built, balancer, optax.sgd(1.0), seed=0))
-    new, figures = step(state, toy.batch(8))
-    assert (np.asarray(figures["losses"]) > 0).all()
+    new, metrics = step(state, toy.batch(8))
+    assert (np.asarray(metrics["losses"]) > 0).all()
     before, after = (flatten(jax.device_get(s.params["bottleneck"])) for s in (state, new))
     assert {path.split("/")[0] for path in after} == set(specs)
     for path, leaf in after.items():
@@ -355,7 +355,7 @@ def test_widths_are_told_by_entry_and_size():
 
 
 class _Short:
-    """Trains nothing: the figure grows with k."""
+    """Trains nothing: the metric grows with k."""
 
     ran: ClassVar[list[tuple[int, int]]] = []
 
@@ -369,7 +369,7 @@ class _Short:
     def evaluate(self, variables, split):
         assert (variables, split) == ({"params": {}}, "test")
 
-    def figures(self, results):
+    def metrics(self, results):
         del results
         return {"synergy": self.k / 10}
 
@@ -384,7 +384,7 @@ def test_the_curve_is_drawn_and_goes_on_where_it_stopped(tmp_path, monkeypatch, 
     assert width.main([*arguments, "2,4", "--seeds", "0,1"]) == 0
     assert sorted(_Short.ran) == [(2, 0), (2, 1), (4, 0), (4, 1), (9, 0), (9, 1)]
     found = json.loads(rows.read_text())["rows"]
-    assert {(row["entry"], row["left"], row["figure"]) for row in found} == {
+    assert {(row["entry"], row["left"], row["metric"]) for row in found} == {
         ("none", 32.0, 0.9),
         ("linear", 2.0, 0.2),
         ("linear", 4.0, 0.4),

@@ -399,10 +399,10 @@ def test_auxiliary_losses_join_with_weight_one_whatever_the_balancing():
             start = balancer.init(params, model.shared_parameters)
             return step(TrainState(jnp.int32(0), params, {}, optimizer.init(params), start), batch)
 
-        new, figures = first(params)
-        assert figures["losses"].shape == (3,)
-        assert figures["losses"][2] > 0
-        assert figures["weights"][2] == 1
+        new, metrics = first(params)
+        assert metrics["losses"].shape == (3,)
+        assert metrics["losses"][2] > 0
+        assert metrics["weights"][2] == 1
         moved[kind] = np.asarray(model.flatten(new.params)[path]) - model.flatten(params)[path]
         assert np.abs(moved[kind]).max() > 0
     # Nothing is absent: the tasks do not read the guesses, only the reconstruction moves them.

@@ -249,8 +249,8 @@ def _steps(experiment, devices=1, state=None):
                 values = values.copy()
                 values[~entry["present"]] = np.nan
                 entry["x" if "x" in entry else "y"] = values
-        state, figures = step(state, batch)
-        metrics.append(parallel.fetch(figures, devices))
+        state, outputs = step(state, batch)
+        metrics.append(parallel.fetch(outputs, devices))
     return jax.device_get(parallel.first(state, devices)), metrics, batch
 
 
@@ -275,8 +275,8 @@ def test_features_are_followed_through_learned_maps(one):
     assert names[-4:] == tuple(
         f"teachers/features/{r}/{i}" for r in ("fused", "text") for i in (0, 1)
     )
-    assert all(figures["present"].all() and not figures["skipped"] for figures in metrics)
-    assert np.isfinite([figures["losses"] for figures in metrics]).all()
+    assert all(outputs["present"].all() and not outputs["skipped"] for outputs in metrics)
+    assert np.isfinite([outputs["losses"] for outputs in metrics]).all()
 
 
 def test_the_step_holds_nothing_of_the_teachers(one):

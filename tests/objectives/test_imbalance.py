@@ -77,31 +77,31 @@ def _run(rule):
     def one(memory, scene, step):
         sums, term = rule.measure(memory, scene, step, None)
         verdict = rule.react(memory, sums, step)
-        return verdict.memory, verdict.figures, term
+        return verdict.memory, verdict.metrics, term
 
     memory, steps = rule.init(), []
     for step, scene in enumerate(_scenes()):
-        memory, figures, term = one(memory, scene, np.int32(step))
-        steps.append(jax.device_get((figures, term, memory)))
+        memory, metrics, term = one(memory, scene, np.int32(step))
+        steps.append(jax.device_get((metrics, term, memory)))
     return steps
 
 
 def test_ogm_slows_whoever_leads():
     steps = _run(ogm_ge(ON, alpha=0.5, begin=0.1, end=0.5, **WHERE))
     slowed = 0
-    for step, (scene, (figures, _, _)) in enumerate(zip(_scenes(), steps, strict=True)):
+    for step, (scene, (metrics, _, _)) in enumerate(zip(_scenes(), steps, strict=True)):
         scores = _score((_softmax(scene.logits) * scene.label).sum(-1), scene.weight)
         for m in range(M):
             other, expected = _others(scores, m), 1.0
             if other is None:
-                assert np.isnan(figures["ratio"][m])
+                assert np.isnan(metrics["ratio"][m])
             else:
                 rho = scores[m] / other
-                np.testing.assert_allclose(figures["ratio"][m], rho, rtol=1e-4)
+                np.testing.assert_allclose(metrics["ratio"][m], rho, rtol=1e-4)
                 if rho > 1 and 1 <= step < 5:
                     expected = 1 - np.tanh(0.5 * rho)
                     slowed += 1
-            np.testing.assert_allclose(figures["coefficient"][m], expected, rtol=1e-4)
+            np.testing.assert_allclose(metrics["coefficient"][m], expected, rtol=1e-4)
     assert slowed >= 2
     assert (steps[0][0]["ratio"] > 1).any()  # before it begins
     assert (steps[5][0]["ratio"] > 1).any()  # after its end
@@ -110,7 +110,7 @@ def test_ogm_slows_whoever_leads():
 def test_agm_holds_each_lead_to_what_it_was():
     steps = _run(agm(ON, alpha=0.7))
     history, capped = [[] for _ in range(M)], 0
-    for scene, (figures, _, memory) in zip(_scenes(), steps, strict=True):
+    for scene, (metrics, _, memory) in zip(_scenes(), steps, strict=True):
         log_p = np.log(np.maximum(_softmax(scene.logits.astype(np.float64)), 1e-8))
         scores = _score((log_p * scene.label).sum(-1), scene.weight)
         known = [s if h else None for s, h in zip(scores, history, strict=True)]
@@ -125,7 +125,7 @@ def test_agm_holds_each_lead_to_what_it_was():
                 usual = np.exp(means[m] - _others(means, m))
                 capped += usual - ratio > 7
                 expected = np.exp(0.7 * min(usual - ratio, 7))
-            np.testing.assert_allclose(figures["coefficient"][m], expected, rtol=1e-3, atol=1e-6)
+            np.testing.assert_allclose(metrics["coefficient"][m], expected, rtol=1e-3, atol=1e-6)
         for s, h in zip(scores, history, strict=True):
             h += [] if s is None else [s]
         np.testing.assert_allclose(memory.mean, [np.mean(h) if h else 0 for h in history], 1e-4)
@@ -180,11 +180,11 @@ def _move(prototypes, scene, momentum):
 def test_pmr_draws_the_slow_to_their_prototypes():
     steps = _run(pmr(ON, mu=0.6, momentum=0.8, entropy=0.3))
     prototypes, signs = [{} for _ in range(M)], set()
-    for step, (scene, (figures, term, memory)) in enumerate(zip(_scenes(), steps, strict=True)):
+    for step, (scene, (metrics, term, memory)) in enumerate(zip(_scenes(), steps, strict=True)):
         expected, coefficients, any_row = _pmr_step(scene, prototypes, step < 3, 0.6)
         np.testing.assert_allclose(term[0], expected, rtol=2e-3, atol=1e-4)
         assert bool(term[1]) == any_row == (step > 0)
-        np.testing.assert_allclose(figures["coefficient"], coefficients, rtol=2e-3, atol=1e-4)
+        np.testing.assert_allclose(metrics["coefficient"], coefficients, rtol=2e-3, atol=1e-4)
         signs |= {(step < 3, np.sign(c)) for c in coefficients}
         _move(prototypes, scene, 0.8)
         for m in range(M):
@@ -373,13 +373,13 @@ def _step(kind, *, devices, accumulate):
 
 @functools.cache
 def _two_steps(kind, devices=1, accumulate=1):
-    """After each of two steps: the state; and the figures."""
+    """After each of two steps: the state; and the metrics."""
     step, devices = _step(kind, devices=devices, accumulate=accumulate)
     state, out = parallel.replicate(_ready(kind)[-1], devices), []
     for seed in (5, 6):
-        state, figures = step(state, toy.batch(8, seed=seed))
+        state, metrics = step(state, toy.batch(8, seed=seed))
         first = jax.device_get(parallel.first(state, devices))
-        out.append((first, parallel.fetch(figures, devices)))
+        out.append((first, parallel.fetch(metrics, devices)))
     return out
 
 
@@ -389,9 +389,9 @@ def test_every_rule_is_tested():
 
 def test_the_step_multiplies_the_encoders_gradients_and_nothing_else():
     """AGM compares from its second step on, so that the first one is as without it."""
-    (one, figures), (two, later) = _two_steps("agm")
+    (one, metrics), (two, later) = _two_steps("agm")
     (first, _), (second, _) = _two_steps(None)
-    assert figures["imbalance/coefficient"].tolist() == [1, 1, 1]
+    assert metrics["imbalance/coefficient"].tolist() == [1, 1, 1]
     assert later["imbalance/coefficient"].std() > 0.01
     assert one.memory["imbalance"].count.tolist() == [1, 1, 1]
     assert two.memory["imbalance"].count.tolist() == [2, 2, 2]
@@ -405,9 +405,9 @@ def test_the_step_multiplies_the_encoders_gradients_and_nothing_else():
 
 
 def test_ogm_ge_slows_and_shakes_encoders_only():
-    (one, figures), _ = _two_steps("ogm_ge")
+    (one, metrics), _ = _two_steps("ogm_ge")
     start, (plain, _) = _ready(None)[-1].params, _two_steps(None)[0]
-    factors = dict(zip(NAMES, figures["imbalance/coefficient"], strict=True))
+    factors = dict(zip(NAMES, metrics["imbalance/coefficient"], strict=True))
     assert min(factors.values()) < 1 == max(factors.values())
     for room in ("fusion", "heads"):
         jax.tree.map(
@@ -495,9 +495,9 @@ def test_a_modality_that_the_batch_lacks_keeps_its_factor_and_its_memory(kind):
     state, _ = _two_steps(kind)[-1]
     batch = toy.batch(8, seed=7)
     batch["inputs"]["table"]["present"][:] = False
-    new, figures = jax.device_get(_step(kind, devices=1, accumulate=1)[0](state, batch))
-    assert figures["imbalance/coefficient"][2] == (0 if kind == "pmr" else 1)
-    assert np.isnan(figures["imbalance/ratio"]).tolist() == [False, False, True]
+    new, metrics = jax.device_get(_step(kind, devices=1, accumulate=1)[0](state, batch))
+    assert metrics["imbalance/coefficient"][2] == (0 if kind == "pmr" else 1)
+    assert np.isnan(metrics["imbalance/ratio"]).tolist() == [False, False, True]
     for old, now in zip(
         jax.tree.leaves(state.memory["imbalance"]),
         jax.tree.leaves(new.memory["imbalance"]),
@@ -507,7 +507,7 @@ def test_a_modality_that_the_batch_lacks_keeps_its_factor_and_its_memory(kind):
         assert kind == "ogm_ge" or old.dtype == bool or (np.asarray(old[0] != now[0])).any()
     own = lambda state: jax.device_get(state.params["encoders"]["table"])  # noqa: E731
     jax.tree.map(np.testing.assert_array_equal, own(state), own(new))
-    assert not figures["skipped"]
+    assert not metrics["skipped"]
 
 
 def test_probes_learn_and_teach_nothing():

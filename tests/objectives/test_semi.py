@@ -55,7 +55,7 @@ def _term(built, name, target, predictions, batch):
 
 
 def _share(built, name, predictions, entry):
-    """`(sum, count)` of the term `name`/used, which is a figure."""
+    """`(sum, count)` of the term `name`/used, which is a metric."""
     term = built.regularisers[f"{name}/used"][1].term
     return jax.jit(lambda: term(View({}, {}, predictions, {}, None, {name: entry})))()
 
@@ -181,17 +181,17 @@ def test_a_step_moves_by_rows_without_labels(kind):
         name: {"y": entry["y"], "present": np.zeros(8, bool)}
         for name, entry in rows["targets"].items()
     }
-    state, figures = _step(experiment, {**rows, "targets": bare})
+    state, metrics = _step(experiment, {**rows, "targets": bare})
     names = experiment.model.loss_names
-    trained = dict(zip(names, figures["present"], strict=True))
+    trained = dict(zip(names, metrics["present"], strict=True))
     assert all(there == name.startswith("semi/") for name, there in trained.items())
-    assert not figures["skipped"]
+    assert not metrics["skipped"]
     start = draw(experiment.shapes).params["encoders"]
     gaps = jax.tree.map(lambda a, b: np.abs(a - b).max(), start, state.params["encoders"])
     # The average is what it was drawn as, and so unlike the parameters.
     assert max(jax.tree.leaves(gaps)) > 1e-5
     if kind == "pseudo":
-        losses = dict(zip(names, figures["losses"], strict=True))
+        losses = dict(zip(names, metrics["losses"], strict=True))
         assert losses["semi/kind/used"] == 1.0
 
 
@@ -199,8 +199,8 @@ def test_where_every_row_has_its_label_nothing_happens():
     experiment = _assembled("pseudo", tasks={"kind": TASKS["kind"]}, semi={"thresholds": 0.0})
     rows = next(iter(experiment.source.train(8, seed=0)))
     rows["targets"]["kind"]["present"][:] = True
-    _, figures = _step(experiment, rows)
-    trained = dict(zip(experiment.model.loss_names, figures["present"], strict=True))
+    _, metrics = _step(experiment, rows)
+    trained = dict(zip(experiment.model.loss_names, metrics["present"], strict=True))
     assert trained == {"kind": True, "semi/kind": False, "semi/kind/used": False}
 
 

@@ -21,7 +21,7 @@ from mtmm_jax.inference.finished import open_run
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.runs import ensembles, fronts, fused, plans, soups, trials
 from mtmm_jax.runs import folds as cv
-from mtmm_jax.runs.votes import Votes, figures, learn
+from mtmm_jax.runs.votes import Votes, learn, metrics
 from mtmm_jax.store import files
 from mtmm_jax.store.workdir import Workdir
 from mtmm_jax.tasks import classification
@@ -172,7 +172,7 @@ def test_the_pareto_front_is_that_of_a_loop_over_pairs():
 def _outcome(**merits):
     falling = {"err"}
     shown = {n: v if v is None else -v if n in falling else v for n, v in merits.items()}
-    return fronts.Outcome(shown, dict.fromkeys(merits, "figure"), merits)
+    return fronts.Outcome(shown, dict.fromkeys(merits, "metric"), merits)
 
 
 def test_scores_are_over_the_tasks_that_all_have_and_unknown_figures_come_last():
@@ -194,7 +194,7 @@ def test_scores_are_over_the_tasks_that_all_have_and_unknown_figures_come_last()
     )
     columns = {column.header: list(column.cells) for column in table.columns}
     assert columns["run"] == ["03", "01", "02", "04"]
-    assert columns["err figure"][:3] == ["1.0000", "2.0000", "-"]
+    assert columns["err metric"][:3] == ["1.0000", "2.0000", "-"]
     assert columns["score"][-1] == "failed"
     assert columns["*"][:3] == ["*", "", "*"]
 
@@ -363,7 +363,7 @@ def test_figures_count_the_rows_in_which_somebody_answers():
     def answer(said):
         return {"kind": said.values["kind"][:, 0]}, {"kind": said.present["kind"].any(1)}
 
-    found = figures(model, answer, [votes])["kind"]["accuracy"]
+    found = metrics(model, answer, [votes])["kind"]["accuracy"]
     expected = votes.values["kind"][50:, 0].argmax(-1) == votes.batch["targets"]["kind"]["y"][50:]
     whole = votes.values["kind"][:, 0].argmax(-1) == votes.batch["targets"]["kind"]["y"]
     assert found == pytest.approx(expected.mean())
@@ -441,8 +441,8 @@ def test_a_sweep_goes_on_where_it_stopped_and_shows_the_test_split_of_the_best_o
     after = {name: (folder / name / "results.json").stat().st_mtime_ns for name in names}
     assert {name for name in names if before[name] != after[name]} == {names[-1]}
     record = json.loads((folder / "sweep.json").read_text())
-    figures = {name: trial["figures"]["task_1"] for name, trial in record["validation"].items()}
-    assert record["best"] == max(figures, key=figures.get)
+    metrics = {name: trial["metrics"]["task_1"] for name, trial in record["validation"].items()}
+    assert record["best"] == max(metrics, key=metrics.get)
 
 
 def _pair(swept, encoder):
@@ -507,7 +507,7 @@ def test_runs_of_other_modalities_are_fused_and_abstain(swept, tmp_path, capsys,
 
 
 def _same(found, other):
-    """Figures of tasks, equal but for rounding."""
+    """Metrics of tasks, equal but for rounding."""
     assert found.keys() == other.keys()
     for task, figures_of in found.items():
         assert figures_of == pytest.approx(other[task], abs=1e-5, nan_ok=True)
@@ -604,14 +604,14 @@ def test_the_winner_is_best_on_average_over_folds_and_went_through_all():
             "1-3": {"0": fold(1.0, None), "1": fold(1.0, None)},
         },
     }
-    record["scores"]["1-3"]["0"]["figures"]["err"] = None
+    record["scores"]["1-3"]["0"]["metrics"]["err"] = None
     assert cv.winner(record) == "1-2"
     assert cv.winner(record, "acc") == "1-3"
     assert cv.fold_scores(record)["1-2"] == pytest.approx([-1.05, -0.05])
     table = cv.table(record)
     columns = {column.header: list(column.cells) for column in table.columns}
     assert columns["weights"] == ["1-2", "1-1", "1-3"]
-    assert columns["acc figure"][0] == "0.6000 ± 0.3000"
+    assert columns["acc metric"][0] == "0.6000 ± 0.3000"
     assert columns["score"][-1] == "- ± -"
     del record["scores"]["1-1"], record["scores"]["1-2"], record["scores"]["1-3"]
     with pytest.raises(ConfigError, match="no candidate went through all folds: 2-1: fold 2"):
@@ -639,7 +639,7 @@ def test_weights_are_cross_validated_and_the_winner_is_trained(
     fold = folder / "folds" / "1.5-0.5" / "0"
     assert not (fold / "checkpoints").exists()
     assert not (fold / "results.json").exists()  # nothing of the test split
-    # Taken up again: only what is missing is run, to the same figures.
+    # Taken up again: only what is missing is run, to the same metrics.
     lost = record["scores"]["1.5-0.5"].pop("1")
     unsealed = {k: v for k, v in record.items() if k not in (files.DIGEST, files.SIGNATURE)}
     (folder / "cv.json").write_bytes(files.sealed(unsealed))

@@ -158,7 +158,7 @@ def test_what_it_counts_is_drawn(monkeypatch):
     monkeypatch.setitem(TARGETS, "numbers", dataclasses.replace(NUMBERS, count=lengths))
     source, every = examples.source("numbers", shape=(4,))
     train = source.rows["train"]
-    found = show.count(source, "train", len(train)).figures["y"]
+    found = show.count(source, "train", len(train)).values["y"]
     mine = every[train[train % 3 != 1]]
     np.testing.assert_allclose(found, np.sqrt((mine**2).sum(1)), rtol=1e-6)
 

@@ -157,8 +157,8 @@ def test_no_statistic_sees_the_filler_of_an_absent_label(kind):
     assert counted.present["y"] == pytest.approx(len(rows) / len(train))
     traits = TARGETS[kind]
     if traits.count is not None:
-        np.testing.assert_array_equal(counted.figures["y"], traits.count.of(about, mine))
-        assert np.isfinite(counted.figures["y"]).all()
+        np.testing.assert_array_equal(counted.values["y"], traits.count.of(about, mine))
+        assert np.isfinite(counted.values["y"]).all()
     if traits.kept:
         np.testing.assert_equal(look(source).y["y"], mine)
         described = hide(source, {"y": 1.0}).spec.targets["y"]

@@ -38,7 +38,7 @@ def cost(task: Any, prediction: Any, given: Labels) -> Any:
     return measure(task, prediction, given)[0]
 
 
-def figures(task: Any, prediction: Any, given: Labels) -> dict[str, float]:
+def metric_values(task: Any, prediction: Any, given: Labels) -> dict[str, float]:
     """All metrics of a task by name."""
     states = measure(task, prediction, given)[2]
     found = {}

@@ -1,4 +1,4 @@
-"""Segmentation, scales, paths, reconstruction, calibration: masks hold, figures are true."""
+"""Segmentation, scales, paths, reconstruction, calibration: masks hold, metrics are true."""
 
 import dataclasses
 import functools
@@ -28,9 +28,9 @@ from tests import toy
 from tests.tasks.measured import (
     cost,
     cost_without_labels,
-    figures,
     labels_of,
     measure,
+    metric_values,
     rows_of,
     state,
 )
@@ -156,8 +156,8 @@ def test_only_the_rows_that_count_do(name):
     expected, expected_count = cost(task, said[three], alone)
     np.testing.assert_allclose(total, expected, rtol=1e-5)
     assert float(count) == float(expected_count) == 3
-    found = figures(task, said, Labels(given.y, weight))
-    wanted = figures(task, said[three], alone)
+    found = metric_values(task, said, Labels(given.y, weight))
+    wanted = metric_values(task, said[three], alone)
     assert found == pytest.approx(wanted, rel=1e-4, nan_ok=True)
     assert task.headline in found
 
@@ -167,8 +167,8 @@ def test_order_changes_nothing_and_parts_merge_into_the_whole(name):
     task, given, said = built(name), labels(name), prediction(name)
     order = np.random.default_rng(0).permutation(ROWS)
     moved = Labels(rows_of(given.y, order), given.weight[order])
-    whole = figures(task, said, given)
-    assert figures(task, said[order], moved) == pytest.approx(whole, rel=1e-4)
+    whole = metric_values(task, said, given)
+    assert metric_values(task, said[order], moved) == pytest.approx(whole, rel=1e-4)
     total = cost(task, said, given)[0]
     np.testing.assert_allclose(cost(task, said[order], moved)[0], total, rtol=1e-5)
     parts = [
@@ -189,7 +189,7 @@ def test_without_any_label_nothing_is_counted(name):
     task, said = built(name), prediction(name)
     nothing = Labels(labels(name).y, np.zeros(ROWS, np.float32))
     assert cost(task, said, nothing) == (0, 0)
-    assert all(np.isnan(v) for v in figures(task, said, nothing).values())
+    assert all(np.isnan(v) for v in metric_values(task, said, nothing).values())
     assert cost_without_labels(task, said, ROWS) == (0, 0)
 
 
@@ -228,7 +228,7 @@ def test_a_model_learns_them_and_fillers_reach_nothing():
         assert task.decode(prediction(name)[0])
 
 
-# Figures against others'
+# Metrics against others'
 
 
 def test_segmentation_is_the_mean_cross_entropy_of_known_pixels_and_sklearns_jaccard():
@@ -246,7 +246,7 @@ def test_segmentation_is_the_mean_cross_entropy_of_known_pixels_and_sklearns_jac
         expected += each[y[row] >= 0].mean()
     np.testing.assert_allclose(total, expected, rtol=1e-5)
     known = y >= 0
-    found = figures(task, said, given)
+    found = metric_values(task, said, given)
     pair = y[known], said.argmax(-1)[known]
     assert found["miou"] == pytest.approx(oracle.jaccard_score(*pair, average="macro"))
     assert found["pixel_accuracy"] == pytest.approx(oracle.accuracy_score(*pair))
@@ -286,7 +286,7 @@ def test_a_scale_is_its_formula_and_its_figures_are_sklearns():
         cost(task, said, full(soft))[0], -(soft * np.log(p)).sum(), rtol=1e-4
     )
     guess = (above > 0.5).sum(1)
-    found = figures(task, said, full(y))
+    found = metric_values(task, said, full(y))
     assert found["mae"] == pytest.approx(oracle.mean_absolute_error(y, guess))
     assert found["accuracy"] == pytest.approx(oracle.accuracy_score(y, guess))
     kappa = oracle.cohen_kappa_score(y, guess, weights="quadratic")
@@ -334,7 +334,7 @@ def test_paths_are_those_of_a_loop():
     np.testing.assert_allclose(total, np.sum(losses), rtol=1e-5)
     assert count == len(losses)
     expected = {"ade": np.mean(average), "fde": np.mean(final)}
-    assert figures(task, said, given) == pytest.approx(expected, rel=1e-5)
+    assert metric_values(task, said, given) == pytest.approx(expected, rel=1e-5)
 
 
 def test_reconstruction_reads_its_label_off_the_input_and_scores_like_sklearn():
@@ -350,7 +350,7 @@ def test_reconstruction_reads_its_label_off_the_input_and_scores_like_sklearn():
     everything = full({"values": x, "known": np.ones((ROWS, 5), bool)})
     score = oracle.r2_score(x, said, multioutput="variance_weighted")
     expected = {"r2": score, "mse": oracle.mean_squared_error(x, said)}
-    assert figures(task, said, everything) == pytest.approx(expected, rel=1e-4)
+    assert metric_values(task, said, everything) == pytest.approx(expected, rel=1e-4)
     absent = {**rows, "inputs": {k: v for k, v in rows["inputs"].items() if k != "table"}}
 
     @jax.jit
@@ -378,7 +378,7 @@ def test_gaussian_regression_is_scipys_likelihood_and_tells_honest_from_sure():
     total, _ = cost(task, said, full(y))
     constant = ROWS * (0.5 * math.log(2 * math.pi) + math.log(2.0))
     np.testing.assert_allclose(total + constant, nll.sum(), rtol=1e-5)
-    found = figures(task, said, full(y))
+    found = metric_values(task, said, full(y))
     assert found["nll"] == pytest.approx(nll.mean(), rel=1e-5)
     low, high = law.interval(0.9)
     assert found["inside_90"] == pytest.approx(((low <= y) & (y <= high)).mean())
@@ -437,7 +437,7 @@ def test_the_trivial_classifier_says_the_frequencies():
     task = built("class")
     said = np.tile(task.trivial, (1000, 1))
     y = np.repeat(np.arange(4), [100, 400, 300, 200])
-    found = figures(task, said, full(y))
+    found = metric_values(task, said, full(y))
     assert found["ece"] == pytest.approx(0.0, abs=1e-5)
     assert found["brier"] == pytest.approx(1 - 0.01 - 0.16 - 0.09 - 0.04, abs=1e-4)
 

@@ -26,9 +26,9 @@ from tests import toy
 from tests.tasks.measured import (
     cost,
     cost_without_labels,
-    figures,
     loss_and_gradient,
     measure,
+    metric_values,
     rows_of,
     state,
 )
@@ -226,7 +226,7 @@ def test_loss_and_figures_are_those_of_the_rows_that_count_alone(form):
     keep = np.flatnonzero(labels.weight)
     alone = rows_of(said, keep), Labels(rows_of(labels.y, keep), labels.weight[keep])
     np.testing.assert_allclose(cost(task, said, labels), cost(task, *alone), rtol=1e-5)
-    assert figures(task, said, labels) == pytest.approx(figures(task, *alone))
+    assert metric_values(task, said, labels) == pytest.approx(metric_values(task, *alone))
 
 
 @BOTH
@@ -234,7 +234,7 @@ def test_without_any_label_nothing_is_counted(form):
     task, said = built(form), prediction(form)
     nothing = Labels(truth().y, np.zeros(6, np.float32))
     assert cost(task, said, nothing) == (0, 0)
-    assert all(np.isnan(v) for v in figures(task, said, nothing).values())
+    assert all(np.isnan(v) for v in metric_values(task, said, nothing).values())
     assert cost_without_labels(task, said, 6) == (0, 0)
 
 
@@ -248,7 +248,9 @@ def test_the_order_of_boxes_and_rows_changes_nothing(form):
     order = np.random.default_rng(0).permutation(6)
     moved = Labels(rows_of(labels.y, order), labels.weight[order])
     np.testing.assert_allclose(cost(task, rows_of(said, order), moved)[0], total, rtol=1e-5)
-    assert figures(task, rows_of(said, order), moved) == pytest.approx(figures(task, said, labels))
+    assert metric_values(task, rows_of(said, order), moved) == pytest.approx(
+        metric_values(task, said, labels)
+    )
 
 
 def test_the_order_of_guesses_changes_nothing_and_the_matching_is_the_cheapest():
@@ -370,7 +372,7 @@ def test_a_perfect_prediction_scores_one_and_costs_little(form):
             logits[b, 5 - n, y["classes"][b, n]] = 9.0
             box[b, 5 - n] = centred(y["boxes"])[b, n]
         perfect = {"logits": logits, "box": box}
-    found = figures(task, perfect, labels)
+    found = metric_values(task, perfect, labels)
     assert found == pytest.approx({"mAP@.5": 1.0, "mAP@.5:.95": 1.0, "located@.5": 1.0})
     assert cost(task, perfect, labels)[0] / 6 < 0.01
     decoded = task.decode(rows_of(perfect, 0))
@@ -445,7 +447,7 @@ def test_map_is_that_of_a_plain_loop(seed):
     labels = truth(12, seed)
     said = near_truth(labels, seed)
     collected = measure(task, said, labels)[2]["detections"]
-    ours = figures(task, said, labels)
+    ours = metric_values(task, said, labels)
     y = jax.tree.map(np.asarray, labels.y)
     flat = tuple(collected[f"found_{key}"] for key in ("boxes", "scores", "classes"))
     found = type("Found", (), dict(zip(("boxes", "scores", "classes"), flat, strict=True)))
@@ -466,15 +468,15 @@ def test_halves_merge_into_the_whole():
         ]
         for r in (slice(0, 6), slice(6, 12))
     ]
-    assert metric.compute(metric.merge(*parts)) == pytest.approx(figures(task, said, labels))
+    assert metric.compute(metric.merge(*parts)) == pytest.approx(metric_values(task, said, labels))
 
 
 def test_nothing_found_is_zero_and_nothing_there_is_nan():
     task, labels = built("centres"), truth()
     silent = {**prediction("centres"), "heat": np.full((6, 8, 8, 3), -200.0, np.float32)}
-    assert set(figures(task, silent, labels).values()) == {0.0}
+    assert set(metric_values(task, silent, labels).values()) == {0.0}
     empty = Labels({**labels.y, "valid": np.zeros((6, SLOTS), bool)}, labels.weight)
-    assert all(np.isnan(v) for v in figures(task, prediction("centres"), empty).values())
+    assert all(np.isnan(v) for v in metric_values(task, prediction("centres"), empty).values())
     assert np.isfinite(cost(task, silent, empty)[0])
 
 

@@ -282,9 +282,9 @@ def _step(devices):
 def _after(devices, batch, state=None):
     built, start, step = _step(devices)
     state = start if state is None else state
-    new, figures = step(parallel.replicate(state, devices), batch)
-    figures = jax.tree.map(lambda x: x if devices == 1 else x[0], jax.device_get(figures))
-    return built, jax.device_get(parallel.first(new, devices)), figures
+    new, metrics = step(parallel.replicate(state, devices), batch)
+    metrics = jax.tree.map(lambda x: x if devices == 1 else x[0], jax.device_get(metrics))
+    return built, jax.device_get(parallel.first(new, devices)), metrics
 
 
 @pytest.mark.usefixtures("uncached")

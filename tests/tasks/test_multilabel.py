@@ -1,4 +1,4 @@
-"""Labels of which any number hold: loss and figures equal outside ones, holes reach nothing."""
+"""Labels of which any number hold: loss and metrics equal outside ones, holes reach nothing."""
 
 import dataclasses
 import functools
@@ -69,7 +69,7 @@ def full(y, weight=None):
     return Labels(np.asarray(y, np.float32), np.asarray(weight, np.float32))
 
 
-def figures(metric, prediction, given):
+def metric_values(metric, prediction, given):
     return metric.compute(state(metric, prediction, given))
 
 
@@ -146,7 +146,7 @@ def test_average_precision_is_sklearns_ties_and_weights_included(levels, weighte
     y[0] = 1
     z = RNG.integers(0, levels, (60, 4)).astype(np.float32)
     weight = RNG.random(60) if weighted else np.ones(60)
-    found = figures(AVERAGE_PRECISION, z, full(y, weight))["average_precision"]
+    found = metric_values(AVERAGE_PRECISION, z, full(y, weight))["average_precision"]
     expected = oracle.average_precision_score(y, z, average="macro", sample_weight=weight)
     assert found == pytest.approx(expected)
 
@@ -155,7 +155,7 @@ def test_a_class_without_a_positive_is_left_out_of_average_precision():
     y = (RNG.random((60, 4)) < 0.5).astype(np.float32)
     y[:, 2] = 0
     z = RNG.standard_normal((60, 4)).astype(np.float32)
-    found = figures(AVERAGE_PRECISION, z, full(y))["average_precision"]
+    found = metric_values(AVERAGE_PRECISION, z, full(y))["average_precision"]
     others = [0, 1, 3]
     assert found == pytest.approx(oracle.average_precision_score(y[:, others], z[:, others]))
 
@@ -166,7 +166,7 @@ def test_f1_is_sklearns(threshold):
     z = RNG.standard_normal((50, 4)).astype(np.float32)
     cut = np.array(FREQUENCIES) if threshold == "prior" else threshold
     said = 1 / (1 + np.exp(-z.astype(np.float64))) > cut
-    found = figures(build(threshold=threshold).metrics["f1"], z, full(y))
+    found = metric_values(build(threshold=threshold).metrics["f1"], z, full(y))
     for average in ("micro", "macro"):
         expected = oracle.f1_score(y, said, average=average)
         assert found[f"{average}_f1"] == pytest.approx(expected)

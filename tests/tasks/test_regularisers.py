@@ -149,20 +149,20 @@ def test_terms_are_logged_and_add_up(way):
         balancing=balancer.init(params, model.shared_parameters),
     )
     step = make_step(built, balancer, optax.sgd(1.0), seed=0, head_gradients="own")
-    new, figures = jax.jit(step)(state, batch)
+    new, metrics = jax.jit(step)(state, batch)
     expected = 1.0 if way == "beside" else 1 / 5  # one of five tasks
-    np.testing.assert_allclose(figures["weights"][2:], expected)
-    assert (np.asarray(figures["losses"]) > 0).all()
+    np.testing.assert_allclose(metrics["weights"][2:], expected)
+    assert (np.asarray(metrics["losses"]) > 0).all()
 
     def total(params):
         """The same by one plain backward pass, tasks weighted as the step did."""
         key = jax.random.fold_in(jax.random.key(0), 0)
         sums, counts, _ = built.split()(params, {}, batch, key)
         losses = sums / counts
-        return (figures["weights"] * losses).sum(), losses
+        return (metrics["weights"] * losses).sum(), losses
 
     expected, losses = jax.jit(jax.grad(total, has_aux=True))(params)
-    np.testing.assert_allclose(figures["losses"], losses, rtol=1e-4)
+    np.testing.assert_allclose(metrics["losses"], losses, rtol=1e-4)
     moved = jax.tree.map(lambda a, b: a - b, state.params, new.params)
     for path, leaf in model.flatten(moved).items():
         if not path.startswith("heads"):  # heads take their own gradient, whatever the weights

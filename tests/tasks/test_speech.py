@@ -115,9 +115,9 @@ def _ready():
 def _figures(built, states):
     return {
         name: {
-            figure: value
+            metric: value
             for key, metric in task.metrics.items()
-            for figure, value in metric.compute(jax.device_get(states[name][key])).items()
+            for metric, value in metric.compute(jax.device_get(states[name][key])).items()
         }
         for name, task in built.tasks.items()
     }
@@ -209,9 +209,9 @@ def test_without_labels_nothing_counts():
 
     found = jax.device_get(score(predictions, batch))
     states = {name: states for name, (_, states) in found.items()}
-    for name, figures in _figures(built, states).items():
+    for name, metrics in _figures(built, states).items():
         assert found[name][0] == (0, 0)
-        assert np.isnan(list(figures.values())).all()
+        assert np.isnan(list(metrics.values())).all()
 
 
 @pytest.mark.parametrize("name", ["mel", "decoder"])
@@ -250,9 +250,9 @@ def test_answers_for_a_person_and_trivial_predictions():
             found[name] = {k: m.update(rows, labels) for k, m in task.metrics.items()}
         return found
 
-    for figures in _figures(built, jax.device_get(trivial_states(batch))).values():
-        assert np.isfinite(list(figures.values())).all()
-        assert figures.get("cer", 1.0) == 1.0
+    for metrics in _figures(built, jax.device_get(trivial_states(batch))).values():
+        assert np.isfinite(list(metrics.values())).all()
+        assert metrics.get("cer", 1.0) == 1.0
     for name, task in built.tasks.items():
         one = jax.tree.map(lambda x: x[0] if np.ndim(x) else x, predictions[name])
         answer = task.decode(one)
@@ -316,7 +316,7 @@ def test_a_token_is_not_told_what_comes_after_it():
 def test_what_is_spoken_is_written_down_again():
     built, variables, run = _ready()
     batch = _batch()
-    figures, waves = speech.round_trip(built, variables, [batch])
+    metrics, waves = speech.round_trip(built, variables, [batch])
     entries = {**batch["inputs"], **batch["targets"]}
     names = ("text", "audio", "written", "spoken", "voice")
     both = np.stack([entries[name]["present"] for name in names]).all(0)
@@ -326,8 +326,8 @@ def test_what_is_spoken_is_written_down_again():
     alone = {**batch, "weight": both.astype(np.float32)}
     state = jax.device_get(run(variables["params"], alone)[1]["ctc"]["errors"])
     expected = built.tasks["ctc"].metrics["errors"].compute(state)
-    assert figures["recorded"] == pytest.approx(expected)
-    assert set(figures) == {"recorded", "resynthesised", "synthesised"}
+    assert metrics["recorded"] == pytest.approx(expected)
+    assert set(metrics) == {"recorded", "resynthesised", "synthesised"}
 
 
 def test_the_config_hears_and_reads_into_one_space():

@@ -142,8 +142,8 @@ def test_error_rates_weigh_characters_and_words():
     truth = np.array([[3, 3, 2, 4, 0], [4, 0, 0, 0, 0], [3, 0, 0, 0, 0]], np.int32)  # aa b, b, a
     guess = np.array([[3, 4, 2, 4, 0], [4, 0, 0, 0, 0], [4, 0, 0, 0, 0]], np.int32)  # ab b, b, b
     labels = Labels(truth, np.array([1.0, 1.0, 0.0], np.float32))
-    figures = metric.compute(state(metric, guess, labels))
-    assert figures == pytest.approx({"cer": 1 / 5, "wer": 1 / 3, "exact_match": 1 / 2})
+    metrics = metric.compute(state(metric, guess, labels))
+    assert metrics == pytest.approx({"cer": 1 / 5, "wer": 1 / 3, "exact_match": 1 / 2})
 
 
 # ---------------------------------------------------------------- alignment and spectra

@@ -14,7 +14,7 @@ from mtmm_jax.registry import ConfigError
 from mtmm_jax.tasks.metrics import monoids as metrics
 from mtmm_jax.tasks.task import Labels, parse_reads
 from tests import toy
-from tests.tasks.measured import cost, figures, labels_of, measure, rows_of, state
+from tests.tasks.measured import cost, labels_of, measure, metric_values, rows_of, state
 
 MODEL = toy.build()
 RNG = np.random.default_rng(0)
@@ -75,7 +75,9 @@ def test_a_task_without_any_label_counts_nothing(name):
     (total, count), _, _ = measure(task, _prediction(name, 8), nothing)
     assert total == 0
     assert count == 0
-    assert all(np.isnan(value) for value in figures(task, _prediction(name, 8), nothing).values())
+    assert all(
+        np.isnan(value) for value in metric_values(task, _prediction(name, 8), nothing).values()
+    )
 
 
 @pytest.mark.parametrize("name", MODEL.tasks)
@@ -133,10 +135,10 @@ def test_classification_figures_are_sklearns():
     y, logits = RNG.integers(0, 5, 60), RNG.standard_normal((60, 5)).astype(np.float32)
     labels = full(y)
     metric = metrics.confusion(5)
-    figures = metric.compute(state(metric, logits, labels))
-    assert figures["accuracy"] == pytest.approx(oracle.accuracy_score(y, logits.argmax(1)))
+    found = metric.compute(state(metric, logits, labels))
+    assert found["accuracy"] == pytest.approx(oracle.accuracy_score(y, logits.argmax(1)))
     expected = oracle.f1_score(y, logits.argmax(1), average="macro")
-    assert figures["macro_f1"] == pytest.approx(expected)
+    assert found["macro_f1"] == pytest.approx(expected)
     top = metrics.top(2)
     share = top.compute(state(top, logits, labels))["top2"]
     assert share == pytest.approx(oracle.top_k_accuracy_score(y, logits, k=2))
@@ -145,11 +147,11 @@ def test_classification_figures_are_sklearns():
 def test_regression_figures_are_sklearns_in_the_labels_unit():
     y = RNG.normal(2015, 4, 50).astype(np.float32)
     z = RNG.standard_normal(50).astype(np.float32)
-    figures = ERRORS.compute(state(ERRORS, z, full(y)))
+    found = ERRORS.compute(state(ERRORS, z, full(y)))
     guess = z * 4.0 + 2015.0
-    assert figures["r2"] == pytest.approx(oracle.r2_score(y, guess), rel=1e-4)
-    assert figures["mae"] == pytest.approx(oracle.mean_absolute_error(y, guess), rel=1e-4)
-    assert figures["rmse"] == pytest.approx(oracle.mean_squared_error(y, guess) ** 0.5, rel=1e-4)
+    assert found["r2"] == pytest.approx(oracle.r2_score(y, guess), rel=1e-4)
+    assert found["mae"] == pytest.approx(oracle.mean_absolute_error(y, guess), rel=1e-4)
+    assert found["rmse"] == pytest.approx(oracle.mean_squared_error(y, guess) ** 0.5, rel=1e-4)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 3])
@@ -170,9 +172,9 @@ def test_retrieval_is_a_plain_loop():
     a, b = RNG.standard_normal((2, 20, 4)).astype(np.float32)
     products = a.astype(np.float64) @ b.T.astype(np.float64)
     ranks = [int((row > row[i]).sum()) + 1 for i, row in enumerate(products)]
-    figures = _retrieve(a, b, ids)
-    assert figures["a_to_b_recall@3"] == pytest.approx(np.mean([r <= 3 for r in ranks]))
-    assert figures["a_to_b_median_rank"] == pytest.approx(np.median(ranks))
+    found = _retrieve(a, b, ids)
+    assert found["a_to_b_recall@3"] == pytest.approx(np.mean([r <= 3 for r in ranks]))
+    assert found["a_to_b_median_rank"] == pytest.approx(np.median(ranks))
 
 
 def test_a_constant_embedding_retrieves_at_chance():
@@ -184,9 +186,9 @@ def test_a_constant_embedding_retrieves_at_chance():
 def test_the_same_thing_twice_is_one_candidate_and_any_of_its_rows_is_right():
     ids = np.repeat(np.arange(10), 2)
     b = np.repeat(np.eye(10, dtype=np.float32), 2, axis=0)
-    figures = _retrieve(b, b, ids)
-    assert figures["a_to_b_recall@1"] == 1.0
-    assert figures["a_to_b_median_rank"] == 1.0
+    found = _retrieve(b, b, ids)
+    assert found["a_to_b_recall@1"] == 1.0
+    assert found["a_to_b_median_rank"] == 1.0
 
 
 def test_locked_vectors_are_the_pooled_features_and_learn_nothing():

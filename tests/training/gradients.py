@@ -84,17 +84,17 @@ def batch(absent):
 
 
 def one_step(prepared, absent):
-    """`{path: array}` of the new state and the figures, whole, on the host."""
+    """`{path: array}` of the new state and the metrics, whole, on the host."""
     state, devices, step = prepared
-    new, figures = step(state, parallel.share(batch(absent), devices))
+    new, outputs = step(state, parallel.share(batch(absent), devices))
     new = parallel.first(new, devices)
     whole = {"params": new.params, "batch_stats": new.batch_stats}
     if not isinstance(devices, int):
         everywhere = jax.sharding.NamedSharding(devices.mesh, jax.sharding.PartitionSpec())
         whole = jax.jit(lambda x: x, out_shardings=everywhere)(whole)
-    metrics = parallel.fetch({k: figures[k] for k in ("losses", "weights", "present")}, devices)
-    metrics |= {"skipped": np.asarray(parallel.fetch(figures["skipped"], devices))}
-    leaves = jax.tree_util.tree_leaves_with_path({**jax.device_get(whole), "figures": metrics})
+    metrics = parallel.fetch({k: outputs[k] for k in ("losses", "weights", "present")}, devices)
+    metrics |= {"skipped": np.asarray(parallel.fetch(outputs["skipped"], devices))}
+    leaves = jax.tree_util.tree_leaves_with_path({**jax.device_get(whole), "metrics": metrics})
     return {jax.tree_util.keystr(p, simple=True, separator="/"): np.asarray(x) for p, x in leaves}
 
 

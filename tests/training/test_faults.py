@@ -130,7 +130,7 @@ def test_a_run_that_learns_nothing_any_more_ends_and_says_where(
         steps = [r["skipped"] for r in _records(tmp_path)]
         assert steps == [0, 2, 4]
         again = replay(tmp_path, 7)
-        assert again.figures["skipped"]
+        assert again.metrics["skipped"]
         np.testing.assert_equal(again.losses, again.recorded)
 
 
@@ -150,11 +150,11 @@ def _watcher(tmp_path, monkeypatch, **changes):
 @pytest.mark.parametrize("interval", [1, 3, 7])
 def test_lost_steps_are_counted_over_log_intervals(tmp_path, monkeypatch, interval):
     lost = [True, True, True, False, True, True, True, True, True, True, True]
-    figures = [_told(i + 1, bad) for i, bad in enumerate(lost)]
+    metrics = [_told(i + 1, bad) for i, bad in enumerate(lost)]
     watcher = _watcher(tmp_path, monkeypatch, abort_after=5, dumps=2)
     with pytest.raises(Diverged, match="5 steps in a row, 5 to 9, .*no checkpoint is there"):
-        for start in range(0, len(figures), interval):
-            part = figures[start : start + interval]
+        for start in range(0, len(metrics), interval):
+            part = metrics[start : start + interval]
             watcher.look(start + len(part), part)
     # Two that came first, and that with which the last row began.
     kept = sorted(p.name for p in (tmp_path / "diverged").iterdir())

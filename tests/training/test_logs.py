@@ -15,7 +15,7 @@ from mtmm_jax import train as command
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.store.workdir import Workdir, stamped
 from mtmm_jax.training import logs, wandb_run
-from mtmm_jax.training.figures import _diagnostics, waiting_advice
+from mtmm_jax.training.step_metrics import _diagnostics, waiting_advice
 
 NAMES = ("a", "b", "c", "d")
 # a and b are together twice; c meets the others once; d comes alone, and nobody else is there.
@@ -23,17 +23,17 @@ PRESENT = np.array([[1, 1, 1, 0], [1, 1, 0, 0], [0, 0, 0, 1]], bool)
 
 
 def _steps():
-    """The figures of three steps as the device returns them, and the gradients behind them."""
+    """The metrics of three steps as the device returns them, and the gradients behind them."""
     rng = np.random.default_rng(0)
     gradients = rng.standard_normal((*PRESENT.shape, 5)).astype(np.float32) * PRESENT[:, :, None]
     diagnose = jax.jit(balancing.diagnose)
-    figures = []
+    metrics = []
     for rows, here in zip(gradients, PRESENT, strict=True):
         evidence = balancing.Evidence(
             np.ones(4, np.float32), here, balancing.geometry_of(rows @ rows.T)
         )
-        figures.append(jax.device_get(diagnose(evidence, np.ones(4, np.float32), np.False_)))
-    return figures, gradients.astype(np.float64)
+        metrics.append(jax.device_get(diagnose(evidence, np.ones(4, np.float32), np.False_)))
+    return metrics, gradients.astype(np.float64)
 
 
 def _cosine(a, b):
@@ -41,8 +41,8 @@ def _cosine(a, b):
 
 
 def test_means_are_over_the_steps_in_which_the_tasks_are_present():
-    figures, gradients = _steps()
-    record = _diagnostics(NAMES, figures)
+    metrics, gradients = _steps()
+    record = _diagnostics(NAMES, metrics)
     for i, name in enumerate(NAMES):
         norms = [np.linalg.norm(gradients[s, i]) for s in np.flatnonzero(PRESENT[:, i])]
         np.testing.assert_allclose(record["gradient_norm"][name], np.mean(norms), rtol=1e-5)
@@ -62,17 +62,17 @@ def test_means_are_over_the_steps_in_which_the_tasks_are_present():
 
 
 def test_figures_that_are_not_finite_do_not_count():
-    figures, _ = _steps()
-    broken = {**figures[1], "norms": np.full(4, np.nan), "cosines": np.full((4, 4), np.nan)}
+    metrics, _ = _steps()
+    broken = {**metrics[1], "norms": np.full(4, np.nan), "cosines": np.full((4, 4), np.nan)}
     broken["conflict_rate"] = np.float32(0)
     np.testing.assert_equal(
-        _diagnostics(NAMES, [figures[0], broken]), _diagnostics(NAMES, figures[:1])
+        _diagnostics(NAMES, [metrics[0], broken]), _diagnostics(NAMES, metrics[:1])
     )
 
 
 def test_methods_without_a_gramian_log_none_of_it():
-    figures = [{"present": PRESENT[0], "weights": np.ones(4), "skipped": np.False_}]
-    assert _diagnostics(NAMES, figures) == {}
+    metrics = [{"present": PRESENT[0], "weights": np.ones(4), "skipped": np.False_}]
+    assert _diagnostics(NAMES, metrics) == {}
 
 
 class Events:
@@ -100,12 +100,12 @@ def test_the_journal_has_the_matrix_and_tensorboard_the_pairs_of_few(tasks, tmp_
     names = [f"t{i}" for i in range(tasks)]
     rows = np.random.default_rng(0).uniform(-1, 1, (tasks, tasks)).round(3).tolist()
     rows[0][2] = float("nan")
-    figures = {"conflict_rate": 0.5, "cosines": {"tasks": names, "mean": rows}}
+    metrics = {"conflict_rate": 0.5, "cosines": {"tasks": names, "mean": rows}}
     journal = logs.Journal(tmp_path / "metrics.jsonl", tmp_path / "events", 0)
-    journal.write(7, "train", figures)
+    journal.write(7, "train", metrics)
     journal.close()
     (record,) = logs.read_journal(tmp_path / "metrics.jsonl")
-    np.testing.assert_equal(record, {"step": 7, "split": "train", **figures})
+    np.testing.assert_equal(record, {"step": 7, "split": "train", **metrics})
     assert (tmp_path / "metrics.jsonl").stat().st_size < 16_000
     assert drawn["train/conflict_rate"] == (0.5, 7)
     if tasks > 8:
@@ -131,9 +131,9 @@ class FakeWandb(types.ModuleType):
         history = self.runs.setdefault(id, {})
         run = types.SimpleNamespace(step=max(history, default=-1) + 1, closed=False)
 
-        def log(figures, step):
+        def log(metrics, step):
             run.step = step
-            history.setdefault(step, {}).update(figures)
+            history.setdefault(step, {}).update(metrics)
 
         run.log, run.finish = log, lambda: setattr(run, "closed", True)
         self.last = run

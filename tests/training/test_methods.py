@@ -40,7 +40,7 @@ def _model():
 
 
 def _program(method, microbatches=1):
-    """`(state, new state, figures)` of the first step of SGD, to be compiled, and its arguments."""
+    """`(state, new state, metrics)` of the first step of SGD, to be compiled, and its arguments."""
     built, params = _model()
     balancer, options = toy.balancer_of(method, built)
     optimizer = optax.sgd(0.1)
@@ -66,17 +66,17 @@ def _one_step(method, microbatches=1):
 @pytest.mark.parametrize("method", [method for method in balancing.METHODS if method not in FAST])
 def test_a_step_keeps_its_shapes_with_every_method(method):
     run, *arguments = _program(method)
-    state, new, figures = jax.eval_shape(run, *arguments)
-    assert figures["weights"].shape == figures["losses"].shape == (3,)
+    state, new, metrics = jax.eval_shape(run, *arguments)
+    assert metrics["weights"].shape == metrics["losses"].shape == (3,)
     assert new == state
 
 
 @pytest.mark.parametrize("method", FAST)
 def test_one_step(method):
-    state, new, figures = _one_step(method)
-    assert np.isfinite(figures["losses"]).all()
-    assert figures["weights"].shape == (3,)
-    assert not figures["skipped"]
+    state, new, metrics = _one_step(method)
+    assert np.isfinite(metrics["losses"]).all()
+    assert metrics["weights"].shape == (3,)
+    assert not metrics["skipped"]
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.params, new.params)
     assert max(jax.tree.leaves(moved)) > 0
     assert jax.tree.structure(new) == jax.tree.structure(state)

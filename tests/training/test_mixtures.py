@@ -76,8 +76,8 @@ def test_augmentation_in_the_step_is_checked_and_follows_the_step():
     batch = next(experiment.source.train(8))
     losses = []
     for _ in range(2):
-        frozen, figures = step(state, batch)
-        losses.append(float(figures["losses"][0]))
+        frozen, metrics = step(state, batch)
+        losses.append(float(metrics["losses"][0]))
         state = state.replace(step=frozen.step)
     assert losses[0] != losses[1]
     plain = training.assemble({**CONFIG, "data": "right"})

@@ -116,10 +116,10 @@ def test_a_steps_time_is_its_parts(monkeypatch):
     step = meter.around(lambda state, batch: (state, batch), 0)
     step(0, 0)
     step(0, 0)
-    figures = meter.figures(seconds=4.0, steps=2, waited=1.0)
-    assert figures["step_seconds"] == {"data": 0.5, "host": 0.375, "device": 1.125}
-    assert figures["memory_mb"]["host_peak"] > 1
-    assert meter.figures(2.0, 1, 1.0)["step_seconds"] == {"data": 1.0, "host": 0.0, "device": 1.0}
+    metrics = meter.metrics(seconds=4.0, steps=2, waited=1.0)
+    assert metrics["step_seconds"] == {"data": 0.5, "host": 0.375, "device": 1.125}
+    assert metrics["memory_mb"]["host_peak"] > 1
+    assert meter.metrics(2.0, 1, 1.0)["step_seconds"] == {"data": 1.0, "host": 0.0, "device": 1.0}
 
 
 def test_a_devices_memory_is_told_where_it_tells_it(monkeypatch):

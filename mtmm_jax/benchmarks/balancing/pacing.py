@@ -70,7 +70,7 @@ def initial(seed: int, inputs: int, width: int) -> dict[str, Any]:
 def run(
     rates: Mapping[str, Any] | None, seed: int, steps: int, width: int = WIDTHS[0]
 ) -> dict[str, float]:
-    """One training, and its figures."""
+    """One training, and its metrics."""
     import jax
     import jax.numpy as jnp
 
@@ -157,10 +157,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for width, name in track(plan, description="pacing", console=out):
         key = {"width": width, "entry": name, "steps": options.steps}
         for seed in board.left(seeds_of(options.seeds), **key):
-            figures = run(ENTRIES[name], seed, options.steps, width)
-            board.add({**key, "seed": seed, **figures})
+            metrics = run(ENTRIES[name], seed, options.steps, width)
+            board.add({**key, "seed": seed, **metrics})
         rows = board.find(**key)
-        cells = [spread([row[figure] for row in rows]) for figure in FIGURES]
+        cells = [spread([row[metric] for row in rows]) for metric in FIGURES]
         table.add_row(str(width), name, *cells)
     out.print(table)
     return 0

@@ -1,6 +1,6 @@
 """How a recipe is run: short, in a folder, as an ensemble, with weights by cross-validation.
 
-Each way gives rows `{"seed", "test": {task: headline}, "figure": {task: its name}, "smaller":
+Each way gives rows `{"seed", "test": {task: headline}, "metric": {task: its name}, "smaller":
 [tasks where less is better], "all", ...}`; `trivial` is the `test` of predictions that look at
 nothing.
 """
@@ -109,7 +109,7 @@ def short(run: Run, seeds: Sequence[int], steps: int | None) -> Iterator[dict[st
             row["test"][f"{target}, zero-shot"] = round(
                 zero_shot(trained.experiment, variables, target), 4
             )
-            row["figure"][f"{target}, zero-shot"] = "accuracy"
+            row["metric"][f"{target}, zero-shot"] = "accuracy"
         yield {**row, **trivial, "seed": seed, "seconds": _since(started)}
 
 
@@ -122,14 +122,14 @@ def _row(model: Any, results: Mapping[str, Any]) -> dict[str, Any]:
     from mtmm_jax.store.files import finite
 
     metrics = finite({name: dict(results[name]) for name in model.tasks})
-    test, figure = {}, {}
+    test, metric = {}, {}
     for name, task in model.tasks.items():
-        test[name], figure[name] = metrics[name][task.headline], task.headline
+        test[name], metric[name] = metrics[name][task.headline], task.headline
         others = [f for f in metrics[name] if f in task.secondary and f != task.headline]
         test |= {f"{name}, {other}": metrics[name][other] for other in others}
-        figure |= {f"{name}, {other}": "" for other in others}
+        metric |= {f"{name}, {other}": "" for other in others}
     smaller = [name for name, task in model.tasks.items() if task.smaller_is_better]
-    return {"test": test, "figure": figure, "smaller": smaller, "all": metrics}
+    return {"test": test, "metric": metric, "smaller": smaller, "all": metrics}
 
 
 def _trivial(experiment: Any) -> dict[str, Any]:
@@ -254,7 +254,7 @@ def zero_shot(experiment: Any, variables: Any, target: str, split: str = "test")
 def rows_of(
     run: Run, seeds: Sequence[int], steps: int | None, folder: Path
 ) -> Iterator[dict[str, Any]]:
-    """The figures of a run, one row a seed."""
+    """The metrics of a run, one row a seed."""
     if run.how == "short":
         return short(run, seeds, steps)
     way = {"fit": fit, "cv": cross_validated}.get(run.how, ensemble)

@@ -33,7 +33,7 @@ class Recipe:
 
 
 def table(board: Board, recipes: Iterable[Recipe], steps: int | None = None) -> str:
-    """Markdown: a line for each recipe that was run, test figures, mean ± standard deviation.
+    """Markdown: a line for each recipe that was run, test metrics, mean ± standard deviation.
 
     What is better than the recipe's own bears a `BETTER`.
     """
@@ -76,7 +76,7 @@ def cells(rows: Sequence[Mapping[str, Any]], like: Sequence[Mapping[str, Any]] =
     """The headlines of some rows, one a seed; with `like` those of the tasks that it has too, of
     which some are `BETTER`."""
     known = set(like[0]["test"]) if like else set(rows[0]["test"])
-    figure = rows[0]["figure"]
+    metric = rows[0]["metric"]
     # A run with other tasks altogether is listed with all of them.
     tasks = [task for task in rows[0]["test"] if task in known] or list(rows[0]["test"])
 
@@ -85,7 +85,7 @@ def cells(rows: Sequence[Mapping[str, Any]], like: Sequence[Mapping[str, Any]] =
         sign = -1 if task in rows[0].get("smaller", ()) else 1
         other = _values(like, task)
         better = values and other and sign * (np.mean(values) - np.mean(other)) > 0
-        return " ".join(filter(None, (task, figure[task], _shown(values)))) + BETTER * bool(better)
+        return " ".join(filter(None, (task, metric[task], _shown(values)))) + BETTER * bool(better)
 
     return ", ".join(map(cell, tasks))
 

@@ -32,7 +32,7 @@ WIDTH = 100
 
 
 def measured(board: Board, config: str) -> str | None:
-    """A paragraph on a config: figures, what stands beside, the cost; None where it was not run.
+    """A paragraph on a config: metrics, what stands beside, the cost; None where it was not run.
 
     The cost is what a run took with one of two cores, as another one ran beside it.
     """

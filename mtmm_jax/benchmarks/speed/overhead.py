@@ -217,7 +217,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--saves", type=int, default=8, help="checkpoints (default: 8)")
     p.add_argument("--starts", type=int, default=1, help="of each kind (default: 1)")
     p.add_argument("--batch_size", type=int, default=256, help="makes the step longer or shorter")
-    p.add_argument("--json", help="a file for the figures")
+    p.add_argument("--json", help="a file for the metrics")
     return p
 
 

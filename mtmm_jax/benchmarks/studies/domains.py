@@ -5,7 +5,7 @@
 
 A picture's category, by the picture alone, for Twemoji's drawings of concepts that training never
 shows. The gap is that between the source's labels only and the target's labels only, and a way
-recovers (its figure - source only) / (target only - source only), over the means of the seeds.
+recovers (its metric - source only) / (target only - source only), over the means of the seeds.
 Rows that stand in the JSON file are not run again. The table is Markdown.
 """
 
@@ -89,11 +89,11 @@ def rows_of(
         variables = trained.train(seed)
         if way.statistics:
             variables = adapted(trained.experiment, variables, TARGET, PASSES)
-        figures = {
-            split: round(float(trained.figures(trained.evaluate(variables, split))[TASK]), 4)
+        metrics = {
+            split: round(float(trained.metrics(trained.evaluate(variables, split))[TASK]), 4)
             for split in SPLITS
         }
-        yield {"seed": seed, **figures}
+        yield {"seed": seed, **metrics}
 
 
 def adapted(experiment: Any, variables: Any, target: str, passes: int = 1) -> Any:

@@ -5,7 +5,7 @@
 
 Every row is an ordinary run of a config in a folder of its own and goes on where it stopped; rows
 that begin from another row's run, or learn from it, are given that of the same seed. Rows that
-stand in the JSON file are not run again. The table is Markdown, test figures over the seeds.
+stand in the JSON file are not run again. The table is Markdown, test metrics over the seeds.
 
 What a second task is worth over the share of labels, `CURVE`, are rows of `benchmarks.recipes`.
 """
@@ -95,7 +95,7 @@ def key_of(name: str, steps: int | None) -> dict[str, Any]:
 
 
 def table(board: Board, names: Sequence[str], steps: int | None = None) -> str:
-    """Markdown: test figures, and the points gained over what stands beside, by mean."""
+    """Markdown: test metrics, and the points gained over what stands beside, by mean."""
     lines = ["| row | config | parameters | test | beside it |", "|---|---|---|---|---|"]
     for name in names:
         mine = board.find(**key_of(name, steps))

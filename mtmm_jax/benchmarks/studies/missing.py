@@ -5,7 +5,7 @@
     python -m mtmm_jax.benchmarks.studies.missing --fusions tensor --dropout text=.6 --unimodal year
 
 For each fusion, each way to meet a missing modality (`model.missing`) and each rate of modality
-dropout: the figure with everything, and with any one modality taken away; beside them, what models
+dropout: the metric with everything, and with any one modality taken away; beside them, what models
 reach that never had that modality: as much as the others can tell. With --unimodal, tasks
 are also trained by heads on each modality alone, without dropout and with it. What a model loses by
 the absence that costs the plain one most is given as a share of the plain one's loss.
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def rows_of(
     base: Any, setting: Sequence[Any], names: Sequence[str], task: str, seeds: Sequence[int]
 ) -> Iterator[dict[str, Any]]:
-    """A row for each seed: the figure with everything the model has, and without each of it."""
+    """A row for each seed: the metric with everything the model has, and without each of it."""
     from mtmm_jax.benchmarks.tables.short_runs import ShortRun
 
     short, gone = ShortRun(changed(base, *setting)), setting[-1]
@@ -107,8 +107,8 @@ def rows_of(
     for seed in seeds:
         variables = short.train(seed)
         results = {label: short.evaluate(variables, "test", only) for label, only in seen.items()}
-        figures = {label: round(short.figures(one)[task], 4) for label, one in results.items()}
-        yield {"seed": seed, "figures": figures}
+        metrics = {label: round(short.metrics(one)[task], 4) for label, one in results.items()}
+        yield {"seed": seed, "metrics": metrics}
 
 
 def dropout_of(text: str) -> float | str:
@@ -154,11 +154,11 @@ def changed(
 
 
 def table(rows: Sequence[Mapping[str, Any]], task: str) -> Any:
-    """A line for each setting: the figure with everything, and without each modality."""
+    """A line for each setting: the metric with everything, and without each modality."""
     from rich.table import Table
 
     out = Table(title=f"{task}, test: mean ± sd")
-    labels = list(dict.fromkeys(label for row in rows for label in row["figures"]))
+    labels = list(dict.fromkeys(label for row in rows for label in row["metrics"]))
     for name in ("fusion", "missing", "dropout", "seeds", *labels, "lost of plain's"):
         out.add_column(name)
 
@@ -168,7 +168,7 @@ def table(rows: Sequence[Mapping[str, Any]], task: str) -> Any:
     for kind in dict.fromkeys(map(kind_of, rows)):
         mine = [row for row in rows if kind_of(row) == kind]
         found = {
-            label: [r["figures"][label] for r in mine if label in r["figures"]] for label in labels
+            label: [r["metrics"][label] for r in mine if label in r["metrics"]] for label in labels
         }
         cells = [spread(values) if values else "" for values in found.values()]
         same = [row for row in rows if row["fusion"] == kind[0]]
@@ -190,16 +190,16 @@ def lost(
 ) -> tuple[str, float] | None:
     """The absence that costs the plain model most, and the share of it that `rows` lose by it;
     None where nothing costs it anything."""
-    whole = [row["figures"] for row in same if plain(row) and ALL in row["figures"]]
-    if not whole or ALL not in rows[0]["figures"]:
+    whole = [row["metrics"] for row in same if plain(row) and ALL in row["metrics"]]
+    if not whole or ALL not in rows[0]["metrics"]:
         return None
 
-    def cost(figures: Sequence[Mapping[str, float]], label: str) -> float:
-        return float(np.mean([one[ALL] - one[label] for one in figures]))
+    def cost(metrics: Sequence[Mapping[str, float]], label: str) -> float:
+        return float(np.mean([one[ALL] - one[label] for one in metrics]))
 
     label = max((k for k in whole[0] if k != ALL), key=lambda k: cost(whole, k))
     most = cost(whole, label)
-    return (label, cost([row["figures"] for row in rows], label) / most) if most > 0 else None
+    return (label, cost([row["metrics"] for row in rows], label) / most) if most > 0 else None
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def trained(experiment: Any) -> int:
     return sum(math.prod(x.shape) for path, x in params.items() if not matches(frozen, path))
 
 
-def figures(run: Any, row: str, seed: int) -> dict[str, Any]:
+def row_metrics(run: Any, row: str, seed: int) -> dict[str, Any]:
     """The metrics of one training of a row."""
     from mtmm_jax.evaluation import zero_shot
 
@@ -107,7 +107,7 @@ def rows_of(
 
     run = ShortRun(config_of(row, weights, steps))
     for seed in seeds:
-        yield {"seed": seed, **figures(run, row, seed)}
+        yield {"seed": seed, **row_metrics(run, row, seed)}
 
 
 def tables(board: Board, weights: str, steps: int | None) -> Iterator[Any]:

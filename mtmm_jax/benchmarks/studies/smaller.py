@@ -4,7 +4,7 @@
 
 A config is trained as it is and with each change; a teacher and its student of a quarter are the
 runs of `studies.few_labels`. Every model is written as one file by `mtmm_jax.export`, and the
-file is measured: bytes, zeros, the tasks' test figures by what it predicts, eight bits included,
+file is measured: bytes, zeros, the tasks' test metrics by what it predicts, eight bits included,
 and its time for a sample on the CPU, all files in turns. Rows that stand in the JSON file are not
 run again. `--only products` times a product of int8 by int8 beside one of float32.
 """
@@ -44,7 +44,7 @@ class Row:
         int8: whether the file is of eight bits.
         run: another training instead, in a folder.
         beside: the row that it is compared with.
-        allowed: what of any task's figure may be lost.
+        allowed: what of any task's metric may be lost.
     """
 
     change: str | None = None
@@ -215,7 +215,7 @@ def table(board: Board, config: str, steps: int | None, names: Sequence[str]) ->
 def parser() -> argparse.ArgumentParser:
     p = arguments(
         "smaller",
-        "Trains a config pruned and in eight bits, and compares files and figures.",
+        "Trains a config pruned and in eight bits, and compares files and metrics.",
         only=f"of {', '.join((*ROWS, PRODUCTS))}, parted by commas",
         quick=QUICK,
     )

@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--split", default="test", help="train, validation or test (default)")
     p.add_argument("--batches", type=int, help="only so many batches")
     p.add_argument("--waves", help="a folder for the first synthesised waves of each batch")
-    p.add_argument("--json", help="a file for the figures")
+    p.add_argument("--json", help="a file for the metrics")
     return p
 
 
@@ -50,12 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     rate = experiment.source.spec.targets[task.target].rate
     batches = evaluation_batches(experiment, arguments.split)
     batches = itertools.islice(batches, arguments.batches)
-    figures, waves = round_trip(experiment.model, run.variables, batches)
+    metrics, waves = round_trip(experiment.model, run.variables, batches)
     table = Table(title=f"{arguments.workdir}, step {run.step}, {arguments.split}, {len(waves)}")
     table.add_column("speech")
-    for figure in next(iter(figures.values())):
-        table.add_column(figure, justify="right")
-    for name, row in figures.items():
+    for metric in next(iter(metrics.values())):
+        table.add_column(metric, justify="right")
+    for name, row in metrics.items():
         table.add_row(name, *(f"{value:.3f}" for value in row.values()))
     console().print(table)
     if arguments.waves:
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             name = experiment.source.describe(id).replace(" ", "_")
             write_wave(folder / f"{i:02d}_{name}.wav", wave, rate)
     if arguments.json:
-        found = {"split": arguments.split, "step": run.step, "figures": figures}
+        found = {"split": arguments.split, "step": run.step, "metrics": metrics}
         Path(arguments.json).write_text(json.dumps(found, indent=1) + "\n")
     return 0
 

@@ -83,8 +83,8 @@ def table(rows: Sequence[Mapping[str, Any]], task: str) -> Any:
         mine = [row for row in rows if (row["entry"], row["number"]) == (entry, number)]
         left = np.mean([row["left"] for row in mine])
         shown = "-" if entry == NONE else f"{number:g}"
-        figures = spread([row["figure"] for row in mine])
-        out.add_row(entry, shown, str(len(mine)), f"{left:.1f}", figures)
+        metrics = spread([row["metric"] for row in mine])
+        out.add_row(entry, shown, str(len(mine)), f"{left:.1f}", metrics)
     return out
 
 
@@ -99,14 +99,14 @@ def plot(rows: Sequence[Mapping[str, Any]], task: str, path: str) -> None:
     for entry in dict.fromkeys(row["entry"] for row in rows):
         mine = [row for row in rows if row["entry"] == entry]
         if entry == NONE:
-            whole = float(np.mean([row["figure"] for row in mine]))
+            whole = float(np.mean([row["metric"] for row in mine]))
             axes.axhline(whole, color="grey", linestyle="--", label=f"none, {mine[0]['left']:g}")
             continue
         points = []
         for number in dict.fromkeys(row["number"] for row in mine):
             here = [row for row in mine if row["number"] == number]
-            figures = [row["figure"] for row in here]
-            points.append((np.mean([r["left"] for r in here]), np.mean(figures), np.std(figures)))
+            metrics = [row["metric"] for row in here]
+            points.append((np.mean([r["left"] for r in here]), np.mean(metrics), np.std(metrics)))
         x, y, error = np.array(sorted(points)).T
         axes.errorbar(np.maximum(x, 0.5), y, error, marker="o", markersize=4, label=entry)
     axes.set_xscale("log", base=2)
@@ -168,11 +168,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         short = ShortRun(config_of(options.config, change, overrides, steps)) if todo else None
         for seed in todo:
             variables = short.train(seed)
-            figure = short.figures(short.evaluate(variables, "test"))[task]
+            metric = short.metrics(short.evaluate(variables, "test"))[task]
             share = open_share(variables)
             left = {NONE: width}.get(entry, number) if share is None else share * width
-            figures = {"figure": round(float(figure), 4), "left": round(float(left), 3)}
-            board.add({**key, "seed": seed, **figures})
+            metrics = {"metric": round(float(metric), 4), "left": round(float(left), 3)}
+            board.add({**key, "seed": seed, **metrics})
     rows = board.find(**base)
     console().print(table(rows, task))
     if options.plot:

@@ -145,13 +145,13 @@ def table(lines: Sequence[Mapping[str, Any]], title: str) -> Any:
     for column in ("rate", "parameters", "s"):
         out.add_column(column, justify="right")
     for place, line in enumerate(lines, start=1):
-        figures = [f"{line[k]:.3f}" for k in line if k not in fixed]
+        metrics = [f"{line[k]:.3f}" for k in line if k not in fixed]
         style = "bold" if tuned(line["entry"]) else ""
         out.add_row(
             str(place),
             Text(line["entry"], style=style),
             f"{line['mean']:.3f} ± {line['spread']:.3f}",
-            *figures,
+            *metrics,
             f"{line['rate']:g}",
             f"{line['parameters']:,}",
             f"{line['seconds']:.0f}",

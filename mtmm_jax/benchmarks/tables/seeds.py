@@ -31,7 +31,7 @@ def parser(
     p.add_argument("--config", required=True, help="a config file, or a name such as emoji")
     p.add_argument("--workdir", required=True, help="the folder of the runs")
     p.add_argument("--seeds", default="0,1,2", help="such as 0,1,2 (default)")
-    p.add_argument("--json", help="a file for all figures of all seeds")
+    p.add_argument("--json", help="a file for all metrics of all seeds")
     return p
 
 
@@ -59,21 +59,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def summary(columns: Sequence[Mapping[str, Any]], title: str) -> Any:
-    """The table of `{column: {task: {figure: value}}}`, one mapping a seed."""
+    """The table of `{column: {task: {metric: value}}}`, one mapping a seed."""
     from rich.table import Table
 
     table = Table(title=title)
     table.add_column("task")
-    table.add_column("figure")
+    table.add_column("metric")
     for name in columns[0]:
         table.add_column(name, justify="right")
-    for task, figures in columns[0]["all modalities"].items():
-        for i, figure in enumerate(figures):
+    for task, metrics in columns[0]["all modalities"].items():
+        for i, metric in enumerate(metrics):
             cells = []
             for name in columns[0]:
-                values = [c[name].get(task, {}).get(figure) for c in columns]
+                values = [c[name].get(task, {}).get(metric) for c in columns]
                 cells.append(spread(values))
-            table.add_row(task if i == 0 else "", figure, *cells)
+            table.add_row(task if i == 0 else "", metric, *cells)
         table.add_section()
     return table
 

@@ -57,11 +57,11 @@ class ShortRun:
         return jax.block_until_ready(state.variables)
 
     def evaluate(self, variables: Any, split: str, only: Any = None) -> dict[str, Any]:
-        """`{task: {figure: value}}` on a split, with only some modalities if asked."""
+        """`{task: {metric: value}}` on a split, with only some modalities if asked."""
         batches = evaluation_batches(self.experiment, split)
         return self._evaluator.results(variables, batches, only)
 
-    def figures(self, results: dict[str, Any]) -> dict[str, float]:
+    def metrics(self, results: dict[str, Any]) -> dict[str, float]:
         """`{task: headline}`, larger is better."""
         return headlines(self.experiment.model, results)
 
@@ -71,8 +71,8 @@ class ShortRun:
         variables = self.train(seed)
         row: dict[str, Any] = {"seed": seed, "parameters": self.experiment.parameters}
         for split in ("validation", "test"):
-            figures = self.figures(self.evaluate(variables, split))
-            row[split] = {name: round(float(value), 4) for name, value in figures.items()}
-            row[f"{split}_mean"] = round(float(np.mean(list(figures.values()))), 4)
+            metrics = self.metrics(self.evaluate(variables, split))
+            row[split] = {name: round(float(value), 4) for name, value in metrics.items()}
+            row[f"{split}_mean"] = round(float(np.mean(list(metrics.values()))), 4)
         row["seconds"] = round(time.monotonic() - started, 1)
         return row

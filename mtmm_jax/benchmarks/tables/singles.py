@@ -47,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                     config.balancing = "equal"  # one task has nothing to be weighed against
             label = alone or TOGETHER
             results = fit(training.assemble(config), Path(arguments.workdir) / label / str(seed))
-            for task, figures in comparison(results, "test")["all modalities"].items():
-                rows.append({"trained": label, "seed": seed, "task": task, **figures})
+            for task, metrics in comparison(results, "test")["all modalities"].items():
+                rows.append({"trained": label, "seed": seed, "task": task, **metrics})
     console().print(table(rows, len(seeds)))
     if arguments.json:
         write_json(arguments.json, rows)
@@ -56,20 +56,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def table(rows: Sequence[Mapping[str, Any]], seeds: int) -> Any:
-    """A line for each figure of each task: trained together, and alone."""
+    """A line for each metric of each task: trained together, and alone."""
     from rich.table import Table
 
     out = Table(title=f"test, {seeds} seed(s): mean ± standard deviation")
-    for name in ("task", "figure", TOGETHER, "alone"):
+    for name in ("task", "metric", TOGETHER, "alone"):
         out.add_column(name)
     for task in dict.fromkeys(row["task"] for row in rows):
         mine = [row for row in rows if row["task"] == task]
-        for figure in (key for key in mine[0] if key not in ("trained", "seed", "task")):
+        for metric in (key for key in mine[0] if key not in ("trained", "seed", "task")):
             cells = []
             for label in (TOGETHER, task):
-                values = [row[figure] for row in mine if row["trained"] == label]
+                values = [row[metric] for row in mine if row["trained"] == label]
                 cells.append(spread(values))
-            out.add_row(task, figure, *cells)
+            out.add_row(task, metric, *cells)
         out.add_section()
     return out
 

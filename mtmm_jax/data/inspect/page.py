@@ -65,13 +65,13 @@ class Counted:
 
     Attributes:
         present: modality or target -> share of the examples that have it.
-        figures: target -> `[n, C]` per class, or `[n]` numbers, of the labelled ones.
+        values: target -> `[n, C]` per class, or `[n]` numbers, of the labelled ones.
     """
 
     total: int
     sample: int
     present: Mapping[str, float]
-    figures: Mapping[str, np.ndarray]
+    values: Mapping[str, np.ndarray]
 
 
 def page(source: Source, card: Card, counted: Mapping[str, Counted], batch: Batch) -> str:
@@ -116,7 +116,7 @@ def _inputs(source: Source, counted: Mapping[str, Counted]) -> str:
         shares = "".join(f"<td class=n>{c.present[name]:.1%}</td>" for c in counted.values())
         lines.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + shares)
     sample = max(c.sample for c in counted.values())
-    note = f"Shares and figures are counted on up to {sample:,} examples of each split."
+    note = f"Shares and values are counted on up to {sample:,} examples of each split."
     titles = "<tr><th>modality<th>kind<th>one example<th>" + head
     return f"<div class=scroll><table>{titles}{''.join(lines)}</table></div><p class=faint>{note}"
 
@@ -136,14 +136,14 @@ def _stat(name: str, target: Target, counted: Mapping[str, Counted]) -> str:
             f"<tr><td>{escape(split)}<td class=n>{_figure(y.mean())}<td class=n>{_figure(y.std())}"
             f"<td class=n>{_figure(y.min())}<td class=n>{_figure(y.max())}"
             for split, c in counted.items()
-            if len(y := np.asarray(c.figures[name], np.float64))
+            if len(y := np.asarray(c.values[name], np.float64))
         )
         titles = "<tr><th><th class=n>mean<th class=n>std<th class=n>least<th class=n>most"
         return f"<div class=stat>{body}<table>{titles}{lines}</table></div>"
-    split = next((s for s, c in counted.items() if len(c.figures[name])), None)
+    split = next((s for s, c in counted.items() if len(c.values[name])), None)
     if split is None:
         return f"<div class=stat>{body}<p class=absent>no labels</p></div>"
-    each = counted[split].figures[name]
+    each = counted[split].values[name]
     share = each.sum(0) / (each.sum() or 1) if count.parts else each.mean(0)
     order = range(len(share)) if len(share) <= _BARS else np.argsort(-share, kind="stable")
     widest = max(float(share.max()), 1e-9)

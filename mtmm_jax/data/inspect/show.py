@@ -183,7 +183,7 @@ def _some(source: Source, split: str, number: int) -> Source:
 
 
 def count(source: Source, split: str, sample: int) -> Counted:
-    """Shares of what is present, and figures of the labels, over a sample of a split."""
+    """Shares of what is present, and values of the labels, over a sample of a split."""
     total = source.split_size(split)
     present: dict[str, list[np.ndarray]] = {
         name: [] for name in (*source.spec.modalities, *source.spec.targets)
@@ -208,7 +208,7 @@ def count(source: Source, split: str, sample: int) -> Counted:
             name: float(np.concatenate(parts).mean()) if parts else 0.0
             for name, parts in present.items()
         },
-        figures={
+        values={
             name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in labels.items()
         },
     )

@@ -1,7 +1,7 @@
 """Made-up data whose structure is known, so that a method's claim can be checked against the truth.
 
 What modalities share, what each has alone and what only their combination tells; how tasks are
-related and how they pull against each other: each is a knob, and the best reachable figure of each
+related and how they pull against each other: each is a knob, and the best reachable metric of each
 target is a formula (`ceilings`).
 """
 
@@ -162,7 +162,7 @@ def ceilings(
     noise: NonNegative = 0.5,
     seen: int | None = None,
 ) -> dict[str, float]:
-    """The best reachable figures from `seen` of the modalities (all of them by default).
+    """The best reachable metrics from `seen` of the modalities (all of them by default).
 
     Accuracies of `redundant`, `unique` (of a modality that is seen), `synergy` and of tasks that
     are classes (`task_class`); R2 of tasks that are numbers (`task_number`).

@@ -27,14 +27,14 @@ from mtmm_jax.tasks.metrics.intervals import (
 
 
 class Metric(NamedTuple):
-    """A metric, or a family of figures from one state.
+    """A metric, or a family of metrics from one state.
 
     Attributes:
         update: `(prediction, labels) -> state` of one batch; pure, runs under jit.
         merge: of two states; associative.
-        compute: `state -> {figure: value}`; NaN where nothing was counted.
-        intervals: `state -> {figure: Interval, or why there is none}` (`metrics.intervals`); of a
-            figure that it leaves out there is none, and of all where it is None.
+        compute: `state -> {metric: value}`; NaN where nothing was counted.
+        intervals: `state -> {metric: Interval, or why there is none}` (`metrics.intervals`); of a
+            metric that it leaves out there is none, and of all where it is None.
     """
 
     update: Callable[[Any, Any], Any]
@@ -271,7 +271,7 @@ def retrieval_ranks(queries: str, candidates: str, ks: tuple[int, ...] = (1, 10)
     def compute(state: dict[str, Any]) -> dict[str, float]:
         answers = ranked(state)
         prefix = f"{queries}_to_{candidates}"
-        figures = {
+        values = {
             f"{prefix}_recall@{k}": float(
                 np.clip((k - answers["above"]) / answers["level"], 0, 1).mean()
             )
@@ -280,8 +280,8 @@ def retrieval_ranks(queries: str, candidates: str, ks: tuple[int, ...] = (1, 10)
             for k in ks
         }
         middle = answers["above"] + (answers["level"] + 1) / 2
-        figures[f"{prefix}_median_rank"] = float(np.median(middle)) if len(middle) else float("nan")
-        return figures
+        values[f"{prefix}_median_rank"] = float(np.median(middle)) if len(middle) else float("nan")
+        return values
 
     def intervals(state: dict[str, Any]) -> dict[str, Interval | str]:
         """Over queries, among the same candidates."""

@@ -241,12 +241,12 @@ def test_statistics_are_those_of_the_labels(run):
     assert train.total == train.sample == 7
     assert train.present["image"] == pytest.approx(6 / 7)
     assert train.present["colour"] == pytest.approx(5 / 7)
-    assert train.figures["size"].tolist() == [0, 2, 3, 4, 5]
-    assert train.figures["colour"].sum(0).tolist() == [2, 1, 2]
-    assert train.figures["soft"].mean(0).tolist() == [0.25, 0.75, 0]
-    assert train.figures["things"].sum(0).tolist() == [0, 5, 0]
+    assert train.values["size"].tolist() == [0, 2, 3, 4, 5]
+    assert train.values["colour"].sum(0).tolist() == [2, 1, 2]
+    assert train.values["soft"].mean(0).tolist() == [0.25, 0.75, 0]
+    assert train.values["things"].sum(0).tolist() == [0, 5, 0]
     words = np.array([len(encode(read_tokenizer(TOKENIZER), [s], 8).nonzero()[1]) for s in SAID])
-    assert train.figures["caption"].tolist() == words[[0, 2, 0, 1, 2]].tolist()
+    assert train.values["caption"].tolist() == words[[0, 2, 0, 1, 2]].tolist()
     assert show.count(source, "train", 3).sample == 3
     text = run("everything")
     assert "train 71%, validation 0%, test 0%" in text

@@ -113,8 +113,8 @@ def test_a_step_of_one_source_is_compiled_once_for_each():
 
     step = jax.jit(counted)
     for batch in take(iter(whole.train(8)), 5):
-        state, figures = step(state, batch)
-        assert bool(figures["present"][1]) == ("audio" in batch["inputs"])
+        state, metrics = step(state, batch)
+        assert bool(metrics["present"][1]) == ("audio" in batch["inputs"])
     assert traces == [["image", "text"], ["audio", "text"]]
 
 

@@ -57,7 +57,7 @@ def read_entries(npm: Path) -> list[Entry]:
 
 
 def check_versions(npm: Path) -> None:
-    """The packages must be the ones whose figures the card states."""
+    """The packages must be the ones whose counts the card states."""
     for package, version in PACKAGES.items():
         found = _json(npm, package, "package.json")["version"]
         if found != version:

@@ -1,4 +1,4 @@
-"""The data card: prose and tables, the figures counted from the asset."""
+"""The data card: prose and tables, the numbers counted from the asset."""
 
 from __future__ import annotations
 

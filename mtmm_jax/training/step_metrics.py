@@ -16,8 +16,8 @@ from mtmm_jax.training.logs import Watch
 from mtmm_jax.training.profiling import Meter
 
 
-class Figures:
-    """The figures of the steps since the last log.
+class StepMetrics:
+    """The metrics of the steps since the last log.
 
     Args:
         experiment: whose steps they are.
@@ -45,9 +45,9 @@ class Figures:
         self._told = start
         self.pause()
 
-    def add(self, figures: Any) -> None:
+    def add(self, metrics: Any) -> None:
         """Of one more step, which may still be running."""
-        self._kept.append(figures)
+        self._kept.append(metrics)
 
     def waited(self, seconds: float) -> None:
         """For a batch."""
@@ -69,12 +69,12 @@ class Figures:
         for line in self._faults.look(number, fetched):
             self._watch.say(line)
 
-    def _log(self, number: int, figures: list[dict[str, Any]]) -> None:
+    def _log(self, number: int, metrics: list[dict[str, Any]]) -> None:
         """Means over the steps since the last log."""
         names, meter, iterator = self._experiment.model.loss_names, self._meter, self._iterator
-        present = np.stack([f["present"] for f in figures])
-        mean_losses = _mean(_stacked(figures, "losses"), present)
-        weights = np.stack([f["weights"] for f in figures]).mean(0)
+        present = np.stack([f["present"] for f in metrics])
+        mean_losses = _mean(_stacked(metrics, "losses"), present)
+        weights = np.stack([f["weights"] for f in metrics]).mean(0)
         now = time.monotonic()
         seconds = max(now - self._since, 1e-9)
         done = max(number - self._told, 1)
@@ -87,14 +87,14 @@ class Figures:
                 "learning_rate": float(self._experiment.learning_rates[number - 1]),
                 "steps_per_second": done / seconds,
                 "data_wait": self._waited / seconds,
-                **(meter.figures(seconds, done, self._waited) if meter is not None else {}),
+                **(meter.metrics(seconds, done, self._waited) if meter is not None else {}),
                 "epoch": iterator.epochs[0] if len(iterator.epochs) == 1 else list(iterator.epochs),
                 **({"data_shares": list(iterator.shares)} if len(iterator.shares) > 1 else {}),
-                "skipped": int(sum(f["skipped"] for f in figures)),
+                "skipped": int(sum(f["skipped"] for f in metrics)),
                 "absent": _named(names, (~present).sum(0)),
-                "diverged": _named(names, np.sum([diverged(f) for f in figures], axis=0)),
-                **_diagnostics(names, figures),
-                **_of_hooks(self._experiment, figures),
+                "diverged": _named(names, np.sum([diverged(f) for f in metrics], axis=0)),
+                **_diagnostics(names, metrics),
+                **_of_hooks(self._experiment, metrics),
             },
         )
         advice = waiting_advice(self._experiment.source, self._experiment.config["data"])
@@ -109,47 +109,47 @@ def waiting_advice(source: Source, data: Mapping[str, Any]) -> str:
     return f"{decode}make more batches at once with data.workers ({source.workers} now)"
 
 
-def _diagnostics(names: tuple[str, ...], figures: list[dict[str, Any]]) -> dict[str, Any]:
+def _diagnostics(names: tuple[str, ...], metrics: list[dict[str, Any]]) -> dict[str, Any]:
     """What gradient methods tell, averaged: scalars, the tasks' gradient norms, their cosines.
 
     A task counts in the steps that it is present in, a pair in those that both are, and the
-    scalars, which are about pairs, in the steps that have one. Figures that are not finite,
+    scalars, which are about pairs, in the steps that have one. Metrics that are not finite,
     as in a skipped step, count nowhere.
     """
-    if "cosines" not in figures[0]:
+    if "cosines" not in metrics[0]:
         return {}
-    present = np.stack([f["present"] for f in figures])
+    present = np.stack([f["present"] for f in metrics])
     together = present[:, :, None] & present[:, None, :]
-    finite = np.isfinite(_stacked(figures, "norms")).all(1)  # NaN < 0 would be no conflict
+    finite = np.isfinite(_stacked(metrics, "norms")).all(1)  # NaN < 0 would be no conflict
     paired = (present.sum(1) > 1) & finite
-    scalars = [k for k in figures[0] if k != "skipped" and np.ndim(figures[0][k]) == 0]
+    scalars = [k for k in metrics[0] if k != "skipped" and np.ndim(metrics[0][k]) == 0]
     return {
-        **{key: _finite_mean(figures, key, paired).item() for key in scalars},
-        "gradient_norm": _named(names, _finite_mean(figures, "norms", present)),
+        **{key: _finite_mean(metrics, key, paired).item() for key in scalars},
+        "gradient_norm": _named(names, _finite_mean(metrics, "norms", present)),
         "cosines": {
             "tasks": list(names),
-            "mean": _finite_mean(figures, "cosines", together).round(3).tolist(),
+            "mean": _finite_mean(metrics, "cosines", together).round(3).tolist(),
         },
     }
 
 
-def _of_hooks(experiment: Experiment, figures: list[dict[str, Any]]) -> dict[str, Any]:
+def _of_hooks(experiment: Experiment, metrics: list[dict[str, Any]]) -> dict[str, Any]:
     """The metrics of hooks, averaged over the steps that have them."""
     found = {}
     for hook in experiment.hooks:
-        for key in (key for key in figures[0] if key.startswith(f"{hook.name}/")):
-            mean = _finite_mean(figures, key, np.True_)
+        for key in (key for key in metrics[0] if key.startswith(f"{hook.name}/")):
+            mean = _finite_mean(metrics, key, np.True_)
             found[key] = _named(hook.names, mean) if mean.ndim else mean.item()
     return found
 
 
-def _finite_mean(figures: list[dict[str, Any]], key: str, counted: np.ndarray) -> np.ndarray:
-    values = _stacked(figures, key)
+def _finite_mean(metrics: list[dict[str, Any]], key: str, counted: np.ndarray) -> np.ndarray:
+    values = _stacked(metrics, key)
     return _mean(values, counted & np.isfinite(values))
 
 
-def _stacked(figures: list[dict[str, Any]], key: str) -> np.ndarray:
-    return np.stack([f[key] for f in figures]).astype(np.float64)
+def _stacked(metrics: list[dict[str, Any]], key: str) -> np.ndarray:
+    return np.stack([f[key] for f in metrics]).astype(np.float64)
 
 
 def _mean(values: np.ndarray, counted: np.ndarray) -> np.ndarray:
