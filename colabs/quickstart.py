@@ -97,7 +97,7 @@ results = fit(experiment, workdir)
 # %% [markdown]
 # ## What came of it
 #
-# All modalities together beside each one alone (the same model, the others absent) and beside a
+# All modalities together next to each one alone (the same model, the others absent) and next to a
 # predictor that looks at nothing.
 
 # %%

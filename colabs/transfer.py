@@ -134,7 +134,7 @@ plt.show()
 # %% [markdown]
 # ## Further
 #
-# `config.lora` learns thin matrices beside frozen kernels, `config.optimizer.unfreeze` wakes layers
-# one after the other, `config.semi` uses the rows without a label, `config.teachers` distils one
-# model into a smaller one; the configs `finetune`, `probe`, `unfreeze`, `semi_pseudo`,
+# `config.lora` learns thin matrices next to frozen kernels, `config.optimizer.unfreeze` wakes
+# layers one after the other, `config.semi` uses the rows without a label, `config.teachers` distils
+# one model into a smaller one; the configs `finetune`, `probe`, `unfreeze`, `semi_pseudo`,
 # `distil_small` and `domain_adversarial` are a few lines each.

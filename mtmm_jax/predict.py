@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
         "--label",
         metavar="MANIFEST",
         help="write its rows to --out with the labels that the run is sure of, to train on, and "
-        "beside it, as OUT.ask.jsonl, the rows most worth a person's look",
+        "next to it, as OUT.ask.jsonl, the rows most worth a person's look",
     )
     p.add_argument("--least", type=float, help="of --label: how sure, a probability (0.9)")
     p.add_argument("--ask", type=int, help="of --label: how many rows to ask about (50)")
@@ -244,7 +244,7 @@ def about_labels(arguments: argparse.Namespace, rest: Sequence[str]) -> bool:
 def label_rows(arguments: argparse.Namespace) -> int:
     """Writes a manifest with labels, and tells whom to ask."""
     from mtmm_jax.inference.finished import open_run
-    from mtmm_jax.inference.labelling import beside, label_manifest
+    from mtmm_jax.inference.labelling import ask_file, label_manifest
 
     run, out, path = open_run(arguments.workdir), console(), Path(arguments.out)
     given = {"least": arguments.least, "ask": arguments.ask, "by": arguments.by}
@@ -262,7 +262,7 @@ def label_rows(arguments: argparse.Namespace) -> int:
         shown = ", ".join(f"{name}: {best}?" for name, best in likely.items())
         out.print(f"  line {row['row']}: {row['uncertainty']:.2f}  {shown}", highlight=False)
     if found.asked:
-        out.print(f"{len(found.asked)} rows to ask about in {beside(path)}", highlight=False)
+        out.print(f"{len(found.asked)} rows to ask about in {ask_file(path)}", highlight=False)
     return 0
 
 

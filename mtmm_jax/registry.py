@@ -1,7 +1,7 @@
 """One way to build a thing from a table and a spec, and one error for bad input.
 
 Every room of the house keeps a public table from name to constructor; configs name an entry by
-`kind` and give its hyper-parameters beside it. `build` looks the name up, checks the
+`kind` and give its hyper-parameters next to it. `build` looks the name up, checks the
 hyper-parameters against the constructor's signature, and says plainly what is wrong.
 """
 

@@ -178,7 +178,7 @@ def encode_with_mask(
     special = tokenizer.num_special_tokens_to_add(False)
     if length is not None and length <= special:
         raise ConfigError(
-            f"text: {length} tokens leave no room for a word beside the tokenizer's {special} "
+            f"text: {length} tokens leave no room for a word and the tokenizer's {special} "
             "special ones"
         )
     encodings = _encodings(tokenizer, list(texts))

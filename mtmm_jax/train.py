@@ -141,7 +141,7 @@ def fit(
     from mtmm_jax.store.workdir import Workdir
 
     workdir, out = Workdir(Path(path)), _leading(console())
-    if not processes.broadcast_from_first(workdir.begun):
+    if not processes.broadcast_from_first(workdir.started):
         experiment.check_shapes()
     with contextlib.ExitStack() as held:
 

@@ -1,4 +1,5 @@
-"""Adversarial modality translation beside the labels of one domain: a name is drawn in both styles.
+"""Adversarial modality translation together with the labels of one domain: a name is drawn in both
+styles.
 
 python -m mtmm_jax.train --config domain_translation --workdir runs/domain_translation
 

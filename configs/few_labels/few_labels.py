@@ -2,7 +2,7 @@ r"""Few labels: a tenth of the emoji have a category; pairs of picture and name 
 
 python -m mtmm_jax.train --config few_labels --workdir runs/few_labels
 
-Category from 10% of the labels, beside retrieval, which needs none, 300 steps. Another share is
+Category from 10% of the labels, next to retrieval, which needs none, 300 steps. Another share is
 --config.data.hide.category=0.02. Baseline: the category alone from the same labels,
 --config.tasks.retrieval=None. What both reach over the share, 3 seeds, and a picture of it:
 

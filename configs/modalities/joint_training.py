@@ -1,4 +1,4 @@
-"""Joint training: every modality has a network and a loss of its own, beside the fused one.
+"""Joint training: every modality has a network and a loss of its own, next to the fused one.
 
 python -m mtmm_jax.train --config joint_training --workdir runs/joint_training
 

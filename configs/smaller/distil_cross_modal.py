@@ -3,7 +3,7 @@
 python -m mtmm_jax.train --config fusion_late --workdir runs/fusion_late
 python -m mtmm_jax.train --config distil_cross_modal --workdir runs/distil_cross_modal
 
-The teacher reads name and voice of each training row, the student only ever its picture; beside
+The teacher reads name and voice of each training row, the student only ever its picture; next to
 what it says, the student's features are to look like the teacher's fused ones. Baseline:
 independent_image, the student alone, --config.teachers=None.
 """

@@ -4,7 +4,7 @@ python -m mtmm_jax.train --config distil_teacher --workdir runs/distil_teacher
 python -m mtmm_jax.train --config distil_small --workdir runs/distil_small
 
 shared_weights (0.83 million parameters) with what the teacher (3.35 million) says of each batch
-beside the labels, T = 2, 1000 steps: a small model takes longer to come as far. Baseline: the
+next to the labels, T = 2, 1000 steps: a small model takes longer to come as far. Baseline: the
 student alone, --config.teachers=None; above it, the teacher of 300 steps.
 """
 

@@ -5,7 +5,7 @@ for m in image text audio; do
 done
 python -m mtmm_jax.train --config distil_unimodal --workdir runs/distil_unimodal
 
-What the three say on average, T = 2, beside the labels. Baselines: the student alone,
+What the three say on average, T = 2, next to the labels. Baselines: the student alone,
 --config.teachers=None, which is fusion_late; the teachers asked together (predict --workdirs).
 """
 

@@ -3,7 +3,7 @@
 python -m mtmm_jax.train --config pruned --workdir runs/pruned
 
 emoji, 1000 steps; zeros grow from step 100 to 700, and the rest learns to do without them.
-Baseline: --config.optimizer.prune=None, which is emoji. Files, latency and metrics beside it:
+Baseline: --config.optimizer.prune=None, which is emoji. Files, latency and metrics next to it:
 `python -m mtmm_jax.benchmarks.studies.smaller`.
 """
 

@@ -4,7 +4,7 @@ python -m mtmm_jax.train --config quantised --workdir runs/quantised
 python -m mtmm_jax.export --workdir runs/quantised --out runs/quantised/small.zip --int8
 
 emoji, 1000 steps. Baseline: rounded after training, --config.quantise=None, which is emoji. Files,
-latency and metrics beside it: `python -m mtmm_jax.benchmarks.studies.smaller`.
+latency and metrics next to it: `python -m mtmm_jax.benchmarks.studies.smaller`.
 """
 
 from ml_collections import ConfigDict

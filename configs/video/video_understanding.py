@@ -8,7 +8,7 @@ first 5.0 s of sound through Conv1D of 32 and 64 channels; what comes out is joi
 512, ten classes: what the moving emoji is. Adam 1e-3, batch 32, ten epochs of 95 steps; the loss
 and the validation metrics are reported once an epoch. Needs an accelerator:
 video_understanding_small is the preset of 32 pixels, video_folders reads clips of your own from
-three folders. Baseline: each modality alone, which evaluation prints beside it.
+three folders. Baseline: each modality alone, which evaluation prints next to it.
 """
 
 from ml_collections import ConfigDict

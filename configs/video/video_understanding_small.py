@@ -3,8 +3,9 @@ r"""Video understanding at 32 pixels: video_understanding for a quick run.
 python -m mtmm_jax.train --config video_understanding_small \
     --workdir runs/video_understanding_small
 
-Three epochs of clips of five frames. Baselines: each modality alone, which evaluation prints beside
-it; and a recurrence over frames instead of their mean, --config.model.encoders.video.temporal=gru.
+Three epochs of clips of five frames. Baselines: each modality alone, which evaluation prints next
+to it; and a recurrence over frames instead of their mean,
+--config.model.encoders.video.temporal=gru.
 
 Measured (test, 3 seeds, 4 minutes each with one of two cores): topic accuracy .695 ± .004; trivial:
 topic accuracy .189; GRU over frames: topic accuracy .686 ± .015; video alone: topic accuracy .197 ±

@@ -1,4 +1,4 @@
-"""Boxes over pictures: what a detector found beside what is there."""
+"""Boxes over pictures: what a detector found next to what is there."""
 
 from __future__ import annotations
 

@@ -148,12 +148,12 @@ def sentences(run: Finished, explanation: Explanation) -> list[str]:
     elif "mae" in known:
         lines.append(f"{unseen} it was off by {known['mae']:.3g} on average.")
     if explanation.missing:
-        learnt = worth(run.workdir, explanation.task, explanation.missing)
+        learned = worth(run.workdir, explanation.task, explanation.missing)
         costs = [
             f"{name} (without it {without:.3f} instead of {whole:.3f} over many samples)"
-            for name, (whole, without) in learnt.items()
+            for name, (whole, without) in learned.items()
         ]
-        costs += [name for name in explanation.missing if name not in learnt]
+        costs += [name for name in explanation.missing if name not in learned]
         lines.append(f"Not given, though the model can use it: {', '.join(costs)}.")
     return lines
 

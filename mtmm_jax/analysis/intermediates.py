@@ -156,10 +156,10 @@ def drawn(
             if "weight" in path.rsplit("/", 1)[-1]:
                 patch_maps += _patches(path, values, known, samples)
         heat_maps.append(_heat(path, values, known, per_sample))
-    return _few(_beside(heat_maps, known)), _few(patch_maps)
+    return _few(_with_means(heat_maps, known)), _few(patch_maps)
 
 
-def _beside(maps: Iterable[HeatMap], known: Known) -> Iterator[HeatMap]:
+def _with_means(maps: Iterable[HeatMap], known: Known) -> Iterator[HeatMap]:
     """Where each task or modality has one row, they are the rows of one picture."""
     owners = dict.fromkeys(known.spans, "modality") | dict.fromkeys(known.tasks, "task")
     owner = re.compile(rf"(?<=[/_])({'|'.join(map(re.escape, owners))})(?=/|$)")

@@ -130,7 +130,7 @@ def selection_rows(selection: Mapping[str, Any]) -> list[list[str]]:
     rows = [["label", "modality", "samples", "bits", "beyond the best other", "best features"]]
     for label, ranked in selection.items():
         for i, row in enumerate(ranked):
-            beyond = number(row["alone"]) + (f" ({row['beside']})" if row["beside"] else "")
+            beyond = number(row["alone"]) + (f" ({row['next_to']})" if row["next_to"] else "")
             best = ", ".join(f"{feature}: {bits:.2f}" for feature, bits in row["features"])
             rows.append([label if i == 0 else "", row["modality"], str(row["samples"]),
                          number(row["bits"]), beyond, best or "-"])  # fmt: skip

@@ -63,7 +63,7 @@ def task_weights(records: Records, tasks: Sequence[str]) -> Figure:
 
 
 def gradient_conflicts(records: Records) -> Figure:
-    """Mean cosines between the tasks' gradients beside conflicts, norms and balance over time.
+    """Mean cosines between the tasks' gradients next to conflicts, norms and balance over time.
 
     For the train records of gradient methods, which have `cosines`; each of them counts the same.
     """

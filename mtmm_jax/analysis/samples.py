@@ -1,4 +1,4 @@
-"""Speech to listen to, in the report: recordings of the test split, beside what the model says."""
+"""Speech samples of the report: recordings of the test split and the model's synthesis."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def rank(
         discrete: whether y is a class.
 
     Returns:
-        For each modality `{"modality", "samples", "bits", "alone", "beside", "features"}`, the
+        For each modality `{"modality", "samples", "bits", "alone", "next_to", "features"}`, the
         last `[[number, bits], ...]` of the `BEST` ones. Scores are None where too few rows have
         both.
     """
@@ -126,7 +126,7 @@ def rank(
     for name, x in features.items():
         rows = _some(present[name] & labelled)
         row: dict[str, Any] = {"modality": name, "samples": len(rows), "bits": None}
-        row |= {"alone": None, "beside": None, "features": []}
+        row |= {"alone": None, "next_to": None, "features": []}
         if len(rows) >= FEWEST:
             row["bits"] = mutual_information(_leading(x[rows]), y[rows], discrete)
             own = [
@@ -148,7 +148,7 @@ def _beyond(
     labelled: np.ndarray,
     discrete: bool,
 ) -> None:
-    """Adds `alone` and `beside`, the best of the others."""
+    """Adds `alone` and `next_to`, the best of the others."""
     for row in ranked:
         others = [other["modality"] for other in ranked if other is not row and other["features"]]
         if not others or row["bits"] is None:
@@ -159,7 +159,7 @@ def _beyond(
             continue
         one, other = (_leading(features[n][rows]) for n in (name, best))
         both = mutual_information(np.hstack([one, other]), y[rows], discrete)
-        row["beside"] = best
+        row["next_to"] = best
         row["alone"] = both - mutual_information(other, y[rows], discrete)
 
 

@@ -111,7 +111,7 @@ OPTIONS: dict[str, Option] = {
         Threads, lambda source, count, where: dataclasses.replace(source, workers=count)
     ),
 }
-"""Options that stand beside those of the source's own:
+"""Options that stand next to those of the source's own:
 
 keep: only these modalities, `[name]`.
 rename: modalities and targets, `{old: new}`.

@@ -16,7 +16,7 @@ from mtmm_jax.ranges import Size, SizeOrZero
 
 class Raw(Encoder):
     """W flatten(x): one token. Token ids are embedded first; masked values are 0, and the mask
-    itself is read beside them.
+    itself is read next to them.
 
     It needs inputs of one size, since every place has weights of its own.
 

@@ -77,8 +77,8 @@ class ViT(TransformerEncoder):
 
     def first(self, tokens: Tokens, **mode: Any) -> Tokens:
         if self.registers or self.summary:
-            beside = _beside(tokens, self.own_tokens, f"{self.modality}_registers")
-            tokens = Tokens.join([tokens, beside])
+            extra = _with_type(tokens, self.own_tokens, f"{self.modality}_registers")
+            tokens = Tokens.join([tokens, extra])
         return super().first(tokens, **mode)
 
     def second(self, tokens: Tokens, **mode: Any) -> Tokens:
@@ -89,7 +89,7 @@ class ViT(TransformerEncoder):
         return tokens.select(self.modality)
 
 
-def _beside(tokens: Tokens, values: jax.Array, name: str) -> Tokens:
+def _with_type(tokens: Tokens, values: jax.Array, name: str) -> Tokens:
     """The same `values[N, D]` for each row, at no place."""
     batch = tokens.values.shape[0]
     return Tokens.of(

@@ -6,7 +6,7 @@ is nearest to a picture is its class, whether one was trained on or not:
     c(x) = argmax_c cos(x, v_c) - g [c was trained on]
 
 v_c is the vector of the class's name (zero-shot, Radford et al. 2021) or the mean of n examples'
-vectors (prototypes, Snell et al. 2017). Where classes that were trained on stand beside classes
+vectors (prototypes, Snell et al. 2017). Where classes that were trained on stand next to classes
 that were not, the former win too often; the offset g ("calibrated stacking", Chao et al. 2016) is
 chosen on validation rows. Everything here is NumPy on vectors; `measure` makes them of a model.
 """

@@ -75,7 +75,7 @@ class PerceiverIO(nn.Module):
     """z = Perceiver(x_1 .. x_M);  h = LN(Cross(q over z)): output queries decode from the latents.
 
     Perceiver IO (Jaegle et al. 2022): as many output tokens as there are queries q, which are
-    learned, whatever the number of latents. Costs queries x latents beside the Perceiver.
+    learned, whatever the number of latents. Costs queries x latents on top of the Perceiver.
 
     Attributes:
         queries: how many tokens it gives.

@@ -139,9 +139,9 @@ class Decoder(nn.Module):
         self, memory: jax.Array, mask: jax.Array, labels: jax.Array, **mode: Any
     ) -> jax.Array:
         """`[B, length + 1, size]`: logits of y_1 .. y_n and the end, each given those before it."""
-        begun = jnp.pad(labels, ((0, 0), (1, 0)), constant_values=END)
-        count = begun.shape[1]
-        x = self.drop(self._embedded(begun, jnp.arange(count)), **mode)
+        shifted = jnp.pad(labels, ((0, 0), (1, 0)), constant_values=END)
+        count = shifted.shape[1]
+        x = self.drop(self._embedded(shifted, jnp.arange(count)), **mode)
         before = jnp.tril(jnp.ones((count, count), bool))
         for block in self.blocks:
             x = block(x, block.own_keys(x), before, block.memory_keys(memory), mask, **mode)

@@ -169,8 +169,8 @@ def _stored(variables: Mapping[str, Any], int8: bool) -> dict[str, np.ndarray]:
 
 def _kept(run: Finished) -> dict[str, bytes]:
     """What reading a manifest needs of a run, as its workdir holds it: spec, assets, config."""
-    begun = (run.workdir.path / "config.json").exists()
-    assets = run.workdir.assets() if begun else {}
+    in_workdir = (run.workdir.path / "config.json").exists()
+    assets = run.workdir.assets() if in_workdir else {}
     parts = {f"assets/{name}": content for name, content in assets.items()}
     parts["spec.json"] = sealed(run.experiment.model.spec.to_dict())
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}

@@ -57,7 +57,7 @@ def label_manifest(
     by: str = "entropy",
     size: int = 64,
 ) -> Labelled:
-    """Writes the labelled rows to `out` and those to ask about beside it, as `<out>.ask.jsonl`.
+    """Writes the labelled rows to `out` and those to ask about next to it, as `<out>.ask.jsonl`.
 
     Args:
         run: what labels.
@@ -76,11 +76,11 @@ def label_manifest(
     asked = _worth_asking(run, requests, outputs, ask, by)
     write_rows(out, found.rows)
     if ask:
-        write_rows(beside(out), asked)
+        write_rows(ask_file(out), asked)
     return dataclasses.replace(found, asked=asked)
 
 
-def beside(out: Path) -> Path:
+def ask_file(out: Path) -> Path:
     """Where the rows to ask about stand."""
     return out.with_name(f"{out.stem}.ask.jsonl")
 

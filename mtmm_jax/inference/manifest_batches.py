@@ -1,7 +1,7 @@
 """Rows of a manifest as inputs of a finished run: what `predict` is asked about by the thousand.
 
-Files, texts and numbers are read as the run's own data were, with what the run learnt of them
-(tokenizers, means, categories) and nothing learnt anew. Anything may be absent from any row.
+Files, texts and numbers are read as the run's own data were, with what the run learned of them
+(tokenizers, means, categories) and nothing learned anew. Anything may be absent from any row.
 """
 
 from __future__ import annotations

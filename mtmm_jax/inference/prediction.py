@@ -30,7 +30,7 @@ from mtmm_jax.text import read_tokenizer
 def ask(run: Finished, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """`{task: answer}` of one sample (`inference.answers`)."""
     outputs = jax.device_get(_predictor(run)(run.variables, {**absent(run, 1), **inputs}))
-    # Waves go to the run's folder, not beside the user's own recordings.
+    # Waves go to the run's folder, not next to the user's own recordings.
     heard = lambda task: run.workdir.file(f"{file_name(task)}.wav")  # noqa: E731
     return _answers(run, row_of(outputs, 0), set(inputs), _gallery(run), _tokenizers(run), heard)
 
@@ -44,7 +44,7 @@ def ask_rows(
         run: the run.
         asked: of it.
         size: rows at a time.
-        out: the file that the answers are for; waves go beside it, as `<out>_<line>_<task>.wav`.
+        out: the file that the answers are for; waves go next to it, as `<out>_<line>_<task>.wav`.
     """
     predict, gallery, tokenizers = _predictor(run), _gallery(run), _tokenizers(run)
     for rows, inputs in asked.batches(size):

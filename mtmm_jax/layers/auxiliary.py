@@ -1,4 +1,4 @@
-"""Loss terms of a module's own, such as the even use of experts, beside the tasks' losses."""
+"""Auxiliary losses of modules, such as the even use of experts, added to the tasks' losses."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def sinusoid(positions: jax.Array, width: int, shortest: float = 1.0) -> jax.Arr
 def fourier(positions: jax.Array, bands: int, longest: float, shortest: float = 2.0) -> jax.Array:
     """`[..., P] -> [..., 2 * bands * P]`: sines and cosines of `bands` periods of each coordinate.
 
-    Periods go from `shortest` to `longest` in equal ratios: to be read beside the values, where
+    Periods go from `shortest` to `longest` in equal ratios: to be read next to the values, where
     `sinusoid` is to be added to them (Jaegle et al. 2021).
     """
     periods = jnp.geomspace(shortest, longest, bands, dtype=jnp.float32)

@@ -1,6 +1,6 @@
 """Modality imbalance: what helps the modalities that a leading one leaves behind.
 
-`config.optimizer.imbalance` = {"kind": "ogm_ge", "task": "category", "alpha": 0.3}, beside any
+`config.optimizer.imbalance` = {"kind": "ogm_ge", "task": "category", "alpha": 0.3}, with any
 optimiser; the task is a classification that reads a fusion and has heads on each modality alone:
 
     config.tasks.category = {"kind": "classification", "unimodal": True}
@@ -231,7 +231,7 @@ def _blender(
         config = registry.entry_of(config)
         if config != {"kind": "equal"}:
             raise ConfigError(
-                f"balancing: {config} beside {where}: blending sets the weights itself; "
+                f"balancing: {config} together with {where}: blending sets the weights itself; "
                 "choices: equal, without hyper-parameters"
             )
         return registry.build(

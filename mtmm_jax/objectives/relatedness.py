@@ -7,7 +7,7 @@ then begins anew, with
 
     affinity  A[j, k] = Z[j, k] / max_k |Z[j, k]|,  Z the mean over the steps   (`relative`)
     weights   w_k = K s_k^(1/T) / sum_i s_i^(1/T),  s_k = sum_j max(A[j, k], 0)  (`static_weights`)
-    groups    of the highest mean over j of A[j, k], k beside j in its group     (`best_groups`)
+    groups    of the highest mean over j of A[j, k], k with j in its group     (`best_groups`)
 
 so that a task counts by what it does for all, and stands with those that help it. The tasks of a
 group share everything; those of different groups share encoders and fusions, and each group has
@@ -106,7 +106,7 @@ def check(settings: Settings, built: Model, config: Mapping[str, Any]) -> None:
         if section.get("auxiliaries") == "balanced" and built.auxiliaries:
             raise ConfigError(
                 f"{WHERE}.use: {settings.use!r} weighs tasks, and {', '.join(built.auxiliaries)} "
-                "is none; choices: balancing.auxiliaries 'beside'; or use 'grouping'"
+                "is none; choices: balancing.auxiliaries 'added'; or use 'grouping'"
             )
     if settings.groups_tasks:
         if len(groupable(built)) < 2:
@@ -118,7 +118,7 @@ def check(settings: Settings, built: Model, config: Mapping[str, Any]) -> None:
         kind = registry.entry_of(config["model"].get("sharing", "hard")).get("kind")
         if kind == "hard" and not settings.layers:
             raise ConfigError(
-                f"{WHERE}.layers: 0 beside model.sharing 'hard' leaves a group nothing of its own; "
+                f"{WHERE}.layers: 0 with model.sharing 'hard' leaves a group nothing of its own; "
                 "give it layers, or choose another sharing"
             )
 

@@ -1,4 +1,4 @@
-"""Learning from rows without labels: `config.semi`, beside the tasks' own losses.
+"""Learning from rows without labels: `config.semi`, in addition to the tasks' losses.
 
     config.semi = {"kind": "pseudo", "thresholds": 0.95, "alpha": 1.0}
 

@@ -1,6 +1,6 @@
 """Optimisers from a config: an Optax rule, with schedule, clipping, rules by path and averages.
 
-Beside `kind` and that rule's hyper-parameters a config gives, all optional:
+Next to `kind` and that rule's hyper-parameters a config gives, all optional:
 
 - `learning_rate`, `schedule`, `warmup`: see `schedules.build`;
 - `clip`: the largest norm of the whole gradient (without what is frozen);
@@ -128,7 +128,7 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What every optimiser takes beside its own hyper-parameters and the rules by path.
+    """Options of every optimiser in addition to its hyper-parameters and the rules by path.
 
     Attributes:
         learning_rate: the peak of the schedule.

@@ -1,6 +1,6 @@
 """Differential privacy: each sample's gradient is clipped, and noise added to their sum.
 
-`config.optimizer.private` = {"clip": 1.0, "noise": 1.1}, beside any optimiser but sam:
+`config.optimizer.private` = {"clip": 1.0, "noise": 1.1}, with any optimiser but sam:
 
     g = (sum_i g_i min(1, C / |g_i|) + C sigma N(0, I)) / B
 

@@ -96,10 +96,10 @@ def late(rule: optax.GradientTransformation, begin: int) -> optax.GradientTransf
         return Late(jnp.zeros((), jnp.int32), rule.init(params))
 
     def update(updates: PyTree, state: Late, params: PyTree | None = None, **extra: Any):
-        begun = state.steps >= begin
+        awake = state.steps >= begin
         new, inner = rule.update(updates, state.inner, params, **extra)
-        new = jax.tree.map(lambda u: jnp.where(begun, u, 0), new)
-        inner = jax.tree.map(lambda a, b: jnp.where(begun, a, b), inner, state.inner)
+        new = jax.tree.map(lambda u: jnp.where(awake, u, 0), new)
+        inner = jax.tree.map(lambda a, b: jnp.where(awake, a, b), inner, state.inner)
         return new, Late(state.steps + 1, inner)
 
     return optax.GradientTransformationExtraArgs(init, update)

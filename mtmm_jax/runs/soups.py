@@ -90,7 +90,7 @@ def _assets(workdir: Workdir) -> dict[str, bytes]:
 def soup(
     paths: Sequence[str | Path], folder: Path, trust_paths: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """Averages the best checkpoints of finished runs into a workdir, and evaluates it beside them.
+    """Averages the best checkpoints of finished runs into a workdir, and evaluates it next to them.
 
     Running averages of BatchNorm are averaged like parameters; they are not measured anew. The
     optimiser starts afresh, so that what it may keep of the parameters is the average, too. The
@@ -132,17 +132,17 @@ def soup(
     workdir.write(FILE, {"plan": plan})
     results, states = final_results(experiment, variables)
     evaluator = Evaluator(experiment.model)
-    beside: dict[str, dict[str, Any]] = {}
+    tables: dict[str, dict[str, Any]] = {}
     for split in SPLITS:
-        beside[split] = {"average": results[split]}
+        tables[split] = {"average": results[split]}
         for path, run in zip(paths, runs, strict=True):
             batches = evaluation_batches(experiment, split)
-            beside[split][path] = evaluator.results(run.variables, batches)
+            tables[split][path] = evaluator.results(run.variables, batches)
     _save(workdir, whole, variables, score(experiment, results["validation"]))
     save_examples(experiment, workdir, states)
     workdir.write("results.json", finite(results))
-    workdir.write(FILE, finite({"plan": plan, "results": beside}))
-    return beside
+    workdir.write(FILE, finite({"plan": plan, "results": tables}))
+    return tables
 
 
 def _save(workdir: Workdir, first: Finished, variables: Any, reached: float) -> None:

@@ -40,7 +40,7 @@ class CrossStitch(nn.Module):
     """x_k <- GELU(W_kl x_k), then x_k <- sum_j a_kj x_j, a_kj = A_kj / sum_j |A_kj|, in layer l.
 
     A tower for each task and a matrix A for each layer, which starts at `own` on the diagonal and
-    (1 - own) / (K - 1) beside it; its rows are normalised over the tasks that are there, so that
+    (1 - own) / (K - 1) next to it; its rows are normalised over the tasks that are there, so that
     stitching does not change the features' scale, and may learn negative entries (Misra,
     Shrivastava, Gupta, Hebert 2016).
 

@@ -243,7 +243,7 @@ class Checkpoints:
                 metadata = ocp.checkpointables_metadata(place).custom_metadata
                 if metadata:
                     return state, json.loads(metadata["iterator"])
-                why = "it is damaged (what was saved beside the state is gone)"
+                why = "it is damaged (what was saved next to the state is gone)"
             except Exception as error:  # Orbax and TensorStore raise many classes
                 why = self._foreign(step, like) or f"it is damaged ({_cause(error)[:120]})"
             _forget_readers()

@@ -118,8 +118,8 @@ def _run(path: Path) -> ConfigDict:
 def apply_overrides(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
     """Applies `--config.a.b=value`; values are Python literals, anything else is a string.
 
-    `None` removes a task or an encoder. A key that does not exist is an error, except beside a
-    `kind`, where it is a hyper-parameter of that entry and is checked by its table.
+    `None` removes a task or an encoder. A key that does not exist is an error, except in a section
+    with a `kind`, where it is a hyper-parameter of that entry and is checked by its table.
     """
     for override in overrides:
         match = re.fullmatch(r"--config\.([\w.+-]+)=(.*)", override, re.DOTALL)

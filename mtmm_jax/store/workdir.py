@@ -78,13 +78,13 @@ class Workdir:
         return self.path / "gallery.npz"
 
     @property
-    def begun(self) -> bool:
+    def started(self) -> bool:
         """Whether there is a run, be it damaged."""
         return os.path.lexists(self.path / "config.json")
 
     def lock(self) -> Any:
         """Holds the folder for one trainer; see `store.lock`."""
-        if not self.begun:
+        if not self.started:
             self._check_free()
         return lock.locked(self.path)
 
@@ -101,7 +101,7 @@ class Workdir:
             return self._claim(config, spec, assets)
 
     def _claim(self, config: Mapping[str, Any], spec: Spec, assets: Mapping[str, bytes]) -> bool:
-        if self.begun:
+        if self.started:
             found = differences(self.config(), json.loads(json.dumps(config)))
             found = [line for line in found if not line.startswith(FREE)]
             if found:

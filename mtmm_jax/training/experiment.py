@@ -33,7 +33,7 @@ from mtmm_jax.training.step import TrainState, initialiser, key_data, make_step,
 from mtmm_jax.transfer import init_from
 
 
-class Begun(NamedTuple):
+class Started(NamedTuple):
     """A run before its first step.
 
     Attributes:
@@ -76,12 +76,12 @@ class Experiment:
         Args:
             seed: instead of the config's; the compiled program is the same.
         """
-        return self.begun(seed).state
+        return self.start(seed).state
 
-    def begun(self, seed: int | None = None) -> Begun:
+    def start(self, seed: int | None = None) -> Started:
         """The state before the first step, and what of it came from elsewhere."""
         state, loaded = init_from.load(self, self.drawn(seed), assemble)
-        return Begun(*linear_models.begin(self, state), loaded)
+        return Started(*linear_models.begin(self, state), loaded)
 
     def drawn(self, seed: int | None = None) -> TrainState:
         """The state before the first step with all parameters drawn at random."""

@@ -26,12 +26,12 @@ TRAINER_KEYS = ("engine", "head_gradients", "chunk")
 
 def build_balancer(section: Any, parts: Parts) -> Parts:
     """`config.balancing`, as extensions left it in `parts.balancing`: the balancer, and the
-    options of the trainer that stand beside it."""
+    options of the trainer that stand next to it."""
     del section
     config, model = registry.entry_of(parts.balancing, "balancing"), parts.model
     trainer = {key: config.pop(key) for key in TRAINER_KEYS if key in config}
-    auxiliaries = config.pop("auxiliaries", "beside")
-    registry.choose(auxiliaries, ("beside", "balanced"), "balancing.auxiliaries", "way")
+    auxiliaries = config.pop("auxiliaries", "added")
+    registry.choose(auxiliaries, ("added", "balanced"), "balancing.auxiliaries", "way")
     count = len(model.loss_names if auxiliaries == "balanced" else model.tasks)
     balancer = parts.make_balancer(config, count)
     balancer = balancing.with_auxiliary_losses(balancer, len(model.loss_names) - count)

@@ -122,7 +122,7 @@ def train(
         iterator.set_state(data_state)
         console.print(f"resuming from step {start}")
     else:
-        state, fitted, loaded = experiment.begun()
+        state, fitted, loaded = experiment.start()
         init_from.tell(loaded, workdir, console)
         linear_models.show(fitted, experiment, workdir, console)
     evaluator = Evaluator(experiment.model, devices)

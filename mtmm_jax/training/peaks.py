@@ -74,9 +74,9 @@ def _matmul_speed(device: Any, size: int = 1024, calls: int = 5) -> float:
         jax.block_until_ready(product(x))
         best = float("inf")
         for _ in range(calls):
-            begun = time.perf_counter()
+            started = time.perf_counter()
             jax.block_until_ready(product(x))
-            best = min(best, time.perf_counter() - begun)
+            best = min(best, time.perf_counter() - started)
     return 2 * size**3 / best
 
 

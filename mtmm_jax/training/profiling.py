@@ -116,13 +116,13 @@ class Meter:
             number += 1
             self._open(number, state)
             traced = len(self._compiles.traced)
-            begun = time.perf_counter()
+            started = time.perf_counter()
             if self._began is None:
                 out = step(state, batch)
             else:
                 with jax.profiler.StepTraceAnnotation("train", step_num=number):
                     out = step(state, batch)
-            self._host += time.perf_counter() - begun
+            self._host += time.perf_counter() - started
             if number > start + SETTLED and len(self._compiles.traced) > traced:
                 self._warn(number, self._compiles.traced[traced:])
             self._close(number, out)
@@ -172,8 +172,8 @@ class Meter:
         if self._began is None or number < self._window.last:
             return
         jax.block_until_ready(out)
-        first, begun = self._began
-        self.step_seconds = (time.perf_counter() - begun) / (number - first + 1)
+        first, started = self._began
+        self.step_seconds = (time.perf_counter() - started) / (number - first + 1)
         jax.profiler.stop_trace()
         self._began = None
         self._tell(f"the profile of steps {first} to {number}, {self.step_seconds:.4f} s a step,")

@@ -195,8 +195,8 @@ def _of_weights(settings: Settings, ours: Any) -> Origin:
         collection: {f"{at}/{path}": leaf for path, leaf in flatten(tree).items()}
         for collection, tree in imported.items()
     }
-    beside = file.parent / "tokenizer.json"
-    words = beside.read_bytes() if beside.is_file() else None
+    tokenizer_file = file.parent / "tokenizer.json"
+    words = tokenizer_file.read_bytes() if tokenizer_file.is_file() else None
     return Origin(str(file), placed, None, lambda _: words)
 
 

@@ -1,4 +1,4 @@
-"""LoRA: kernels that stay, and a product of two thin matrices beside each that is learned.
+"""LoRA: kernels that stay, and a product of two thin matrices next to each that is learned.
 
     config.lora = {"rank": 4, "alpha": 8.0, "on": ["encoders/text/.*/(query|value)/kernel"]}
 
@@ -129,7 +129,7 @@ def merge(params: PyTree, settings: Settings) -> PyTree:
 
 
 def unmerge(params: PyTree, own: PyTree, settings: Settings) -> PyTree:
-    """What `merge` was given: `own` taken out of the merged kernels, and put beside them."""
+    """What `merge` was given: `own` taken out of the merged kernels, and put next to them."""
     return {**changed(settings, params, own, -1.0), ROOM: own}
 
 

@@ -135,7 +135,7 @@ def test_what_is_looked_at_first_goes_first(fused):
     assert set(only["kind"]) == {"image"}
 
 
-def test_the_table_sets_attention_beside_gradients():
+def test_the_table_sets_attention_next_to_gradients():
     row = {"modality": "image", "alone": True, "highest": 0.4, "random": 0.1}
     shown = explanations.table([{**row, "attention": 0.2}, {**row, "modality": "text"}])
     cells = {column.header: list(column.cells) for column in shown.columns}

@@ -88,7 +88,7 @@ def test_the_generator_is_ranked_as_it_was_made():
         assert row["alone"] < 0.15
 
 
-def test_what_only_both_tell_is_seen_beside_the_other():
+def test_what_only_both_tell_is_seen_next_to_the_other():
     sign = RNG.choice([-1.0, 1.0], (1500, 2))
     noisy = sign + 0.3 * RNG.standard_normal((1500, 2))
     features = {"a": noisy[:, :1], "b": noisy[:, 1:]}

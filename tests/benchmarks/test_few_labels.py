@@ -1,4 +1,4 @@
-"""The few-labels table: rows come after what they need, and stand beside what they are to beat."""
+"""The few-labels table: rows come after what they need, and stand next to what they are to beat."""
 
 import functools
 
@@ -11,8 +11,8 @@ from mtmm_jax.benchmarks.tables.result_table import Board, names_of
 from mtmm_jax.registry import ConfigError
 
 
-def test_rows_stand_beside_rows():
-    assert all(row.beside in (None, *ROWS) for row in ROWS.values())
+def test_baselines_are_rows():
+    assert all(row.baseline in (None, *ROWS) for row in ROWS.values())
 
 
 def test_rows_are_named_with_their_commas():
@@ -46,7 +46,7 @@ def test_rows_begin_from_and_learn_from_runs_of_their_seed(name, tmp_path):
     assert sum(place(row.run) == place(run) for row in ROWS.values()) == 1
 
 
-def test_the_table_tells_points_over_what_stands_beside():
+def test_the_table_has_points_over_the_baseline():
     board = Board(None)
     for name, values in (("supervised 5%", (0.4, 0.5)), ("pseudo 5%", (0.5, 0.54))):
         for seed, value in enumerate(values):

@@ -88,11 +88,11 @@ def prepared():
 
 
 def _runs(name):
-    return [RECIPES[name].run, *RECIPES[name].beside.values()]
+    return [RECIPES[name].run, *RECIPES[name].baselines.values()]
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_and_what_stands_beside_it_assemble(name):
+def test_every_recipe_and_its_baselines_assemble(name):
     for run in _runs(name):
         assert training.assemble(config_of(run, 2)).config["steps"] == 2
         for member in run.members:
@@ -319,13 +319,13 @@ def _row(value, seed=0, **more):
 
 
 def _toy(monkeypatch):
-    run, beside = Run("generator", without=("m1",)), Run("generator", ("balancing=pcgrad",))
-    monkeypatch.setitem(RECIPES, "generator", Recipe("toys", run, {"other": beside}))
-    return run, beside
+    run, baselines = Run("generator", without=("m1",)), Run("generator", ("balancing=pcgrad",))
+    monkeypatch.setitem(RECIPES, "generator", Recipe("toys", run, {"other": baselines}))
+    return run, baselines
 
 
-def test_the_table_tells_means_spreads_and_what_stands_beside(monkeypatch):
-    run, beside = _toy(monkeypatch)
+def test_the_table_has_means_spreads_and_baselines(monkeypatch):
+    run, baselines = _toy(monkeypatch)
     board = Board(None)
     for seed, value in enumerate((10.5, 10.7)):
         more = {
@@ -334,7 +334,7 @@ def test_the_table_tells_means_spreads_and_what_stands_beside(monkeypatch):
             "members": {"b": {"a": 1.0}},
         }
         board.add(recipe_runs.key_of(run) | _row(value, seed, **more))
-    board.add(recipe_runs.key_of(beside) | _row(-0.25))
+    board.add(recipe_runs.key_of(baselines) | _row(-0.25))
     line = table(board, [RECIPES["generator"]]).splitlines()[-1]
     assert line == (
         "| toys | `generator` | a accuracy 10.600 ± .100 | a accuracy .125 | "
@@ -522,7 +522,7 @@ def test_zero_shot_asks_for_the_nearest_name(monkeypatch):
 
 
 def test_figures_are_written_where_people_read_them(monkeypatch, tmp_path):
-    run, beside = _toy(monkeypatch)
+    run, baselines = _toy(monkeypatch)
     fused = Run("generator", how="mean", members=("generator",))
     monkeypatch.setitem(RECIPES, "independent_mean", Recipe("fused", fused, {}))
     for name in RECIPES.keys() - {"generator", "independent_mean", "emoji"}:  # one was not run
@@ -537,7 +537,7 @@ def test_figures_are_written_where_people_read_them(monkeypatch, tmp_path):
     config.write_text('r"""A toy.\n\nIts command.\n"""\n\nx = """y"""\n')
     for value in (0.25, 0.75):  # the second time in place of the first
         board.add(recipe_runs.key_of(run) | _row(value, seconds=200.0, trivial={"a": 0.5}))
-        board.add(recipe_runs.key_of(beside) | _row(value / 2, seconds=1.0))
+        board.add(recipe_runs.key_of(baselines) | _row(value / 2, seconds=1.0))
         board.add(recipe_runs.key_of(fused) | _row(value, seconds=50.0))
         options = ["--json", str(path), "--root", str(tmp_path)]
         assert recipe_texts.main(options) == 0

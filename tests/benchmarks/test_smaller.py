@@ -60,7 +60,7 @@ def test_figures_are_those_of_the_file(learned, tmp_path, int8):
 
 
 def test_a_file_whose_weights_are_lost_reaches_less(learned, tmp_path):
-    """The metrics come from the file, not from the model beside it."""
+    """The metrics come from the file, not from the model next to it."""
     made, variables = learned
     file = tmp_path / "model.zip"
     measured = smaller.measure(made, variables, False, file)["test"]
@@ -90,12 +90,12 @@ def test_changes_are_those_of_the_configs():
     assert "prune" not in smaller.config_of("emoji", None, 3).optimizer
 
 
-def test_the_student_stands_beside_its_teacher():
+def test_the_students_baseline_is_its_teacher():
     keys = {name: smaller.key_of(name, "digits", None) for name in smaller.ROWS}
     assert keys["student"] == {"config": "distil_small", "steps": 1000, "row": "student"}
     assert keys["pruned 70%"] == {"config": "digits", "steps": 600, "row": "pruned 70%"}
     student = smaller.ROWS["student"]
-    assert student.run.taught == (smaller.ROWS[student.beside].run,)
+    assert student.run.taught == (smaller.ROWS[student.baseline].run,)
     board = smaller.Board(None)
     row = {"bytes": 100, "parameters": 40, "zeros": 0.0, "seed": 0}
     board.add({**keys["teacher"], **row, "test": {"category": 0.6, "year": 0.5}})

@@ -1,4 +1,4 @@
-"""Early, middle, late and decision fusion, what stands in for the absent, losses beside tasks."""
+"""Early, middle, late and decision fusion, what stands in for the absent, losses next to tasks."""
 
 import functools
 

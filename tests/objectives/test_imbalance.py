@@ -424,7 +424,7 @@ def test_ogm_ge_slows_and_shakes_encoders_only():
                 assert abs(ratio - 1) < 4 / own.size**0.5
 
 
-def test_pmr_is_a_row_beside_the_tasks_that_moves_encoders_only():
+def test_pmr_is_a_row_after_the_tasks_that_moves_encoders_only():
     built, *_ = _ready("pmr")
     assert built.loss_names[-1] == "imbalance"
     (one, metrics), (two, later) = _two_steps("pmr")

@@ -144,7 +144,7 @@ def related_config(**section):
             {"relatedness": {"steps": 2, "use": "both", "groups": 1}},
             "groups: 1 is not a whole number",
         ),
-        ({"relatedness": {"steps": 2, "use": "both", "layers": 0}}, "layers: 0 beside .*'hard'"),
+        ({"relatedness": {"steps": 2, "use": "both", "layers": 0}}, "layers: 0 with .*'hard'"),
         ({"relatedness": 5}, "relatedness: 5 is not a section"),
         ({"tasks": {"kind": {"kind": "classification"}}}, "kind is the only task"),
         ({"balancing": {"kind": "pcgrad"}}, "sets the weights, and so does balancing 'pcgrad'"),

@@ -700,7 +700,7 @@ def test_commands_take_one_run_or_several(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.slow
 def test_trials_side_by_side_are_those_in_turn(config, swept, tmp_path, capsys, monkeypatch):
-    folder, words = tmp_path / "beside", list(swept[1])
+    folder, words = tmp_path / "next", list(swept[1])
     words[words.index("--workdir") + 1] = folder
     assert _main(sweep, *words, "--parallel", "2") == 0, capsys.readouterr().err
     names = _runs(folder)

@@ -190,9 +190,9 @@ def test_treats_rows_apart(kind, count, length):
 
 @CASES
 def test_every_parameter_learns(kind, count, length):
-    learnt = _paths(_result(kind, count, length)[2])
-    assert bool(learnt) == (kind != "hard")
-    for path, rows in learnt.items():
+    learned = _paths(_result(kind, count, length)[2])
+    assert bool(learned) == (kind != "hard")
+    for path, rows in learned.items():
         if path.endswith("key/bias"):
             continue  # a constant added to all keys leaves the softmax alone
         alone = ("attention/query", "attention/key", "query_norm")
@@ -212,8 +212,8 @@ def test_a_loss_reaches_its_own_copy_and_no_other(kind, count, length):
 
 @EVERY
 def test_towers_are_mixed_where_it_is_said(kind):
-    learnt = _paths(_result(kind, 3, LENGTH)[2])
-    of_green = {path: rows for path, rows in learnt.items() if "_green" in path}
+    learned = _paths(_result(kind, 3, LENGTH)[2])
+    of_green = {path: rows for path, rows in learned.items() if "_green" in path}
     assert all(np.abs(rows[1]).max() > 0 for rows in of_green.values())
     from_red = any(np.abs(rows[0]).max() > 0 for rows in of_green.values())
     assert from_red == (kind in MIXES)

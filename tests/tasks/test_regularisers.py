@@ -127,7 +127,7 @@ TERMS = [
 ]
 
 
-@pytest.mark.parametrize("way", ["beside", "balanced"])
+@pytest.mark.parametrize("way", ["added", "balanced"])
 def test_terms_are_logged_and_add_up(way):
     built = toy.build(TASKS, encoders=FEW, regularisers=TERMS, regulariser_scale=2.0)
     assert built.auxiliaries == (
@@ -137,7 +137,7 @@ def test_terms_are_logged_and_add_up(way):
     )
     batch = toy.batch()
     params = toy.variables(built, toy.SPEC.example(2))["params"]
-    if way == "beside":
+    if way == "added":
         balancer = balancing.with_auxiliary_losses(balancing.build("mgda", 2), 3)
     else:
         balancer = balancing.build("equal", 5)
@@ -150,7 +150,7 @@ def test_terms_are_logged_and_add_up(way):
     )
     step = make_step(built, balancer, optax.sgd(1.0), seed=0, head_gradients="own")
     new, metrics = jax.jit(step)(state, batch)
-    expected = 1.0 if way == "beside" else 1 / 5  # one of five tasks
+    expected = 1.0 if way == "added" else 1 / 5  # one of five tasks
     np.testing.assert_allclose(metrics["weights"][2:], expected)
     assert (np.asarray(metrics["losses"]) > 0).all()
 

@@ -55,7 +55,7 @@ def _frozen(experiment):
 
 def test_a_run_begins_with_the_weights_and_needs_them_no_more(folder):
     experiment = training.assemble(_config(folder))
-    state, _, report = experiment.begun()
+    state, _, report = experiment.start()
     wanted = flatten(backbones.load(str(folder / "w"))[1]["params"])
     found = flatten(state.params)
     for path, leaf in wanted.items():
@@ -93,7 +93,7 @@ def test_tune_is_the_rate_of_what_the_folder_gives(folder, tune, moves):
     np.testing.assert_allclose(inner / outer, moves, rtol=1e-4)
 
 
-def test_lora_learns_beside_frozen_weights(folder):
+def test_lora_learns_next_to_frozen_weights(folder):
     config = _config(folder)
     on = ["encoders/text/.*/(query|value)/kernel"]
     experiment = training.assemble({**config, "lora": {"on": on, "freeze": False}})

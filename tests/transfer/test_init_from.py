@@ -92,7 +92,7 @@ def origin(tmp_path_factory):
 
 
 def load(made):
-    """What `begun` does with the state that is drawn."""
+    """What `begin` does with the state that is drawn."""
     state = jax.device_put(drawn(made, 1))
     if not isinstance(made.devices, int):
         state = made.devices.put(state)
@@ -100,7 +100,7 @@ def load(made):
     return init_from.load(made, state, assemble)
 
 
-def begun(section, **changes):
+def begin(section, **changes):
     return load(experiment(init_from=section, **changes))
 
 
@@ -112,7 +112,7 @@ def average(state):
 
 def test_the_averages_of_a_run_go_where_their_paths_are(origin):
     path, theirs = origin
-    state, report = begun({"workdir": path}, tokenizer=TOKENIZERS[0], encoders=AUDIO)
+    state, report = begin({"workdir": path}, tokenizer=TOKENIZERS[0], encoders=AUDIO)
     params, wanted = flatten(state.params), average(theirs)
     for name, leaf in params.items():
         if name.startswith("heads/size/"):
@@ -126,7 +126,7 @@ def test_the_averages_of_a_run_go_where_their_paths_are(origin):
 
 def test_statistics_go_with_their_parameters(tmp_path):
     path, theirs = kept(tmp_path / "normed", encoders=NORMED)
-    state, report = begun({"workdir": path, "strict": True}, encoders=NORMED)
+    state, report = begin({"workdir": path, "strict": True}, encoders=NORMED)
     stats = flatten(state.batch_stats)
     assert "encoders/audio/norm1/mean" in stats
     jax.tree.map(np.testing.assert_array_equal, stats, flatten(theirs.batch_stats))
@@ -184,8 +184,8 @@ def test_a_run_that_goes_on_loads_nothing_and_keeps_the_table(origin, tmp_path):
 def test_a_mesh_takes_from_one_device_and_one_device_from_a_mesh(origin, tmp_path):
     path, theirs = origin
     mesh = {"kind": "mesh", "data": 2, "fsdp": 2}
-    state, report = begun({"workdir": path}, tokenizer=TOKENIZERS[0], devices=mesh, encoders=AUDIO)
-    alone, same = begun({"workdir": path}, tokenizer=TOKENIZERS[0], encoders=AUDIO)
+    state, report = begin({"workdir": path}, tokenizer=TOKENIZERS[0], devices=mesh, encoders=AUDIO)
+    alone, same = begin({"workdir": path}, tokenizer=TOKENIZERS[0], encoders=AUDIO)
     assert report == same
     jax.tree.map(np.testing.assert_array_equal, state.params, alone.params)
     parts = {
@@ -200,24 +200,24 @@ def test_a_mesh_takes_from_one_device_and_one_device_from_a_mesh(origin, tmp_pat
         )
     )
     again, theirs = kept(tmp_path / "mesh", devices=mesh, encoders=AUDIO)
-    state, _ = begun({"workdir": again}, encoders=AUDIO)
+    state, _ = begin({"workdir": again}, encoders=AUDIO)
     jax.tree.map(np.testing.assert_array_equal, state.params, theirs.params)
 
 
 def test_strict_names_what_is_missing_and_both_shapes(origin):
     path, _ = origin
     strict = {"workdir": path, "strict": True}
-    state, _ = begun(strict, tokenizer=TOKENIZERS[0], encoders=AUDIO)  # lacks a head only
+    state, _ = begin(strict, tokenizer=TOKENIZERS[0], encoders=AUDIO)  # lacks a head only
     assert "size" in state.params["heads"]
     with pytest.raises(ConfigError, match="strict: .*has nothing for: fusion/fused/") as error:
-        begun({**strict, "map": [["(encoders|heads)/.*", r"\g<0>"]]}, encoders=AUDIO,
+        begin({**strict, "map": [["(encoders|heads)/.*", r"\g<0>"]]}, encoders=AUDIO,
               tokenizer=TOKENIZERS[0])  # fmt: skip
     assert "heads/size" not in str(error.value).partition("; it has")[0]
     with pytest.raises(ConfigError) as error:
-        begun(strict, tokenizer=TOKENIZERS[0])  # of one modality: another fusion
+        begin(strict, tokenizer=TOKENIZERS[0])  # of one modality: another fusion
     assert "strict: shapes differ: fusion/fused/out/kernel is [16, 8] there, " in str(error.value)
     assert "fusion/fused/out/kernel is [8, 8]" in str(error.value)
-    _, report = begun({"workdir": path}, tokenizer=TOKENIZERS[0])
+    _, report = begin({"workdir": path}, tokenizer=TOKENIZERS[0])
     why = report.skipped["fusion/fused/out/kernel"]
     assert why == "other shape: [16, 8] there, [8, 8] here, from fusion/fused/out/kernel"
     assert any(line.startswith("origin: encoders/audio/") for line in report.skipped)
@@ -226,10 +226,10 @@ def test_strict_names_what_is_missing_and_both_shapes(origin):
 def test_other_words_and_other_classes_are_refused(origin, monkeypatch):
     path, _ = origin
     with pytest.raises(ConfigError, match="embedding: the tokenizer of 'text' is not that of"):
-        begun({"workdir": path}, tokenizer=TOKENIZERS[1], encoders=AUDIO)
+        begin({"workdir": path}, tokenizer=TOKENIZERS[1], encoders=AUDIO)
     rest = {"workdir": path, "map": [["encoders/(?!text/embedding).*", r"\g<0>"]]}
-    begun(rest, tokenizer=TOKENIZERS[1], encoders=AUDIO)
-    _, report = begun({"workdir": path}, encoders=AUDIO)
+    begin(rest, tokenizer=TOKENIZERS[1], encoders=AUDIO)
+    _, report = begin({"workdir": path}, encoders=AUDIO)
     assert any("no tokenizer to compare" in line for line in report.skipped)
     made = experiment(TOKENIZERS[0], init_from={"workdir": path}, encoders=AUDIO)
     target = dataclasses.replace(made.model.spec.targets["kind"], classes=("x", "y", "z"))
@@ -290,7 +290,7 @@ def test_origins_that_are_not_there_are_named(origin, tmp_path):
         ({"weights": str(tmp_path), "at": "encoders/text"}, "has 0 .safetensors, not one"),
     ]:
         with pytest.raises(ConfigError, match=message):
-            begun(section)
+            begin(section)
 
 
 BERT = {"kind": "bert", "preset": "tiny", "length": 16}
@@ -318,7 +318,7 @@ def weights(tmp_path):
 def test_imported_weights_go_to_their_encoder(weights):
     path, imported = weights
     section = {"weights": str(path), "at": "encoders/text", "freeze": ["encoders/text/block.*"]}
-    state, report = begun(section, encoders={"text": BERT})
+    state, report = begin(section, encoders={"text": BERT})
     wanted = flatten(imported["params"])
     for name, leaf in flatten(state.params["encoders"]["text"]).items():
         if name in wanted:
@@ -327,13 +327,13 @@ def test_imported_weights_go_to_their_encoder(weights):
     assert set(report.skipped) >= {"encoders/text/project/kernel", "fusion/fused/out/kernel"}
     assert any("no tokenizer" in line for line in report.skipped)
     (path / "tokenizer.json").write_text(TOKENIZERS[0])
-    begun(section, encoders={"text": BERT}, tokenizer=TOKENIZERS[0])
+    begin(section, encoders={"text": BERT}, tokenizer=TOKENIZERS[0])
     with pytest.raises(ConfigError, match="its ids mean other words"):
-        begun(section, encoders={"text": BERT}, tokenizer=TOKENIZERS[1])
+        begin(section, encoders={"text": BERT}, tokenizer=TOKENIZERS[1])
     with pytest.raises(ConfigError, match=r"positions \[16, 128\], not \[12, 128\]"):
-        begun(section, encoders={"text": {**BERT, "length": 12}})
+        begin(section, encoders={"text": {**BERT, "length": 12}})
     with pytest.raises(ConfigError, match="GRUText; imports are known of: bert, resnet"):
-        begun({**section, "freeze": []}, encoders={"text": "text_gru"})
+        begin({**section, "freeze": []}, encoders={"text": "text_gru"})
 
 
 def test_a_map_takes_a_part_of_weights(weights):
@@ -343,7 +343,7 @@ def test_a_map_takes_a_part_of_weights(weights):
     short, wanted = {"text": {**BERT, "length": 12}}, flatten(imported["params"])
     blocks = [["encoders/text/(block.*)", r"encoders/text/\1"]]
     section = {"weights": str(path), "at": "encoders/text", "map": blocks}
-    state, report = begun(section, encoders=short, tokenizer=TOKENIZERS[1])
+    state, report = begin(section, encoders=short, tokenizer=TOKENIZERS[1])
     params = flatten(state.params)
     taken = {f"encoders/text/{name}" for name in wanted if name.startswith("block")}
     assert set(report.loaded) == taken
@@ -354,7 +354,7 @@ def test_a_map_takes_a_part_of_weights(weights):
     assert report.skipped["encoders/text/positions"] == "no counterpart in the origin"
     assert report.numbers[0] == sum(params[name].size for name in taken)
     whole = {**section, "map": [["encoders/text/(?!embedding/).*", r"\g<0>"]]}
-    _, report = begun(whole, encoders=short, tokenizer=TOKENIZERS[1])
+    _, report = begin(whole, encoders=short, tokenizer=TOKENIZERS[1])
     why = report.skipped["encoders/text/positions"]
     assert why == "other shape: [16, 128] there, [12, 128] here, from encoders/text/positions"
     for change, message in [
@@ -365,8 +365,8 @@ def test_a_map_takes_a_part_of_weights(weights):
         ({"map": [["encoders/text/.*", r"\g<0>"]]}, "leave the embedding out by `map`"),
     ]:
         with pytest.raises(ConfigError, match=message):
-            begun({**whole, **change}, encoders=short, tokenizer=TOKENIZERS[1])
-    _, report = begun(
+            begin({**whole, **change}, encoders=short, tokenizer=TOKENIZERS[1])
+    _, report = begin(
         {**section, "map": [["encoders/text/(.*)", r"encoders/text/\1"]], "strict": True},
         encoders={"text": BERT},
         tokenizer=TOKENIZERS[0],

@@ -1,4 +1,5 @@
-"""Thin matrices beside frozen kernels, and adapters: nothing at first, exact when merged, apart."""
+"""Thin matrices next to frozen kernels, and adapters: nothing at first, exact when merged,
+apart."""
 
 import jax
 import jax.numpy as jnp
@@ -179,7 +180,7 @@ def test_a_task_has_its_own_where_its_kernels_are_its_own():
         assert moved == {path for path in own if task in path}
 
 
-def test_norms_may_learn_beside_it_and_frozen_rules_say_what_stays():
+def test_norms_may_learn_with_it_and_frozen_rules_say_what_stays():
     free, frozen = (lora.read({**LORA, "norms": norms}).frozen for norms in (True, False))
     paths = ("encoders/text/block1/attention_norm/scale", "fusion/fused/norm_text/bias")
     kernels = ("encoders/text/norm/dense/kernel", "fusion/fused/out/bias")

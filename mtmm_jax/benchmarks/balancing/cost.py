@@ -106,7 +106,7 @@ def measure_solvers(k: int, names: Sequence[Name], seconds: float) -> list[dict]
 def measure_steps(
     trunk: str, k: int, names: Sequence[Name], seconds: float, chunk: int
 ) -> list[dict]:
-    """Rows of one trunk and number of tasks; each group beside the same equal-weight step."""
+    """Rows of one trunk and number of tasks; each group next to the same equal-weight step."""
     base = build(trunk, k, *EQUAL[:2], 1)
     torch_floor = _torch_floor(trunk, k) if any(name[2] for name in names) else None
     rows = []
@@ -257,7 +257,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     full += "method that has no other (default: %(default)s)"
     add("--full_tasks", type=int, default=8, help=full)
     add("--seconds", type=float, help="timing of each, at least 5 steps; default 2; --quick: 0.3")
-    add("--peers", action="store_true", help="beside torch and torchjd")
+    add("--peers", action="store_true", help="next to torch and torchjd")
     add("--quick", action="store_true", help="fewer methods, shorter timing")
     freed = "freed memory stays in the process, for both frameworks, as in the training command"
     add("--keep_freed_memory", action="store_true", help=freed)

@@ -92,7 +92,7 @@ def run(
         sums = 0.5 * jnp.square(predictions(params, copies) - y).sum(0)
         return sums, jnp.full((len(TASKS),), x.shape[0], sums.dtype), aux
 
-    # Equal weights, with the Gramian beside them so that all entries are measured alike.
+    # Equal weights, with the Gramian next to them so that all entries are measured alike.
     plain = balancing.equal(len(TASKS))
     inner = balancing.Balancer(plain.rule._replace(needs="gramian"), len(TASKS))
     balancer = per_task.pace(inner, rates, TASKS)

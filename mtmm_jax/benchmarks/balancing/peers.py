@@ -134,7 +134,7 @@ def _backward(method: str, engine: str, body: nn.Module, num_tasks: int) -> Call
 
 
 def peak_mb(call: Callable[[], None]) -> float:
-    """Most bytes of tensors that a call holds at a time beside what was there before it.
+    """Most bytes of tensors that a call holds at a time on top of what was there before it.
 
     The last step's gradients go first, so this is the rise from the lowest level, not the level.
     Like XLA's `temp_size_in_bytes` it leaves out what the kernels allocate for themselves.

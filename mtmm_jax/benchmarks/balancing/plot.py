@@ -70,7 +70,7 @@ def _panel(axis: Any, lines: Lines) -> None:
 
 
 def _label(axis: Any) -> None:
-    """Names beside the lines' last points, moved apart where they would touch."""
+    """Names next to the lines' last points, moved apart where they would touch."""
     ends = sorted(axis.lines, key=lambda line: line.get_ydata()[-1])
     height = axis.transAxes.inverted().transform
     lowest = -1.0

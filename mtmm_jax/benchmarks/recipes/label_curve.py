@@ -20,14 +20,14 @@ def _at(share: int) -> tuple[Run, Run]:
 
 
 CURVE: dict[int, tuple[Run, Run]] = {share: _at(share) for share in CURVE_SHARES}
-"""Percent of the labels -> category beside retrieval, and category alone."""
+"""Percent of the labels -> category next to retrieval, and category alone."""
 
 
 def curve(board: Board, path: str, steps: int | None = None) -> None:
     """A picture: the category's test accuracy over the share of its labels, of several tasks and
     of one; bars are a standard deviation over the seeds."""
     metric, (axes,) = bar_charts.panels(1, 12)
-    for i, label in enumerate(("category beside retrieval", "category alone")):
+    for i, label in enumerate(("category next to retrieval", "category alone")):
         points = []
         for share, runs in CURVE.items():
             found = board.find(**key_of(runs[i], steps))

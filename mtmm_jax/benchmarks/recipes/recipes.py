@@ -1,4 +1,4 @@
-"""The systems of the literature as configs, each run beside its baselines.
+"""The systems of the literature as configs, each run next to its baselines.
 
     python -m mtmm_jax.benchmarks.recipes --json recipes.json --workdir runs/recipes
     python -m mtmm_jax.benchmarks.recipes --only fusion_early,fusion_late --seeds 0,1,2
@@ -90,8 +90,8 @@ _DETECT = "detect_and_classify"
 
 
 def _entries() -> Iterator[Recipe]:
-    def row(system: str, config: str, beside: Mapping[str, Run], **options: Any) -> Recipe:
-        return Recipe(system, Run(config, **options), beside)
+    def row(system: str, config: str, baselines: Mapping[str, Run], **options: Any) -> Recipe:
+        return Recipe(system, Run(config, **options), baselines)
 
     # At equal compute in all: tasks alone share the steps, a modality costs a third of three.
     tasks, spoken = (*_EMOJI, "retrieval"), (*_EMOJI, "retrieval", "spoken")
@@ -208,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     board, folder = Board(options.json), Path(options.workdir)
     steps = QUICK if options.quick else None
     seeds = seeds_of(options.seeds, options.quick)
-    plan = {name: [RECIPES[name].run, *RECIPES[name].beside.values()] for name in names}
+    plan = {name: [RECIPES[name].run, *RECIPES[name].baselines.values()] for name in names}
     with board.helped("mtmm_jax.benchmarks.recipes", argv, options.jobs):
         for number, (name, runs) in enumerate(plan.items(), start=1):
             for run in runs:

@@ -1,4 +1,4 @@
-"""The table of recipes, as Markdown: what each reached, and what stands beside it."""
+"""The table of recipes and their baselines, as Markdown."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Recipe:
     Attributes:
         system: what the literature calls it.
         run: the config.
-        beside: what it is compared with, by words for the table.
+        baselines: what it is compared with, by words for the table.
         name: for --only, where several rows have one config.
     """
 
     system: str
     run: Run
-    beside: Mapping[str, Run]
+    baselines: Mapping[str, Run]
     name: str | None = None
 
 
@@ -37,13 +37,18 @@ def table(board: Board, recipes: Iterable[Recipe], steps: int | None = None) -> 
 
     What is better than the recipe's own bears a `BETTER`.
     """
-    lines = ["| system | config | test | trivial | beside it |", "|---|---|---|---|---|"]
+    lines = ["| system | config | test | trivial | baselines |", "|---|---|---|---|---|"]
     for recipe in recipes:
         mine = board.find(**key_of(recipe.run, steps))
         if not mine:
             continue
-        beside, config = "; ".join(besides(board, recipe, mine, steps)), f"`{recipe.run.config}`"
-        lines.append(f"| {recipe.system} | {config} | {cells(mine)} | {trivial(mine)} | {beside} |")
+        baselines, config = (
+            "; ".join(baseline_notes(board, recipe, mine, steps)),
+            f"`{recipe.run.config}`",
+        )
+        lines.append(
+            f"| {recipe.system} | {config} | {cells(mine)} | {trivial(mine)} | {baselines} |"
+        )
     return "\n".join(lines)
 
 
@@ -53,13 +58,13 @@ def trivial(rows: Sequence[Mapping[str, Any]]) -> str:
     return cells(known[:1]) if known else "-"
 
 
-def besides(
+def baseline_notes(
     board: Board, recipe: Recipe, mine: Sequence[Mapping[str, Any]], steps: int | None = None
 ) -> list[str]:
-    """What stands beside a recipe, what it reaches without a modality, and what its members do."""
+    """The metrics of a recipe's baselines, of itself without a modality, and of its members."""
     notes = [
         f"{label}: {cells(found, mine)}"
-        for label, run in recipe.beside.items()
+        for label, run in recipe.baselines.items()
         if (found := board.find(**key_of(run, steps)))
     ]
     for modality in mine[0].get("without", {}):

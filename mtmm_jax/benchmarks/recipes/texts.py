@@ -19,7 +19,7 @@ import numpy as np
 
 from mtmm_jax.benchmarks.recipes.recipes import RECIPES
 from mtmm_jax.benchmarks.recipes.runs import key_of
-from mtmm_jax.benchmarks.recipes.table import besides, cells, table, trivial
+from mtmm_jax.benchmarks.recipes.table import baseline_notes, cells, table, trivial
 from mtmm_jax.benchmarks.tables.pages import between
 from mtmm_jax.benchmarks.tables.result_table import Board
 from mtmm_jax.command import console, guarded
@@ -32,9 +32,9 @@ WIDTH = 100
 
 
 def measured(board: Board, config: str) -> str | None:
-    """A paragraph on a config: metrics, what stands beside, the cost; None where it was not run.
+    """A paragraph on a config: metrics, baselines, the cost; None where it was not run.
 
-    The cost is what a run took with one of two cores, as another one ran beside it.
+    The cost is what a run took with one of two cores, as another one ran at the same time.
     """
     sentences, seconds, seeds = [], [], set()
     same = [recipe for recipe in RECIPES.values() if recipe.run.config == config]
@@ -43,7 +43,7 @@ def measured(board: Board, config: str) -> str | None:
             name = f"{recipe.system}: " if len(same) > 1 else ""
             nothing = trivial(mine)
             parts = [name + cells(mine), *([] if nothing == "-" else [f"trivial: {nothing}"])]
-            sentences.append("; ".join([*parts, *besides(board, recipe, mine)]) + ".")
+            sentences.append("; ".join([*parts, *baseline_notes(board, recipe, mine)]) + ".")
             seconds += [row["seconds"] for row in mine]
             seeds |= {row["seed"] for row in mine}
     if not sentences:

@@ -1,4 +1,4 @@
-"""Forward, backward and Adam of every encoder, beside a PyTorch twin of it.
+"""Forward, backward and Adam of every encoder, next to a PyTorch twin of it.
 
     python -m mtmm_jax.benchmarks.speed.blocks --quick
     python -m mtmm_jax.benchmarks.speed.blocks --peers --json blocks.json
@@ -186,7 +186,7 @@ def front_end(entry: Mapping[str, np.ndarray]) -> Callable[[], jax.Array]:
 
 
 def measure(name: str, batch: int, seconds: float, peers: bool) -> dict[str, Any]:
-    """One row, in this process; with `peers`, beside its twin if it has one."""
+    """One row, in this process; with `peers`, next to its twin if it has one."""
     rng = np.random.default_rng(0)
     entry = entry_of(name, batch, rng)
     target = rng.standard_normal((batch, WIDTH)).astype(np.float32)
@@ -262,7 +262,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--rows", nargs="+", help=f"default: all; --quick: {' '.join(QUICK)}")
-    add("--peers", action="store_true", help="beside PyTorch, which must be installed")
+    add("--peers", action="store_true", help="next to PyTorch, which must be installed")
     add("--quick", action="store_true", help="a few rows, batches of an eighth, shorter timing")
     add("--seconds", type=float, help="timing of each, at least 5 steps; default 6; --quick: 0.3")
     add("--share", type=int, help="divides every batch; default 1; --quick: 8")

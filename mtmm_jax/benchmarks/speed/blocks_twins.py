@@ -107,7 +107,7 @@ class _CNN(_Named):
 class _MLP(nn.Module):
     def __init__(self, encoder: Any, x: np.ndarray) -> None:
         super().__init__()
-        self.masked = x.ndim == 2  # a table is read beside its mask
+        self.masked = x.ndim == 2  # a table is read next to its mask
         inner, size = MLPS[encoder.preset], int(np.prod(x.shape[1:]))
         self.read = nn.Linear(2 * size if self.masked else size, inner)
         self.hidden = nn.Linear(inner, inner)

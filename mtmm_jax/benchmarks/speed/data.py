@@ -1,4 +1,4 @@
-"""Examples a second out of a folder of files, decoded and batched, beside a torch DataLoader.
+"""Examples a second out of a folder of files, decoded and batched, next to a torch DataLoader.
 
     python -m mtmm_jax.benchmarks.speed.data --quick
     python -m mtmm_jax.benchmarks.speed.data --peers --json data.json
@@ -213,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     add("--workers", type=int, nargs="+", default=WORKERS, help="default: %(default)s")
     add("--examples", type=int, default=4096, help="files of each kind (default: %(default)s)")
     add("--repeats", type=int, default=3, help="passes; the median counts (default: %(default)s)")
-    add("--peers", action="store_true", help="beside torch's DataLoader")
+    add("--peers", action="store_true", help="next to torch's DataLoader")
     add("--quick", action="store_true", help="512 files, one pass")
     add("--json", help="write the rows here")
     options = parser.parse_args(argv)

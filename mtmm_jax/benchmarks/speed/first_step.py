@@ -70,7 +70,7 @@ def first_step(folder: str, began: float) -> None:
     timed(train, "describe", "shapes and tables")
     timed(checkpoints.Checkpoints, "__init__", "checkpointer")
     timed(checkpoints.Checkpoints, "restore", "restoring")
-    timed(experiment.Experiment, "begun", "initialising")
+    timed(experiment.Experiment, "start", "initialising")
     wrap = parallel.wrap
 
     def wrapped(step: Any, devices: Any, **options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What the trainer costs beside the step itself: its loop, its start, its checkpoints.
+"""Overhead of the trainer over the step itself: its loop, its start, its checkpoints.
 
     python -m mtmm_jax.benchmarks.speed.overhead --json overhead.json
 

@@ -139,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def scaling(step_ms: Mapping[tuple[str, int], float], rows: int) -> list[dict[str, Any]]:
-    """`{(form, devices): ms}` as the rows that are printed; each form beside its one device."""
+    """`{(form, devices): ms}` as the rows that are printed; each form next to its one device."""
     made = []
     for form, count in sorted(step_ms, key=lambda key: (list(FORMS).index(key[0]), key[1])):
         taken, alone = step_ms[form, count], step_ms[form, 1]

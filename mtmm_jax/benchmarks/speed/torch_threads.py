@@ -1,4 +1,4 @@
-"""How many threads PyTorch is given beside us. Imported only by what measures peers."""
+"""The number of threads of the PyTorch twins. Imported only by benchmarks with peers."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
     python -m mtmm_jax.benchmarks.studies.explanations --workdirs runs/a,runs/b,runs/c --json F
 
-For every modality of each run, alone and beside the others: the probability of what the model
+For every modality of each run, alone and next to the others: the probability of what the model
 answered falls by `highest` when the fifth of the patches, words or moments with the highest
 attributions is taken away, and by `random` when as many others are (the mean over ten orders); by
 `attention` when it is what the model attended to most, where it attends to anything. Rows are the
@@ -33,7 +33,7 @@ KINDS = ("highest", "random", "attention")
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m mtmm_jax.benchmarks.studies.explanations",
-        description="What is lost with the parts that explanations name, beside others.",
+        description="What is lost with the parts that explanations name, next to others.",
     )
     p.add_argument("--workdirs", required=True, help="finished runs, such as one of each seed")
     p.add_argument("--task", default="category", help="whose answers (default: category)")
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measured(path: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each modality, alone and beside the others."""
+    """A row for each modality, alone and next to the others."""
     import jax
     import jax.numpy as jnp
     from rich.progress import track

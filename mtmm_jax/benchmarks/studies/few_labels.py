@@ -40,11 +40,11 @@ class Row:
 
     Attributes:
         run: its training, in a folder.
-        beside: the row that it is compared with.
+        baseline: the row that it is compared with.
     """
 
     run: Run
-    beside: str | None = None
+    baseline: str | None = None
 
 
 def _rows() -> Iterator[tuple[str, Row]]:
@@ -60,30 +60,30 @@ def _rows() -> Iterator[tuple[str, Row]]:
         yield alone, Row(Run("few_labels", (hide, NO_PAIRS), how="fit"))
         for kind, run in pretrained.items():
             tuned = Run("finetune", (hide,), how="fit", after=run)
-            yield f"{kind}, then {share}%", Row(tuned, beside=alone)
+            yield f"{kind}, then {share}%", Row(tuned, baseline=alone)
         for kind in ("pseudo", "mean_teacher", "consistency"):
-            yield f"{kind} {share}%", Row(Run(f"semi_{kind}", (hide,), how="fit"), beside=alone)
+            yield f"{kind} {share}%", Row(Run(f"semi_{kind}", (hide,), how="fit"), baseline=alone)
         both = Run("semi_pretrained", (hide,), how="fit", after=pretrained["contrastive"])
-        yield f"contrastive, then pseudo {share}%", Row(both, beside=alone)
+        yield f"contrastive, then pseudo {share}%", Row(both, baseline=alone)
         seen = f"picture, supervised {share}%"
         yield seen, Row(Run("few_labels", (hide, NO_PAIRS, *PICTURE), how="fit"))
         tuned = Run("finetune", (hide, *PICTURE), how="fit", after=pretrained["contrastive"])
-        yield f"picture, contrastive, then {share}%", Row(tuned, beside=seen)
+        yield f"picture, contrastive, then {share}%", Row(tuned, baseline=seen)
     teacher = Run("distil_teacher", how="fit")
     yield "teacher", Row(teacher)
     plain = Run("distil_small", ("teachers=None",), how="fit")
-    yield "quarter, alone", Row(plain, beside="teacher")
+    yield "quarter, alone", Row(plain, baseline="teacher")
     taught = Run("distil_small", how="fit", taught=(teacher,))
-    yield "quarter, taught", Row(taught, beside="teacher")
+    yield "quarter, taught", Row(taught, baseline="teacher")
     every = Run("fusion_late", how="fit")
     yield "all modalities", Row(every)
     single = {name: Run(f"independent_{name}", how="fit") for name in ("image", "text", "audio")}
     for name, run in single.items():
         yield f"{name} alone", Row(run)
     across = Run("distil_cross_modal", how="fit", taught=(every,))
-    yield "image, taught by all", Row(across, beside="image alone")
+    yield "image, taught by all", Row(across, baseline="image alone")
     from_each = Run("distil_unimodal", how="fit", taught=tuple(single.values()))
-    yield "all, taught by each", Row(from_each, beside="all modalities")
+    yield "all, taught by each", Row(from_each, baseline="all modalities")
 
 
 ROWS: dict[str, Row] = dict(_rows())
@@ -95,8 +95,8 @@ def key_of(name: str, steps: int | None) -> dict[str, Any]:
 
 
 def table(board: Board, names: Sequence[str], steps: int | None = None) -> str:
-    """Markdown: test metrics, and the points gained over what stands beside, by mean."""
-    lines = ["| row | config | parameters | test | beside it |", "|---|---|---|---|---|"]
+    """Markdown: test metrics, and the points gained over the baseline, by mean."""
+    lines = ["| row | config | parameters | test | baseline |", "|---|---|---|---|---|"]
     for name in names:
         mine = board.find(**key_of(name, steps))
         if not mine:
@@ -104,15 +104,15 @@ def table(board: Board, names: Sequence[str], steps: int | None = None) -> str:
         row, shown = ROWS[name], []
         for task in mine[0]["test"]:
             shown.append(f"{task} {spread([one['test'][task] for one in mine])}")
-        other = board.find(**key_of(row.beside, steps)) if row.beside else []
+        other = board.find(**key_of(row.baseline, steps)) if row.baseline else []
         gains = [
             f"{task} {100 * (_mean(mine, task) - _mean(other, task)):+.1f}"
             for task in (mine[0]["test"] if other else ())
             if task in other[0]["test"]
         ]
-        beside = f"{row.beside}: {', '.join(gains)} points" if gains else ""
+        baseline = f"{row.baseline}: {', '.join(gains)} points" if gains else ""
         count = f"{mine[0]['parameters']:,}"
-        lines.append(f"| {name} | `{row.run.config}` | {count} | {', '.join(shown)} | {beside} |")
+        lines.append(f"| {name} | `{row.run.config}` | {count} | {', '.join(shown)} | {baseline} |")
     return "\n".join(lines)
 
 

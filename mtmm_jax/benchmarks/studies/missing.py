@@ -5,7 +5,7 @@
     python -m mtmm_jax.benchmarks.studies.missing --fusions tensor --dropout text=.6 --unimodal year
 
 For each fusion, each way to meet a missing modality (`model.missing`) and each rate of modality
-dropout: the metric with everything, and with any one modality taken away; beside them, what models
+dropout: the metric with everything, and with any one modality taken away; next to them, what models
 reach that never had that modality: as much as the others can tell. With --unimodal, tasks
 are also trained by heads on each modality alone, without dropout and with it. What a model loses by
 the absence that costs the plain one most is given as a share of the plain one's loss.
@@ -37,7 +37,9 @@ def parser() -> argparse.ArgumentParser:
     p = arguments("missing", about, only=only, jobs=True, config_flags=True)
     p.add_argument("--config", default="emoji", help="a config file, or a name (default: emoji)")
     p.add_argument("--task", default="category", help="whose headline counts (default: category)")
-    p.add_argument("--dropout", default="0.3", help="beside 0, or text=.6,image=.4 (default: .3)")
+    p.add_argument(
+        "--dropout", default="0.3", help="in addition to 0, or text=.6,image=.4 (default: .3)"
+    )
     unimodal = "tasks that have heads on each modality alone too, without dropout and with it"
     p.add_argument("--unimodal", nargs="+", metavar="TASK", help=unimodal)
     p.add_argument("--ways", nargs="+", default=["mask"], help="of model.missing (default: mask)")

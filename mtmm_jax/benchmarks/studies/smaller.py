@@ -6,7 +6,7 @@ A config is trained as it is and with each change; a teacher and its student of 
 runs of `studies.few_labels`. Every model is written as one file by `mtmm_jax.export`, and the
 file is measured: bytes, zeros, the tasks' test metrics by what it predicts, eight bits included,
 and its time for a sample on the CPU, all files in turns. Rows that stand in the JSON file are not
-run again. `--only products` times a product of int8 by int8 beside one of float32.
+run again. `--only products` times a product of int8 by int8 next to one of float32.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ class Row:
         change: the config whose `quantise` or `optimizer.prune` is taken; None: as it is.
         int8: whether the file is of eight bits.
         run: another training instead, in a folder.
-        beside: the row that it is compared with.
+        baseline: the row that it is compared with.
         allowed: what of any task's metric may be lost.
     """
 
     change: str | None = None
     int8: bool = False
     run: recipe_runs.Run | None = None
-    beside: str = PLAIN
+    baseline: str = PLAIN
     allowed: float | None = None
 
 
@@ -61,8 +61,8 @@ ROWS = {
     "pruned 70%": Row("pruned", allowed=0.02),
     "pruned 70%, int8": Row("pruned", int8=True),
     "channels pruned 30%": Row("pruned_channels"),
-    TEACHER: Row(run=few_labels.ROWS["teacher"].run, beside=TEACHER),
-    "student": Row(run=few_labels.ROWS["quarter, taught"].run, beside=TEACHER, allowed=0.02),
+    TEACHER: Row(run=few_labels.ROWS["teacher"].run, baseline=TEACHER),
+    "student": Row(run=few_labels.ROWS["quarter, taught"].run, baseline=TEACHER, allowed=0.02),
 }
 
 
@@ -179,11 +179,11 @@ def products(sizes: Sequence[int] = (128, 512)) -> list[dict[str, Any]]:
 
 
 def table(board: Board, config: str, steps: int | None, names: Sequence[str]) -> Any:
-    """A line for each row: means and spreads over seeds, beside those of another."""
+    """A line for each row: means and spreads over seeds, next to those of another."""
     from rich.table import Table
 
     rows = {name: board.find(**key_of(name, config, steps)) for name in ROWS}
-    shown = [name for name in names if rows[name] and rows[ROWS[name].beside]]
+    shown = [name for name in names if rows[name] and rows[ROWS[name].baseline]]
     times = next((row["latency"] for row in board.find(**key_of(LATENCY, config, steps))), {})
     tasks = dict.fromkeys(task for name in shown for task in rows[name][0]["test"])
     out = Table(title=f"{Path(config).stem}, test")
@@ -191,7 +191,7 @@ def table(board: Board, config: str, steps: int | None, names: Sequence[str]) ->
     for column in (*columns, *(f"ms a sample, batch {size}" for size in BATCHES), "asked"):
         out.add_column(column)
     for name in shown:
-        row, mine, other = ROWS[name], rows[name], rows[ROWS[name].beside]
+        row, mine, other = ROWS[name], rows[name], rows[ROWS[name].baseline]
         worst = min(
             np.mean([one["test"][t] for one in mine]) - np.mean([one["test"][t] for one in other])
             for t in mine[0]["test"]
@@ -204,7 +204,7 @@ def table(board: Board, config: str, steps: int | None, names: Sequence[str]) ->
             f"{100 * worst:+.1f} points",
             f"{mine[0]['parameters']:,}",
             f"{size / 1e3:.0f}",
-            f"{size / of:.2f} {row.beside}",
+            f"{size / of:.2f} {row.baseline}",
             spread([one["zeros"] for one in mine]),
             *(str(times.get(name, {}).get(str(batch), "-")) for batch in BATCHES),
             "" if row.allowed is None else "kept" if fine else "missed",
@@ -239,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for row in products():
             board.add({"row": PRODUCTS, **row})
             out.print(row)
-    names = list(dict.fromkeys(one for name in names for one in (ROWS[name].beside, name)))
+    names = list(dict.fromkeys(one for name in names for one in (ROWS[name].baseline, name)))
     files = fill(board, names, options, steps)
     key = key_of(LATENCY, options.config, steps)
     if names and all(path.exists() for path in files.values()):

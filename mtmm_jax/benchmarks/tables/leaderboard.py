@@ -1,4 +1,4 @@
-"""All fusions and sharings on the same data, steps and seeds, beside plain baselines.
+"""All fusions and sharings on the same data, steps and seeds, next to plain baselines.
 
     python -m mtmm_jax.benchmarks.tables.leaderboard --json leaderboard.json --plot leaderboard.png
 
@@ -175,7 +175,7 @@ def plot(standing: Mapping[str, Sequence[Mapping[str, Any]]], path: str) -> None
 def parser() -> argparse.ArgumentParser:
     p = arguments(
         "leaderboard",
-        "Ranks all fusions and sharings beside plain baselines.",
+        "Ranks all fusions and sharings next to plain baselines.",
         only="a regular expression: entries to run, such as 'fusion .*'",
         quick="few entries, few steps, one seed",
     )

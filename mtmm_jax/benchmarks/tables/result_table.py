@@ -80,7 +80,7 @@ class Board:
 
     @contextlib.contextmanager
     def helped(self, module: str, argv: Sequence[str] | None, jobs: int) -> Iterator[None]:
-        """Beside the block, which fills the board, `jobs` - 1 more processes of the same command;
+        """Next to the block, which fills the board, `jobs` - 1 more processes of the same command;
         then the board has the rows of all."""
         if jobs < 1:
             raise ConfigError(f"--jobs: {jobs} is below 1")

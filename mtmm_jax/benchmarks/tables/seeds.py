@@ -1,4 +1,4 @@
-"""One config over several seeds: means and spreads, beside each modality alone and the trivial.
+"""One config over several seeds: means and spreads, next to each modality alone and the trivial.
 
     python -m mtmm_jax.benchmarks.tables.seeds --config emoji --workdir runs/seeds --seeds 0,1,2
 

@@ -1,4 +1,4 @@
-"""All tasks of a config in one model, beside a model of its own for each, over several seeds.
+"""All tasks of a config in one model, next to a model of its own for each, over several seeds.
 
     python -m mtmm_jax.benchmarks.tables.singles --config films --workdir runs/singles --seeds 0,1,2
 

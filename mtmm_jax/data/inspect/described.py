@@ -106,13 +106,13 @@ def describe(
     else:
         rows = read_rows(path, limits)
         looks = look_at_columns(rows, Folder(rows.base, Limits()), labels)
-    beside = path.with_name(f"{path.stem}.description.json")
+    saved = path.with_name(f"{path.stem}.description.json")
     if given is not None:
         found, origin = given, f"described by {arguments.config}"
     elif any(options.values()):
         found, origin = {}, "described by --modality and --target"
-    elif beside.is_file() and not arguments.label:
-        found, origin = _load(beside, ()), f"described by {beside}"
+    elif saved.is_file() and not arguments.label:
+        found, origin = _load(saved, ()), f"described by {saved}"
     else:
         found, origin = description_of(rows, looks), "guessed from the values"
     choose_all(found, (*KEYS, *_IGNORED), f"description of {path}", "key")

@@ -159,7 +159,7 @@ def _value(text: str) -> Any:
 
 
 def data_card(constructor: Callable[..., Any]) -> str:
-    """The CARD.md beside the source's code, if there is one."""
+    """The CARD.md next to the source's code, if there is one."""
     path = Path(inspect.getfile(inspect.unwrap(constructor))).parent / "CARD.md"
     return path.read_text(encoding="utf-8") if path.is_file() else ""
 

@@ -128,7 +128,7 @@ class Pipe:
         text: as it was written.
         start: the form of what comes in.
         stages: what is done.
-        state: stage number -> what that stage learnt of the train split, as strings to keep.
+        state: stage number -> what that stage learned of the train split, as strings to keep.
         where: the place in the config.
     """
 
@@ -163,7 +163,7 @@ class Pipe:
         return fitted
 
     def restore(self, state: Mapping[int, str]) -> Pipe:
-        """With what its stages learnt at another time."""
+        """With what its stages learned at another time."""
         stages = list(self.stages)
         for i, kept in state.items():
             stages[i] = stages[i].load(kept)

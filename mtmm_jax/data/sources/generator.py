@@ -70,7 +70,7 @@ def generator(
       one shared linear predictor at zero (squared error); gradients of an odd and an even task
       oppose each other where conflict^2 > relatedness. With relatedness 1, conflict > 0 and an even
       number of tasks, the linear predictor that is best on average has gradients of cosine exactly
-      -1: what is common is learnt, what is left is opposed. Heads of their own may turn a sign
+      -1: what is common is learned, what is left is opposed. Heads of their own may turn a sign
       round; opposed then stays what a narrow trunk cannot hold.
       Best R2 from n modalities: n / (n + noise^2). With `task_kind="class"` the target is 1
       where y_k > 0; best accuracy: 1/2 + arcsin(sqrt(R2)) / pi.

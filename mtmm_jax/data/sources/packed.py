@@ -330,7 +330,7 @@ def main(
         type=Path,
         default=_ROOM / name / "assets",
         metavar="DIR",
-        help="folder of the asset; the data card goes beside it (default: inside the package)",
+        help="folder of the asset; the data card goes next to it (default: inside the package)",
     )
     options = parser.parse_args(arguments)
     try:

@@ -75,7 +75,7 @@ def text(
     unknown: int = UNKNOWN,
     padding: int = PADDING,
 ) -> np.ndarray:
-    """Replaces a share of the tokens by the unknown one, which is so learnt to be tolerated."""
+    """Replaces a share of the tokens by the unknown one, which is so learned to be tolerated."""
     return token_dropout(ids, chance, share, unknown, padding)
 
 

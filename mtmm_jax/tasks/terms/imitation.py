@@ -1,7 +1,7 @@
 """Terms that pull a task's prediction towards another's: a teacher's, its own average's, another
 head's.
 
-What is to be imitated stands in the batch beside the labels, as a target
+What is to be imitated stands in the batch next to the labels, as a target
 `{"y", "present", "weight"?}`: `y` in the label's own units, so that a teacher who standardises
 otherwise can be followed, and `weight` where a row is to count less than whole.
 """

@@ -1,4 +1,4 @@
-"""Terms beside the tasks' losses: on features, on predictions, on parameters.
+"""Auxiliary losses in addition to the tasks': on features, on predictions, on parameters.
 
     total = sum_k w_k L_k + lambda sum_r alpha_r R_r
 

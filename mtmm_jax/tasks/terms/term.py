@@ -1,4 +1,4 @@
-"""What a term beside the tasks' losses is, and what it may look at."""
+"""The interface of an auxiliary loss: the values it may read, and what it returns."""
 
 from __future__ import annotations
 

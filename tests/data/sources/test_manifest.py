@@ -1,4 +1,4 @@
-"""Manifests and folders of clips: what is read, split, learnt from training, and refused."""
+"""Manifests and folders of clips: what is read, split, learned from training, and refused."""
 
 import csv
 import json

@@ -248,7 +248,7 @@ def test_pipes_can_be_rebuilt_from_the_assets(source):
 
 
 def test_a_text_is_in_the_ids_of_a_tokenizer_that_is_given(source, folder, tmp_path):
-    folder = shutil.copytree(folder, tmp_path / "own")  # what is learnt is kept beside the data
+    folder = shutil.copytree(folder, tmp_path / "own")  # what is learned is kept next to the data
     made = {"modalities": MODALITIES, "targets": TARGETS, "data_dir": str(folder)}
     found = data.build({"kind": "tfds", "dataset": "mtmm_tiny", **made}, tokenizers={"text": OTHER})
     assert found.assets["tokenizer.json"].decode() == OTHER
@@ -280,7 +280,7 @@ def test_reports_can_name_and_show_an_example(source):
     assert source.picture(id).shape == (20 + i % 5, 24, 3)
 
 
-def test_what_was_learnt_is_kept_beside_the_data(source, folder, monkeypatch):
+def test_what_was_learned_is_kept_next_to_the_data(source, folder, monkeypatch):
     files = list(Path(folder).glob("mtmm_tiny/1.0.0/mtmm_jax-*.json"))
     assert len(files) == 1
     from mtmm_jax.data.sources.tfds import source as tfds_source

@@ -128,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=Path,
         default=asset.FOLDER,
         metavar="DIR",
-        help="folder of the asset; the data card goes beside it (default: inside the package)",
+        help="folder of the asset; the data card goes next to it (default: inside the package)",
     )
     parser.add_argument(
         "--limit", type=int, metavar="N", help="pack only N emoji, evenly spaced: for trials"

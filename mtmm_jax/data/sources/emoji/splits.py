@@ -57,7 +57,7 @@ def assign(
 
     Groups are laid out by category, subcategory, then hash, and dealt in turn, so that every
     stratum is cut in the same proportion. The first group of each subcategory is for training (a
-    class must be seen to be learnt), and so are large groups (many copies of one drawing would
+    class must be seen to be learned), and so are large groups (many copies of one drawing would
     count many times in a test).
     """
     members = defaultdict(list)

@@ -1,6 +1,6 @@
 """The films' table: from what is known of a film to named numbers.
 
-A number is standardised on the train split, 0 where it is unknown, with a column beside it that
+A number is standardised on the train split, 0 where it is unknown, with a column next to it that
 says so; languages and countries are a column each, 1 where the film has it.
 """
 

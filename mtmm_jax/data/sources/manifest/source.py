@@ -47,8 +47,8 @@ def manifest(
     """Examples from the rows of `path`; the files that it names lie in its folder or below.
 
     Anything may be absent from any row: no key or `null` in JSONL, an empty cell in CSV. What is
-    learnt (classes, means, tokenizers) is learnt from the train split. Rows whose values cannot be
-    used are left out of their split; rows whose files cannot be decoded weigh nothing in their
+    learned (classes, means, tokenizers) is learned from the train split. Rows whose values cannot
+    be used are left out of their split; rows whose files cannot be decoded weigh nothing in their
     batches. `source.compose.bad` counts and names both.
 
     Args:

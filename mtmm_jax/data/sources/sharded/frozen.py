@@ -1,4 +1,4 @@
-"""Inputs as a plan learnt them, for other rows: those of a chunk, or those of a shard."""
+"""Inputs as a plan learned them, for other rows: those of a chunk, or those of a shard."""
 
 from __future__ import annotations
 

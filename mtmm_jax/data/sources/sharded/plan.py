@@ -1,6 +1,6 @@
-"""What is known of a table before its files are decoded: splits, labels, and what was learnt.
+"""What is known of a table before its files are decoded: splits, labels, and what was learned.
 
-Labels and splits are those of all rows. Tokenizers, means and categories of inputs are learnt from
+Labels and splits are those of all rows. Tokenizers, means and categories of inputs are learned from
 a sample of the training rows, all of them up to `FIT_ROWS`.
 """
 

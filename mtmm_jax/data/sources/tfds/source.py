@@ -36,7 +36,7 @@ from mtmm_jax.registry import ConfigError, choose
 from mtmm_jax.text import Tokenizers
 
 _HELD_OUT = 0.1  # of the training examples, for a split that the data set does not have
-_ENOUGH = 100_000  # examples from which a tokenizer or a column's statistics are learnt
+_ENOUGH = 100_000  # examples from which a tokenizer or a column's statistics are learned
 
 
 def tfds(
@@ -264,7 +264,7 @@ def _learn(
             for name, field in to_fit.items():
                 if len(seen[name]) < _ENOUGH:
                     seen[name].append(field.value(example))
-    learnt = {
+    learned = {
         name: label.learn([v for v in values[name] if v is not None])
         for name, label in wanted.items()
     }
@@ -273,8 +273,8 @@ def _learn(
         for name, field in to_fit.items()
     }
     return {
-        "targets": {name: dataclasses.asdict(target) for name, (target, _) in learnt.items()},
-        "kept": {name: kept for name, (_, kept) in learnt.items()},
+        "targets": {name: dataclasses.asdict(target) for name, (target, _) in learned.items()},
+        "kept": {name: kept for name, (_, kept) in learned.items()},
         "pipes": states,
     }
 
