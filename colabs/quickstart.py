@@ -86,7 +86,7 @@ show(parameter_table(state.params))
 # ## Training
 #
 # The same loop as `python -m mtmm_jax.train`: checkpoints, metrics and a report stand in the
-# run's folder, and running it again goes on where it stopped.
+# run's folder, and running it again resumes where it stopped.
 
 # %%
 from mtmm_jax.train import fit

@@ -86,7 +86,7 @@ def guarded(main: Callable[..., int]) -> Callable[..., int]:
         except Exception as error:
             if type(error).__name__ != "Interrupted":
                 raise
-            print(f"{error}; the same command goes on from there", file=sys.stderr)
+            print(f"{error}; the same command resumes from there", file=sys.stderr)
             return 128 + error.signal
 
     return run

@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m mtmm_jax.sweep",
         description="Trains a config with several values and compares the runs on validation; "
-        "running again goes on where it stopped. Or: cross-validates task weights, averages the "
+        "running again resumes where it stopped. Or: cross-validates task weights, averages the "
         "weights of finished runs, fuses their predictions.",
         epilog="Any value of the config is fixed for all runs by --config.section.key=value.",
         allow_abbrev=False,

@@ -18,7 +18,7 @@ def parser() -> argparse.ArgumentParser:
 
     p = argparse.ArgumentParser(
         prog="python -m mtmm_jax.train",
-        description="Trains a config; goes on where a run of the same config stopped.",
+        description="Trains a config; resumes where a run of the same config stopped.",
         epilog="Any value of the config is set by --config.section.key=value, for example "
         "--config.optimizer.learning_rate=3e-4 or --config.balancing=pcgrad; "
         "--config.tasks.year=None leaves a task out.",
@@ -126,7 +126,7 @@ def fit(
     most: float | None = None,
     wandb: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Trains, or goes on training, in a folder; evaluates, reports, and returns the results.
+    """Trains, or resumes training, in a folder; evaluates, reports, and returns the results.
 
     Several processes call it alike, with a folder that all of them see; the first one writes.
 

@@ -175,7 +175,7 @@ def test_stopped_killed_and_resumed_equals_never_stopped(finished, tmp_path):
     workdir = tmp_path / "stopped"
     code, err = _stopped_after(workdir, 0, signal.SIGINT)
     assert code == 130, err
-    assert "the same command goes on from there" in err
+    assert "the same command resumes from there" in err
     kept = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
     _stopped_after(workdir, kept, signal.SIGKILL)
     code, out, err = _run(*_train(workdir, UNCOMPARED))

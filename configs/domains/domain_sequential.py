@@ -3,7 +3,7 @@ r"""Sequential transfer: first the source, then the target with labels of its ow
 python -m mtmm_jax.train --config domain_source_only --workdir runs/domain_source_only
 python -m mtmm_jax.train --config domain_sequential --workdir runs/domain_sequential
 
-Begins with the parameters and batch statistics of the first run (`init_from`), and goes on with
+Begins with the parameters and batch statistics of the first run (`init_from`), and continues with
 Twemoji's drawings and a tenth of their categories, 100 steps at a fifth of the rate. Baselines: the
 first run, domain_joint, and the same labels from scratch, --config.init_from=None.
 """

@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
+        print("stopped; the same command resumes", file=sys.stderr)
         return 130
     return 0
 
@@ -169,7 +169,7 @@ def _in_processes(
         if job.exitcode:
             raise ConfigError(
                 f"pack: a process ended with {job.exitcode}, for lack of memory perhaps; the same "
-                "command goes on, maybe with fewer --workers"
+                "command resumes, maybe with fewer --workers"
             )
 
 

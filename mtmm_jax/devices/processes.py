@@ -25,7 +25,7 @@ from mtmm_jax.registry import ConfigError, check
 
 _MEETINGS = itertools.count()  # a barrier's name is used once
 
-HUNG = 75  # the exit code of a process that gave up waiting: the same command may go on from there
+HUNG = 75  # the exit code of a process that gave up waiting: the same command may resume from there
 
 
 def _more_than_one(name: str) -> Callable[[Mapping[str, str]], bool]:
@@ -181,7 +181,7 @@ def together() -> Iterator[None]:
             reason = " ".join(str(error).split())[:200]
             print(
                 f"error: process {jax.process_index()}: {gone}: {type(error).__name__}: {reason}. "
-                "The same command goes on from the last checkpoint",
+                "The same command resumes from the last checkpoint",
                 file=sys.stderr,
             )
         else:
@@ -280,7 +280,7 @@ def watched(seconds: float | None) -> Iterator[Callable[[], None]]:
                 print(
                     f"error: process {jax.process_index()}: no step in {seconds:g} s "
                     f"(devices.timeout); {peers.behind() or 'another process may hang'}. The same "
-                    "command goes on from the last checkpoint",
+                    "command resumes from the last checkpoint",
                     file=sys.stderr,
                     flush=True,
                 )

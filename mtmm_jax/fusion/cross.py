@@ -67,8 +67,9 @@ class CrossModal(nn.Module):
     The multimodal Transformer (MulT, Tsai et al. 2019): for each ordered pair of modalities a
     crossmodal Transformer whose every layer reads the other's first features, for sequences that
     are not aligned. [..]_j is the concatenation over the others j, [..]_i that over all. Next to
-    it x_i itself goes on, so that a modality that is alone is just self-attended. What an absent
-    modality would add to either concatenation is zero, and all else is as in the model without it.
+    it x_i itself is passed on, so that a modality that is alone is just self-attended. What an
+    absent modality would add to either concatenation is zero, and all else is as in the model
+    without it.
 
     M (M - 1) crossmodal Transformers, each at the product of two lengths: for few modalities.
 

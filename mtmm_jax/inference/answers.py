@@ -141,7 +141,7 @@ def answers(
 
 
 def named(tokenizer: Any, best: Mapping[str, float]) -> dict[str, float]:
-    """Pieces of words for their ids, without the marks of where a word begins or goes on."""
+    """Pieces of words for their ids, without the marks of where a word begins or continues."""
 
     found: dict[str, float] = {}
     for i, p in best.items():

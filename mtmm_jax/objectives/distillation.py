@@ -142,7 +142,7 @@ def extend(section: Any, parts: Parts) -> Parts:
     found, teachers = settings.found, None
     if found is None:
         if source is None:
-            raise ConfigError(f"{WHERE}: the run was never begun; train it first")
+            raise ConfigError(f"{WHERE}: the run was never started; train it first")
         teachers = open_teachers(settings.workdirs, source, assemble)
         tasks = taught_tasks(built, teachers, settings.tasks)
         if not tasks and not reads:

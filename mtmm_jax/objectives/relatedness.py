@@ -12,7 +12,7 @@ then begins anew, with
 so that a task counts by what it does for all, and stands with those that help it. The tasks of a
 group share everything; those of different groups share encoders and fusions, and each group has
 its own sharing stage (`objectives.grouping`); all in one group: the model stays as it is. What was
-found stands in the run's config, under `found`, and holds whenever the run goes on or is opened;
+found stands in the run's config, under `found`, and holds whenever the run resumes or is opened;
 `relatedness.json` has the matrices besides.
 
 Task affinity groupings: Fifty et al. (2021); branches by affinity: Vandenhende et al. (2020).

@@ -113,7 +113,7 @@ def staged(
     """One copy of a rule for each beginning, for the parameters that begin then.
 
     Each counts its own updates, so that Adam's moments are corrected from where they begin; the
-    learning rate goes on by the run's: `rate(count + begin)`. Costs what one rule for all does.
+    learning rate follows the run's: `rate(count + begin)`. Costs what one rule for all does.
 
     Args:
         make: the rule with some schedule.

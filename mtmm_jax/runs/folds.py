@@ -109,7 +109,7 @@ def run_fold(experiment: Experiment, workdir: Workdir, out: Any) -> dict[str, An
     """Trains on one fold; the metrics of its last step, on what was held out.
 
     No checkpoint is chosen by the rows that the metrics are of, and none stays: of a fold only its
-    metrics and its journal are kept. A fold that was stopped goes on.
+    metrics and its journal are kept. A fold that was stopped resumes.
     """
     source, config = experiment.source, experiment.config
     workdir.claim(config, source.spec, source.assets)

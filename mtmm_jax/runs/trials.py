@@ -159,7 +159,7 @@ def run_side_by_side(
                     free.append(place)
                     record(trial, _failure(process.returncode, folder / f"{trial.name}.log"))
         except KeyboardInterrupt:
-            print("stopped; the same command goes on from there", file=sys.stderr)
+            print("stopped; the same command resumes from there", file=sys.stderr)
             raise
         finally:
             for process in running:

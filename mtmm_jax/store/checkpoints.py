@@ -1,7 +1,7 @@
 """Checkpoints by Orbax: asynchronous, the last ones and the best one kept, exact to the example.
 
 A sharded state is written as it lies, by all processes, and read to any layout: what one device
-saved a mesh goes on with, and the other way round.
+saved a mesh restores, and the other way round.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Checkpoints:
         except (ValueError, KeyError, TypeError) as error:  # of the metadata of one of them
             raise ConfigError(
                 f"--workdir: a checkpoint in {self.folder} has damaged metadata "
-                f"({_cause(error)[:120]}); remove it to go on; there are: {self.steps()}"
+                f"({_cause(error)[:120]}); remove it to resume; there are: {self.steps()}"
             ) from error
 
     def save(
@@ -112,7 +112,7 @@ class Checkpoints:
         iterator: dict[str, Any],
         progress: dict[str, Any] | None = None,
     ) -> None:
-        """Begins to save; returns while the writing goes on.
+        """Begins to save; returns while the writing continues.
 
         Args:
             state: of the training.
@@ -249,7 +249,7 @@ class Checkpoints:
             _forget_readers()
         offer, others = "no other step is there", [n for n in self.steps() if n != step]
         if others:
-            offer = f"remove {self.folder / str(step)} to go on without it; others: {others}"
+            offer = f"remove {self.folder / str(step)} to resume without it; others: {others}"
         raise ConfigError(
             f"--workdir: checkpoint {step} in {self.folder} cannot be read: {why}; {offer}"
         )
@@ -276,7 +276,7 @@ class Checkpoints:
         done = self.steps()
         then = "Make room, and the same command begins anew"
         if done:
-            then = f"Make room, and the same command goes on from step {max(done)}"
+            then = f"Make room, and the same command resumes from step {max(done)}"
         with writing(self.folder, then):
             yield
 

@@ -58,7 +58,7 @@ def locked(folder: Path) -> Iterator[str]:
         lock.release()
         with contextlib.suppress(OSError):
             if made and {path.name for path in folder.iterdir()} <= set(FILES):
-                (folder / LOCK).unlink(missing_ok=True)  # nothing was begun: leave no trace
+                (folder / LOCK).unlink(missing_ok=True)  # nothing was started: leave no trace
                 folder.rmdir()
 
 

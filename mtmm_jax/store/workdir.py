@@ -22,7 +22,7 @@ from mtmm_jax.store.files import damaged, understood, write, writing
 FORMAT = 3
 """Of a workdir. It grows when what stands in config.json, spec.json or a checkpoint changes."""
 
-# Values that may differ when a run goes on: they do not change what is learned.
+# Values that may differ when a run resumes: they do not change what is learned.
 FREE = ("devices", "data.decoded", "evaluation.log_every", *OPTIONAL)
 
 WAY_OUT = "take the file from a copy of the run, or train in a new folder"
@@ -43,7 +43,7 @@ class Workdir:
 
     @classmethod
     def at(cls, path: str | Path) -> Workdir:
-        """The workdir of a run that has begun."""
+        """The workdir of a run that was started."""
         if not Path(path).is_dir():
             raise ConfigError(f"--workdir: no folder {str(path)!r}")
         return cls(Path(path))
@@ -92,7 +92,7 @@ class Workdir:
         """Makes the folder this run's own, or finds that it already is.
 
         Returns:
-            Whether the run was begun before.
+            Whether the run was started before.
 
         Raises:
             ConfigError: if it holds another config's run, or files that are no run's.
@@ -273,7 +273,7 @@ def _remake(path: Path) -> str:
         "analysis.npz": "remove it and analysis.json, and mtmm_jax.analyze writes them again",
         "speech.npz": "remove it, and mtmm_jax.report writes it again",
     }
-    return by.get(path.name, f"remove it to go on without it, or {WAY_OUT}")
+    return by.get(path.name, f"remove it to continue without it, or {WAY_OUT}")
 
 
 def stamped(config: Mapping[str, Any], digests: Mapping[str, str]) -> dict[str, Any]:

@@ -1,5 +1,4 @@
-"""What a run does when it diverges: it keeps the batches for replay, and ends rather than going on
-for a night without learning.
+"""Divergence: the batches are kept for replay, and a run that learns nothing any more stops.
 
 Nothing here waits for the device: the metrics are looked at where the loop has fetched them to log,
 and a batch, which depends on its place only, is made a second time.

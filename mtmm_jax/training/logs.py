@@ -33,7 +33,7 @@ class Journal:
     """
 
     def __init__(self, path: Path, events: Path, from_step: int) -> None:
-        """Forgets what a killed run wrote after the step that it goes on from."""
+        """Forgets what a killed run wrote after the step that it resumes from."""
         if path.exists():
             kept = [line for line in read_journal(path) if line["step"] <= from_step]
             write(path, "".join(map(_line, kept)).encode())

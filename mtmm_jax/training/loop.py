@@ -136,7 +136,7 @@ def train(
         journal = Journal(workdir.metrics, workdir.path / "events", start)
     faults = Faults(experiment, workdir, checkpoints, iterator.get_state())
     with (
-        writing(workdir.path, "Make room, and the same command goes on from the last checkpoint"),
+        writing(workdir.path, "Make room, and the same command resumes from the last checkpoint"),
         contextlib.closing(journal),
         Watch(console, steps, start, names) as watch,
         processes.listening() as stop,

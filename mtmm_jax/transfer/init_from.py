@@ -6,7 +6,7 @@
 A workdir gives the parameters of one of its checkpoints (their average, if the run kept one) and
 its batch statistics; weights are files of torchvision or Hugging Face (`transfer.import_*`) under
 the paths of the encoder `at`. A map takes a part, or elsewhere. What was loaded is listed in a
-table, and kept as `init_from.json`. A run that goes on from a checkpoint of its own loads nothing.
+table, and kept as `init_from.json`. A run that resumes from a checkpoint of its own loads nothing.
 """
 
 from __future__ import annotations

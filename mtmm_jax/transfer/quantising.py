@@ -1,4 +1,4 @@
-"""Weights in eight bits: after training, or while it goes on so that the model gets used to it.
+"""Weights in eight bits: rounded after training, or during it (quantisation-aware).
 
     small = quantise(params)                       # Quantised(int8, scale) in the place of matrices
     params = dequantise(small)                     # float32 again, each within half a scale

@@ -123,7 +123,7 @@ def main(argv=None):
         return [{"seed": seed, "process": os.getpid()} for seed in seeds]
 
     with board.helped("filler", argv, options.jobs):
-        both = pathlib.Path(options.json + ".both")  # none is done before the other has begun
+        both = pathlib.Path(options.json + ".both")  # none is done before the other has started
         both.touch() if options.jobs == 1 else None
         while not both.exists():
             time.sleep(0.1)

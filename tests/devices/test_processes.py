@@ -1,4 +1,4 @@
-"""Several processes do what one does, stop together, end together, and go on together."""
+"""Several processes do what one does, stop together, end together, and resume together."""
 
 import json
 import os
@@ -186,7 +186,7 @@ def test_processes_stop_together_when_one_is_asked(tmp_path):
         peers.wait_for(lambda: _saved(tmp_path))
         peers.all[1].send_signal(signal.SIGTERM)
         assert peers.codes() == [128 + signal.SIGTERM] * 2, peers.said()
-        assert peers.said().count("the same command goes on from there") == 2
+        assert peers.said().count("the same command resumes from there") == 2
 
 
 def _losses(folder):
@@ -217,7 +217,7 @@ def test_a_stopped_and_a_killed_process_are_named_and_the_run_goes_on_bit_for_bi
         said = peers.files[0].read_text()
         assert code not in (0, None), said
         assert "process 1 is stopped or gone" in said, said
-        assert "The same command goes on from the last checkpoint" in said
+        assert "The same command resumes from the last checkpoint" in said
         if name == "stopped":
             assert code == processes.HUNG, said
             assert took < 30 + 15, took

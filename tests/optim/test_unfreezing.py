@@ -1,4 +1,4 @@
-"""What waits does not move and remembers nothing; then it learns as if it had just begun."""
+"""Frozen parameters do not move and keep no state; then they learn as from the first step."""
 
 import jax
 import jax.numpy as jnp

@@ -31,7 +31,7 @@ def test_a_workdir_says_its_format_and_who_wrote_it(tmp_path):
     assert stored.items() >= CONFIG.items()
     assert (stored["format"], stored["written_by"]) == (FORMAT, mtmm_jax.__version__)
     assert workdir.config() == CONFIG
-    assert workdir.claim(CONFIG, toy.SPEC, {})  # the same run goes on
+    assert workdir.claim(CONFIG, toy.SPEC, {})  # the same run resumes
 
 
 @pytest.mark.parametrize(

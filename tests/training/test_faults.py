@@ -233,7 +233,7 @@ def test_a_damaged_checkpoint_is_one_line_that_offers_the_older_ones(tmp_path, d
         checkpoints.restore(3, _state(0, w=4, b=2))
     said = str(caught.value)
     assert re.search(r"checkpoint 3 in .* cannot be read: it is damaged \(", said)
-    assert said.endswith(f"remove {folder / '3'} to go on without it; others: [1, 2]")
+    assert said.endswith(f"remove {folder / '3'} to resume without it; others: [1, 2]")
     assert "\n" not in said
     shutil.rmtree(folder / "3")
     again = Checkpoints(folder, 3)
@@ -303,7 +303,7 @@ def test_a_full_disk_under_the_journal_ends_the_run_in_one_line(tmp_path, monkey
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Journal, "write", full)
-    with pytest.raises(ConfigError, match=f"cannot write to {tmp_path}: No space left.*goes on"):
+    with pytest.raises(ConfigError, match=f"cannot write to {tmp_path}: No space left.*resumes"):
         _run(tmp_path, monkeypatch, (1,), (), steps=4)
 
 

@@ -51,7 +51,7 @@ class Trace:
     ("start", "stop", "traced", "words"),
     [
         (0, 9, [4, 5, 6], "the profile of steps 4 to 6"),
-        (4, 9, [5, 6], "the profile of steps 5 to 6"),  # goes on from within
+        (4, 9, [5, 6], "the profile of steps 5 to 6"),  # resumes from within
         (0, 5, [4, 5], "a profile that stops early, from step 4"),
         (6, 9, [], "nothing profiled: steps 4 to 6 were done before"),
     ],

@@ -144,7 +144,7 @@ def _trivial(experiment: Any) -> dict[str, Any]:
 def fit(
     run: Run, seeds: Sequence[int], steps: int | None, folder: Path
 ) -> Iterator[dict[str, Any]]:
-    """Ordinary runs in folders of their own, which go on where they stopped."""
+    """Ordinary runs in folders of their own, which resume where they stopped."""
     for seed in seeds:
         finish(run.before, seed, steps, folder)
         started = time.monotonic()

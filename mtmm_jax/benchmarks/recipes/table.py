@@ -42,13 +42,9 @@ def table(board: Board, recipes: Iterable[Recipe], steps: int | None = None) -> 
         mine = board.find(**key_of(recipe.run, steps))
         if not mine:
             continue
-        baselines, config = (
-            "; ".join(baseline_notes(board, recipe, mine, steps)),
-            f"`{recipe.run.config}`",
-        )
-        lines.append(
-            f"| {recipe.system} | {config} | {cells(mine)} | {trivial(mine)} | {baselines} |"
-        )
+        baselines = "; ".join(baseline_notes(board, recipe, mine, steps))
+        about = f"{recipe.system} | `{recipe.run.config}`"
+        lines.append(f"| {about} | {cells(mine)} | {trivial(mine)} | {baselines} |")
     return "\n".join(lines)
 
 

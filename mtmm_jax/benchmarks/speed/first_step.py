@@ -101,8 +101,8 @@ def first_step(folder: str, began: float) -> None:
 
 
 def start(folder: Path, repeats: int) -> list[dict[str, Any]]:
-    """Medians over starts of a new run and of one that goes on."""
-    found: dict[str, list[dict[str, Any]]] = {"new": [], "going on": []}
+    """Medians over starts of a new run and of one that resumes."""
+    found: dict[str, list[dict[str, Any]]] = {"new": [], "resumed": []}
     for i in range(repeats + 1):
         for records in found.values():
             run = folder / str(i)

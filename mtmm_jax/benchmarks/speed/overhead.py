@@ -5,7 +5,7 @@
 loop: the loop with all its logging against a bare `for` around the same step, a few milliseconds
 long, on the same batches; windows of both in turns, medians (asked: at most 1.03 times).
 start: from the start of the process to the end of the first step of the emoji config, programs out
-of the compile cache, a new run and one that goes on (asked: at most 10 s on two cores).
+of the compile cache, a new run and one that resumes (asked: at most 10 s on two cores).
 save: the share of time in which saving holds up the loop, every three seconds or so, a tenth of the
     emoji config's interval (asked: at most 5 %).
 """

@@ -206,7 +206,7 @@ def times(options: argparse.Namespace, overrides: Sequence[str]) -> dict[str, An
 
 
 class _Steps:
-    """A training step that goes on from where the last call left the state."""
+    """A training step that resumes from where the last call left the state."""
 
     def __init__(self, experiment: Any, parallel: Any, batch: Any, wait: Any) -> None:
         self._step = parallel.wrap(experiment.step(), experiment.devices)

@@ -3,7 +3,7 @@
     python -m mtmm_jax.benchmarks.studies.few_labels --json rows.json --workdir runs/few_labels
     python -m mtmm_jax.benchmarks.studies.few_labels --only "pseudo 10%" --seeds 0,1,2
 
-Every row is an ordinary run of a config in a folder of its own and goes on where it stopped; rows
+Every row is an ordinary run of a config in a folder of its own and resumes where it stopped; rows
 that begin from another row's run, or learn from it, are given that of the same seed. Rows that
 stand in the JSON file are not run again. The table is Markdown, test metrics over the seeds.
 

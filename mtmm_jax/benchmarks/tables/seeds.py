@@ -2,7 +2,7 @@
 
     python -m mtmm_jax.benchmarks.tables.seeds --config emoji --workdir runs/seeds --seeds 0,1,2
 
-Each seed is an ordinary run in a folder of its own; running again goes on where it stopped.
+Each seed is an ordinary run in a folder of its own; running again resumes where it stopped.
 """
 
 from __future__ import annotations
