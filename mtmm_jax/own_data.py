@@ -48,7 +48,7 @@ class Page:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class FittedRun:
     """A finished run.
 
     Attributes:
@@ -80,17 +80,17 @@ class Run:
         """
         from mtmm_jax.command import console
         from mtmm_jax.inference.finished import open_run
-        from mtmm_jax.inference.manifest_batches import open_requests
+        from mtmm_jax.inference.manifest_batches import open_manifest
         from mtmm_jax.inference.predict_rows import write_predictions
         from mtmm_jax.inference.prediction import ask_rows
 
         size = check(batch_size, Size, "predict.batch_size")
         run = open_run(self.workdir)
         with tempfile.TemporaryDirectory() as scratch, _on_disk(rows, Path(folder)) as path:
-            requests = open_requests(path, run.workdir)
+            manifest = open_manifest(path, run.workdir)
             out, screen = Path(scratch) / "answers.jsonl", console()
             screen.quiet = True
-            write_predictions([requests], ask_rows(run, requests, size, out), out, screen)
+            write_predictions([manifest], ask_rows(run, manifest, size, out), out, screen)
             return [json.loads(line) for line in out.read_text().splitlines()]
 
 
@@ -102,7 +102,7 @@ def fit(
     folder: str = ".",
     weights: str | None = None,
     config: Mapping[str, Any] | None = None,
-) -> Run:
+) -> FittedRun:
     """Trains a model that predicts some columns of a table from all others.
 
     What columns are is guessed and printed; a run that stopped is resumed, one that is finished is
@@ -135,7 +135,7 @@ def fit(
     experiment = training.assemble(training.apply_overrides(training.load(str(own)), settings))
     experiment.check_memory()
     train.fit(experiment, place)
-    return Run(place, own)
+    return FittedRun(place, own)
 
 
 def _kept(table: Any, path: Path) -> Path:

@@ -257,19 +257,19 @@ def label_rows(arguments: argparse.Namespace) -> int:
         out.print(f"not labelled, as their kind has no labels: {', '.join(found.without)}")
     if found.left_out:
         out.print(f"{found.left_out} lines are no rows and were left out", highlight=False)
-    for row in found.asked[:10]:
+    for row in found.queue[:10]:
         likely = {name: next(iter(best)) for name, best in row["likely"].items()}
         shown = ", ".join(f"{name}: {best}?" for name, best in likely.items())
         out.print(f"  line {row['row']}: {row['uncertainty']:.2f}  {shown}", highlight=False)
-    if found.asked:
-        out.print(f"{len(found.asked)} rows to ask about in {ask_file(path)}", highlight=False)
+    if found.queue:
+        out.print(f"{len(found.queue)} rows to ask about in {ask_file(path)}", highlight=False)
     return 0
 
 
 def ask_many(arguments: argparse.Namespace) -> int:
     """Writes a line for each row of a manifest: its line, its id, and its answers or its error."""
     from mtmm_jax.inference.finished import open_run
-    from mtmm_jax.inference.manifest_batches import open_all, open_requests
+    from mtmm_jax.inference.manifest_batches import open_all, open_manifest
     from mtmm_jax.inference.predict_rows import write_predictions
     from mtmm_jax.inference.prediction import ask_file_rows, ask_rows, opened
     from mtmm_jax.runs import ensembles
@@ -279,9 +279,9 @@ def ask_many(arguments: argparse.Namespace) -> int:
     path, out = Path(arguments.out), console()
     if arguments.exported:
         with opened(arguments.exported) as (model, workdir):
-            asked = open_requests(given[0], workdir, given[1])
-            found = ask_file_rows(model, workdir, asked, size, path)
-            write_predictions([asked], found, path, out)
+            manifest = open_manifest(given[0], workdir, given[1])
+            found = ask_file_rows(model, workdir, manifest, size, path)
+            write_predictions([manifest], found, path, out)
         return 0
     if arguments.workdirs:
         ensemble = open_ensemble(
@@ -291,8 +291,8 @@ def ask_many(arguments: argparse.Namespace) -> int:
         write_predictions(several, ensembles.ask_rows(ensemble, several, size), path, out)
         return 0
     run = open_run(arguments.workdir)
-    asked = open_requests(given[0], run.workdir, given[1])
-    write_predictions([asked], ask_rows(run, asked, size, path), path, out)
+    manifest = open_manifest(given[0], run.workdir, given[1])
+    write_predictions([manifest], ask_rows(run, manifest, size, path), path, out)
     return 0
 
 

@@ -227,15 +227,15 @@ def test_a_number_without_a_range_is_found():
     "settings",
     [
         "data.pipeline.labels.LabelledShare",
-        "objectives.distillation.Settings",
-        "objectives.relatedness.Settings",
+        "objectives.distillation.DistillationSettings",
+        "objectives.relatedness.RelatednessSettings",
         "optim.optimizers.Options",
-        "optim.pruning.Settings",
+        "optim.pruning.PruneSettings",
         "readers.limits.Limits",
         "tasks.adversarial.Critic",
-        "transfer.init_from.Settings",
-        "transfer.lora.Settings",
-        "transfer.quantising.Settings",
+        "transfer.init_from.InitFromSettings",
+        "transfer.lora.LoraSettings",
+        "transfer.quantising.QuantiseSettings",
     ],
 )
 def test_every_number_of_every_section_has_a_range(settings):

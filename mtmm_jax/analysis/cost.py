@@ -59,9 +59,9 @@ def step_cost(experiment: Experiment, batch: Batch, calls: int = 10) -> dict[str
     state = experiment.drawn()  # as costly, and no weights are needed
     params = parameters_by_room(state.params)
     forward = jax.jit(lambda variables, inputs: model(variables, inputs)[0])
-    asked = forward.lower(state.variables, batch["inputs"]).compile()
+    forward_program = forward.lower(state.variables, batch["inputs"]).compile()
     step = parallel.program(experiment.step()).lower(state, batch).compile()
-    done = {"forward_flops": operations(asked), "step_flops": operations(step)}
+    done = {"forward_flops": operations(forward_program), "step_flops": operations(step)}
     times = []
     for _ in range(calls + 2):
         start = time.perf_counter()

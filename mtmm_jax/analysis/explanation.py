@@ -15,7 +15,7 @@ import numpy as np
 from mtmm_jax.analysis.explanation_attention import Attention, deletion
 from mtmm_jax.evaluation.attribution import Explainer
 from mtmm_jax.evaluation.subsets import MOST, shapley, subsets
-from mtmm_jax.heads.bound import row_of
+from mtmm_jax.heads.bound_module import row_of
 from mtmm_jax.inference.finished import Finished
 from mtmm_jax.inference.prediction import absent
 from mtmm_jax.modalities import kind_of
@@ -176,11 +176,11 @@ def _game(
     answers: Sequence[jax.Array],
 ) -> dict[frozenset[str], np.ndarray]:
     """`{subset: [K]}`: the values with only some of the modalities that were given."""
-    asked = subsets(parts)[1:]
-    present = {name: np.array([name in subset for subset in asked]) for name in parts}
-    keep = {name: np.ones((len(asked), *own.there.shape), bool) for name, own in parts.items()}
+    coalitions = subsets(parts)[1:]
+    present = {name: np.array([name in subset for subset in coalitions]) for name in parts}
+    keep = {name: np.ones((len(coalitions), *own.there.shape), bool) for name, own in parts.items()}
     values = explainer.values(run.variables, inputs, parts, answers, keep, present)
-    return dict(zip(asked, np.asarray(values)[:, :, 0], strict=True))
+    return dict(zip(coalitions, np.asarray(values)[:, :, 0], strict=True))
 
 
 def taken_apart(

@@ -68,10 +68,10 @@ class Attention:
                 f"heads/{task}/",
                 *(f"fusion/{read}/" for read in self.model.tasks[task].reads),
             )
-            asked = {path: x for path, x in maps.items() if path.startswith(rooms)}
+            chosen = {path: x for path, x in maps.items() if path.startswith(rooms)}
             found[task] = {}
             for name, own in parts.items():
-                onto = _onto_tokens(asked, encoded, known, name)
+                onto = _onto_tokens(chosen, encoded, known, name)
                 blocks = _blocks(maps, name)
                 if onto is None and not blocks:
                     continue

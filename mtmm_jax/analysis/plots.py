@@ -230,12 +230,15 @@ def answers(arrays: Mapping[str, np.ndarray], key: str) -> Figure:
     """Queries and their best answers as pictures and names; the right answer is framed."""
     queries, found = arrays[f"query/{key}"], arrays[f"answer/{key}"]
     way = key.split("/")[0]
-    asked, given = way.split("_to_")
+    query_modality, found_modality = way.split("_to_")
     rows, columns = len(queries), 2 + found.shape[1]
     figure, axes = plt.subplots(
         rows, columns, figsize=(1.35 * columns, 1.25 * rows), squeeze=False, layout="constrained"
     )
-    figure.suptitle(f"{asked} asked, {given} found, best first; the right one framed", fontsize=10)
+    figure.suptitle(
+        f"{query_modality} asked, {found_modality} found, best first; the right one framed",
+        fontsize=10,
+    )
 
     def show(axis: Any, identity: int, kind: str, right: bool = False) -> None:
         name = textwrap.shorten(str(arrays[f"name/{identity}"]), 48, placeholder="..")
@@ -256,8 +259,8 @@ def answers(arrays: Mapping[str, np.ndarray], key: str) -> Figure:
         for axis in row:
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
-        show(row[0], query, asked)
+        show(row[0], query, query_modality)
         row[1].text(0.5, 0.5, "\u2192", ha="center", va="center", fontsize=16)
         for axis, answer in zip(row[2:], best, strict=True):
-            show(axis, answer, given, answer == query)
+            show(axis, answer, found_modality, answer == query)
     return figure

@@ -18,7 +18,14 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from mtmm_jax.devices.partition import AXES, DEFAULT_RULES, Rule, Rules, partition, read_rules
+from mtmm_jax.devices.partition import (
+    AXES,
+    DEFAULT_RULES,
+    PartitionRule,
+    Rules,
+    partition,
+    read_rules,
+)
 from mtmm_jax.ranges import Range, Seconds
 from mtmm_jax.registry import ConfigError, check
 
@@ -40,11 +47,11 @@ class Layout:
     """
 
     mesh: jax.sharding.Mesh
-    rules: tuple[Rule, ...] = DEFAULT_RULES
+    rules: tuple[PartitionRule, ...] = DEFAULT_RULES
     strict: bool = False
     timeout: float = 1800.0
     shard: tuple[int, int] = (0, 1)
-    placed: Mapping[str, tuple[tuple[int, ...], Rule, PartitionSpec]] = dataclasses.field(
+    placed: Mapping[str, tuple[tuple[int, ...], PartitionRule, PartitionSpec]] = dataclasses.field(
         default_factory=dict
     )
 
@@ -171,7 +178,7 @@ def mesh(
         data: copies of the parameters; each takes its part of the rows.
         fsdp: parts of the parameters and of the rows.
         tensor: parts of the parameters; the same rows.
-        rules: `[[regex, axes], ...]`, see `Rule`; `DEFAULT_RULES` by default.
+        rules: `[[regex, axes], ...]`, see `PartitionRule`; `DEFAULT_RULES` by default.
         timeout: seconds without a step after which one of several processes gives up.
         devices, where: given by `parallel.place`.
     """

@@ -21,7 +21,7 @@ AXES = ("data", "fsdp", "tensor")
 Rules = Sequence[tuple[Regex, str | Sequence[str | Sequence[str] | None] | None]]
 
 
-class Rule(NamedTuple):
+class PartitionRule(NamedTuple):
     """Where the parameters of some paths lie.
 
     Attributes:
@@ -35,17 +35,17 @@ class Rule(NamedTuple):
 
 
 DEFAULT_RULES = (
-    Rule(r".*/(query|key|value|up)/kernel", ("fsdp", "tensor")),
-    Rule(r".*/(query|key|value|up)/bias", ("tensor",)),
-    Rule(r".*/(out|down)/kernel", ("tensor", "fsdp")),
-    Rule(r".*", "fsdp"),
+    PartitionRule(r".*/(query|key|value|up)/kernel", ("fsdp", "tensor")),
+    PartitionRule(r".*/(query|key|value|up)/bias", ("tensor",)),
+    PartitionRule(r".*/(out|down)/kernel", ("tensor", "fsdp")),
+    PartitionRule(r".*", "fsdp"),
 )
 """Attention and feed-forward layers split by heads and hidden units, so that one sum over `tensor`
 after each `out` and `down` is enough; everything else by its largest dimension over `fsdp`. A
 dimension that does not divide stays whole, and a pattern takes only kernels of its own rank."""
 
 
-def read_rules(rules: Rules, where: str) -> tuple[Rule, ...]:
+def read_rules(rules: Rules, where: str) -> tuple[PartitionRule, ...]:
     """`[[regex, axes], ...]` of a config, checked."""
     if not check(rules, Rules, where):
         raise ConfigError(f"{where}: {rules!r}; needs pairs of a regex and its axes")
@@ -60,7 +60,7 @@ def read_rules(rules: Rules, where: str) -> tuple[Rule, ...]:
             choose(name, AXES, at, "axis")
         if len(set(names)) < len(names):
             raise ConfigError(f"{at}: {pair[1]!r} has an axis twice")
-        read.append(Rule(pattern, axes))
+        read.append(PartitionRule(pattern, axes))
     return tuple(read)
 
 
@@ -72,12 +72,12 @@ def _dimensions(axes: Any) -> list[tuple[str, ...]]:
 
 def partition(
     shapes: Mapping[str, tuple[int, ...]],
-    rules: Sequence[Rule],
+    rules: Sequence[PartitionRule],
     sizes: Mapping[str, int],
     where: str = "devices.rules",
     *,
     strict: bool = True,
-) -> dict[str, tuple[Rule, PartitionSpec]]:
+) -> dict[str, tuple[PartitionRule, PartitionSpec]]:
     """The first rule that matches each parameter, and what it makes of its shape.
 
     Args:
@@ -88,7 +88,7 @@ def partition(
         strict: whether a parameter without a rule, a rule without a parameter and a dimension that
             does not divide are errors; otherwise such dimensions stay whole.
     """
-    found: dict[str, tuple[Rule, PartitionSpec]] = {}
+    found: dict[str, tuple[PartitionRule, PartitionSpec]] = {}
     for path, shape in shapes.items():
         for rule in rules:
             fits = strict or not isinstance(rule.axes, tuple) or len(rule.axes) == len(shape)
@@ -114,7 +114,7 @@ def _some(paths: Mapping[str, Any]) -> str:
 
 
 def _spec(
-    rule: Rule,
+    rule: PartitionRule,
     path: str,
     shape: tuple[int, ...],
     sizes: Mapping[str, int],

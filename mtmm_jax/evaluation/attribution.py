@@ -213,7 +213,7 @@ class Explainer:
             found |= left_out(model, variables, inputs, apart, scores)
             return predictions, answer, found, gap
 
-        def values(variables: Any, inputs: Any, parts: Any, answer: Any, asked: Any) -> Any:
+        def values(variables: Any, inputs: Any, parts: Any, answer: Any, settings: Any) -> Any:
             def one(changes: Any) -> jax.Array:
                 seen = dict(inputs)
                 for name, keep in changes["keep"].items():
@@ -221,7 +221,7 @@ class Explainer:
                     seen[name] = {**without(inputs[name], parts[name], keep), "present": here}
                 return said(model(variables, clean(seen))[0], answer, "value")
 
-            return jax.lax.map(one, asked, batch_size=16)
+            return jax.lax.map(one, settings, batch_size=16)
 
         self._attribute, self._values = jax.jit(attribute), jax.jit(values)
 
@@ -248,8 +248,8 @@ class Explainer:
         """
         count = len(next(iter(keep.values())))
         always = {name: np.ones(count, bool) for name in keep}
-        asked = {"keep": dict(keep), "present": {**always, **(present or {})}}
-        return self._values(variables, dict(inputs), dict(parts), answers, asked)
+        settings = {"keep": dict(keep), "present": {**always, **(present or {})}}
+        return self._values(variables, dict(inputs), dict(parts), answers, settings)
 
     def deletion(
         self,

@@ -61,8 +61,8 @@ def named(
     ids, mask = encode_with_mask(read_tokenizer(kept), list(texts), entry["x"].shape[1])
     here = np.ones(len(texts), bool)
     words = {**entry, "x": ids.astype(np.int32), "mask": mask, "present": here}
-    asked = restrict({**batch, "inputs": {**batch["inputs"], read: words}}, [read])
-    return np.asarray(embed(variables, asked["inputs"])[read], np.float32)
+    restricted = restrict({**batch, "inputs": {**batch["inputs"], read: words}}, [read])
+    return np.asarray(embed(variables, restricted["inputs"])[read], np.float32)
 
 
 def space_of(model: Model, modality: str | None = None, where: str = WHERE) -> tuple[str, str, str]:

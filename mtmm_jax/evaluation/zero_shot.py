@@ -199,8 +199,8 @@ def measure(
         few = prototypes(*shown, n, count, seed)
         known = np.isfinite(few).all(1)
         left = _unused(held_y, n, seed)
-        asked = np.concatenate([vectors, held[left]]), np.concatenate([y, held_y[left]])
-        accuracies = _few_shot(*asked, np.nan_to_num(few), seen, known, splits["validation"])
+        queries = np.concatenate([vectors, held[left]]), np.concatenate([y, held_y[left]])
+        accuracies = _few_shot(*queries, np.nan_to_num(few), seen, known, splits["validation"])
         metrics.setdefault("examples", {})[str(n)] = accuracies
     return metrics
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens
-from mtmm_jax.heads.bound import Bound
+from mtmm_jax.heads.bound_module import BoundModule
 from mtmm_jax.layers import Dropout, FeedForward, masked_softmax, sinusoid
 from mtmm_jax.ranges import Blocks, Decay, Size
 from mtmm_jax.registry import ConfigError
@@ -83,9 +83,9 @@ class Decoder(nn.Module):
     Its prediction is the greedy text, written inside jit with the keys of earlier tokens kept:
 
         {"ids": [B, length], 0 after the end, "score": [B] log-probability, "memory", "mask",
-         "later"}
+         "method"}
 
-    `later("teach", memory, mask, labels)` (a `Bound`) gives the logits given the label's own
+    `method("teach", memory, mask, labels)` (a `BoundModule`) gives the logits given the label's own
     beginning, for the loss.
 
     Attributes:
@@ -131,9 +131,9 @@ class Decoder(nn.Module):
         memory = self.read(self.read_norm(values))
         if self.is_initializing():
             self.teach(memory, mask, jnp.zeros((len(mask), self.length), jnp.int32))
-        later = Bound.of(self, train, axis_name)
-        ids, score = _write(later.replace(key=None), memory, mask, self.length)
-        return {"ids": ids, "score": score, "memory": memory, "mask": mask, "later": later}
+        method = BoundModule.of(self, train, axis_name)
+        ids, score = _write(method.replace(key=None), memory, mask, self.length)
+        return {"ids": ids, "score": score, "memory": memory, "mask": mask, "method": method}
 
     def teach(
         self, memory: jax.Array, mask: jax.Array, labels: jax.Array, **mode: Any
@@ -181,7 +181,7 @@ class Decoder(nn.Module):
 
 
 def _write(
-    head: Bound, memory: jax.Array, mask: jax.Array, length: int
+    head: BoundModule, memory: jax.Array, mask: jax.Array, length: int
 ) -> tuple[jax.Array, jax.Array]:
     """The greedy text `[B, length]` and its log-probability `[B]`, the end included."""
     module = head.module

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens
-from mtmm_jax.heads.bound import Bound
+from mtmm_jax.heads.bound_module import BoundModule
 from mtmm_jax.heads.spans import span_of
 from mtmm_jax.layers import Dropout, gelu
 from mtmm_jax.layers.alignment import expand
@@ -26,10 +26,10 @@ class Mel(nn.Module):
     A frame starts as the features of its token, the speaker, and the place in the token; residual
     convolutions over time draw the sound. Its prediction is what the default speaker would say:
 
-        {"mel": [B, frames, size], "frames": [B], "memory", "mask", "later"}
+        {"mel": [B, frames, size], "frames": [B], "memory", "mask", "method"}
 
-    The methods serve the loss, by way of `later` (a `Bound`). Tokens come before their padding, as
-    encoders of text give them.
+    The methods serve the loss, by way of `method` (a `BoundModule`). Tokens come before their
+    padding, as encoders of text give them.
 
     Attributes:
         size: frequency bands.
@@ -93,7 +93,7 @@ class Mel(nn.Module):
             "frames": frames,
             "memory": memory,
             "mask": mask,
-            "later": Bound.of(self, train, axis_name),
+            "method": BoundModule.of(self, train, axis_name),
         }
 
     def prior(self, memory: jax.Array, mask: jax.Array, voice: jax.Array, **mode: Any) -> jax.Array:

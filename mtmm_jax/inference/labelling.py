@@ -18,7 +18,7 @@ import numpy as np
 from mtmm_jax.data.inspect.annotations import write_rows
 from mtmm_jax.data.inspect.annotators import UNCERTAINTIES, Consensus
 from mtmm_jax.inference.finished import Finished
-from mtmm_jax.inference.manifest_batches import Requests, columns_of, open_requests
+from mtmm_jax.inference.manifest_batches import ManifestBatches, columns_of, open_manifest
 from mtmm_jax.inference.outputs import answers
 from mtmm_jax.inference.prediction import absent
 from mtmm_jax.modalities import kind_of
@@ -34,14 +34,14 @@ class Labelled:
 
     Attributes:
         rows: of the manifest, with labels and confidences.
-        asked: the rows most worth a person's look, the most uncertain first.
+        queue: the rows most worth a person's look, the most uncertain first.
         counts: column -> how many rows got a label.
         left_out: lines of the manifest that are no rows.
         without: tasks that have a label of the data and cannot give one (`Task.labelling`).
     """
 
     rows: list[dict[str, Any]]
-    asked: list[dict[str, Any]]
+    queue: list[dict[str, Any]]
     counts: dict[str, int]
     left_out: int
     without: tuple[str, ...] = ()
@@ -70,14 +70,14 @@ def label_manifest(
         size: rows at a time.
     """
     _check(run, path, out, least, ask, by)
-    requests = open_requests(path, run.workdir)
-    outputs = _outputs(run, requests, size)
-    found = _labelled(run, requests, outputs, least)
-    asked = _worth_asking(run, requests, outputs, ask, by)
+    manifest = open_manifest(path, run.workdir)
+    outputs = _outputs(run, manifest, size)
+    found = _labelled(run, manifest, outputs, least)
+    queue = _most_uncertain(run, manifest, outputs, ask, by)
     write_rows(out, found.rows)
     if ask:
-        write_rows(ask_file(out), asked)
-    return dataclasses.replace(found, asked=asked)
+        write_rows(ask_file(out), queue)
+    return dataclasses.replace(found, queue=queue)
 
 
 def ask_file(out: Path) -> Path:
@@ -128,14 +128,16 @@ def _without(run: Finished) -> tuple[str, ...]:
     )
 
 
-def _outputs(run: Finished, requests: Requests, size: int) -> dict[str, dict[str, np.ndarray]]:
+def _outputs(
+    run: Finished, manifest: ManifestBatches, size: int
+) -> dict[str, dict[str, np.ndarray]]:
     """Column -> output -> `[rows, ...]`; `present` is False where the run says nothing."""
-    tasks, count = _tasks(run), len(requests.rows)
+    tasks, count = _tasks(run), len(manifest.rows)
     names = [task.name for task in tasks.values()]
     model = run.experiment.model
     predict = jax.jit(answers(model, run.experiment.config["tasks"], names))
     by_column: dict[str, dict[str, np.ndarray]] = {column: {} for column in tasks}
-    for rows, inputs in requests.batches(size):
+    for rows, inputs in manifest.batches(size):
         part = jax.device_get(predict(run.variables, {**absent(run, size), **inputs}))
         for column, task in tasks.items():
             for output, values in part[task.name].items():
@@ -143,7 +145,7 @@ def _outputs(run: Finished, requests: Requests, size: int) -> dict[str, dict[str
                     output, np.zeros((count, *values.shape[1:]), values.dtype)
                 )
                 whole[rows] = values[: len(rows)]
-    bad = np.array([row in requests.bad for row in range(count)], bool)
+    bad = np.array([row in manifest.bad for row in range(count)], bool)
     for outputs in by_column.values():
         outputs["present"] = outputs.get("present", np.zeros(count, bool)) & ~bad
     return by_column
@@ -154,11 +156,14 @@ def _row(outputs: Mapping[str, np.ndarray], i: int) -> dict[str, Any]:
 
 
 def _labelled(
-    run: Finished, requests: Requests, by_column: Mapping[str, Mapping[str, Any]], least: float
+    run: Finished,
+    manifest: ManifestBatches,
+    by_column: Mapping[str, Mapping[str, Any]],
+    least: float,
 ) -> Labelled:
     rows, tasks = [], _tasks(run)
     counts = dict.fromkeys(tasks, 0)
-    for i, given in enumerate(requests.rows.values):
+    for i, given in enumerate(manifest.rows.values):
         row = dict(given)
         for column, task in tasks.items():
             outputs = by_column[column]
@@ -174,7 +179,7 @@ def _labelled(
                 row[column] = label
                 counts[column] += 1
         rows.append(row)
-    return Labelled(rows, [], counts, len(requests.rows.broken), _without(run))
+    return Labelled(rows, [], counts, len(manifest.rows.broken), _without(run))
 
 
 def uncertainty(p: np.ndarray, by: str) -> np.ndarray:
@@ -189,15 +194,15 @@ def _doubt(p: np.ndarray, by: str) -> np.ndarray:
     return Consensus(p.argmax(1), p, p.mean(0), np.zeros((0, 0, 0)), (), none).uncertainty(by)
 
 
-def _worth_asking(
+def _most_uncertain(
     run: Finished,
-    requests: Requests,
+    manifest: ManifestBatches,
     by_column: Mapping[str, Mapping[str, Any]],
     count: int,
     by: str,
 ) -> list[dict[str, Any]]:
     """One list over all labels: a row's uncertainty is the mean over those that it lacks."""
-    tasks, values = _tasks(run), requests.rows.values
+    tasks, values = _tasks(run), manifest.rows.values
     total, labels = np.zeros(len(values)), np.zeros(len(values))
     for column, task in tasks.items():
         if task.labelling.distributions is None:
@@ -214,7 +219,7 @@ def _worth_asking(
     return [
         {
             **values[i],
-            "row": requests.rows.lines[i],
+            "row": manifest.rows.lines[i],
             "uncertainty": round(float(mean[i]), DIGITS),
             "likely": {
                 column: task.labelling.likely(_row(by_column[column], i))

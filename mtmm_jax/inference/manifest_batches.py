@@ -30,7 +30,7 @@ from mtmm_jax.store.workdir import WAY_OUT, Workdir
 
 
 @dataclasses.dataclass(frozen=True)
-class Requests:
+class ManifestBatches:
     """A manifest that is being asked about.
 
     Attributes:
@@ -65,9 +65,9 @@ class Requests:
 
 
 def batches_of(
-    several: Sequence[Requests], size: int
+    several: Sequence[ManifestBatches], size: int
 ) -> Iterator[tuple[np.ndarray, list[dict[str, Any]]]]:
-    """`Requests.batches` of the same manifest, asked of several runs: inputs for each."""
+    """`ManifestBatches.batches` of the same manifest, asked of several runs: inputs for each."""
     fine = several[0].usable
     for start in range(0, len(fine), size):
         rows = fine[start : start + size]
@@ -75,7 +75,7 @@ def batches_of(
         yield rows, [one.compose(padded, None)["inputs"] for one in several]
 
 
-def open_requests(path: str | Path, workdir: Workdir, on_bad: str = "skip") -> Requests:
+def open_manifest(path: str | Path, workdir: Workdir, on_bad: str = "skip") -> ManifestBatches:
     """A `.jsonl` or `.csv` as `data.manifest` reads them, for what a run reads.
 
     Columns are called as the modalities, or as the run's own manifest called them. A table has a
@@ -90,11 +90,13 @@ def open_requests(path: str | Path, workdir: Workdir, on_bad: str = "skip") -> R
     return open_all(path, [workdir], on_bad)[0]
 
 
-def open_all(path: str | Path, workdirs: Sequence[Workdir], on_bad: str = "skip") -> list[Requests]:
+def open_all(
+    path: str | Path, workdirs: Sequence[Workdir], on_bad: str = "skip"
+) -> list[ManifestBatches]:
     """One manifest for several runs; a row that is bad for one of them is asked of none.
 
     Args:
-        path, on_bad: as for `open_requests`.
+        path, on_bad: as for `open_manifest`.
         workdirs: of the runs; one that reads no column is not refused if others do.
     """
     limits, path = Limits(), Path(path)
@@ -107,7 +109,7 @@ def open_all(path: str | Path, workdirs: Sequence[Workdir], on_bad: str = "skip"
     for workdir in workdirs:
         id = columns_of(workdir).get("id", "id")
         inputs, absent = _inputs(setting, workdir)
-        found.append(Requests(rows, Compose(inputs, {}, {}, bad), bad, id, tuple(absent)))
+        found.append(ManifestBatches(rows, Compose(inputs, {}, {}, bad), bad, id, tuple(absent)))
         wanted |= dict.fromkeys(absent)
     if not any(one.compose.inputs for one in found):
         raise ConfigError(

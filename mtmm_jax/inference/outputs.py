@@ -31,7 +31,7 @@ def answers(
     """
     chosen = [name for name in model.tasks if name in configs]
     choose_all(tasks or (), chosen, "--tasks", "task")
-    asked = {name: model.tasks[name] for name in tasks or chosen}
+    selected = {name: model.tasks[name] for name in tasks or chosen}
 
     def predict(variables: Any, inputs: Mapping[str, Any]) -> dict[str, dict[str, jax.Array]]:
         predictions, _ = model(variables, inputs)
@@ -41,7 +41,7 @@ def answers(
                 **task.outputs(_in_float32(predictions[name])),
                 "present": jnp.stack([present[read] for read in task.reads]).all(0),
             }
-            for name, task in asked.items()
+            for name, task in selected.items()
         }
 
     return predict

@@ -10,12 +10,12 @@ from typing import Any
 from rich.progress import track
 
 from mtmm_jax.inference.answers import document
-from mtmm_jax.inference.manifest_batches import Requests
+from mtmm_jax.inference.manifest_batches import ManifestBatches
 from mtmm_jax.store.files import finite, write
 
 
 def write_predictions(
-    several: Sequence[Requests],
+    several: Sequence[ManifestBatches],
     answers: Iterator[tuple[int, dict[str, Any]]],
     path: Path,
     out: Any,
@@ -29,15 +29,15 @@ def write_predictions(
         path: the file, written whole or not at all.
         out: a console, which shows the progress.
     """
-    asked = several[0]
+    manifest = several[0]
     if absent := dict.fromkeys(name for one in several for name in one.absent):
         out.print(f"in no row: {', '.join(absent)}", highlight=False)
-    seen = {"total": len(asked.usable), "console": out, "disable": not out.is_terminal}
+    seen = {"total": len(manifest.usable), "console": out, "disable": not out.is_terminal}
     documents = dict(track(answers, "predicting", **seen))
-    errors = {problem.line: str(problem) for problem in asked.bad.problems}
+    errors = {problem.line: str(problem) for problem in manifest.bad.problems}
     lines = {line: document(line=line, id=line) for line in errors}
-    for row in range(len(asked.rows)):
-        named = asked.named(row)
+    for row in range(len(manifest.rows)):
+        named = manifest.named(row)
         lines[named["line"]] = document(documents.get(row), **named)
     for line, error in errors.items():
         lines[line] = document(line=line, id=lines[line]["id"], error=error)

@@ -14,11 +14,11 @@ import jax
 import numpy as np
 
 from mtmm_jax.evaluation import gallery as galleries
-from mtmm_jax.heads.bound import row_of
+from mtmm_jax.heads.bound_module import row_of
 from mtmm_jax.inference.answers import answers
 from mtmm_jax.inference.exported import Exported, load
 from mtmm_jax.inference.finished import Finished
-from mtmm_jax.inference.manifest_batches import Requests
+from mtmm_jax.inference.manifest_batches import ManifestBatches
 from mtmm_jax.model.build_tasks import build_tasks
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.store.files import file_name, reason, write
@@ -36,7 +36,7 @@ def ask(run: Finished, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def ask_rows(
-    run: Finished, asked: Requests, size: int, out: Path
+    run: Finished, manifest: ManifestBatches, size: int, out: Path
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """`(row, answers)` of the rows that can be used, in order; one compile.
 
@@ -47,16 +47,16 @@ def ask_rows(
         out: the file that the answers are for; waves go next to it, as `<out>_<line>_<task>.wav`.
     """
     predict, gallery, tokenizers = _predictor(run), _gallery(run), _tokenizers(run)
-    for rows, inputs in asked.batches(size):
+    for rows, inputs in manifest.batches(size):
         outputs = jax.device_get(predict(run.variables, {**absent(run, size), **inputs}))
-        for i, row in usable(asked, rows):
-            heard = waves(out, asked.rows.lines[row])
+        for i, row in usable(manifest, rows):
+            heard = waves(out, manifest.rows.lines[row])
             one = row_of(outputs, i)
             yield row, _answers(run, one, present(inputs, i), gallery, tokenizers, heard)
 
 
 def ask_file_rows(
-    model: Exported, workdir: Workdir, asked: Requests, size: int, out: Path
+    model: Exported, workdir: Workdir, manifest: ManifestBatches, size: int, out: Path
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """`ask_rows` of an exported file, as `opened` gives it: the same answers."""
     config, spec = workdir.config(), workdir.spec()
@@ -64,10 +64,10 @@ def ask_file_rows(
     built, _ = build_tasks(config["tasks"], encoders, spec)
     tasks = {name: built[name] for name in model.tasks}
     tokenizers = _tokenizers_of(tasks, workdir)
-    for rows, inputs in asked.batches(model.rows or size):
+    for rows, inputs in manifest.batches(model.rows or size):
         predicted = model.predict(inputs)
-        for i, row in usable(asked, rows):
-            heard = waves(out, asked.rows.lines[row])
+        for i, row in usable(manifest, rows):
+            heard = waves(out, manifest.rows.lines[row])
 
             def decode(
                 name: str, i: int = i, predicted: Mapping[str, Any] = predicted
@@ -80,9 +80,9 @@ def ask_file_rows(
             yield row, answers(tasks, encoders, present(inputs, i), decode, **more)
 
 
-def usable(asked: Requests, rows: np.ndarray) -> Iterator[tuple[int, int]]:
+def usable(manifest: ManifestBatches, rows: np.ndarray) -> Iterator[tuple[int, int]]:
     """`(place in the batch, row)` of the rows that could be read."""
-    return ((i, row) for i, row in enumerate(rows.tolist()) if row not in asked.bad)
+    return ((i, row) for i, row in enumerate(rows.tolist()) if row not in manifest.bad)
 
 
 def present(inputs: Mapping[str, Any], i: int) -> set[str]:

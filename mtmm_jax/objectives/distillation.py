@@ -2,8 +2,8 @@
 
     config.teachers = {"workdirs": ["runs/large"], "temperature": 2.0, "alpha": 1.0}
 
-Of each taught task k, q_k is the mean of the probabilities that the teachers give at temperature T,
-over those that can read the row, and
+Of each distilled task k, q_k is the mean of the probabilities that the teachers give at temperature
+T, over those that can read the row, and
 
     L = hard L_k + alpha 1/K sum_k T^2 KL(q_k || softmax(z_k / T)) + sum_r w_r (1 - cos(W x_r, t_r))
 
@@ -39,11 +39,11 @@ from mtmm_jax.data.pipeline.source import Source, Training
 from mtmm_jax.model import Model, Rewrite
 from mtmm_jax.objectives.teachers import (
     WHERE,
-    Lesson,
+    DistillationTargets,
     Teacher,
+    distillation_targets,
     feature_of,
     label_of,
-    lesson,
     open_teachers,
     said_of,
     taught_tasks,
@@ -57,16 +57,16 @@ ROOM = "teachers"  # of the learned maps between features of different widths
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class DistillationSettings:
     """`config.teachers`.
 
     Attributes:
         workdirs: the folders of finished runs.
-        tasks: the student's tasks that are taught; None: all that a teacher has too and that can
-            be taught (classes, labels, numbers).
+        tasks: the student's tasks that are distilled; None: all that a teacher has too and that can
+            be distilled (classes, labels, numbers).
         temperature: T.
         alpha: weight of what the teachers say.
-        hard: weight of the taught tasks' own losses, with labels; 0 does without.
+        hard: weight of the distilled tasks' own losses, with labels; 0 does without.
         features: read -> weight: tokens of the student that are to look like the teachers' tokens
             of the same read.
         found: read -> the teachers' widths, filled in when the run begins, so that it can be
@@ -82,12 +82,14 @@ class Settings:
     found: Mapping[str, Any] | None = None
 
 
-def read(section: Any, where: str = WHERE) -> Settings | None:
+def read(section: Any, where: str = WHERE) -> DistillationSettings | None:
     """The section, checked by itself; None where there is none."""
     if section is None:
         return None
     like = "{'workdirs': ['runs/a']}"
-    settings = Settings(**registry.section_of(section, Settings, where, like))
+    settings = DistillationSettings(
+        **registry.section_of(section, DistillationSettings, where, like)
+    )
     for name in ("workdirs", "tasks"):
         value = getattr(settings, name)
         if value is not None and not value:
@@ -96,7 +98,7 @@ def read(section: Any, where: str = WHERE) -> Settings | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Taught(Source):
+class DistillationSource(Source):
     """A source whose training batches also hold what teachers say of them.
 
     Attributes:
@@ -113,13 +115,15 @@ class Taught(Source):
             return {**batch, "targets": {**batch["targets"], **self.teach(batch)}}
 
         finished = dataclasses.replace(self, finish=finish)
-        return super(Taught, finished).train(batch_size, seed=seed, shard=shard)
+        return super(DistillationSource, finished).train(batch_size, seed=seed, shard=shard)
 
 
-class _Asked:
+class _TeacherTargets:
     """The teachers of a run, opened when they are first asked; one program for all of them."""
 
-    def __init__(self, opened: Callable[[], list[Teacher]], make: Callable[..., Lesson]) -> None:
+    def __init__(
+        self, opened: Callable[[], list[Teacher]], make: Callable[..., DistillationTargets]
+    ) -> None:
         self._opened, self._make, self._lock = opened, make, threading.Lock()
 
     @functools.cached_property
@@ -130,8 +134,8 @@ class _Asked:
     def __call__(self, batch: Batch) -> dict[str, Any]:
         with self._lock:
             program, variables = self._ready
-        asked = {key: batch[key] for key in ("inputs", "weight") if key in batch}
-        return jax.device_get(program(variables, asked))
+        inputs = {key: batch[key] for key in ("inputs", "weight") if key in batch}
+        return jax.device_get(program(variables, inputs))
 
 
 def extend(section: Any, parts: Parts) -> Parts:
@@ -177,7 +181,7 @@ def extend(section: Any, parts: Parts) -> Parts:
 
 
 def _terms(
-    settings: Settings, built: Model, found: Mapping[str, Any], own: Mapping[str, int]
+    settings: DistillationSettings, built: Model, found: Mapping[str, Any], own: Mapping[str, int]
 ) -> tuple[dict[str, Any], list[Rewrite]]:
     """The auxiliary losses, and the maps that they learn."""
     terms, shapes = {}, {}
@@ -210,12 +214,12 @@ def _maps(shapes: Mapping[str, tuple[int, int]]) -> Rewrite:
 
 
 def _taught(
-    settings: Settings,
+    settings: DistillationSettings,
     built: Model,
     source: Source,
     found: Mapping[str, Any],
     opened: Callable[[], list[Teacher]],
-) -> Taught:
+) -> DistillationSource:
     targets = {}
     for name in found["tasks"]:
         task = built.tasks[name]
@@ -225,13 +229,13 @@ def _taught(
         for i, width in enumerate(several):
             targets[feature_of(name, i)] = Target("wave", length=width)
     plain = {
-        key: value for key, value in source.spec.targets.items() if not key.startswith("taught/")
+        key: value for key, value in source.spec.targets.items() if not key.startswith("distilled/")
     }
     reads, temperature = tuple(settings.features or ()), settings.temperature
-    asked = _Asked(
+    inputs = _TeacherTargets(
         opened,
-        lambda known: lesson(known, found["tasks"], reads, temperature),
+        lambda known: distillation_targets(known, found["tasks"], reads, temperature),
     )
     fields = {f.name: getattr(source, f.name) for f in dataclasses.fields(Source)}
     fields["spec"] = Spec(source.spec.modalities, {**plain, **targets})
-    return Taught(**fields, teach=asked)
+    return DistillationSource(**fields, teach=inputs)

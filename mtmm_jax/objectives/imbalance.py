@@ -33,8 +33,8 @@ from mtmm_jax.batch import Batch, Tokens
 from mtmm_jax.model import Model
 from mtmm_jax.objectives.imbalance_rules import (
     Array,
+    ImbalanceRule,
     PyTree,
-    Rule,
     Scene,
     Setting,
     agm,
@@ -70,7 +70,7 @@ class Imbalance:
     modalities: tuple[str, ...]
     heads: tuple[str, ...]
     classes: int
-    rule: Rule
+    rule: ImbalanceRule
 
     @property
     def hook(self) -> StepHook:

@@ -69,7 +69,7 @@ class Verdict(NamedTuple):
     noisy: Array | None = None
 
 
-class Rule(NamedTuple):
+class ImbalanceRule(NamedTuple):
     """One way to keep modalities in balance.
 
     Attributes:
@@ -161,7 +161,7 @@ def ogm_ge(
     begin: Share = 0.0,
     end: Share = 1.0,
     where: str,
-) -> Rule:
+) -> ImbalanceRule:
     """OGM-GE: the modality that is ahead learns slower, and noise keeps its steps lively.
 
     s_m = mean of softmax(f_m)[y],  rho_m = s_m / mean_{n != m} s_n,
@@ -201,7 +201,7 @@ def ogm_ge(
         metrics = {"coefficient": slowed, "ratio": jnp.where(known, rho, jnp.nan)}
         return Verdict(memory, metrics, slowed, active if noise else None)
 
-    return Rule(tuple, measure, react)
+    return ImbalanceRule(tuple, measure, react)
 
 
 class Running(NamedTuple):
@@ -211,7 +211,7 @@ class Running(NamedTuple):
     count: Array
 
 
-def agm(on: Setting, *, alpha: Positive = 1.0) -> Rule:
+def agm(on: Setting, *, alpha: Positive = 1.0) -> ImbalanceRule:
     """AGM: a modality that leads by more than it used to is slowed, one that fell back is pushed.
 
     s_m = mean of log softmax(f_m)[y],  r_m = exp(mean_{n != m} (s_m - s_n)),
@@ -254,4 +254,4 @@ def agm(on: Setting, *, alpha: Positive = 1.0) -> Rule:
         metrics = {"coefficient": factors, "ratio": jnp.where(known, ratio, jnp.nan)}
         return Verdict(running, metrics, factors)
 
-    return Rule(init, measure, react)
+    return ImbalanceRule(init, measure, react)

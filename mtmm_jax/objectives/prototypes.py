@@ -11,7 +11,7 @@ from mtmm_jax.devices import parallel
 from mtmm_jax.objectives.imbalance_rules import (
     LEAST,
     Array,
-    Rule,
+    ImbalanceRule,
     Scene,
     Setting,
     Sums,
@@ -70,7 +70,9 @@ def updated(prototypes: Prototypes, found: Found, momentum: float) -> Prototypes
     return Prototypes(means, prototypes.seen | here)
 
 
-def pmr(on: Setting, *, mu: Positive = 1.0, momentum: Decay = 0.9, entropy: Share = 0.1) -> Rule:
+def pmr(
+    on: Setting, *, mu: Positive = 1.0, momentum: Decay = 0.9, entropy: Share = 0.1
+) -> ImbalanceRule:
     """PMR: a slow modality learns from its class prototypes, without the others' help.
 
     p_m = softmax_k(-|z_m - c_m[k]|),  z_m the pooled features, c_m[k] their running class means,
@@ -136,4 +138,4 @@ def pmr(on: Setting, *, mu: Positive = 1.0, momentum: Decay = 0.9, entropy: Shar
         metrics = {"coefficient": mu * (slow - leading), "ratio": rho}
         return Verdict(updated(memory, found, momentum), metrics)
 
-    return Rule(init, measure, react, term=True)
+    return ImbalanceRule(init, measure, react, term=True)

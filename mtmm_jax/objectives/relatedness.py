@@ -43,7 +43,7 @@ WHERE = "relatedness"
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class RelatednessSettings:
     """`config.relatedness`.
 
     Attributes:
@@ -77,15 +77,15 @@ class Settings:
         return self.use in ("grouping", "both")
 
 
-def read(section: Any, where: str = WHERE) -> Settings | None:
+def read(section: Any, where: str = WHERE) -> RelatednessSettings | None:
     """The section, checked; None where there is none."""
     if section is None:
         return None
     like = "{'steps': 20, 'use': 'weights'}"
-    return Settings(**registry.section_of(section, Settings, where, like))
+    return RelatednessSettings(**registry.section_of(section, RelatednessSettings, where, like))
 
 
-def check(settings: Settings, built: Model, config: Mapping[str, Any]) -> None:
+def check(settings: RelatednessSettings, built: Model, config: Mapping[str, Any]) -> None:
     """Raises a `ConfigError` where the rest of the config leaves nothing to be measured or set."""
     if len(built.tasks) < 2:
         raise ConfigError(f"{WHERE}: {', '.join(built.tasks)} is the only task; it needs two")
@@ -152,7 +152,7 @@ def weighted(config: Any, weights: Mapping[str, float], tasks: Sequence[str]) ->
     return {**section, "kind": "static", "weights": [weights[name] / scale for name in tasks]}
 
 
-def measure(experiment: Any, settings: Settings) -> dict[str, Any]:
+def measure(experiment: Any, settings: RelatednessSettings) -> dict[str, Any]:
     """What `relatedness.json` holds: both matrices `[helped, helping]`, how often each pair was
     seen, the relative affinity, weights and groups (None where not asked for).
 

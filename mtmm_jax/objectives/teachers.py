@@ -20,7 +20,7 @@ from mtmm_jax.tasks.traits.distilled import Distilled
 from mtmm_jax.text import tokenizer_of
 
 WHERE = "teachers"
-Lesson = Callable[[Any, Batch], dict[str, Any]]
+DistillationTargets = Callable[[Any, Batch], dict[str, Any]]
 
 
 class Teacher(NamedTuple):
@@ -90,7 +90,7 @@ def taught_tasks(
             if wanted is not None:
                 fitting = [n for n, t in student.tasks.items() if t.distilled is not None]
                 raise ConfigError(
-                    f"{WHERE}.tasks: {name!r} is a {task.kind}, which cannot be taught; choices: "
+                    f"{WHERE}.tasks: {name!r} is a {task.kind}, which cannot be distilled; choices: "
                     f"{', '.join(fitting) or 'none'}"
                 )
             continue
@@ -139,18 +139,18 @@ def widths(model: Model, reads: Sequence[str], what: str) -> dict[str, int]:
         choose(name, (*model.encoders, *fused), f"{WHERE}.features: {what}", "read")
     if not reads:
         return {}
-    asked = _reading(model, reads)
+    reading = _reading(model, reads)
     inputs = model.spec.example(2)["inputs"]
-    shared, _ = jax.eval_shape(lambda variables: asked.trunk(variables, inputs), model.shapes)
+    shared, _ = jax.eval_shape(lambda variables: reading.trunk(variables, inputs), model.shapes)
     return {name: shared[name].values.shape[-1] for name in reads}
 
 
-def lesson(
+def distillation_targets(
     teachers: Sequence[Teacher],
     tasks: Mapping[str, Sequence[int]],
     features: Sequence[str],
     temperature: float,
-) -> Lesson:
+) -> DistillationTargets:
     """`([variables], batch) -> {target: {"y", "present"}}`: what the teachers say of a batch.
 
     Pure, for `jit`. The mean is over the teachers that can read a row; where none can, or the row
@@ -201,9 +201,9 @@ def _mean(parts: Sequence[tuple[jax.Array, jax.Array]]) -> dict[str, jax.Array]:
 
 def said_of(task: str) -> str:
     """The target under which a batch has what was said of a task."""
-    return f"taught/{task}"
+    return f"distilled/{task}"
 
 
 def feature_of(name: str, teacher: int) -> str:
     """The target under which a batch has a teacher's pooled tokens of a read."""
-    return f"taught/features/{name}/{teacher}"
+    return f"distilled/features/{name}/{teacher}"

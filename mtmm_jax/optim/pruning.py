@@ -28,7 +28,7 @@ SCOPES = ("global", "layer")
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class PruneSettings:
     """`config.optimizer.prune`.
 
     Attributes:
@@ -49,14 +49,14 @@ class Settings:
     scope: Literal[SCOPES] = "global"
 
 
-def read(section: Any, steps: int, where: str = "optimizer.prune") -> Settings | None:
+def read(section: Any, steps: int, where: str = "optimizer.prune") -> PruneSettings | None:
     """The section, checked against the length of the run; None where there is none."""
     if section is None:
         return None
-    given = section_of(section, Settings, where, "{'share': 0.7, 'begin': 100, 'end': 700}")
+    given = section_of(section, PruneSettings, where, "{'share': 0.7, 'begin': 100, 'end': 700}")
     if "on" in given:
         given["on"] = some_regexes(given["on"], f"{where}.on")
-    settings = Settings(**given)
+    settings = PruneSettings(**given)
     if not settings.begin < settings.end <= steps:
         raise ConfigError(
             f"{where}: begin {settings.begin}, end {settings.end}: needs begin < end <= steps, "
@@ -65,7 +65,7 @@ def read(section: Any, steps: int, where: str = "optimizer.prune") -> Settings |
     return settings
 
 
-def share_at(settings: Settings, step: Any) -> Any:
+def share_at(settings: PruneSettings, step: Any) -> Any:
     """s_t = s (1 - (1 - (t - begin) / (end - begin))^3) after update t: fast while much is
     redundant, slow towards the end (Zhu, Gupta 2017)."""
     span = settings.end - settings.begin
@@ -81,7 +81,7 @@ class PruneState(NamedTuple):
 
 
 def prune(
-    settings: Settings, frozen: Callable[[PyTree], PyTree] | None = None
+    settings: PruneSettings, frozen: Callable[[PyTree], PyTree] | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Makes updates end in zero where weights are pruned: `u <- -p`, so that `p + u` is exactly 0.
 
@@ -142,7 +142,10 @@ def _bias(path: str) -> str:
 
 
 def _masks(
-    settings: Settings, weights: Mapping[str, jax.Array], share: Any, old: Mapping[str, jax.Array]
+    settings: PruneSettings,
+    weights: Mapping[str, jax.Array],
+    share: Any,
+    old: Mapping[str, jax.Array],
 ) -> dict[str, jax.Array]:
     """Path -> bool: all but the smallest share."""
     kernels = {path: w for path, w in weights.items() if w.ndim > 1}
@@ -192,7 +195,7 @@ def zeros(params: PyTree, on: Sequence[str] = (r".*/kernel",)) -> dict[str, tupl
     return found
 
 
-def sparsity_line(params: PyTree, settings: Settings) -> str:
+def sparsity_line(params: PyTree, settings: PruneSettings) -> str:
     """The share of zeros by room, in a line."""
     found = zeros(params, settings.on)
     whole = tuple(sum(column) for column in zip(*found.values(), strict=True))

@@ -19,7 +19,7 @@ from jax.flatten_util import ravel_pytree
 from mtmm_jax import registry
 from mtmm_jax.fusion import DECISIONS
 from mtmm_jax.inference.finished import Finished, open_run
-from mtmm_jax.inference.manifest_batches import Requests, batches_of
+from mtmm_jax.inference.manifest_batches import ManifestBatches, batches_of
 from mtmm_jax.inference.prediction import absent
 from mtmm_jax.model import Model
 from mtmm_jax.registry import ConfigError
@@ -221,16 +221,16 @@ def answers(ensemble: Ensemble, prediction: Mapping[str, Any]) -> dict[str, Any]
 
 
 def ask_rows(
-    ensemble: Ensemble, asked: Sequence[Requests], size: int
+    ensemble: Ensemble, manifests: Sequence[ManifestBatches], size: int
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """`(row, answers)` of the rows that can be used, in order; one compile for each run.
 
     Args:
         ensemble: the runs.
-        asked: of each of them, by `requests.open_all`.
+        manifests: of each of them, by `requests.open_all`.
         size: rows at a time.
     """
-    for rows, inputs in batches_of(asked, size):
+    for rows, inputs in batches_of(manifests, size):
         for row, prediction in zip(rows.tolist(), predict(ensemble, inputs, size), strict=False):
-            if row not in asked[0].bad:
+            if row not in manifests[0].bad:
                 yield row, answers(ensemble, prediction)

@@ -85,10 +85,10 @@ class _Steps(io.TextIOBase):
 def devices_here() -> tuple[str, int]:
     """The backend and its number of devices, asked in a process of its own: one that has asked
     holds the devices."""
-    asked = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True)
-    if asked.returncode:
-        raise ConfigError(f"--parallel: JAX finds no devices: {asked.stderr.strip()[-300:]}")
-    backend, count = asked.stdout.split()[-2:]
+    done = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True)
+    if done.returncode:
+        raise ConfigError(f"--parallel: JAX finds no devices: {done.stderr.strip()[-300:]}")
+    backend, count = done.stdout.split()[-2:]
     return backend, int(count)
 
 

@@ -267,9 +267,9 @@ class Checkpoints:
             paths = [path for path in paths if path in stored and path in wanted]
         if not stored or not paths:
             return ""
-        kept, asked = (of.get(paths[0], "missing") for of in (stored, wanted))
+        kept, built = (of.get(paths[0], "missing") for of in (stored, wanted))
         more = f" and {len(paths) - 1} more differ" if len(paths) > 1 else ""
-        return f"it is of another model: {paths[0]} is {kept} there, {asked} here{more}"
+        return f"it is of another model: {paths[0]} is {kept} there, {built} here{more}"
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

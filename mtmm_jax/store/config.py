@@ -37,7 +37,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
 """What every config has, and the types and ranges of its values."""
 
 OPTIONAL: dict[str, Any] = {"abort_after": 25, "dumps": 3}
-"""Keys that a config may leave out, and what holds then: after how many steps in a row that taught
+"""Keys that a config may leave out, and what holds then: after how many steps in a row that learned
 nothing a run ends (None: never), and how many diverged batches are kept (`training.faults`)."""
 OPTIONAL_HINTS: dict[str, Any] = {"abort_after": Count | None, "dumps": Natural}
 STOPPING: dict[str, Any] = {"stopping": Count | Mapping[str, Any] | None}

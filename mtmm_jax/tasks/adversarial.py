@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtmm_jax.heads.judged import Judged
+from mtmm_jax.heads.with_critic import WithCritic
 from mtmm_jax.layers.reversal import reverse
 from mtmm_jax.ranges import Positive, Size
 from mtmm_jax.registry import section_of
@@ -53,26 +53,30 @@ def adversarial(task: Task, config: Any, where: str) -> Task:
     critic = Critic(**section_of(section, Critic, where, "{'weight': 0.1}, nor True"))
     weight, scale = float(critic.weight), float(critic.scale)
 
-    def asked(prediction: Any, labels: Labels, turn: float | None) -> tuple[jax.Array, jax.Array]:
+    def critic_logits(
+        prediction: Any, labels: Labels, turn: float | None
+    ) -> tuple[jax.Array, jax.Array]:
         """The critic's logits of what is said and of what is there, `[B]` each."""
         known = labels.y["known"]
         said = jnp.where(known, prediction["values"].astype(jnp.float32), 0.0)
         said = said if turn is None else reverse(said, turn)
         real = jnp.where(known, labels.y["values"], 0.0)
-        return prediction["later"]("judge", said), prediction["later"]("judge", real)
+        return prediction["method"]("critic_logit", said), prediction["method"](
+            "critic_logit", real
+        )
 
     def loss(prediction: Any, labels: Labels, axis_name: str | None):
         total, count = task.loss(prediction["values"], labels, axis_name)
         if labels.y is None:
             return total, count
-        said, real = asked(prediction, labels, scale)
+        said, real = critic_logits(prediction, labels, scale)
         critic_loss, _ = masked(jax.nn.softplus(said) + jax.nn.softplus(-real), labels.weight)
         return total + weight * critic_loss, count
 
     def update(prediction: Any, labels: Labels) -> dict[str, jax.Array]:
-        if labels.y is None or "later" not in prediction:
+        if labels.y is None or "method" not in prediction:
             return {"hits": jnp.zeros(()), "count": jnp.zeros(())}
-        said, real = asked(prediction, labels, None)
+        said, real = critic_logits(prediction, labels, None)
         hits = 0.5 * ((said < 0).astype(jnp.float32) + (real > 0).astype(jnp.float32))
         total, count = masked(hits, labels.weight)
         return {"hits": total, "count": count}
@@ -83,7 +87,7 @@ def adversarial(task: Task, config: Any, where: str) -> Task:
 
     return dataclasses.replace(
         task,
-        head=Judged(task.head, critic.hidden),
+        head=WithCritic(task.head, critic.hidden),
         loss=loss,
         metrics={
             **{name: _of_values(metric) for name, metric in task.metrics.items()},

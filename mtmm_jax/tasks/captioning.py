@@ -57,7 +57,7 @@ def captioning(
         if labels.y is None:
             return masked(prediction["score"], labels.weight)
         y, wanted, said = lesson(labels)
-        logits = prediction["later"]("teach", prediction["memory"], prediction["mask"], y)
+        logits = prediction["method"]("teach", prediction["memory"], prediction["mask"], y)
         log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
         own = jnp.take_along_axis(log_p, wanted[..., None], axis=-1)[..., 0]
         each = (1.0 - label_smoothing) * own + label_smoothing * log_p.mean(-1)
@@ -69,8 +69,8 @@ def captioning(
         if labels.y is None:
             return {"hits": jnp.zeros(()), "count": jnp.zeros(())}
         y, wanted, said = lesson(labels)
-        if "later" in prediction:
-            logits = prediction["later"]("teach", prediction["memory"], prediction["mask"], y)
+        if "method" in prediction:
+            logits = prediction["method"]("teach", prediction["memory"], prediction["mask"], y)
             guess = logits.argmax(-1)
         else:
             guess = jnp.pad(prediction["ids"], ((0, 0), (0, 1)))

@@ -115,17 +115,17 @@ def synthesis(
 
     def loss(prediction: dict[str, Any], labels: Labels, axis_name: str | None):
         del axis_name
-        memory, mask, later = (prediction[key] for key in ("memory", "mask", "later"))
+        memory, mask, method = (prediction[key] for key in ("memory", "mask", "method"))
         if labels.y is None:
             return masked(prediction["mel"][:, 0, 0], labels.weight)
         mel, count, who = heard(labels)
         tokens = mask.sum(1)
-        prior = later("prior", memory, mask, who)
+        prior = method("prior", memory, mask, who)
         path = align(closeness(prior, mel, mask), tokens, count)
         real = (jnp.arange(frames) < count[:, None]).astype(mel.dtype)
         lasts = _durations(path, real, mask.shape[1])
-        drawn = later("render", memory, mask, who, lasts)
-        guess = later("durations", memory, mask, who)
+        drawn = method("render", memory, mask, who, lasts)
+        guess = method("durations", memory, mask, who)
         aligned = jnp.take_along_axis(prior, path[..., None], 1)
         each = jnp.abs(drawn - mel).mean(-1) + 0.5 * jnp.square(aligned - mel).mean(-1)
         each = (each * real).sum(1) / real.sum(1)
@@ -139,16 +139,16 @@ def synthesis(
             keys = [f"{key}{end}" for key in _MEANS.values() for end in ("", "_squared")]
             return dict.fromkeys(("count", *keys), jnp.zeros(()))
         mel, count, who = heard(labels)
-        memory, mask, later = (prediction.get(key) for key in ("memory", "mask", "later"))
+        memory, mask, method = (prediction.get(key) for key in ("memory", "mask", "method"))
         said, length, drawn = prediction["mel"], prediction["frames"], prediction["mel"]
-        if later is not None:
+        if method is not None:
             said, length = say(prediction, who)
             path = align(
-                closeness(later("prior", memory, mask, who), mel, mask), mask.sum(1), count
+                closeness(method("prior", memory, mask, who), mel, mask), mask.sum(1), count
             )
             real = (jnp.arange(frames) < count[:, None]).astype(mel.dtype)
             lasts = _durations(path, real, mask.shape[1])
-            drawn = later("render", memory, mask, who, lasts)
+            drawn = method("render", memory, mask, who, lasts)
         loud = [x * _SPREAD + _MIDDLE for x in (mel, drawn, said)]
         values = {
             "distortion": distortion(loud[1], loud[0], count, count, warp=False),
@@ -172,7 +172,7 @@ def synthesis(
         }
 
     def say(prediction: dict[str, Any], who: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return prediction["later"]("speak", prediction["memory"], prediction["mask"], who)
+        return prediction["method"]("speak", prediction["memory"], prediction["mask"], who)
 
     def listen(mel: np.ndarray, count: int) -> np.ndarray:
         heard = np.asarray(mel, np.float32)[: max(int(count), 1)] * _SPREAD + _MIDDLE

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtmm_jax.batch import Batch, Spec, Target
-from mtmm_jax.heads.bound import row_of
+from mtmm_jax.heads.bound_module import row_of
 from mtmm_jax.registry import ConfigError, choose
 from mtmm_jax.tasks.metrics.monoids import Metric
 from mtmm_jax.tasks.traits import (

@@ -40,7 +40,8 @@ def diverged(metrics: Mapping[str, Any]) -> np.ndarray:
 
 
 def _lost(metrics: Mapping[str, Any]) -> bool:
-    """Whether a step taught nothing: its update was skipped, or all tasks in it diverged."""
+    """Whether nothing is learned from a step: its update was skipped, or all tasks in it
+    diverged."""
     bad = diverged(metrics)
     return bool(metrics["skipped"] or (bad.any() and not (metrics["present"] & ~bad).any()))
 
@@ -134,7 +135,7 @@ class Faults:
         where = f"its first batch is in {dump} (training.faults.replay); " if dump.exists() else ""
         bad = dict.fromkeys(name for _, metrics in self._streak for name in self._bad(metrics))
         return (
-            f"abort_after: {len(self._streak)} steps in a row, {first} to {last}, taught nothing: "
+            f"abort_after: {len(self._streak)} steps in a row, {first} to {last}, learned nothing: "
             f"{_what(bad)}; {where}{back}{others} in {self._workdir.checkpoints}. "
             "Lower optimizer.learning_rate or set optimizer.clip"
         )

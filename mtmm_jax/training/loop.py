@@ -99,7 +99,7 @@ def train(
 
     Raises:
         processes.Interrupted: after SIGINT or SIGTERM, when everything is saved.
-        faults.Diverged: after `abort_after` steps in a row that taught nothing.
+        faults.Diverged: after `abort_after` steps in a row that learned nothing.
     """
     steps, devices = experiment.config["steps"], experiment.devices
     iterator = iter(
@@ -163,8 +163,8 @@ def train(
             log = log or (validate and settings is not None)  # it may be the last step
             if log:
                 stop.agree()
-            asked = stop.agreed
-            save = number % experiment.config["checkpoint"]["every"] == 0 or validate or asked
+            interrupted = stop.agreed
+            save = number % experiment.config["checkpoint"]["every"] == 0 or validate or interrupted
             late = log and not save
             if log and save:
                 step_metrics.tell(number)
@@ -188,9 +188,9 @@ def train(
                 named = experiment.config["checkpoint"]["best"]
                 watch.say(f"stopped at step {number} of {steps}: {progress.since(named)}")
                 break
-            if asked and not last:
+            if interrupted and not last:
                 checkpoints.wait()
-                raise processes.Interrupted(asked, number)
+                raise processes.Interrupted(interrupted, number)
     checkpoints.wait()
 
 

@@ -61,7 +61,7 @@ class StepMetrics:
         """Fetches what is kept, of the steps up to `number`, and waits for them.
 
         Raises:
-            faults.Diverged: after `abort_after` steps in a row that taught nothing.
+            faults.Diverged: after `abort_after` steps in a row that learned nothing.
         """
         fetched = parallel.fetch(self._kept, self._experiment.devices)
         self._kept = []

@@ -7,7 +7,7 @@ And what makes a model smaller, or tunes little of it: `lora`, `pruning`, `quant
 """
 
 from mtmm_jax.encoders.backbones.bert import import_bert as import_bert
-from mtmm_jax.encoders.backbones.mapping import Rule as Rule
+from mtmm_jax.encoders.backbones.mapping import PathRule as PathRule
 from mtmm_jax.encoders.backbones.mapping import convert as convert
 from mtmm_jax.encoders.backbones.safetensors import read_safetensors as read_safetensors
 from mtmm_jax.transfer.graft import load_pretrained as load_pretrained

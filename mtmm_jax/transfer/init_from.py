@@ -37,7 +37,7 @@ BEGIN_AS_NOTHING = ("lora", "adapters")  # rooms that change nothing before they
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class InitFromSettings:
     """`config.init_from`.
 
     Attributes:
@@ -65,21 +65,24 @@ class Settings:
     strict: bool = False
 
 
-def read(section: Any, where: str = WHERE) -> Settings | None:
+def read(section: Any, where: str = WHERE) -> InitFromSettings | None:
     """The section, checked; None where there is none. Looks at no file: a finished run is opened
     without its origin."""
     if section is None:
         return None
-    given = section_of(section, Settings, where, "{'workdir': 'runs/a'}")
+    given = section_of(section, InitFromSettings, where, "{'workdir': 'runs/a'}")
     given = {key: value for key, value in given.items() if value is not None}
     given["map"] = renames(given.get("map", ()), f"{where}.map")
     given["freeze"] = regexes(given.get("freeze", ()), f"{where}.freeze")
-    settings = Settings(**given)
+    settings = InitFromSettings(**given)
     if (settings.workdir is None) == (settings.weights is None):
         raise ConfigError(f"{where}: needs one of workdir, weights")
     foreign = ("at",) if settings.weights is None else ("step",)
     for key in foreign:
-        if key in given and getattr(settings, key) != Settings.__dataclass_fields__[key].default:
+        if (
+            key in given
+            and getattr(settings, key) != InitFromSettings.__dataclass_fields__[key].default
+        ):
             other = "weights" if settings.weights is None else "workdir"
             raise ConfigError(f"{where}.{key}: belongs to {other}")
     if settings.weights is not None and not settings.at:
@@ -141,7 +144,7 @@ def _flat(variables: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
 
 
 def _matched(
-    settings: Settings, origin: Origin, ours: Mapping[tuple[str, str], Any]
+    settings: InitFromSettings, origin: Origin, ours: Mapping[tuple[str, str], Any]
 ) -> tuple[dict[tuple[str, str], tuple[str, str]], dict[str, str]]:
     """Our leaf -> the origin's, and what was skipped and why."""
     pairs: dict[tuple[str, str], tuple[str, str]] = {}
@@ -181,7 +184,7 @@ def _matched(
     return pairs, skipped
 
 
-def _of_weights(settings: Settings, ours: Any) -> Origin:
+def _of_weights(settings: InitFromSettings, ours: Any) -> Origin:
     """Imported weights under the paths of `at`; without a map they must fill it."""
     at = str(settings.at).strip("/")
     choose(at, [f"encoders/{name}" for name in ours.model.encoders], f"{WHERE}.at", "encoder")
@@ -200,7 +203,7 @@ def _of_weights(settings: Settings, ours: Any) -> Origin:
     return Origin(str(file), placed, None, lambda _: words)
 
 
-def _required(settings: Settings, origin: Origin, path: str) -> bool:
+def _required(settings: InitFromSettings, origin: Origin, path: str) -> bool:
     """Whether strict wants a parameter of ours to be loaded."""
     if settings.at:
         own = path.removeprefix(f"{settings.at.strip('/')}/")
@@ -253,10 +256,12 @@ def load(experiment: Any, state: Any, assemble: Callable[..., Any]) -> tuple[Any
     return state, _joined(reports, (got, sum(sizes.values())))
 
 
-def _origins(experiment: Any, assemble: Callable[..., Any]) -> Iterator[tuple[Settings, Origin]]:
+def _origins(
+    experiment: Any, assemble: Callable[..., Any]
+) -> Iterator[tuple[InitFromSettings, Origin]]:
     """The folders of pretrained encoders, then what `init_from` names; the last one decides."""
     for at, origin in pretrained.origins(experiment):
-        yield Settings(weights=origin.name, at=at, strict=True), origin
+        yield InitFromSettings(weights=origin.name, at=at, strict=True), origin
     settings = read(experiment.config.get(WHERE))
     if settings is not None and settings.workdir is not None:
         yield settings, of_run(settings, experiment, assemble)
@@ -273,7 +278,7 @@ def _joined(reports: Sequence[Report], numbers: tuple[int, int]) -> Report:
 
 
 def _values(
-    settings: Settings, origin: Origin, experiment: Any, ours: Mapping[tuple[str, str], Any]
+    settings: InitFromSettings, origin: Origin, experiment: Any, ours: Mapping[tuple[str, str], Any]
 ) -> tuple[dict[tuple[str, str], Any], Report]:
     """Our leaf -> what the origin has for it, placed as ours."""
     pairs, skipped = _matched(settings, origin, ours)

@@ -38,7 +38,7 @@ _FROZEN_BUT_NORMS = r"(encoders|fusion)/(?!.*norm[^/]*/[^/]*$).*"
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class LoraSettings:
     """`config.lora`.
 
     Attributes:
@@ -64,14 +64,14 @@ class Settings:
         return (_FROZEN_BUT_NORMS if self.norms else _FROZEN,)
 
 
-def read(section: Any, where: str = "lora") -> Settings | None:
+def read(section: Any, where: str = "lora") -> LoraSettings | None:
     """The section, checked; None where there is none."""
     if section is None:
         return None
-    given = section_of(section, Settings, where, "{'rank': 4}")
+    given = section_of(section, LoraSettings, where, "{'rank': 4}")
     if "on" in given:
         given["on"] = some_regexes(given["on"], f"{where}.on")
-    settings = Settings(**given)
+    settings = LoraSettings(**given)
     return settings
 
 
@@ -95,7 +95,7 @@ def sides(path: str, shape: tuple[int, ...]) -> tuple[int, int]:
     return math.prod(shape[:-1]), shape[-1]
 
 
-def init(settings: Settings, key: jax.Array, params: PyTree) -> PyTree:
+def init(settings: LoraSettings, key: jax.Array, params: PyTree) -> PyTree:
     """`{path of the kernel: {"a": [in, r], "b": [r, out]}}` as a tree: A normal of variance 1 / in,
     B zero, float32. Keys come from the paths."""
     own: dict[str, Any] = {}
@@ -107,7 +107,7 @@ def init(settings: Settings, key: jax.Array, params: PyTree) -> PyTree:
     return traverse_util.unflatten_dict(own, sep="/")
 
 
-def changed(settings: Settings, params: PyTree, own: PyTree, sign: float = 1.0) -> PyTree:
+def changed(settings: LoraSettings, params: PyTree, own: PyTree, sign: float = 1.0) -> PyTree:
     """`W + sign (alpha / r) A B` of every kernel that `own` has a place for; the rest as it is."""
     flat, thin = flatten(params), flatten(own)
     scale = sign * settings.alpha / settings.rank
@@ -119,7 +119,7 @@ def changed(settings: Settings, params: PyTree, own: PyTree, sign: float = 1.0) 
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def merge(params: PyTree, settings: Settings) -> PyTree:
+def merge(params: PyTree, settings: LoraSettings) -> PyTree:
     """The parameters of the plain model that computes the same: W + (alpha / r) A B, no `lora`.
 
     Give the result to a model without `lora`: it has the plain model's size and speed.
@@ -128,12 +128,12 @@ def merge(params: PyTree, settings: Settings) -> PyTree:
     return changed(settings, rest, params[ROOM]) if ROOM in params else rest
 
 
-def unmerge(params: PyTree, own: PyTree, settings: Settings) -> PyTree:
+def unmerge(params: PyTree, own: PyTree, settings: LoraSettings) -> PyTree:
     """What `merge` was given: `own` taken out of the merged kernels, and put next to them."""
     return {**changed(settings, params, own, -1.0), ROOM: own}
 
 
-def rewrite(settings: Settings) -> Rewrite:
+def rewrite(settings: LoraSettings) -> Rewrite:
     """W + (alpha / r) A B in the place of W, with A normal and B zero at the start, so that the
     model begins as it was (Hu et al. 2021, LoRA).
 

@@ -39,7 +39,7 @@ class Quantised(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class QuantiseSettings:
     """`config.quantise`.
 
     Attributes:
@@ -51,14 +51,14 @@ class Settings:
     on: Regexes = (r".*/kernel",)
 
 
-def read(section: Any, where: str = "quantise") -> Settings | None:
+def read(section: Any, where: str = "quantise") -> QuantiseSettings | None:
     """The section, checked; None where there is none."""
     if section is None:
         return None
-    given = section_of(section, Settings, where, "{'bits': 8}")
+    given = section_of(section, QuantiseSettings, where, "{'bits': 8}")
     if "on" in given:
         given["on"] = some_regexes(given["on"], f"{where}.on")
-    settings = Settings(**given)
+    settings = QuantiseSettings(**given)
     return settings
 
 
@@ -136,7 +136,7 @@ def straight_through(path: str, weights: jax.Array, bits: int = 8) -> jax.Array:
     return weights + jax.lax.stop_gradient(near - weights)
 
 
-def rewrite(settings: Settings) -> Rewrite:
+def rewrite(settings: QuantiseSettings) -> Rewrite:
     """What modules read is rounded, what is learned is not: quantisation-aware training (Jacob et
     al. 2018), weights only.
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mtmm_jax.encoders import ResNet
-from mtmm_jax.encoders.backbones.mapping import Rule, convert, hwio
+from mtmm_jax.encoders.backbones.mapping import PathRule, convert, hwio
 from mtmm_jax.registry import choose
 
 RESNETS = ("18", "34", "50")
@@ -22,16 +22,18 @@ _STATISTICS = {
 }
 
 
-def _norm(pattern: str, path: str) -> list[Rule]:
-    return [Rule(rf"{pattern}\.{n}", to.replace("{}", path)) for n, to in _STATISTICS.items()]
+def _norm(pattern: str, path: str) -> list[PathRule]:
+    return [PathRule(rf"{pattern}\.{n}", to.replace("{}", path)) for n, to in _STATISTICS.items()]
 
 
 RULES = (
-    Rule(r"conv1\.weight", "params/conv1/kernel", hwio),
+    PathRule(r"conv1\.weight", "params/conv1/kernel", hwio),
     *_norm("bn1", "norm1"),
-    Rule(rf"{_BLOCK}conv(\d)\.weight", "params/stage{0}_block{next}/conv{2}/kernel", hwio),
+    PathRule(rf"{_BLOCK}conv(\d)\.weight", "params/stage{0}_block{next}/conv{2}/kernel", hwio),
     *_norm(rf"{_BLOCK}bn(\d)", "stage{0}_block{next}/norm{2}"),
-    Rule(rf"{_BLOCK}downsample\.0\.weight", "params/stage{0}_block{next}/shortcut/kernel", hwio),
+    PathRule(
+        rf"{_BLOCK}downsample\.0\.weight", "params/stage{0}_block{next}/shortcut/kernel", hwio
+    ),
     *_norm(rf"{_BLOCK}downsample\.1", "stage{0}_block{next}/shortcut_norm"),
 )
 # The classifier, and a counter that no forward pass reads.

@@ -16,8 +16,8 @@ def test_baselines_are_rows():
 
 
 def test_rows_are_named_with_their_commas():
-    text = "quarter, taught, teacher,contrastive, then 10%"
-    assert names_of(text, ROWS, "row") == ["quarter, taught", "teacher", "contrastive, then 10%"]
+    text = "quarter, distilled, teacher,contrastive, then 10%"
+    assert names_of(text, ROWS, "row") == ["quarter, distilled", "teacher", "contrastive, then 10%"]
     assert names_of(None, ROWS, "row") == list(ROWS)
     with pytest.raises(ConfigError, match="--only: unknown row 'teachr'.*'teacher'"):
         names_of("teachr", ROWS, "row")
@@ -39,8 +39,8 @@ def test_rows_begin_from_and_learn_from_runs_of_their_seed(name, tmp_path):
 
     begins = place(run.after) if run.after else None
     assert (config.init_from or {}).get("workdir") == begins
-    taught = list((config.teachers or {}).get("workdirs", []))
-    assert taught == [place(one) for one in run.taught]
+    teachers = list((config.teachers or {}).get("workdirs", []))
+    assert teachers == [place(one) for one in run.teachers]
     if "5%" in name and "pretraining" not in name:
         assert config.data.hide.category == 0.05
     assert sum(place(row.run) == place(run) for row in ROWS.values()) == 1

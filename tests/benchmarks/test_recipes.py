@@ -19,7 +19,7 @@ from mtmm_jax.benchmarks.recipes import runs as recipe_runs
 from mtmm_jax.benchmarks.recipes import texts as recipe_texts
 from mtmm_jax.benchmarks.recipes.label_curve import CURVE, curve
 from mtmm_jax.benchmarks.recipes.recipes import RECIPES
-from mtmm_jax.benchmarks.recipes.runs import Run, config_of, zero_shot
+from mtmm_jax.benchmarks.recipes.runs import TrainingRun, config_of, zero_shot
 from mtmm_jax.benchmarks.recipes.table import Recipe, cells, table
 from mtmm_jax.benchmarks.tables.result_table import Board
 from mtmm_jax.command import console
@@ -102,7 +102,9 @@ def test_every_recipe_and_its_baselines_assemble(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["image_text", "video_understanding"])
 def test_the_presets_for_an_accelerator_assemble(name):
-    run = Run(name, ("init_from=None", "data.tokenizer=None") if name == "image_text" else ())
+    run = TrainingRun(
+        name, ("init_from=None", "data.tokenizer=None") if name == "image_text" else ()
+    )
     assert training.assemble(config_of(run)).model.tasks
 
 
@@ -319,7 +321,10 @@ def _row(value, seed=0, **more):
 
 
 def _toy(monkeypatch):
-    run, baselines = Run("generator", without=("m1",)), Run("generator", ("balancing=pcgrad",))
+    run, baselines = (
+        TrainingRun("generator", without=("m1",)),
+        TrainingRun("generator", ("balancing=pcgrad",)),
+    )
     monkeypatch.setitem(RECIPES, "generator", Recipe("toys", run, {"other": baselines}))
     return run, baselines
 
@@ -523,7 +528,7 @@ def test_zero_shot_asks_for_the_nearest_name(monkeypatch):
 
 def test_figures_are_written_where_people_read_them(monkeypatch, tmp_path):
     run, baselines = _toy(monkeypatch)
-    fused = Run("generator", how="mean", members=("generator",))
+    fused = TrainingRun("generator", how="mean", members=("generator",))
     monkeypatch.setitem(RECIPES, "independent_mean", Recipe("fused", fused, {}))
     for name in RECIPES.keys() - {"generator", "independent_mean", "emoji"}:  # one was not run
         monkeypatch.delitem(RECIPES, name)

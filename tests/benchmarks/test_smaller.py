@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mtmm_jax import training
-from mtmm_jax.benchmarks.recipes.runs import Run, config_of
+from mtmm_jax.benchmarks.recipes.runs import TrainingRun, config_of
 from mtmm_jax.benchmarks.studies import pretrained, smaller, width
 from mtmm_jax.benchmarks.tables.result_table import Board
 from mtmm_jax.evaluation import Evaluator, headlines
@@ -95,7 +95,7 @@ def test_the_students_baseline_is_its_teacher():
     assert keys["student"] == {"config": "distil_small", "steps": 1000, "row": "student"}
     assert keys["pruned 70%"] == {"config": "digits", "steps": 600, "row": "pruned 70%"}
     student = smaller.ROWS["student"]
-    assert student.run.taught == (smaller.ROWS[student.baseline].run,)
+    assert student.run.teachers == (smaller.ROWS[student.baseline].run,)
     board = smaller.Board(None)
     row = {"bytes": 100, "parameters": 40, "zeros": 0.0, "seed": 0}
     board.add({**keys["teacher"], **row, "test": {"category": 0.6, "year": 0.5}})
@@ -199,7 +199,7 @@ def test_unseen_classes_are_told_by_chance():
 @pytest.mark.parametrize("name", ["lora", "tuned", "adapters", "pruned_channels", "quantised"])
 def test_configs_assemble_without_what_they_start_from(name, monkeypatch):
     monkeypatch.setenv("MTMM_JAX_DATA", str(CACHE))
-    config = config_of(Run(name, ("init_from=None", "data.tokenizer=None")))
+    config = config_of(TrainingRun(name, ("init_from=None", "data.tokenizer=None")))
     assert training.assemble(config).model.tasks
 
 

@@ -40,10 +40,10 @@ def _label(workdir, manifest, name="labels.jsonl", *more):
     out = manifest.with_name(name)
     arguments = ("--workdir", str(workdir.path), "--label", str(manifest), "--out", str(out))
     assert predict.main([*arguments, "--batch", "8", *more]) == 0
-    asked = out.with_name(f"{out.stem}.ask.jsonl")
+    queue = out.with_name(f"{out.stem}.ask.jsonl")
     return [
         [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else None
-        for path in (out, asked)
+        for path in (out, queue)
     ]
 
 
@@ -95,13 +95,13 @@ def test_the_labels_are_those_that_prediction_says(workdir, manifest, everything
 
 
 def test_who_is_asked_about_is_least_sure_over_all_labels(everything):
-    whole, asked = everything
-    assert len(asked) == 3
-    doubts = [row["uncertainty"] for row in asked]
+    whole, queue = everything
+    assert len(queue) == 3
+    doubts = [row["uncertainty"] for row in queue]
     assert doubts == sorted(doubts, reverse=True)
     known = {row["id"]: row for row in whole}
-    assert not {5, 6} & {row["id"] for row in asked}  # nothing was read of them
-    for row in asked:
+    assert not {5, 6} & {row["id"] for row in queue}  # nothing was read of them
+    for row in queue:
         assert ROWS[row["row"] - 1]["id"] == row["id"]
         lacking = {name for name in ("kind", "tags") if known[row["id"]].get(f"{name}_confidence")}
         assert set(row["likely"]) == lacking
@@ -113,10 +113,10 @@ def test_who_is_asked_about_is_least_sure_over_all_labels(everything):
 def test_uncertainty_is_the_mean_over_what_may_hold():
     one, several = traits.class_labelling(CLASSES), traits.labels_labelling("uv")
     p = np.array([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0], [1 / 3, 1 / 3, 1 / 3]])
-    asked = one.distributions({"probability": p})
-    found = labelling.uncertainty(asked, "entropy")
+    queue = one.distributions({"probability": p})
+    found = labelling.uncertainty(queue, "entropy")
     np.testing.assert_allclose(found, [np.log(2) / np.log(3), 0, 1], atol=1e-9)
-    np.testing.assert_allclose(labelling.uncertainty(asked, "margin"), [1, 0, 1], atol=1e-9)
+    np.testing.assert_allclose(labelling.uncertainty(queue, "margin"), [1, 0, 1], atol=1e-9)
     coins = np.array([[0.5, 1.0], [0.9, 0.2]])
     found = labelling.uncertainty(several.distributions({"probability": coins}), "margin")
     np.testing.assert_allclose(found, [(1 + 0) / 2, (0.2 + 0.4) / 2], atol=1e-9)

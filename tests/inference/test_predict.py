@@ -113,9 +113,9 @@ def _close(found, expected):
 
 
 def test_tables_and_series_are_scaled_cut_and_masked(workdir, manifest):
-    asked = manifest_batches.open_requests(manifest, workdir)
-    assert asked.absent == ()
-    (_, inputs), *_ = asked.batches(7)
+    manifest = manifest_batches.open_manifest(manifest, workdir)
+    assert manifest.absent == ()
+    (_, inputs), *_ = manifest.batches(7)
     # Rows 4 (broken) and 5 (age: "very") are not asked; the last are repeated.
     table, series = inputs["table"], inputs["series"]
     np.testing.assert_allclose(table["x"][:3], [[1, 0, 1], [-1, 0, 0], [0, 0, 0]])
@@ -130,9 +130,9 @@ def test_tables_and_series_are_scaled_cut_and_masked(workdir, manifest):
 
 def test_csv_has_a_column_for_each_and_what_no_row_has_is_told(workdir, tmp_path):
     (tmp_path / "a.csv").write_text('text,colour,series\nred,blue,"[[1, 2]]"\n,,\n')
-    asked = manifest_batches.open_requests(tmp_path / "a.csv", workdir)
-    assert asked.absent == ("image",)
-    ((rows, inputs),) = asked.batches(2)
+    manifest = manifest_batches.open_manifest(tmp_path / "a.csv", workdir)
+    assert manifest.absent == ("image",)
+    ((rows, inputs),) = manifest.batches(2)
     assert rows.tolist() == [0, 1]
     assert inputs["table"]["x"][0].tolist() == [0, 1, 0]
     np.testing.assert_array_equal(inputs["series"]["x"][0], np.zeros((5, 2)))
@@ -293,4 +293,4 @@ def test_one_table_or_series_that_cannot_be_read(name, value, message, workdir):
 def test_a_manifest_without_any_column_of_the_run(workdir, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"txet": "red"}\n')
     with pytest.raises(ConfigError, match="no column that the run reads; wanted one or more of:"):
-        manifest_batches.open_requests(tmp_path / "a.jsonl", workdir)
+        manifest_batches.open_manifest(tmp_path / "a.jsonl", workdir)

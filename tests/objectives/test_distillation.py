@@ -202,12 +202,12 @@ def test_teachers_are_asked_about_what_they_read(runs, who, reads):
     experiment.source.spec.check(batch)
     batch["inputs"]["text"]["present"] = batch["inputs"]["text"]["present"] & (np.arange(ROWS) > 2)
     taught = experiment.source.teach(batch)
-    assert taught.keys() == {name for name in batch["targets"] if name.startswith("taught/")}
+    assert taught.keys() == {name for name in batch["targets"] if name.startswith("distilled/")}
     outputs = [_said(runs[name], batch, 3.0) for name in who]
     for task in ("kind", "size"):
         seen = np.stack([said[task][1] for said in outputs])
         y = np.stack([said[task][0] for said in outputs])
-        entry = taught[f"taught/{task}"]
+        entry = taught[f"distilled/{task}"]
         np.testing.assert_array_equal(entry["present"], seen.any(0))
         wide = seen.reshape(*seen.shape, *[1] * (y.ndim - 2))
         mean = np.where(wide, y, 0).sum(0) / np.maximum(wide.sum(0), 1)
@@ -216,7 +216,7 @@ def test_teachers_are_asked_about_what_they_read(runs, who, reads):
     terms = {name: scale for name, (scale, _) in experiment.model.regularisers.items()}
     assert terms == {"teachers/kind": 0.25, "teachers/size": 0.25}
     for split in ("validation", "test"):
-        assert "taught/kind" not in next(experiment.source.batches(split, 4))["targets"]
+        assert "distilled/kind" not in next(experiment.source.batches(split, 4))["targets"]
 
 
 def test_a_row_that_weighs_nothing_or_whose_modality_is_left_out_is_not_taught(runs):
@@ -224,7 +224,7 @@ def test_a_row_that_weighs_nothing_or_whose_modality_is_left_out_is_not_taught(r
     teach = experiment.source.teach
     batch = next(iter(source("right").train(ROWS, seed=0)))
     without = {**batch, "inputs": {"audio": batch["inputs"]["audio"]}}
-    alone = teach(without)["taught/kind"]
+    alone = teach(without)["distilled/kind"]
     np.testing.assert_array_equal(alone["present"], batch["inputs"]["audio"]["present"])
     np.testing.assert_allclose(
         alone["y"][alone["present"]],
@@ -232,7 +232,7 @@ def test_a_row_that_weighs_nothing_or_whose_modality_is_left_out_is_not_taught(r
         atol=1e-5,
     )
     batch["weight"][:3] = 0
-    assert not teach(batch)["taught/kind"]["present"][:3].any()
+    assert not teach(batch)["distilled/kind"]["present"][:3].any()
 
 
 def _steps(experiment, devices=1, state=None):

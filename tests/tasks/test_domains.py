@@ -224,7 +224,7 @@ def test_the_critic_learns_to_tell_what_the_rest_learns_to_hide():
         """What it is asked, without any turning."""
         said = built({"params": params}, batch["inputs"])[0]["drawn"]
         drawn = jnp.where(known, said["values"], 0.0)
-        logits = [said["later"]("judge", x) for x in (drawn, real)]
+        logits = [said["method"]("critic_logit", x) for x in (drawn, real)]
         each = -jax.nn.log_sigmoid(-logits[0]) - jax.nn.log_sigmoid(logits[1])
         return (jnp.where(rows > 0, each, 0.0)).sum() / rows.sum()
 
@@ -254,7 +254,7 @@ def test_the_critic_is_scored():
 
     @jax.jit
     def update(bias):
-        said = {"values": jnp.zeros((8, 48)), "later": lambda method, x: bias + x.sum(-1)}
+        said = {"values": jnp.zeros((8, 48)), "method": lambda method, x: bias + x.sum(-1)}
         return metric.update(said, labels)
 
     def score(bias):

@@ -10,7 +10,7 @@ import pytest
 from mtmm_jax import model, training
 from mtmm_jax.batch import Modality, Spec, Target
 from mtmm_jax.evaluation import speech
-from mtmm_jax.heads.bound import Bound
+from mtmm_jax.heads.bound_module import BoundModule
 from mtmm_jax.registry import ConfigError
 from tests import toy
 from tests.data.conftest import CACHE
@@ -276,7 +276,7 @@ def test_whose_voice_it_is_changes_the_loss():
 
 @jax.jit
 def _teach(prediction, ids):
-    return prediction["later"]("teach", prediction["memory"], prediction["mask"], ids)
+    return prediction["method"]("teach", prediction["memory"], prediction["mask"], ids)
 
 
 def test_kept_keys_write_what_teaching_finds_likeliest():
@@ -288,7 +288,7 @@ def test_kept_keys_write_what_teaching_finds_likeliest():
     params["heads"]["decoder"]["out"]["bias"][0] = -10.0  # the end comes late
     prediction = run(params, _batch())[2]["decoder"]
     ids = prediction["ids"]
-    assert isinstance(prediction["later"], Bound)
+    assert isinstance(prediction["method"], BoundModule)
     assert len(np.unique(ids, axis=0)) > 1
     logits = np.asarray(_teach(prediction, ids))
     log_p = logits - np.log(np.exp(logits.astype(np.float64)).sum(-1, keepdims=True))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mtmm_jax import tasks
-from mtmm_jax.heads.bound import row_of
+from mtmm_jax.heads.bound_module import row_of
 from mtmm_jax.inference.answers import check_document, document
 from mtmm_jax.tasks.task import Labels
 from mtmm_jax.tasks.traits import arrays_of
@@ -52,7 +52,7 @@ def _real(x):
 
 def _later(prediction):
     """Whether the head computes on in the loss, from features of its own precision."""
-    return isinstance(prediction, dict) and "later" in prediction
+    return isinstance(prediction, dict) and "method" in prediction
 
 
 @functools.cache

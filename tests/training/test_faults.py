@@ -122,7 +122,7 @@ def test_a_run_that_learns_nothing_any_more_ends_and_says_where(
     with pytest.raises(Diverged) as caught:
         _run(tmp_path, monkeypatch, range(7, 21), poison, steps=20, **changes)
     said = str(caught.value)
-    assert "5 steps in a row, 7 to 11, taught nothing: not finite: " + ", ".join(tasks) in said
+    assert "5 steps in a row, 7 to 11, learned nothing: not finite: " + ", ".join(tasks) in said
     assert f"{tmp_path / 'diverged' / 'step-7.npz'}" in said
     assert f"go back to checkpoint 10 (there: 8, 10) in {tmp_path / 'checkpoints'}" in said
     assert _records(tmp_path)[-1]["step"] == 12

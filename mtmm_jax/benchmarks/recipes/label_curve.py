@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mtmm_jax.benchmarks.recipes.runs import Run, key_of
+from mtmm_jax.benchmarks.recipes.runs import TrainingRun, key_of
 from mtmm_jax.benchmarks.tables import bar_charts
 from mtmm_jax.benchmarks.tables.result_table import Board
 
@@ -13,13 +13,13 @@ OWN_SHARE = 10  # that of the config few_labels
 NO_PAIRS = "tasks.retrieval=None"
 
 
-def _at(share: int) -> tuple[Run, Run]:
+def _at(share: int) -> tuple[TrainingRun, TrainingRun]:
     hide = () if share == OWN_SHARE else (f"data.hide={{'category': {share / 100}}}",)
     alone = (*hide, NO_PAIRS)
-    return Run("few_labels", hide), Run("few_labels", alone)
+    return TrainingRun("few_labels", hide), TrainingRun("few_labels", alone)
 
 
-CURVE: dict[int, tuple[Run, Run]] = {share: _at(share) for share in CURVE_SHARES}
+CURVE: dict[int, tuple[TrainingRun, TrainingRun]] = {share: _at(share) for share in CURVE_SHARES}
 """Percent of the labels -> category next to retrieval, and category alone."""
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mtmm_jax.benchmarks.recipes.label_curve import CURVE, OWN_SHARE, curve
-from mtmm_jax.benchmarks.recipes.runs import Run, key_of, rows_of
+from mtmm_jax.benchmarks.recipes.runs import TrainingRun, key_of, rows_of
 from mtmm_jax.benchmarks.recipes.table import Recipe, table
 from mtmm_jax.benchmarks.tables.result_table import Board, arguments, names_of, seeds_of
 from mtmm_jax.command import guarded, prepare_jax
@@ -28,37 +28,39 @@ from mtmm_jax.command import guarded, prepare_jax
 QUICK = 10  # steps
 
 
-def _alone(config: str, tasks: Sequence[str], *changes: str) -> dict[str, Run]:
+def _alone(config: str, tasks: Sequence[str], *changes: str) -> dict[str, TrainingRun]:
     """Each task in a model of its own."""
     return {
-        f"{one} alone": Run(config, (*changes, *(f"tasks.{t}=None" for t in tasks if t != one)))
+        f"{one} alone": TrainingRun(
+            config, (*changes, *(f"tasks.{t}=None" for t in tasks if t != one))
+        )
         for one in tasks
     }
 
 
 def _one_modality(
     config: str, modalities: Sequence[str], *without: str, **bound: str
-) -> dict[str, Run]:
+) -> dict[str, TrainingRun]:
     """Each modality in a model of its own, without some tasks; `bound`: task -> what it reads."""
 
-    def alone(one: str) -> Run:
+    def alone(one: str) -> TrainingRun:
         tasks = (*without, *(task for task, read in bound.items() if read != one))
         encoders = (f"model.encoders.{m}=None" for m in modalities if m != one)
         gone = (*(f"tasks.{task}=None" for task in tasks), *encoders)
-        return Run(config, ("model.modality_dropout=0.0", *gone))
+        return TrainingRun(config, ("model.modality_dropout=0.0", *gone))
 
     return {f"{one} alone": alone(one) for one in modalities}
 
 
-def _transferred(config: str) -> dict[str, Run]:
+def _transferred(config: str) -> dict[str, TrainingRun]:
     """Other lambdas, each end alone, and one after the other."""
     ends = {
-        part: Run(config, (f"data.trained=['{part}']", "data.mixing=accumulate"))
+        part: TrainingRun(config, (f"data.trained=['{part}']", "data.mixing=accumulate"))
         for part in ("source", "target")
     }
     rows, losses = "data.mixing.weights=[1,{:g}]", "balancing.weights=[{:g},1]"
     change = losses if config == "transfer_tasks" else rows
-    lambdas = {f"lambda {x:g}": Run(config, (change.format(x),)) for x in (0.1, 10)}
+    lambdas = {f"lambda {x:g}": TrainingRun(config, (change.format(x),)) for x in (0.1, 10)}
     then = dataclasses.replace(ends["target"], how="fit", after=ends["source"])
     return {
         "lambda 0": ends["source"],
@@ -71,11 +73,11 @@ def _transferred(config: str) -> dict[str, Run]:
 _EMOJI = ("category", "subcategory", "year")
 _FILMS = ("genre", "tomatometer", "metacritic", "rating", "box_office")
 _MODALITIES = ("image", "text", "audio")
-_LATE = {"late fusion": Run("fusion_late")}
-_HARD = {"shared weights": Run("shared_weights")}
-_OWN = {"own networks": Run("shared_features")}
-_JOINT = {"joint training": Run("joint_training")}
-_EQUAL = {"equal weights": Run("weights_static", ("balancing=equal",))}
+_LATE = {"late fusion": TrainingRun("fusion_late")}
+_HARD = {"shared weights": TrainingRun("shared_weights")}
+_OWN = {"own networks": TrainingRun("shared_features")}
+_JOINT = {"joint training": TrainingRun("joint_training")}
+_EQUAL = {"equal weights": TrainingRun("weights_static", ("balancing=equal",))}
 _MEMBERS = tuple(f"independent_{m}" for m in _MODALITIES)
 _SENSORS = ("*",)
 _SCENARIOS = {
@@ -90,8 +92,10 @@ _DETECT = "detect_and_classify"
 
 
 def _entries() -> Iterator[Recipe]:
-    def row(system: str, config: str, baselines: Mapping[str, Run], **options: Any) -> Recipe:
-        return Recipe(system, Run(config, **options), baselines)
+    def row(
+        system: str, config: str, baselines: Mapping[str, TrainingRun], **options: Any
+    ) -> Recipe:
+        return Recipe(system, TrainingRun(config, **options), baselines)
 
     # At equal compute in all: tasks alone share the steps, a modality costs a third of three.
     tasks, spoken = (*_EMOJI, "retrieval"), (*_EMOJI, "retrieval", "spoken")
@@ -103,26 +107,26 @@ def _entries() -> Iterator[Recipe]:
     layers = ("digit", "speaker", "task_1")
     yield row("shared layers", "shared_layers", _alone("shared_layers", layers))
     yield row("shared features", "shared_features", _HARD)
-    random = {"as they were drawn": Run("shared_features_frozen", ("init_from=None",))}
-    learned = {"how": "fit", "after": Run("shared_weights", how="fit")}
+    random = {"as they were drawn": TrainingRun("shared_features_frozen", ("init_from=None",))}
+    learned = {"how": "fit", "after": TrainingRun("shared_weights", how="fit")}
     yield row("shared features, frozen", "shared_features_frozen", _OWN | random, **learned)
     yield row("soft sharing, cross-stitch", "soft_cross_stitch", _HARD | _OWN)
     yield row("soft sharing, distance", "soft_distance", _OWN)
     for rule in ("mean", "weighted", "learned"):
         yield Recipe(
             f"independent training, fused by {rule}",
-            Run("independent_image", how=rule, members=_MEMBERS),
+            TrainingRun("independent_image", how=rule, members=_MEMBERS),
             _LATE,
         )
     yield row("joint training", "joint_training", _LATE)
     labels = ("category", "subcategory")
-    supervised = {"with labels": Run("independent_image")}
+    supervised = {"with labels": TrainingRun("independent_image")}
     yield row("cross-modal learning", "contrastive", supervised, zero_shot=labels)
     yield row("modality translation", "translation", {})
     yield row("early fusion, raw", "fusion_early_raw", _LATE)
     yield row("early fusion, tokens", "fusion_early", _LATE)
     yield row("middle fusion", "fusion_middle", _LATE)
-    singles = {f"{m} alone": Run(f"independent_{m}") for m in _MODALITIES}
+    singles = {f"{m} alone": TrainingRun(f"independent_{m}") for m in _MODALITIES}
     yield row("late fusion, concatenation", "fusion_late", singles)
     yield row("late fusion, fixed weights", "fusion_late_fixed", _LATE)
     yield row("late fusion, learned weights", "fusion_late_learned", _LATE)
@@ -133,9 +137,9 @@ def _entries() -> Iterator[Recipe]:
     yield row("graph fusion, GAT", "fusion_gat", _LATE)
     one = _one_modality("image_text_small", ("image", "text"))
     yield row("image-text, ResNet and BERT", "image_text_small", one)
-    unread = {"never saw the text": Run("written_words", ("model.encoders.text=None",))}
+    unread = {"never saw the text": TrainingRun("written_words", ("model.encoders.text=None",))}
     yield row("image with text inside it", "written_words", unread, without=("text",))
-    order = {"GRU over frames": Run("video_understanding_small", (_TEMPORAL,))}
+    order = {"GRU over frames": TrainingRun("video_understanding_small", (_TEMPORAL,))}
     single = _one_modality("video_understanding_small", ("video", "text", "audio"))
     yield row("video understanding", "video_understanding_small", order | single)
     # A third of the steps each.
@@ -144,11 +148,11 @@ def _entries() -> Iterator[Recipe]:
     short, unshared = "steps=600", "model.regularisers=()"
     yield Recipe(
         "speech recognition + synthesis",
-        Run("emoji_speech", (short,)),
+        TrainingRun("emoji_speech", (short,)),
         {
-            "nothing shared": Run("emoji_speech", (short, unshared)),
-            "transcript alone": Run("emoji_speech", (short, unshared, "tasks.speech=None")),
-            "speech alone": Run(
+            "nothing shared": TrainingRun("emoji_speech", (short, unshared)),
+            "transcript alone": TrainingRun("emoji_speech", (short, unshared, "tasks.speech=None")),
+            "speech alone": TrainingRun(
                 "emoji_speech", (short, unshared, "tasks.transcript=None", "checkpoint.best=speech")
             ),
         },

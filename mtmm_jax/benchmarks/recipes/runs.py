@@ -24,7 +24,7 @@ FOLDS = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """One training, or several that make one result.
 
     Attributes:
@@ -33,8 +33,8 @@ class Run:
         how: short (no folder), fit (an ordinary run), cv (weights by cross-validation), or the rule
             by which the predictions of `members` are fused.
         members: the configs of an ensemble.
-        after: the run that it begins from; with it and `taught` all have folders (fit).
-        taught: the runs whose models teach it.
+        after: the run that it begins from; with it and `teachers` all have folders (fit).
+        teachers: the runs whose predictions are distilled.
         without: also tested without each of these modalities; "*": each of all.
         zero_shot: the class labels that are also predicted by the nearest name, with a retrieval
             task.
@@ -44,8 +44,8 @@ class Run:
     changes: tuple[str, ...] = ()
     how: str = "short"
     members: tuple[str, ...] = ()
-    after: Run | None = None
-    taught: tuple[Run, ...] = ()
+    after: TrainingRun | None = None
+    teachers: tuple[TrainingRun, ...] = ()
     without: tuple[str, ...] = ()
     zero_shot: tuple[str, ...] = ()
 
@@ -62,12 +62,12 @@ class Run:
         return Path("_".join((*re.findall(r"\w+", description), str(steps)))) / str(seed)
 
     @property
-    def before(self) -> tuple[Run, ...]:
+    def before(self) -> tuple[TrainingRun, ...]:
         """The runs that must have ended when it starts."""
-        return ((self.after,) if self.after else ()) + self.taught
+        return ((self.after,) if self.after else ()) + self.teachers
 
 
-def config_of(run: Run, steps: int | None = None) -> Any:
+def config_of(run: TrainingRun, steps: int | None = None) -> Any:
     """The config of a run, with fewer steps if asked for."""
     from mtmm_jax import training
 
@@ -77,19 +77,19 @@ def config_of(run: Run, steps: int | None = None) -> Any:
     return training.apply_overrides(training.load(run.config), overrides)
 
 
-def key_of(run: Run, steps: int | None = None) -> dict[str, Any]:
+def key_of(run: TrainingRun, steps: int | None = None) -> dict[str, Any]:
     """What tells the row of a run from others in the JSON file."""
     return {
         "config": run.name,
         "changes": list(run.changes),
         "how": run.how,
         "after": run.after and [run.after.config, *run.after.changes],
-        "taught": [[one.config, *one.changes] for one in run.taught] or None,
+        "teachers": [[one.config, *one.changes] for one in run.teachers] or None,
         "steps": config_of(run, steps).steps,
     }
 
 
-def short(run: Run, seeds: Sequence[int], steps: int | None) -> Iterator[dict[str, Any]]:
+def short(run: TrainingRun, seeds: Sequence[int], steps: int | None) -> Iterator[dict[str, Any]]:
     """Trained without a folder, one compile for all seeds."""
     from mtmm_jax.benchmarks.tables.short_runs import ShortRun
 
@@ -142,7 +142,7 @@ def _trivial(experiment: Any) -> dict[str, Any]:
 
 
 def fit(
-    run: Run, seeds: Sequence[int], steps: int | None, folder: Path
+    run: TrainingRun, seeds: Sequence[int], steps: int | None, folder: Path
 ) -> Iterator[dict[str, Any]]:
     """Ordinary runs in folders of their own, which resume where they stopped."""
     for seed in seeds:
@@ -153,14 +153,14 @@ def fit(
         yield {**row, **_trivial(experiment), "seed": seed, "seconds": _since(started)}
 
 
-def finish(runs: Iterable[Run], seed: int, steps: int | None, folder: Path) -> None:
+def finish(runs: Iterable[TrainingRun], seed: int, steps: int | None, folder: Path) -> None:
     """Trains runs, and first what they need; what ended before is found in its folder."""
     for run in runs:
         finish(run.before, seed, steps, folder)
         _trained(run, seed, steps, folder)
 
 
-def _trained(run: Run, seed: int, steps: int | None, folder: Path) -> tuple[Any, Any]:
+def _trained(run: TrainingRun, seed: int, steps: int | None, folder: Path) -> tuple[Any, Any]:
     """A run whose `before` have ended: the experiment and its results."""
     from mtmm_jax import training
     from mtmm_jax.train import fit as train
@@ -171,25 +171,25 @@ def _trained(run: Run, seed: int, steps: int | None, folder: Path) -> tuple[Any,
         return experiment, train(experiment, place)
 
 
-def own_config(run: Run, seed: int, steps: int | None, folder: Path) -> Any:
+def own_config(run: TrainingRun, seed: int, steps: int | None, folder: Path) -> Any:
     """The config of a run in a folder, with those of the runs that it needs."""
     config = config_of(run, steps)
     config.seed = seed
     config.evaluation.baselines = False
 
-    def place(of: Run) -> str:
+    def place(of: TrainingRun) -> str:
         return str(folder / of.folder(config_of(of, steps).steps, seed))
 
     with config.unlocked(), config.ignore_type():
         if run.after:
             config.init_from = {**(config.init_from or {}), "workdir": place(run.after)}
-        if run.taught:
-            config.teachers.workdirs = [place(one) for one in run.taught]
+        if run.teachers:
+            config.teachers.workdirs = [place(one) for one in run.teachers]
     return config
 
 
 def ensemble(
-    run: Run, seeds: Sequence[int], steps: int | None, folder: Path
+    run: TrainingRun, seeds: Sequence[int], steps: int | None, folder: Path
 ) -> Iterator[dict[str, Any]]:
     """Train every member alone, fuse their predictions; each member's metrics are kept too."""
     from mtmm_jax import training
@@ -197,10 +197,10 @@ def ensemble(
 
     for seed in seeds:
         started = time.monotonic()
-        finish(map(Run, run.members), seed, steps, folder)
+        finish(map(TrainingRun, run.members), seed, steps, folder)
         experiment = training.assemble(own_config(run, seed, steps, folder))
         total = experiment.config["steps"]
-        paths = [folder / Run(member).folder(total, seed) for member in run.members]
+        paths = [folder / TrainingRun(member).folder(total, seed) for member in run.members]
         fused_run = fused.fuse_runs(paths, run.how, folder / run.folder(total, seed))
         test = dict(fused_run["results"]["test"])
         row = _row(experiment.model, test.pop(fused.FUSED))
@@ -210,7 +210,7 @@ def ensemble(
 
 
 def cross_validated(
-    run: Run, seeds: Sequence[int], steps: int | None, folder: Path
+    run: TrainingRun, seeds: Sequence[int], steps: int | None, folder: Path
 ) -> Iterator[dict[str, Any]]:
     """The best of `WEIGHTS` over `FOLDS` folds, trained on the whole train split."""
     from mtmm_jax import training
@@ -252,7 +252,7 @@ def zero_shot(experiment: Any, variables: Any, target: str, split: str = "test")
 
 
 def rows_of(
-    run: Run, seeds: Sequence[int], steps: int | None, folder: Path
+    run: TrainingRun, seeds: Sequence[int], steps: int | None, folder: Path
 ) -> Iterator[dict[str, Any]]:
     """The metrics of a run, one row a seed."""
     if run.how == "short":

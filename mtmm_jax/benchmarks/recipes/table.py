@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mtmm_jax.benchmarks.recipes.runs import Run, key_of
+from mtmm_jax.benchmarks.recipes.runs import TrainingRun, key_of
 from mtmm_jax.benchmarks.tables.result_table import Board
 
 BETTER = "†"
@@ -27,8 +27,8 @@ class Recipe:
     """
 
     system: str
-    run: Run
-    baselines: Mapping[str, Run]
+    run: TrainingRun
+    baselines: Mapping[str, TrainingRun]
     name: str | None = None
 
 

@@ -3,7 +3,8 @@
     python -m mtmm_jax.benchmarks.recipes.texts --json mtmm_jax/benchmarks/results/recipes.json
 
 That page's table stands between two comments. A docstring's last paragraph begins with "Measured".
-Run it in a checkout after `benchmarks.recipes`; what nothing was measured of is left as it is.
+TrainingRun it in a checkout after `benchmarks.recipes`; what nothing was measured of is left as it
+is.
 """
 
 from __future__ import annotations

@@ -208,12 +208,12 @@ def _of_sections() -> Iterator[Case]:
     prune = {"share": 0.5, "begin": 0, "end": 1}
     measured = {"steps": 1, "use": "weights"}
     yield from of_section(optimizers.Options, "optimizer", {"kind": "adamw"})
-    yield from of_section(pruning.Settings, "optimizer.prune", prune)
-    yield from of_section(relatedness.Settings, "relatedness", measured)
-    yield from of_section(distillation.Settings, "teachers", {"workdirs": ["nowhere"]})
-    yield from of_section(lora.Settings, "lora", {})
-    yield from of_section(quantising.Settings, "quantise", {})
-    yield from of_section(init_from.Settings, "init_from", {"workdir": "nowhere"})
+    yield from of_section(pruning.PruneSettings, "optimizer.prune", prune)
+    yield from of_section(relatedness.RelatednessSettings, "relatedness", measured)
+    yield from of_section(distillation.DistillationSettings, "teachers", {"workdirs": ["nowhere"]})
+    yield from of_section(lora.LoraSettings, "lora", {})
+    yield from of_section(quantising.QuantiseSettings, "quantise", {})
+    yield from of_section(init_from.InitFromSettings, "init_from", {"workdir": "nowhere"})
     yield from of_section(StoppingSettings, "stopping", {"patience": 2})
     picture = {"tasks.m1": {"kind": "reconstruction"}}
     yield from after(picture, of_section(Critic, "tasks.m1.adversarial", {}))

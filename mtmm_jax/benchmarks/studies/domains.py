@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from mtmm_jax.benchmarks.recipes import runs as recipe_runs
-from mtmm_jax.benchmarks.recipes.runs import Run, config_of
+from mtmm_jax.benchmarks.recipes.runs import TrainingRun, config_of
 from mtmm_jax.benchmarks.tables.result_table import Board, arguments, names_of, seeds_of, spread
 from mtmm_jax.command import guarded, prepare_jax
 
@@ -44,26 +44,28 @@ class Way:
     """
 
     what: str
-    run: Run
+    run: TrainingRun
     statistics: bool = False
     labels: bool = False
 
 
 WAYS: dict[str, Way] = {
-    "source_only": Way("source only", Run("domain_source_only")),
-    "adabn": Way("batch statistics of the target", Run("domain_source_only"), statistics=True),
-    "coral": Way("CORAL", Run("domain_coral")),
-    "mmd": Way("MMD", Run("domain_mmd")),
-    "adversarial": Way("adversarial", Run("domain_adversarial")),
-    "translation": Way("adversarial translation", Run("domain_translation")),
-    "names": Way("names of both", Run("domain_names")),
+    "source_only": Way("source only", TrainingRun("domain_source_only")),
+    "adabn": Way(
+        "batch statistics of the target", TrainingRun("domain_source_only"), statistics=True
+    ),
+    "coral": Way("CORAL", TrainingRun("domain_coral")),
+    "mmd": Way("MMD", TrainingRun("domain_mmd")),
+    "adversarial": Way("adversarial", TrainingRun("domain_adversarial")),
+    "translation": Way("adversarial translation", TrainingRun("domain_translation")),
+    "names": Way("names of both", TrainingRun("domain_names")),
     "sequential": Way(
         "sequential, a tenth of the labels",
-        Run("domain_sequential", how="fit", after=Run("domain_source_only")),
+        TrainingRun("domain_sequential", how="fit", after=TrainingRun("domain_source_only")),
         labels=True,
     ),
-    "joint": Way("joint, all labels", Run("domain_joint"), labels=True),
-    "target_only": Way("target only", Run("domain_target_only"), labels=True),
+    "joint": Way("joint, all labels", TrainingRun("domain_joint"), labels=True),
+    "target_only": Way("target only", TrainingRun("domain_target_only"), labels=True),
 }
 ENDS = ("source_only", "target_only")
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from mtmm_jax.benchmarks.recipes import runs as recipe_runs
 from mtmm_jax.benchmarks.recipes.label_curve import NO_PAIRS
-from mtmm_jax.benchmarks.recipes.runs import Run
+from mtmm_jax.benchmarks.recipes.runs import TrainingRun
 from mtmm_jax.benchmarks.tables.result_table import Board, arguments, names_of, seeds_of, spread
 from mtmm_jax.command import guarded, prepare_jax
 
@@ -43,13 +43,13 @@ class Row:
         baseline: the row that it is compared with.
     """
 
-    run: Run
+    run: TrainingRun
     baseline: str | None = None
 
 
 def _rows() -> Iterator[tuple[str, Row]]:
     pretrained = {
-        kind: Run(f"pretrain_{kind}", how="fit")
+        kind: TrainingRun(f"pretrain_{kind}", how="fit")
         for kind in ("contrastive", "words", "masked", "autoencoding", "translation")
     }
     for kind, run in pretrained.items():
@@ -57,33 +57,40 @@ def _rows() -> Iterator[tuple[str, Row]]:
     for share in SHARES:
         hide = f"data.hide={{'category': {share / 100}}}"
         alone = f"supervised {share}%"
-        yield alone, Row(Run("few_labels", (hide, NO_PAIRS), how="fit"))
+        yield alone, Row(TrainingRun("few_labels", (hide, NO_PAIRS), how="fit"))
         for kind, run in pretrained.items():
-            tuned = Run("finetune", (hide,), how="fit", after=run)
+            tuned = TrainingRun("finetune", (hide,), how="fit", after=run)
             yield f"{kind}, then {share}%", Row(tuned, baseline=alone)
         for kind in ("pseudo", "mean_teacher", "consistency"):
-            yield f"{kind} {share}%", Row(Run(f"semi_{kind}", (hide,), how="fit"), baseline=alone)
-        both = Run("semi_pretrained", (hide,), how="fit", after=pretrained["contrastive"])
+            yield (
+                f"{kind} {share}%",
+                Row(TrainingRun(f"semi_{kind}", (hide,), how="fit"), baseline=alone),
+            )
+        both = TrainingRun("semi_pretrained", (hide,), how="fit", after=pretrained["contrastive"])
         yield f"contrastive, then pseudo {share}%", Row(both, baseline=alone)
         seen = f"picture, supervised {share}%"
-        yield seen, Row(Run("few_labels", (hide, NO_PAIRS, *PICTURE), how="fit"))
-        tuned = Run("finetune", (hide, *PICTURE), how="fit", after=pretrained["contrastive"])
+        yield seen, Row(TrainingRun("few_labels", (hide, NO_PAIRS, *PICTURE), how="fit"))
+        tuned = TrainingRun(
+            "finetune", (hide, *PICTURE), how="fit", after=pretrained["contrastive"]
+        )
         yield f"picture, contrastive, then {share}%", Row(tuned, baseline=seen)
-    teacher = Run("distil_teacher", how="fit")
+    teacher = TrainingRun("distil_teacher", how="fit")
     yield "teacher", Row(teacher)
-    plain = Run("distil_small", ("teachers=None",), how="fit")
+    plain = TrainingRun("distil_small", ("teachers=None",), how="fit")
     yield "quarter, alone", Row(plain, baseline="teacher")
-    taught = Run("distil_small", how="fit", taught=(teacher,))
-    yield "quarter, taught", Row(taught, baseline="teacher")
-    every = Run("fusion_late", how="fit")
+    teachers = TrainingRun("distil_small", how="fit", teachers=(teacher,))
+    yield "quarter, distilled", Row(teachers, baseline="teacher")
+    every = TrainingRun("fusion_late", how="fit")
     yield "all modalities", Row(every)
-    single = {name: Run(f"independent_{name}", how="fit") for name in ("image", "text", "audio")}
+    single = {
+        name: TrainingRun(f"independent_{name}", how="fit") for name in ("image", "text", "audio")
+    }
     for name, run in single.items():
         yield f"{name} alone", Row(run)
-    across = Run("distil_cross_modal", how="fit", taught=(every,))
-    yield "image, taught by all", Row(across, baseline="image alone")
-    from_each = Run("distil_unimodal", how="fit", taught=tuple(single.values()))
-    yield "all, taught by each", Row(from_each, baseline="all modalities")
+    across = TrainingRun("distil_cross_modal", how="fit", teachers=(every,))
+    yield "image, distilled from all", Row(across, baseline="image alone")
+    from_each = TrainingRun("distil_unimodal", how="fit", teachers=tuple(single.values()))
+    yield "all, distilled from each", Row(from_each, baseline="all modalities")
 
 
 ROWS: dict[str, Row] = dict(_rows())

@@ -125,17 +125,17 @@ def tables(board: Board, weights: str, steps: int | None) -> Iterator[Any]:
             values = [row["accuracy"] for row in rows]
             above = np.mean(values) - np.mean(scratch) if scratch and name != SCRATCH else None
             gain = "" if above is None else f"{100 * above:+.1f} points"
-            asked = "" if above is None else "kept" if above >= ASKED else "missed"
-            out.add_row(name, spread(values), f"{rows[0]['trained']:,}", gain, asked)
+            verdict = "" if above is None else "kept" if above >= ASKED else "missed"
+            out.add_row(name, spread(values), f"{rows[0]['trained']:,}", gain, verdict)
     yield out
     out = Table(*columns, title=f"{UNSEEN_LABEL}, unseen ones, by name")
     for name in UNSEEN:
         if rows := found(name):
             values = [row["accuracy"] for row in rows]
             times = np.mean([row["accuracy"] / row["names"]["chance_unseen"] for row in rows])
-            asked = "kept" if times >= UNSEEN_ASKED else "missed"
+            verdict = "kept" if times >= UNSEEN_ASKED else "missed"
             gain = f"{times:.1f} x chance"
-            out.add_row(name, spread(values), f"{rows[0]['trained']:,}", gain, asked)
+            out.add_row(name, spread(values), f"{rows[0]['trained']:,}", gain, verdict)
     yield out
 
 

@@ -49,7 +49,7 @@ class Row:
 
     change: str | None = None
     int8: bool = False
-    run: recipe_runs.Run | None = None
+    run: recipe_runs.TrainingRun | None = None
     baseline: str = PLAIN
     allowed: float | None = None
 
@@ -62,7 +62,7 @@ ROWS = {
     "pruned 70%, int8": Row("pruned", int8=True),
     "channels pruned 30%": Row("pruned_channels"),
     TEACHER: Row(run=few_labels.ROWS["teacher"].run, baseline=TEACHER),
-    "student": Row(run=few_labels.ROWS["quarter, taught"].run, baseline=TEACHER, allowed=0.02),
+    "student": Row(run=few_labels.ROWS["quarter, distilled"].run, baseline=TEACHER, allowed=0.02),
 }
 
 

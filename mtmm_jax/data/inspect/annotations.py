@@ -159,13 +159,13 @@ def uncertain(
     doubt = verdict.uncertainty(kind)
     unheard = (found.votes < 0).all(1)
     order = np.lexsort((-doubt.round(9), ~unheard))[:count]  # equal ones in the order of the file
-    asked = []
+    queue = []
     for i in order:
         best = np.argsort(-verdict.posterior[i], kind="stable")[:3]
         likely = {str(found.classes[c]): round(float(verdict.posterior[i, c]), 6) for c in best}
         extra = {"row": int(i) + 1, "uncertainty": round(float(doubt[i]), 6), "likely": likely}
-        asked.append({**rows[i], **{f"{column}_{key}": value for key, value in extra.items()}})
-    return asked
+        queue.append({**rows[i], **{f"{column}_{key}": value for key, value in extra.items()}})
+    return queue
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
@@ -261,8 +261,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.out:
         write_rows(arguments.out, aggregated(rows, arguments.column, found, verdict))
     if arguments.uncertain:
-        asked = uncertain(rows, arguments.column, found, verdict, arguments.by, arguments.count)
-        write_rows(arguments.uncertain, asked)
+        queue = uncertain(rows, arguments.column, found, verdict, arguments.by, arguments.count)
+        write_rows(arguments.uncertain, queue)
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(reliability_table(found, verdict, f"{arguments.column}: {arguments.method}"))
     console.print(

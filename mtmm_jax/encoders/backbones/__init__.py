@@ -10,7 +10,7 @@ from mtmm_jax.encoders.backbones.backbone import Backbone as Backbone
 from mtmm_jax.encoders.backbones.bert import import_bert as import_bert
 from mtmm_jax.encoders.backbones.folder import WeightsFolder as WeightsFolder
 from mtmm_jax.encoders.backbones.folder import tokenizer_at as tokenizer_at
-from mtmm_jax.encoders.backbones.mapping import Rule as Rule
+from mtmm_jax.encoders.backbones.mapping import PathRule as PathRule
 from mtmm_jax.encoders.backbones.mapping import convert as convert
 from mtmm_jax.encoders.backbones.pooling import MODES as MODES
 from mtmm_jax.encoders.backbones.pooling import Pooling as Pooling

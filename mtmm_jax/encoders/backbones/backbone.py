@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mtmm_jax.batch import Modality
-from mtmm_jax.encoders.backbones.mapping import Rule
+from mtmm_jax.encoders.backbones.mapping import PathRule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Backbone:
 
     module: Any
     sizes: Callable[[Mapping[str, Any], str], dict[str, Any]]
-    rules: tuple[Rule, ...]
+    rules: tuple[PathRule, ...]
     ignored: str
     tokenized: bool = False
 

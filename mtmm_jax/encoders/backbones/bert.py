@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtmm_jax.encoders.backbones.backbone import Backbone
-from mtmm_jax.encoders.backbones.mapping import Rule, convert, transposed
+from mtmm_jax.encoders.backbones.mapping import PathRule, convert, transposed
 from mtmm_jax.encoders.text import BERTS, Bert
 from mtmm_jax.registry import ConfigError, choose
 
@@ -31,21 +31,24 @@ _NORMS = {
 }
 
 
-def _norm(pattern: str, path: str) -> tuple[Rule, Rule]:
+def _norm(pattern: str, path: str) -> tuple[PathRule, PathRule]:
     """Old files say gamma and beta."""
     return (
-        Rule(rf"{pattern}\.(?:weight|gamma)", f"{path}/scale"),
-        Rule(rf"{pattern}\.(?:bias|beta)", f"{path}/bias"),
+        PathRule(rf"{pattern}\.(?:weight|gamma)", f"{path}/scale"),
+        PathRule(rf"{pattern}\.(?:bias|beta)", f"{path}/bias"),
     )
 
 
 RULES = (
-    Rule(rf"{_EMBEDDINGS}word_embeddings\.weight", "params/embedding/embedding"),
-    Rule(rf"{_EMBEDDINGS}position_embeddings\.weight", "params/positions"),
-    Rule(rf"{_EMBEDDINGS}token_type_embeddings\.weight", "params/types"),
+    PathRule(rf"{_EMBEDDINGS}word_embeddings\.weight", "params/embedding/embedding"),
+    PathRule(rf"{_EMBEDDINGS}position_embeddings\.weight", "params/positions"),
+    PathRule(rf"{_EMBEDDINGS}token_type_embeddings\.weight", "params/types"),
     *_norm(rf"{_EMBEDDINGS}LayerNorm", "params/embedding_norm"),
-    *(Rule(rf"{_LAYER}{n}\.weight", f"{_BLOCK}{p}/kernel", transposed) for n, p in _DENSE.items()),
-    *(Rule(rf"{_LAYER}{n}\.bias", f"{_BLOCK}{p}/bias") for n, p in _DENSE.items()),
+    *(
+        PathRule(rf"{_LAYER}{n}\.weight", f"{_BLOCK}{p}/kernel", transposed)
+        for n, p in _DENSE.items()
+    ),
+    *(PathRule(rf"{_LAYER}{n}\.bias", f"{_BLOCK}{p}/bias") for n, p in _DENSE.items()),
     *(rule for n, p in _NORMS.items() for rule in _norm(f"{_LAYER}{n}", f"{_BLOCK}{p}")),
 )
 # The pooler and the heads of pretraining, and a constant that old files hold.

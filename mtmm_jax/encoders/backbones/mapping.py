@@ -28,7 +28,7 @@ def hwio(x: np.ndarray) -> np.ndarray:
     return x.transpose(2, 3, 1, 0)
 
 
-class Rule(NamedTuple):
+class PathRule(NamedTuple):
     """Where one kind of foreign tensor goes.
 
     Attributes:
@@ -43,7 +43,7 @@ class Rule(NamedTuple):
     transform: Transform = same
 
 
-def _place(name: str, rules: Iterable[Rule]) -> tuple[str, Transform] | None:
+def _place(name: str, rules: Iterable[PathRule]) -> tuple[str, Transform] | None:
     for rule in rules:
         match = re.fullmatch(rule.pattern, name)
         if match:
@@ -55,7 +55,7 @@ def _place(name: str, rules: Iterable[Rule]) -> tuple[str, Transform] | None:
 
 def convert(
     tensors: Mapping[str, Any],
-    rules: Iterable[Rule],
+    rules: Iterable[PathRule],
     wanted: Mapping[str, Any],
     where: str,
     ignore: str = "",

@@ -16,7 +16,7 @@ import numpy as np
 
 
 @flax.struct.dataclass
-class Bound:
+class BoundModule:
     """A head with its parameters: `bound("method", *args)`.
 
     Attributes:
@@ -33,7 +33,7 @@ class Bound:
     axis_name: str | None = flax.struct.field(pytree_node=False, default=None)
 
     @classmethod
-    def of(cls, head: nn.Module, train: bool, axis_name: str | None) -> Bound:
+    def of(cls, head: nn.Module, train: bool, axis_name: str | None) -> BoundModule:
         """To be called inside the head, after its parameters were made."""
         key = head.make_rng("dropout") if train and head.has_rng("dropout") else None
         return cls(head.variables["params"], key, head.clone(parent=None), train, axis_name)
@@ -50,6 +50,6 @@ def row_of(predictions: Any, i: int) -> Any:
     """The predictions of one row; scalars, and heads with their parameters, have no rows."""
 
     def leaf(x: Any) -> Any:
-        return x[i] if not isinstance(x, Bound) and np.ndim(x) else x
+        return x[i] if not isinstance(x, BoundModule) and np.ndim(x) else x
 
-    return jax.tree.map(leaf, predictions, is_leaf=lambda x: isinstance(x, Bound))
+    return jax.tree.map(leaf, predictions, is_leaf=lambda x: isinstance(x, BoundModule))

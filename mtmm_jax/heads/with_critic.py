@@ -10,16 +10,16 @@ import jax
 import jax.numpy as jnp
 
 from mtmm_jax.batch import Tokens
-from mtmm_jax.heads.bound import Bound
+from mtmm_jax.heads.bound_module import BoundModule
 from mtmm_jax.layers import gelu
 from mtmm_jax.ranges import SizeOrZero
 
 
-class Judged(nn.Module):
-    """`{"values": [B, F], "later"}`: what another head says, and the critic for the loss to ask.
+class WithCritic(nn.Module):
+    """`{"values": [B, F], "method"}`: what another head says, and the critic for the loss to ask.
 
     The critic has one hidden layer and looks at the whole vector. Its method serves the loss, which
-    alone knows what is real, by way of `later` (a `Bound`).
+    alone knows what is real, by way of `method` (a `BoundModule`).
 
     Attributes:
         head: gives the vector.
@@ -38,10 +38,10 @@ class Judged(nn.Module):
     ) -> dict[str, Any]:
         values = self.head(tokens, train=train, axis_name=axis_name)
         if self.is_initializing():
-            self.judge(values)
-        return {"values": values, "later": Bound.of(self, train, axis_name)}
+            self.critic_logit(values)
+        return {"values": values, "method": BoundModule.of(self, train, axis_name)}
 
-    def judge(self, values: jax.Array, **mode: Any) -> jax.Array:
+    def critic_logit(self, values: jax.Array, **mode: Any) -> jax.Array:
         """`[B]` float32: the logit that each vector is real."""
         del mode
         x = gelu(self.critic_hidden(values.astype(jnp.float32)))
