@@ -250,7 +250,7 @@ def begin(experiment: Any, workdir: Workdir, out: Any) -> Any:
     if settings is not None and settings.found is None:
         found = _found(workdir)
         lost = found is not None and not (workdir.path / FILE).exists()
-        if processes.report(lost or (found is None and not _used(workdir))):
+        if processes.broadcast_from_first(lost or (found is None and not _used(workdir))):
             out.print(f"relatedness: {settings.steps} steps on one device")
             report = measure(experiment, settings)
             if far := overshot(report):

@@ -90,8 +90,8 @@ def taught_tasks(
             if wanted is not None:
                 fitting = [n for n, t in student.tasks.items() if t.distilled is not None]
                 raise ConfigError(
-                    f"{WHERE}.tasks: {name!r} is a {task.kind}, which cannot be distilled; choices: "
-                    f"{', '.join(fitting) or 'none'}"
+                    f"{WHERE}.tasks: {name!r} is a {task.kind}, which cannot be distilled; "
+                    f"choices: {', '.join(fitting) or 'none'}"
                 )
             continue
         mine = tuple(i for i, teacher in enumerate(teachers) if name in teacher.model.tasks)

@@ -109,7 +109,7 @@ def train(
             shard=parallel.shard(devices),
         )
     )
-    start = processes.outputs(checkpoints.latest() or 0)
+    start = processes.broadcast_from_first(checkpoints.latest() or 0)
     settings = stopping.read(experiment.config.get("stopping"))
     progress = Progress.of(checkpoints.progress(start) if start else None)
     if start >= steps or progress.ended(settings):
