@@ -74,6 +74,17 @@ def test_the_rooms_tables_are_generated(room):
     assert text.count("\n| `") >= len(table)
 
 
+@pytest.mark.parametrize("room", pages.rooms())
+def test_every_entry_says_its_cost_and_when_to_use_it(room):
+    for name, entry in packaged(pages.rooms()[room]).items():
+        about = pages.last(entry)
+        assert about["cost"], name
+        assert about["use"], name
+        for number in re.findall(r"arXiv:?\s*([^\s;]*)", about["paper"]):
+            assert re.fullmatch(r"\d{4}\.\d{4,5}", number.rstrip(".")), name
+            assert 1 <= int(number[2:4]) <= 12, name
+
+
 def test_every_room_has_a_page():
     rooms = [path.parent for path in (ROOT / "mtmm_jax").glob("*/__init__.py")]
     missing = [room.name for room in rooms if not (room / "README.md").exists()]

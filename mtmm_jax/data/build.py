@@ -46,6 +46,9 @@ def mixture(
 ) -> Source:
     """Several sources as one.
 
+    Costs that of its sources. Use it: for tasks whose labels stand in different data, and for
+    domain adaptation. Not: for one table with missing labels; `manifest` reads that.
+
     Args:
         sources: name -> the section of each, as it would stand under `data`.
         mixing: an entry of `MIXINGS`: how they share the training batches.

@@ -75,6 +75,10 @@ def frame_tokens(x: jax.Array, mask: jax.Array, name: str, step: float) -> Token
 class LogMelCNN(Encoder):
     """log-mel -> stride-2 convolutions over time and frequency -> a token per time step.
 
+    Paper: Hershey et al. 2017, arXiv:1609.09430. Costs the spectrogram and 9 c^2 a cell, a quarter
+    of it after each layer. Use it: for the kind of a sound. Not: for what is spoken
+    (`log_mel_gru`).
+
     Attributes:
         rate: samples per second.
         modality: the name that its tokens carry.
@@ -143,8 +147,11 @@ class LogMelCNN(Encoder):
 class TransformerAudio(TransformerEncoder):
     """log-mel -> patches of a few frames by a few bands -> Transformer.
 
-    Paper: Gong et al., Interspeech 2021 (AST), here with patches that do not overlap and with
-    sinusoidal positions, so that any length is read.
+    As AST, here with patches that do not overlap and with sinusoidal positions, so that any length
+    is read.
+
+    Paper: Gong et al. 2021, arXiv:2104.01778. Costs the square of the number of patches, in each
+    layer. Use it: with pretrained weights or much audio. Not: from scratch on a few thousand clips.
 
     Attributes:
         rate: samples per second.
@@ -181,7 +188,10 @@ class TransformerAudio(TransformerEncoder):
 class MLPAudio(MLPEncoder):
     """log-mel -> each frame with its neighbours -> two hidden layers: a token per frame.
 
-    The acoustic "DNN" (Hinton et al. 2012).
+    The acoustic "DNN".
+
+    Paper: Hinton et al. 2012. Costs two matrices a frame. Use it: as the baseline for frame-wise
+    labels. Not: where more than the neighbouring frames matters.
 
     Attributes:
         rate: samples per second.

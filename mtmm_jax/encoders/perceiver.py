@@ -25,10 +25,12 @@ _LONGEST = (
 class Perceiver(TransformerEncoder):
     """z <- z + Attention(z over [x; Fourier positions]), then self-attention among the latents z.
 
-    Paper: Jaegle et al., ICML 2021. The cost is latents x inputs once, and latents squared in each
-    layer, whatever the modality: for inputs too long for a Transformer, and where one body should
-    do for all. A picture or a clip is read in small patches, a waveform in short runs of samples, a
-    table by its columns, text and series token by token.
+    A picture or a clip is read in small patches, a waveform in short runs of samples, a table by
+    its columns, text and series token by token.
+
+    Paper: Jaegle et al. 2021, arXiv:2103.03206. Costs latents x inputs once, and latents^2 in each
+    layer, whatever the modality. Use it: for inputs too long for a Transformer, and where one body
+    should do for all. Not: for short inputs.
 
     Attributes:
         vocabulary: the number of token ids, for text.

@@ -34,6 +34,9 @@ def _seconds(steps: int, batch: int, rate: float | None) -> jax.Array:
 class GRUSeries(GRUEncoder):
     """A linear map of the channels -> GRU.
 
+    Paper: Cho et al. 2014, arXiv:1406.1078. Costs 3 D^2 a step, one after the other. Use it: for
+    series of up to some hundred steps. Not: for longer ones (`conv1d`).
+
     Attributes:
         modality: the name that its tokens carry.
         rate: steps per second, if known.
@@ -58,6 +61,9 @@ class GRUSeries(GRUEncoder):
 
 class TransformerSeries(TransformerEncoder):
     """A linear map of the channels + sinusoidal positions -> Transformer.
+
+    Paper: Zerveas et al. 2021, arXiv:2010.02803. Costs the square of the length, in each layer. Use
+    it: where distant times have to meet. Not: with few rows or thousands of steps (`perceiver`).
 
     Attributes:
         modality: the name that its tokens carry.
@@ -84,6 +90,10 @@ class TransformerSeries(TransformerEncoder):
 
 class Conv1D(Encoder):
     """Convolutions over time: a wide, strided one first, then ones of stride 2.
+
+    Paper: Dai et al. 2017, arXiv:1610.00087. Costs `kernel` c^2 a sample and layer, halved by each
+    stride. Use it: for raw waves and for series in which shapes repeat at any time. Not: where
+    distant times have to meet.
 
     Attributes:
         modality: the name that its tokens carry.

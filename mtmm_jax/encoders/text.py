@@ -39,6 +39,10 @@ def _embed(
 class TransformerText(TransformerEncoder):
     """Embeddings + sinusoidal positions -> pre-norm Transformer.
 
+    Paper: Vaswani et al. 2017, arXiv:1706.03762. Costs the square of the length, in each layer. Use
+    it: for texts from scratch, with tens of thousands of rows. Not: with fewer (`text_bag`,
+    `pretrained`).
+
     Attributes:
         vocabulary: the number of token ids.
         modality: the name that its tokens carry.
@@ -66,10 +70,13 @@ class TransformerText(TransformerEncoder):
 
 
 class Bert(TransformerEncoder):
-    """Embeddings, norm -> post-norm Transformer (Devlin et al. 2019).
+    """Embeddings, norm -> post-norm Transformer.
 
-    `backbones.bert` reads Hugging Face's weights. The order of tokens is learned, up to
-    `length`.
+    `backbones.bert` reads Hugging Face's weights. The order of tokens is learned, up to `length`.
+
+    Paper: Devlin et al. 2019, arXiv:1810.04805. Costs the square of the length, in each layer. Use
+    it: with the weights of Hugging Face. Not: from scratch; `text_transformer` is pre-norm and
+    learns faster.
 
     Attributes:
         vocabulary: the number of token ids.
@@ -162,6 +169,10 @@ class Bert(TransformerEncoder):
 class GRUText(GRUEncoder):
     """Embeddings -> GRU.
 
+    Paper: Cho et al. 2014, arXiv:1406.1078. Costs 3 D^2 a token, one after the other. Use it: for
+    short texts whose order matters, with few rows. Not: for long ones on an accelerator: steps
+    cannot run in parallel.
+
     Attributes:
         vocabulary: the number of token ids.
         modality: the name that its tokens carry.
@@ -188,7 +199,8 @@ class GRUText(GRUEncoder):
 class BagText(Encoder):
     """The mean of the words' embeddings, then a hidden layer: one token, whatever their order.
 
-    The cheapest text encoder, and on long texts with few labels hard to beat.
+    Paper: Iyyer et al. 2015. Costs one sum over the tokens: the cheapest text encoder. Use it: on
+    long texts with few labels, where it is hard to beat. Not: where the order of words decides.
 
     Attributes:
         vocabulary: the number of token ids.

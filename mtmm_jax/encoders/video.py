@@ -27,6 +27,10 @@ class VideoFrames(Encoder):
 
     Only frames that are there are counted: in the means, and in the frame encoder's BatchNorm.
 
+    Paper: Donahue et al. 2015, arXiv:1411.4389. Costs the frame encoder once a frame, and little
+    over time. Use it: first, with an encoder of pictures that works. Not: where motion within a few
+    pixels decides (`video_tubelets`).
+
     Attributes:
         modality: the name that its tokens carry.
         rate: frames per second, if known.

@@ -33,7 +33,10 @@ def divided(shape: tuple[int, ...], patch: int, kind: str) -> tuple[int, int]:
 
 
 class ViT(TransformerEncoder):
-    """Patches -> a linear map + positions -> Transformer (Dosovitskiy et al. 2021).
+    """Patches -> a linear map + positions -> Transformer.
+
+    Paper: Dosovitskiy et al. 2021, arXiv:2010.11929. Costs the square of the number of patches, in
+    each layer. Use it: pretrained, or with much data. Not: from scratch on a few thousand pictures.
 
     Attributes:
         preset: size: tiny, small (ViT-S) or base (ViT-B).
@@ -103,8 +106,10 @@ def _with_type(tokens: Tokens, values: jax.Array, name: str) -> Tokens:
 class TubeletVideo(TransformerEncoder):
     """Boxes of a few frames by a few pixels -> a linear map + positions -> Transformer.
 
-    Paper: Arnab et al., ICCV 2021 (ViViT, its joint space-time form). Costs the square of the
-    number of tubelets: short, small clips.
+    ViViT in its joint space-time form.
+
+    Paper: Arnab et al. 2021, arXiv:2103.15691. Costs the square of the number of tubelets, in each
+    layer. Use it: for short, small clips whose motion decides. Not: for long ones.
 
     Attributes:
         preset: size: tiny, small (ViT-S) or base (ViT-B).

@@ -22,8 +22,11 @@ from mtmm_jax.registry import ConfigError
 class MLB(PooledFusion):
     """h = W prod_m relu(U_m x_m).
 
-    Multimodal low-rank bilinear pooling (Kim et al. 2017), with the relu of later code for their
-    tanh. The cheapest bilinear fusion: one matrix a modality.
+    Multimodal low-rank bilinear pooling, with the relu of later code for their tanh.
+
+    Paper: Kim et al. 2017, arXiv:1610.04325. Costs one matrix a modality: the cheapest bilinear
+    fusion. Use it: as the first product to try. Not: where a modality is often absent; sums lose
+    less then.
 
     Attributes:
         width: of the token it gives.
@@ -49,9 +52,11 @@ class MLB(PooledFusion):
 class MFB(PooledFusion):
     """h = W unit(signed_sqrt(z)), z_i = sum of the i-th `factor` entries of prod_m U_m x_m.
 
-    Multimodal factorised bilinear pooling (Yu et al. 2017): each z_i is a bilinear form of rank
-    `factor`, where MLB's have rank 1. Costs `factor` times as much. The root and the norm tame
-    products, whose spread is wide.
+    Multimodal factorised bilinear pooling: each z_i is a bilinear form of rank `factor`, where
+    MLB's have rank 1. The root and the norm tame products, whose spread is wide.
+
+    Paper: Yu et al. 2017, arXiv:1708.01471. Costs `factor` times as much as MLB. Use it: where
+    MLB's rank of 1 is too little. Not: before `mlb` has helped.
 
     Attributes:
         width: of the token it gives.
@@ -81,8 +86,11 @@ class Tucker(PooledFusion):
     """h = W sum_r prod_m A_m[r] u_m, u_m = U_m x_m in R^hidden.
 
     The Tucker decomposition of the full bilinear map, its core a sum of `rank` products for each
-    output, as in MUTAN (Ben-younes et al. 2017). Costs rank hidden^2 a modality. Between MFB (no
-    core: every modality's projection is its own) and `Block` (the core cut into chunks).
+    output, as in MUTAN.
+
+    Paper: Ben-younes et al. 2017, arXiv:1705.06676. Costs rank hidden^2 a modality. Use it: between
+    `mfb` (no core: every modality has its own projection) and `block` (the core cut into chunks).
+    Not: with a large `hidden`.
 
     Attributes:
         width: of the token it gives.
@@ -114,10 +122,12 @@ class Tucker(PooledFusion):
 class Block(PooledFusion):
     """h = W [c_1; ..; c_C], c_i = unit(signed_sqrt(sum_r prod_m A_m[i, r] u_m[i])), u_m = U_m x_m.
 
-    Block-superdiagonal fusion (Ben-younes et al. 2019; there of two modalities): the u_m are cut
-    into C chunks, and only chunks at the same place meet, each in a core of its own of rank
-    `rank`; every chunk is normed by itself. Costs rank hidden^2 / C a modality. The most
-    expressive of the bilinear fusions for its parameters.
+    Block-superdiagonal fusion (in the paper of two modalities): the u_m are cut into C chunks, and
+    only chunks at the same place meet, each in a core of its own of rank `rank`; every chunk is
+    normed by itself.
+
+    Paper: Ben-younes et al. 2019, arXiv:1902.00038. Costs rank hidden^2 / C a modality. Use it: as
+    the most expressive of the bilinear fusions for its parameters. Not: with few rows a class.
 
     Attributes:
         width: of the token it gives.

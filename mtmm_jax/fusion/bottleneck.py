@@ -17,8 +17,11 @@ from mtmm_jax.ranges import Blocks, Decay, Size
 class Bottleneck(nn.Module):
     """y_m = Block_m([x_m; b]);  b <- mean over the present m of b_m.
 
-    A layer costs the sum, not the product, of the modalities' lengths. Gives every modality's
-    tokens and the bottleneck tokens.
+    Gives every modality's tokens and the bottleneck tokens.
+
+    Paper: Nagrani et al. 2021, arXiv:2107.00135. Costs sum_m (N_m + B)^2 a layer, not
+    (sum_m N_m)^2. Use it: for long sequences, such as video with audio. Not: for modalities of one
+    token each.
 
     Attributes:
         width: of the tokens.

@@ -21,11 +21,13 @@ from mtmm_jax.registry import check_fields
 class NonLocalGate(nn.Module):
     """h = softmax(Q K^T) V + Q, with Q from one modality, K and V from all the others.
 
-    The NL-gate of MultiBench (Liang et al. 2021), after non-local networks (Wang et al. 2018): not
-    scaled, one head. Gives the asking modality's tokens, refined; where that modality is absent, a
+    The NL-gate of MultiBench, after non-local networks (Wang et al. 2018, arXiv:1711.07971): not
+    scaled, one head. Gives the query modality's tokens, refined; where that modality is absent, a
     learned query stands in for them as one token, and where the others are absent h = Q. With one
-    modality nobody is asked: h = Q always. The cost is the asking tokens x the other tokens. For
-    one leading modality with others that help it.
+    modality h = Q always.
+
+    Paper: Liang et al. 2021, arXiv:2107.07502. Costs the query tokens x the other tokens. Use it:
+    for one leading modality with others that help it. Not: where any modality may lead.
 
     Attributes:
         width: of the tokens.
@@ -64,14 +66,15 @@ class NonLocalGate(nn.Module):
 class CrossModal(nn.Module):
     """c_ij = Cross(Q = x_i, K = V = x_j);  z_i = Self(x_i + W_i [c_ij]_j);  h = W [mean z_i]_i + b.
 
-    The multimodal Transformer (MulT, Tsai et al. 2019): for each ordered pair of modalities a
-    crossmodal Transformer whose every layer reads the other's first features, for sequences that
-    are not aligned. [..]_j is the concatenation over the others j, [..]_i that over all. Next to
-    it x_i itself is passed on, so that a modality that is alone is just self-attended. What an
-    absent modality would add to either concatenation is zero, and all else is as in the model
-    without it.
+    The multimodal Transformer (MulT): for each ordered pair of modalities a crossmodal Transformer
+    whose every layer reads the other's first features, for sequences that are not aligned. [..]_j
+    is the concatenation over the others j, [..]_i that over all. Next to it x_i itself is passed
+    on, so that a modality that is alone is just self-attended. What an absent modality would add to
+    either concatenation is zero, and all else is as in the model without it.
 
-    M (M - 1) crossmodal Transformers, each at the product of two lengths: for few modalities.
+    Paper: Tsai et al. 2019, arXiv:1906.00295. Costs M (M - 1) crossmodal Transformers, each at the
+    product of two lengths. Use it: for two or three sequences that are not aligned. Not: with many
+    modalities.
 
     Attributes:
         width: of the tokens.

@@ -23,11 +23,13 @@ _LOG_VARIANCE = 15.0  # its largest size: precisions stay in float32's range, an
 class ProductOfExperts(PooledFusion):
     """mu = sum_m mu_m T_m / sum_m T_m, T_m = 1 / var_m, the prior N(0, 1) among them (mu 0, T 1).
 
-    The joint posterior of the MVAE (Wu and Goodman 2018): each modality says what it believes and
-    how surely, channel by channel. An absent one has T = 0, so that every subset is a posterior
-    and the empty one the prior. Gives mu or, in training, a draw mu + sd * noise. Costs two
-    matrices a modality. For many patterns of missing modalities; where modalities only make sense
-    together (a question and its picture), multiply features instead.
+    The joint posterior of the MVAE: each modality says what it believes and how surely, channel by
+    channel. An absent one has T = 0, so that every subset is a posterior and the empty one the
+    prior. Gives mu or, in training, a draw mu + sd * noise.
+
+    Paper: Wu and Goodman 2018, arXiv:1802.05335. Costs two matrices a modality. Use it: for many
+    patterns of missing modalities. Not: where modalities only make sense together (a question and
+    its picture); multiply features instead.
 
     Attributes:
         width: of the token it gives.
@@ -81,11 +83,14 @@ def product_of_normals(means: jax.Array, precisions: jax.Array) -> tuple[jax.Arr
 class MixtureOfExperts(PooledFusion):
     """y = x + sum_e g_e E_e(LN x), e the top k experts: a router sends each x to k of the networks.
 
-    Sparse mixture of experts (Shazeer et al. 2017; Fedus et al. 2022), shared by all modalities as
-    in LIMoE (Mustafa et al. 2022). Routed by modality, x_m = W_m mean(x_m), and the token it gives
-    is the mean of the present y_m; routed by token, every token is an x of its own and the layout
-    stays. See `RoutedExperts` for gates, cost and the auxiliary loss. For many modalities or tasks
-    that one network serves badly.
+    Sparse mixture of experts (Shazeer et al. 2017; Fedus et al. 2022, arXiv:2101.03961), shared by
+    all modalities as in LIMoE (Mustafa et al. 2022). Routed by modality, x_m = W_m mean(x_m), and
+    the token it gives is the mean of the present y_m; routed by token, every token is an x of its
+    own and the layout stays. See `RoutedExperts` for gates, cost and the auxiliary loss.
+
+    Paper: Shazeer et al. 2017, arXiv:1701.06538; Mustafa et al. 2022, arXiv:2206.02770. Costs all E
+    experts on every row, not k (`RoutedExperts`). Use it: for many modalities or tasks that one
+    network serves badly. Not: with few rows; most experts learn nothing.
 
     Attributes:
         width: of the tokens it gives.

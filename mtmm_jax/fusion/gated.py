@@ -17,11 +17,13 @@ from mtmm_jax.ranges import Size
 class Gated(PooledFusion):
     """h = W (sigma(U x) * y): x, the query, opens and shuts the channels of y.
 
-    For two modalities y = V x_2 (Kiela et al. 2018); for more it is the mean of V_m x_m over the
-    present others. An absent factor is 1: without the query y passes as it is, without any other
-    the gate itself is what is left. With one modality y is 1 always: h = W sigma(U x). Costs one
-    matrix a modality. For a modality that says which part of the others matters, such as a
-    question; not where all are equals (`GatedUnit`).
+    For two modalities y = V x_2; for more it is the mean of V_m x_m over the present others. An
+    absent factor is 1: without the query y passes as it is, without any other the gate itself is
+    what is left. With one modality y is 1 always: h = W sigma(U x).
+
+    Paper: Kiela et al. 2018, arXiv:1802.02892. Costs one matrix a modality. Use it: for a modality
+    that says which part of the others matters, such as a question. Not: where all are equals
+    (`gated_unit`).
 
     Attributes:
         width: of the token it gives.
@@ -51,11 +53,13 @@ class Gated(PooledFusion):
 class GatedUnit(PooledFusion):
     """h = sum_m z_m * h_m, h_m = tanh(W_m x_m), z_m = sigma(U_m [x_1; ..; x_M]).
 
-    The gated multimodal unit (Arevalo et al. 2017). With two modalities the gates are z and 1 - z,
-    one set, and where one is absent the other has the gate 1; with more, each has its own and they
-    need not sum to one. Absent modalities are left out of both sums, of h and of what the gates
-    read. Costs M^2 width^2 for the gates. A strong default where every modality may matter, each
-    in its own channels.
+    The gated multimodal unit. With two modalities the gates are z and 1 - z, one set, and where one
+    is absent the other has the gate 1; with more, each has its own and they need not sum to one.
+    Absent modalities are left out of both sums, of h and of what the gates read.
+
+    Paper: Arevalo et al. 2017, arXiv:1702.01992. Costs M^2 width^2 for the gates. Use it: as a
+    strong default where every modality may matter, each in channels of its own. Not: with dozens of
+    modalities.
 
     Attributes:
         width: of the token it gives.
@@ -90,11 +94,13 @@ class GatedUnit(PooledFusion):
 class FiLM(PooledFusion):
     """h = W (gamma * y + beta), (gamma, beta) = split(U x): x, the query, scales and shifts y.
 
-    Feature-wise linear modulation (Perez et al. 2018). For two modalities y = V x_2; for more it
-    is the mean of V_m x_m over the present others. gamma starts around 1. Without the query gamma
-    is 1 and beta 0; without any other y is 1, as an absent factor is. With one modality y is 1
-    always: h = W (gamma + beta), a linear map. Costs one matrix a modality, two for the query. As
-    `Gated`, where the query may also add, or turn a sign.
+    Feature-wise linear modulation. For two modalities y = V x_2; for more it is the mean of V_m x_m
+    over the present others. gamma starts around 1. Without the query gamma is 1 and beta 0; without
+    any other y is 1, as an absent factor is. With one modality y is 1 always: h = W (gamma + beta),
+    a linear map.
+
+    Paper: Perez et al. 2018, arXiv:1709.07871. Costs one matrix a modality, two for the query. Use
+    it: as `gated`, where the query may also add, or turn a sign. Not: without a leading modality.
 
     Attributes:
         width: of the token it gives.

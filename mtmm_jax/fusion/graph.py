@@ -78,10 +78,12 @@ def _graph(
 class GraphConvolution(nn.Module):
     """H <- relu(S H W), S = D^-1/2 (A + I) D^-1/2;  h = combine(mean H, x).
 
-    Graph convolution (GCN, Kipf and Welling 2017); the last layer is linear. D counts only the
-    nodes that a sample has. The result joins the original pooled features (`WithOriginals`). With
-    all pairs linked, S averages all nodes alike: name the `edges` where it is known who has to do
-    with whom, or take `GraphAttention`. The cost is nodes^2 a layer.
+    Graph convolution (GCN); the last layer is linear. D counts only the nodes that a sample has.
+    The result joins the original pooled features (`WithOriginals`).
+
+    Paper: Kipf and Welling 2017, arXiv:1609.02907. Costs nodes^2 a layer. Use it: where it is known
+    which modalities have to do with which, and `edges` says so. Not: with all pairs linked: S
+    averages all nodes alike (`gat`).
 
     Attributes:
         width: of the nodes and the token that it gives.
@@ -163,9 +165,13 @@ class AttentionLayer(nn.Module):
 class GraphAttention(nn.Module):
     """H <- ELU(GAT(H)), as in `AttentionLayer`;  h = combine(mean H, x).
 
-    Graph attention (GAT, Velickovic et al. 2018): neighbours are weighed by what they and the node
-    say. The heads of the last layer are averaged, and it is linear. Nodes, edges and the join with
-    the originals are those of `GraphConvolution`; the cost is heads x nodes^2 a layer.
+    Graph attention (GAT): neighbours are weighed by what they and the node say. The heads of the
+    last layer are averaged, and it is linear. Nodes, edges and the join with the originals are
+    those of `GraphConvolution`.
+
+    Paper: Velickovic et al. 2018, arXiv:1710.10903. Costs heads x nodes^2 a layer. Use it: where
+    the weights between modalities should be learned, sample by sample. Not: with two modalities of
+    one token each; `gated_unit` says as much.
 
     Attributes:
         heads: of each layer.
@@ -207,18 +213,21 @@ class GraphAttention(nn.Module):
 class PopulationGraph(nn.Module):
     """A_ij = exp((cos(x_i, x_j) - 1) / temperature) among nearest neighbours;  H <- relu(S H W).
 
-    The samples of the batch are the nodes (Parisot et al. 2017), each linked with the samples whose
-    pooled features are among its `neighbours` most similar, and with those that it is so near to;
-    S as in `GraphConvolution`, h joins the original pooled features. On several devices the graph
-    is over the rows of all of them.
+    The samples of the batch are the nodes, each linked with the samples whose pooled features are
+    among its `neighbours` most similar, and with those that it is so near to; S as in
+    `GraphConvolution`, h joins the original pooled features. On several devices the graph is over
+    the rows of all of them.
 
     It MIXES ROWS, and only in training: in evaluation each sample is a graph of its own, S = 1, so
-    that test rows see neither each other nor the training rows. There is no population then, and
-    no adjacency to draw: it is handed over in training only. That costs: features that were
-    averages over neighbours in training are single samples' in evaluation, a shift that only
-    regularises where classes are tight clusters; what a sample gets in training depends on who else
-    is in its batch; and the loss does not add over microbatches, in which there are fewer
-    neighbours. The cost is batch^2 x width a layer, repeated on each device.
+    that test rows see neither each other nor the training rows. There is no population then, and no
+    adjacency to draw: it is handed over in training only. That costs: features that were averages
+    over neighbours in training are single samples' in evaluation, a shift that only regularises
+    where classes are tight clusters; what a sample gets in training depends on who else is in its
+    batch; and the loss does not add over microbatches, in which there are fewer neighbours.
+
+    Paper: Parisot et al. 2017, arXiv:1703.03020. Costs batch^2 x width a layer, repeated on each
+    device. Use it: where classes are tight clusters and a batch is a fair sample of them. Not:
+    otherwise, nor with microbatches: rows mix in training and not in evaluation.
 
     Attributes:
         width: of the nodes and the token that it gives.

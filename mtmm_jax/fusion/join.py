@@ -18,7 +18,10 @@ class Join(nn.Module):
     """[W_1 x_1 + e_1; ..; W_M x_M + e_M]: tokens of a common width, side by side.
 
     e_m is a learned embedding of the modality; positions are added as sinusoids where they are
-    known. Nothing meets here: put a trunk behind it (stage early), or a head that attends.
+    known. Nothing meets here.
+
+    Costs one matrix and one vector a modality. Use it: with the stage early, or with a head that
+    attends. Not: with a head that pools; nothing meets then.
 
     Attributes:
         width: of the tokens.

@@ -20,9 +20,11 @@ class PerceiverFusion(nn.Module):
     """z <- Cross(z over [x_1; ..; x_M]), then z <- Block(z) `layers` times; all of it `iterations`
     times. Gives LN(z), the latents as tokens.
 
-    The Perceiver (Jaegle et al. 2021). An iteration costs latents x tokens and layers x latents^2,
-    so that long inputs and many modalities are cheap; what does not fit into the latents is lost.
     All iterations after the first share their parameters, as in the paper.
+
+    Paper: Jaegle et al. 2021, arXiv:2103.03206. Costs latents x tokens an iteration, and layers x
+    latents^2. Use it: for long inputs and many modalities. Not: for short ones; what does not fit
+    into the latents is lost.
 
     Attributes:
         width: of the latents.
@@ -74,8 +76,11 @@ class PerceiverFusion(nn.Module):
 class PerceiverIO(nn.Module):
     """z = Perceiver(x_1 .. x_M);  h = LN(Cross(q over z)): output queries decode from the latents.
 
-    Perceiver IO (Jaegle et al. 2022): as many output tokens as there are queries q, which are
-    learned, whatever the number of latents. Costs queries x latents on top of the Perceiver.
+    As many output tokens as there are queries q, which are learned, whatever the number of latents.
+
+    Paper: Jaegle et al. 2022, arXiv:2107.14795. Costs queries x latents on top of the Perceiver.
+    Use it: as `perceiver`, with a fixed number of output tokens. Not: where a head reads one
+    vector.
 
     Attributes:
         queries: how many tokens it gives.

@@ -83,6 +83,10 @@ def query_first(names: Iterable[str], query: str | None) -> list[str]:
 class Concat(PooledFusion):
     """h = W [mean(x_1); ..; mean(x_M)], with a learned stand-in for the mean of an absent modality.
 
+    Costs one matrix a modality, (sum of the D_m) x width. Use it: as the baseline to beat, with
+    complete rows. Not: where any subset of many modalities may be absent, as a stand-in is learned
+    for each.
+
     Attributes:
         width: of the token it gives.
         hidden: of an optional hidden layer before it; 0 for none.
@@ -113,8 +117,9 @@ class Concat(PooledFusion):
 class Mean(PooledFusion):
     """h = the mean over the present m of W_m mean(x_m).
 
-    Nothing to learn beyond the W_m, a cost linear in M: the baseline that a weighing, gating or
-    multiplying fusion has to beat.
+    Costs one matrix a modality. Use it: where any subset may be present, and as the baseline that a
+    weighing, gating or multiplying fusion has to beat. Not: where only two modalities together show
+    the answer.
 
     Attributes:
         width: of the token it gives.
@@ -139,6 +144,9 @@ class Mean(PooledFusion):
 
 class Weighted(PooledFusion):
     """h = sum_m a_m W_m mean(x_m), a = softmax over the present modalities, or fixed.
+
+    Costs one matrix and one number a modality. Use it: to read off, or to fix, how much each
+    modality counts. Not: where the weights should depend on the sample (`gated_unit`).
 
     Attributes:
         width: of the token it gives.

@@ -25,10 +25,13 @@ _init = nn.initializers
 class TensorFusion(PooledFusion):
     """h = W vec([1; u_1] outer .. outer [1; u_M]), u_m = R_m x_m.
 
-    The tensor fusion network (Zadeh et al. 2017), on features that are first reduced: the tensor,
-    and W, grow as (reduced + 1)^M, at 16 to 83 521 numbers for the four modalities that are
-    allowed. An absent modality is [1; 0]. For two or three modalities whose interactions are the
-    point; with more, or little data, `LowRankTensor`.
+    The tensor fusion network, on features that are first reduced: the tensor, and W, grow as
+    (reduced + 1)^M, at 16 to 83 521 numbers for the four modalities that are allowed. An absent
+    modality is [1; 0].
+
+    Paper: Zadeh et al. 2017, arXiv:1707.07250. Costs (reduced + 1)^M numbers a row, and as many
+    times the width for W. Use it: for two or three modalities whose interactions are the point.
+    Not: with more, or with little data (`low_rank`).
 
     Attributes:
         width: of the token it gives.
@@ -58,9 +61,12 @@ class TensorFusion(PooledFusion):
 class LowRankTensor(PooledFusion):
     """h = sum_r w_r prod_m ([1; x_m] F_m[r]) + b, with F_m in R^{rank x (D_m + 1) x width}.
 
-    Low-rank multimodal fusion (Liu et al. 2018): `TensorFusion` whose W is a sum of `rank` outer
-    products, so that the tensor is never made and the cost is linear in M. An absent modality is
-    [1; 0]. For interactions of many modalities.
+    Low-rank multimodal fusion: `TensorFusion` whose W is a sum of `rank` outer products, and the
+    tensor is never made. An absent modality is [1; 0].
+
+    Paper: Liu et al. 2018, arXiv:1806.00064. Costs rank matrices a modality, linear in M. Use it:
+    for interactions of many modalities. Not: where one of them alone decides; products of weak
+    inputs only add noise.
 
     Attributes:
         width: of the token it gives.
@@ -99,7 +105,7 @@ REDUCED = {3: 16, 4: 8}  # 16^3 = 8^4
 class Multiplicative(PooledFusion):
     """y = x_2^T (x_1 W + V) + x_1 U + b: x_1 makes the matrix that x_2 is multiplied by.
 
-    Multiplicative interactions (Jayakumar et al. 2020), in three forms:
+    Multiplicative interactions, in three forms:
 
         matrix     y = x_2^T (x_1 W + V) + x_1 U + b                   W in R^{D_1 x D_2 x width}
         vector     y = (x_1 W + V) * P x_2 + x_1 U + b                 W in R^{D_1 x width}
@@ -107,9 +113,11 @@ class Multiplicative(PooledFusion):
 
     Written out, matrix and three_way are the sum of the linear maps of all products of x's; so it
     is with four modalities, and with one: y = x_1 U + b. An absent x is 0 and the constants stay:
-    what is left is the same form of the others. The cost is that of W: the product of all the D_m
-    and the width but in the vector form, so that three and four are reduced first. For conditioning
-    of one input on another.
+    what is left is the same form of the others.
+
+    Paper: Jayakumar et al., ICLR 2020. Costs W: the product of all the D_m and the width but in the
+    vector form, so that three and four are reduced first. Use it: for conditioning one input on
+    another. Not: with wide features in the matrix form; take `form` vector.
 
     Attributes:
         width: of the token it gives.

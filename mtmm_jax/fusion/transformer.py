@@ -86,10 +86,12 @@ class WithOriginals(nn.Module):
 class FusionTransformer(nn.Module):
     """x = [cls; x_1; ..; x_M];  x <- Block(x), `layers` times;  gives LN(x)_cls.
 
-    The fusion of AutoGluon (Shi et al. 2021; Tang et al. 2024): project to one width, add a class
-    token, three blocks of eight heads. The strong plain baseline: any modality may look at any
-    other in each layer. The cost is the square of all tokens together; where they are many,
-    `Bottleneck` and `PerceiverFusion` cost less.
+    The fusion of AutoGluon (Shi et al. 2021, arXiv:2111.02705; Tang et al. 2024): project to one
+    width, add a class token, three blocks of eight heads.
+
+    Paper: Tang et al. 2024, arXiv:2404.16233. Costs the square of all tokens together, in each
+    layer. Use it: as the strong plain baseline: any modality may look at any other in each layer.
+    Not: where tokens are many; `bottleneck` and `perceiver` cost less.
 
     Attributes:
         width: of the tokens.
@@ -123,7 +125,11 @@ class FusionTransformer(nn.Module):
 
 
 class FusionTransformerTokens(FusionTransformer):
-    """`FusionTransformer` that gives all its tokens, [cls; x_1; ..; x_M], for heads with a grid."""
+    """`FusionTransformer` that gives all its tokens, [cls; x_1; ..; x_M], for heads with a grid.
+
+    Paper: Tang et al. 2024, arXiv:2404.16233. Costs as `transformer`. Use it: where a head needs a
+    modality's grid after fusion. Not: for heads that read one vector.
+    """
 
     keeps_layout: ClassVar[bool] = True
 
@@ -131,10 +137,14 @@ class FusionTransformerTokens(FusionTransformer):
 class EncoderDecoder(nn.Module):
     """e = Encoder([x_1; ..; x_M]);  q = Decoder(q over e);  h = combine([q_1; ..; q_Q], x).
 
-    The Transformer of Vaswani et al. 2017 with learned queries in the decoder (Carion et al. 2020):
-    each query asks all modalities for one thing, and their answers are joined with the original
-    pooled features (`WithOriginals`), so that what the decoder lets go is not lost. The encoder
-    costs the square of all tokens, the decoder queries x tokens.
+    A Transformer with learned queries in the decoder: each query asks all modalities for one thing,
+    and their answers are joined with the original pooled features (`WithOriginals`), so that what
+    the decoder lets go is not lost.
+
+    Paper: Vaswani et al. 2017, arXiv:1706.03762; Carion et al. 2020, arXiv:2005.12872. Costs the
+    square of all tokens in the encoder, queries x tokens in the decoder. Use it: where a fixed
+    number of questions is put to all modalities. Not: with few rows; `transformer` has half the
+    layers.
 
     Attributes:
         width: of the tokens.

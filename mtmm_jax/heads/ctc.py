@@ -17,6 +17,10 @@ from mtmm_jax.registry import ConfigError
 class CTC(nn.Module):
     """Logits `[B, T, size]` of the tokens in time, and which of them are there.
 
+    Paper: Graves et al. 2006. Costs one matrix, width x size, a token in time. Use it: where the
+    text follows the recording from left to right, with fewer symbols than tokens. Not: for
+    translation (`decoder`).
+
     Attributes:
         size: symbols, the blank (0) among them.
         length: the longest label; there must be at least as many tokens.

@@ -17,6 +17,10 @@ class Pixels(nn.Module):
 
     What the encoder forgot of edges finer than its cells cannot come back: choose a small stride.
 
+    Paper: Long et al. 2015, arXiv:1411.4038. Costs `size` numbers a pixel, and one convolution a
+    doubling of the grid. Use it: for a class or a number at each pixel. Not: behind an encoder of a
+    coarse stride.
+
     Attributes:
         size: numbers for each pixel.
         shape: of the picture that it predicts, (H, W).

@@ -19,10 +19,14 @@ _PRIOR_LOGIT = -3.5
 
 
 class Centres(nn.Module):
-    """A class map and a box for every cell of an image's grid (Zhou et al. 2019).
+    """A class map and a box for every cell of an image's grid.
 
     Gives `{"heat": [B, h, w, classes] logits, "box": [B, h, w, 4]}`; a box is the centre's offset
     from the cell's middle (y, x) and the logarithms of height and width, all in cells.
+
+    Paper: Zhou et al. 2019, arXiv:1904.07850. Costs classes + 4 numbers a cell. Use it: as the
+    default for boxes; it learns from a few thousand pictures. Not: where centres fall into one
+    cell.
 
     Attributes:
         size: the number of classes.
@@ -54,10 +58,14 @@ class Centres(nn.Module):
 
 
 class Queries(nn.Module):
-    """Learned queries that look at all tokens, each a guess or none (DETR, Carion et al. 2020).
+    """Learned queries that look at all tokens, each a guess or none (DETR).
 
     Gives `{"logits": [B, queries, classes + 1], "box": [B, queries, 4]}`; the last class is "none",
     a box is centre (y, x), height and width in 0..1.
+
+    Paper: Carion et al. 2020, arXiv:2005.12872. Costs queries x tokens a layer, and a matching of
+    queries x boxes in the loss. Use it: where boxes overlap, with much data. Not: with a few
+    thousand pictures.
 
     Attributes:
         size: the number of classes.

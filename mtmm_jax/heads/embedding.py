@@ -18,8 +18,12 @@ from mtmm_jax.registry import ConfigError, choose
 class Embedding(nn.Module):
     """z_m = W_m pool(x_m) / ||.||, and the logarithm of the temperature that losses scale with.
 
-    A locked modality has nothing to learn here, z_m = pool(x_m) / ||.||: the others come to where
-    a pretrained encoder has put it (Zhai et al. 2022).
+    A locked modality has nothing to learn here, z_m = pool(x_m) / ||.||: the others come to where a
+    pretrained encoder has put it.
+
+    Paper: Radford et al. 2021, arXiv:2103.00020; Zhai et al. 2022, arXiv:2111.07991. Costs one
+    matrix a modality, and the batch squared in the loss. Use it: for retrieval and for classes by
+    their names. Not: with batches of a few rows.
 
     Attributes:
         size: of the common space.

@@ -21,7 +21,7 @@ LONGEST = 4.0  # log of the most frames that a token is given
 
 
 class Mel(nn.Module):
-    """Not autoregressive (FastSpeech, Ren et al. 2019; durations found as in Glow-TTS, 2020).
+    """A mel spectrogram from a text, not autoregressive: FastSpeech with the durations of Glow-TTS.
 
     A frame starts as the features of its token, the speaker, and the place in the token; residual
     convolutions over time draw the sound. Its prediction is what the default speaker would say:
@@ -30,6 +30,10 @@ class Mel(nn.Module):
 
     The methods serve the loss, by way of `method` (a `BoundModule`). Tokens come before their
     padding, as encoders of text give them.
+
+    Paper: Ren et al. 2019, arXiv:1905.09263; Kim et al. 2020, arXiv:2005.11129. Costs `kernel` D^2
+    a frame and layer, all frames at once. Use it: for speech from text. Not: for sounds without a
+    text.
 
     Attributes:
         size: frequency bands.

@@ -19,6 +19,9 @@ _LEAST = 1e-2  # between two thresholds: each class keeps a chance
 class Cumulative(nn.Module):
     """`[B, size - 1]`: the log odds f - b_k of being above class k, b_1 < b_2 < ...
 
+    Paper: McCullagh 1980. Costs one matrix, width x 1, and size - 1 thresholds. Use it: for classes
+    in order. Not: for classes without one.
+
     Attributes:
         size: the number of classes.
         start: where the thresholds are at first; evenly spaced by default. Given by the task.

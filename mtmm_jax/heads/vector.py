@@ -33,6 +33,9 @@ class Pool(nn.Module):
 class Vector(nn.Module):
     """`[B, size]` from the pooled tokens of everything that the task reads.
 
+    Costs one matrix, width x size. Use it: for classes, labels, numbers. Not: where the answer has
+    places or an order.
+
     Attributes:
         size: of the vector.
         hidden: of a hidden layer; 0 for none.

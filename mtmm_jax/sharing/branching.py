@@ -22,8 +22,8 @@ class Branching(nn.Module):
     Every layer has `branches` nodes; each node, and at the end each task, draws its one parent
     among the nodes before it. In training the draw is relaxed, with Gumbel noise G and the
     temperature T; otherwise each takes its likeliest parent, and the slope is that of the softmax
-    without noise (straight through). What the likeliest parents leave is a tree: tasks share as
-    far as they have ancestors in common (Guo, Lee, Ulbricht 2020).
+    without noise (straight through). What the likeliest parents leave is a tree: tasks share as far
+    as they have ancestors in common.
 
     One tree is drawn for the whole batch, the same for all tasks and on all devices. The paper
     cools T while it trains: anneal by training in stages, each from the checkpoint before, with a
@@ -31,8 +31,9 @@ class Branching(nn.Module):
 
     Output k reads copies[k] only.
 
-    Costs layers * branches Dense layers. Use it: with many tasks, to find which belong together.
-    Not: with two; there `CrossStitch` or `CGC` say as much.
+    Paper: Guo et al. 2020, arXiv:2006.01895. Costs layers * branches Dense layers. Use it: with
+    many tasks, to find which belong together. Not: with two; there `CrossStitch` or `CGC` say as
+    much.
 
     Attributes:
         layers: of the network.

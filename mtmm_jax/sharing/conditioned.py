@@ -20,11 +20,11 @@ class FiLM(nn.Module):
     """x <- x + GELU((1 + gamma_kl) * (W_l x) + beta_kl), [gamma_kl; beta_kl] = G_l e_k.
 
     Shared residual layers whose features are scaled and shifted by what a learned embedding e_k of
-    the task says: feature-wise linear modulation (Perez, Strub, de Vries, Dumoulin, Courville
-    2018), with the task in the place of the question.
+    the task says: feature-wise linear modulation, with the task in the place of the question.
 
-    Costs one shared network and an embedding a task: the cheapest in parameters. Use it: for many
-    tasks, above all ones that come and go. Not: for few that conflict.
+    Paper: Perez et al. 2018, arXiv:1709.07871. Costs one shared network and an embedding a task:
+    the cheapest in parameters. Use it: for many tasks, above all ones that come and go. Not: for
+    few that conflict.
 
     Attributes:
         layers: of the network.
@@ -73,12 +73,12 @@ class FiLM(nn.Module):
 class Adapter(nn.Module):
     """z_k = h + U_k GELU(V_k LN_k(h)), with U_k = 0 at the start: a residual bottleneck a task.
 
-    What a task wants of its own stays in its adapter and out of the shared features (Rebuffi,
-    Bilen, Vedaldi 2017; in this form Houlsby et al. 2019). It starts as `Hard`.
+    What a task wants of its own stays in its adapter and out of the shared features (Rebuffi et al.
+    2017, arXiv:1705.08045). It starts as `Hard`.
 
-    Costs 2 D `size` a task and token. Use it: to add tasks to a trunk that is trained or frozen;
-    with `isolated`, without disturbing what the other tasks have made of it. Not: where tasks need
-    another computation, not a correction.
+    Paper: Houlsby et al. 2019, arXiv:1902.00751. Costs 2 D `size` a task and token. Use it: to add
+    tasks to a trunk that is trained or frozen; with `isolated`, without disturbing what the other
+    tasks have made of it. Not: where tasks need another computation, not a correction.
 
     Attributes:
         size: of the bottleneck.

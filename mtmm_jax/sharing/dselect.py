@@ -38,14 +38,15 @@ class DSelect(nn.Module):
 
     r is `select`: the number of an expert is written in m = log2(E) bits, each a smooth step of a
     learned code c, so that once the codes leave -gamma / 2 .. gamma / 2 a selector is exactly one
-    expert, and at most k experts count, while every step on the way there can be differentiated.
-    a and c are linear in mean(h), or learned numbers of the task. The entropy of the selectors,
-    `entropy` times its mean over the samples, is added to the loss, which drives them to one
-    expert each (Hazimeh, Zhao, Chowdhery et al. 2021). The paper has a further term that keeps
-    codes away from numbers without expert; with E a power of two there are none.
+    expert, and at most k experts count, while every step on the way there can be differentiated. a
+    and c are linear in mean(h), or learned numbers of the task. The entropy of the selectors,
+    `entropy` times its mean over the samples, is added to the loss, which drives them to one expert
+    each. The paper has a further term that keeps codes away from numbers without expert; with E a
+    power of two there are none.
 
-    Costs as `MMoE`: all experts are computed while the choice is soft. Use it: for many experts of
-    which each task should use few, and to read off which. Not: with few experts; `MMoE` is simpler.
+    Paper: Hazimeh et al. 2021, arXiv:2106.03760. Costs as `MMoE`: all experts are computed while
+    the choice is soft. Use it: for many experts of which each task should use few, and to read off
+    which. Not: with few experts; `MMoE` is simpler.
 
     Attributes:
         experts: E, a power of two.

@@ -19,11 +19,11 @@ class MMoE(nn.Module):
     """z_k = sum_e g_k(h)_e f_e(h), g_k(h) = softmax(W_k mean(h)).
 
     Experts f_e = Dense -> GELU -> Dense work token by token; the gate of a task is one for all
-    tokens of a sample (Ma, Zhao, Yi, Chen, Hong, Chi 2018).
+    tokens of a sample.
 
-    Costs E experts, which every task's loss is taken back through. Use it: for tasks that are
-    related to an unknown degree. Not: where one task is so strong that all experts become its
-    own; `CGC` keeps some for each.
+    Paper: Ma et al. 2018. Costs E experts, which every task's loss is taken back through. Use it:
+    for tasks that are related to an unknown degree. Not: where one task is so strong that all
+    experts become its own; `CGC` keeps some for each.
 
     Attributes:
         experts: E.
@@ -61,11 +61,11 @@ class MMoE(nn.Module):
 class CGC(nn.Module):
     """z_k = sum_e g_k(h)_e f_e(h) over the shared experts and task k's own; no others.
 
-    Customised gate control (Tang, Liu, Zhao, Gong 2020): g_k(h) = softmax(W_k mean(h)), as in
-    `MMoE`, but what one task does to its own experts cannot hurt another.
+    Customised gate control: g_k(h) = softmax(W_k mean(h)), as in `MMoE`, but what one task does to
+    its own experts cannot hurt another.
 
-    Costs K own + shared experts. Use it: where `MMoE` lifts one task at another's expense. Not:
-    with many tasks of little data each, whose own experts learn nothing.
+    Paper: Tang et al. 2020. Costs K own + shared experts. Use it: where `MMoE` lifts one task at
+    another's expense. Not: with many tasks of little data each, whose own experts learn nothing.
 
     Attributes:
         own, shared: how many experts each task has, and all have in common.
@@ -92,18 +92,19 @@ class CGC(nn.Module):
 
 
 class PLE(nn.Module):
-    """Level l: x_k <- sum_e g_kl(x_k)_e [f_kl(x_k); f_sl(x_s)]_e for each task, and
-    x_s <- sum_e g_sl(x_s)_e [f_1l(x_1); ..; f_Kl(x_K); f_sl(x_s)]_e for what is shared.
+    """Level l: x_k <- sum_e g_kl(x_k)_e [f_kl(x_k); f_sl(x_s)]_e for each task, and x_s <- sum_e
+    g_sl(x_s)_e [f_1l(x_1); ..; f_Kl(x_K); f_sl(x_s)]_e for what is shared.
 
-    Progressive layered extraction: `CGC` stacked, with a shared path whose gate sees the experts
-    of all tasks; z_k is x_k of the last level, where the shared path ends (Tang, Liu, Zhao, Gong
-    2020). Gates read the mean of their own path.
+    Progressive layered extraction: `CGC` stacked, with a shared path whose gate sees the experts of
+    all tasks; z_k is x_k of the last level, where the shared path ends. Gates read the mean of
+    their own path.
 
     Output k reads copies[k] only, through all paths; copies[j] does not reach it, the experts of
     task j below the last level do.
 
-    Costs `levels` times K own + shared experts, K-fold below the last level in the backward pass.
-    Use it: with a few tasks that conflict, and the data to fill it. Not: before `CGC` has helped.
+    Paper: Tang et al. 2020. Costs `levels` times K own + shared experts, K-fold below the last
+    level in the backward pass. Use it: with a few tasks that conflict, and the data to fill it.
+    Not: before `CGC` has helped.
 
     Attributes:
         levels: how many times features are extracted.

@@ -13,7 +13,8 @@ from mtmm_jax.batch import Tokens
 class Hard(nn.Module):
     """z_k = h for every task k.
 
-    Free. Use it: first, and as what every other sharing is compared with.
+    Paper: Caruana 1997. Costs nothing. Use it: first, and as the baseline of every other sharing.
+    Not: where tasks conflict.
     """
 
     tasks: tuple[str, ...]

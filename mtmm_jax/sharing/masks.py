@@ -16,17 +16,17 @@ from mtmm_jax.sharing.parts import WHERE, form, select_tasks
 
 
 class MTAN(nn.Module):
-    """In layer l: u = GELU(U_l p), p <- GELU(P_l u); m_k = sigmoid(g_kl([u; e_l(x_k)])),
-    x_k <- m_k * p; z_k is the last x_k.
+    """In layer l: u = GELU(U_l p), p <- GELU(P_l u); m_k = sigmoid(g_kl([u; e_l(x_k)])), x_k <- m_k
+    * p; z_k is the last x_k.
 
-    A shared network, and for each task a mask over every layer's features that is computed from
-    the layer's first half u and from what the task kept of the layer before, carried over by the
-    shared e_l (there is none in the first layer) (Liu, Johns, Davison 2019). All of it works token
-    by token, where the paper has convolutions, ReLU and batch normalisation.
+    A shared network, and for each task a mask over every layer's features that is computed from the
+    layer's first half u and from what the task kept of the layer before, carried over by the shared
+    e_l (there is none in the first layer). All of it works token by token, where the paper has
+    convolutions, ReLU and batch normalisation.
 
-    Costs the shared layers, and up to 3 D^2 a task, layer and token. Use it: for dense tasks on
-    one image, where each wants other places and channels. Not: with pooled features and many
-    tasks; `TaskGates` is cheaper there.
+    Paper: Liu et al. 2019, arXiv:1803.10704. Costs the shared layers, and up to 3 D^2 a task, layer
+    and token. Use it: for dense tasks on one image, where each wants other places and channels.
+    Not: with pooled features and many tasks; `TaskGates` is cheaper there.
 
     Attributes:
         layers: of the shared network, each with masks.
@@ -77,12 +77,13 @@ class TaskGates(nn.Module):
     """z_k = sigmoid(U_k GELU(V_k mean(h))) * h: each task gates the channels of shared features.
 
     The mean is over the unmasked tokens, so that a gate sees the whole sample and opens a channel
-    for all of its tokens: squeeze-and-excitation (Hu, Shen, Sun 2018), a gate for each task as in
-    attentive single-tasking (Maninis, Radosavovic, Kokkinos 2019).
+    for all of its tokens: squeeze-and-excitation, a gate for each task as in attentive
+    single-tasking.
 
-    Costs 2 D^2 / reduction a task and sample, nothing a token. Use it: for many tasks over one
-    trunk that use different parts of it. Not: where tasks need features that the trunk lacks; a
-    gate only takes away.
+    Paper: Hu et al. 2018, arXiv:1709.01507; Maninis et al. 2019, arXiv:1904.08918. Costs 2 D^2 /
+    reduction a task and sample, nothing a token. Use it: for many tasks over one trunk that use
+    different parts of it. Not: where tasks need features that the trunk lacks; a gate only takes
+    away.
 
     Attributes:
         reduction: how many times narrower the hidden layer is than the tokens.

@@ -18,12 +18,12 @@ class SharedMiddle(nn.Module):
     """z_k = W_k^out m(GELU(W_k^in h)), with one network m of Dense -> GELU layers for all tasks.
 
     Every task translates into and out of a common language: the inputs may be of different widths,
-    and an output has the width of its input. The shared hidden layers of Caruana (1997), with
-    several inputs as well as several outputs.
+    and an output has the width of its input. The shared hidden layers of Caruana, with several
+    inputs as well as several outputs.
 
-    Costs 2 D H a task, and `layers` H^2 for each task's pass over the middle. Use it: when tasks
-    need the same computation over differently arranged features. Not: where tasks compete for
-    room, as the middle is a bottleneck for all.
+    Paper: Caruana 1997. Costs 2 D H a task, and `layers` H^2 for each task's pass over the middle.
+    Use it: when tasks need the same computation over differently arranged features. Not: where
+    tasks compete for room, as the middle is a bottleneck for all.
 
     Attributes:
         hidden: H, the width of the middle; 0 for that of the widest input.

@@ -41,14 +41,14 @@ class CrossStitch(nn.Module):
 
     A tower for each task and a matrix A for each layer, which starts at `own` on the diagonal and
     (1 - own) / (K - 1) next to it; its rows are normalised over the tasks that are there, so that
-    stitching does not change the features' scale, and may learn negative entries (Misra,
-    Shrivastava, Gupta, Hebert 2016).
+    stitching does not change the features' scale, and may learn negative entries.
 
     Output k reads copies[k] only, through all towers; copies[j] does not reach it, tower j's
     parameters do.
 
-    Costs K towers, and K^2 of them in the backward pass. Use it: when it is not known which layers
-    should be shared, with a handful of tasks. Not: with dozens.
+    Paper: Misra et al. 2016, arXiv:1604.03539. Costs K towers, and K^2 of them in the backward
+    pass. Use it: when it is not known which layers should be shared, with a handful of tasks. Not:
+    with dozens.
 
     Attributes:
         layers: of the towers, each with a stitch behind it.
@@ -99,22 +99,21 @@ class CrossStitch(nn.Module):
 
 
 class Sluice(nn.Module):
-    """In layer l: g_k = GELU(W_kl x_k) in S parts, x_ks <- sum_jt alpha_l[ks, jt] g_jt; then
-    z_k = sum_l beta_kl x_k^l. Added to the loss: lambda sum_kl sum_(s<t) |W_kls^T W_klt|_F^2.
+    """In layer l: g_k = GELU(W_kl x_k) in S parts, x_ks <- sum_jt alpha_l[ks, jt] g_jt; then z_k =
+    sum_l beta_kl x_k^l. Added to the loss: lambda sum_kl sum_(s<t) |W_kls^T W_klt|_F^2.
 
-    Each tower's features are S subspaces; the alphas say which subspace of which task enters
-    which, the betas which layers a task's output is read from, and the penalty keeps a layer's
-    subspaces apart, so that one may be shared and another private (Ruder, Bingel, Augenstein,
-    Sogaard 2019). Here the subspaces are blocks of a layer's output columns, and it is these
-    blocks of the kernel that are held orthogonal. The alphas start near identity over the tasks
-    and at identity over the subspaces, the betas at 1 / layers.
+    Each tower's features are S subspaces; the alphas say which subspace of which task enters which,
+    the betas which layers a task's output is read from, and the penalty keeps a layer's subspaces
+    apart, so that one may be shared and another private. Here the subspaces are blocks of a layer's
+    output columns, and it is these blocks of the kernel that are held orthogonal. The alphas start
+    near identity over the tasks and at identity over the subspaces, the betas at 1 / layers.
 
     Output k reads copies[k] only, through all towers; copies[j] does not reach it, tower j's
     parameters do.
 
-    Costs as `CrossStitch`, and D^3 / 2 for the penalty of each layer, once a batch. Use it: instead
-    of `CrossStitch` where what to share differs within a layer and by depth, and there is data to
-    learn (K S)^2 numbers a layer.
+    Paper: Ruder et al. 2019, arXiv:1705.08142. Costs as `CrossStitch`, and D^3 / 2 for the penalty
+    of each layer, once a batch. Use it: instead of `CrossStitch` where what to share differs within
+    a layer and by depth, and there is data to learn (K S)^2 numbers a layer.
 
     Attributes:
         layers: of the towers.

@@ -20,15 +20,15 @@ class TaskAttention(nn.Module):
     """g = sum_k a_k f_k, f_k = GELU(W_k h), a = softmax_k(v . tanh(V mean(f_k))); z_k = g for all.
 
     A small network, one for all tasks, reads each task's features, and the features weighted by
-    what it says are one global feature, which all heads read: additive attention (Bahdanau, Cho,
-    Bengio 2015) over tasks. The weights belong to a sample; tasks that are not there have none.
+    what it says are one global feature, which all heads read: additive attention over tasks. The
+    weights belong to a sample; tasks that are not there have none.
 
     Output k reads copies[k] only, through all the tasks' layers; copies[j] does not reach it, the
     layer of task j does.
 
-    Costs K D^2, K-fold in the backward pass. Use it: when tasks help each other and it should be
-    seen how much in a sample; the weights are among the intermediates. Not: for tasks that
-    conflict, as all heads read the same.
+    Paper: Bahdanau et al. 2015, arXiv:1409.0473. Costs K D^2, K-fold in the backward pass. Use it:
+    when tasks help each other and it should be seen how much in a sample; the weights are among the
+    intermediates. Not: for tasks that conflict, as all heads read the same.
 
     Attributes:
         hidden: of the small network.
@@ -74,14 +74,15 @@ class TaskQueries(nn.Module):
     """z_k = y + FF(LN y), y = q_k + Attention(LN q_k, LN h): learned queries of a task read the
     tokens.
 
-    The read-out of Perceiver IO (Jaegle et al. 2022) with queries routed to tasks; attention and
-    feed-forward network are shared. Gives `queries` tokens a task, present where any token is: the
-    modalities' grids are gone.
+    The read-out of Perceiver IO with queries routed to tasks; attention and feed-forward network
+    are shared. Gives `queries` tokens a task, present where any token is: the modalities' grids are
+    gone.
 
     Output k reads copies[k] only.
 
-    Costs `queries` N D a task. Use it: for long sequences of which tasks need different places,
-    with heads that read a vector. Not: for heads that need a grid, such as detection's.
+    Paper: Jaegle et al. 2022, arXiv:2107.14795. Costs `queries` N D a task. Use it: for long
+    sequences of which tasks need different places, with heads that read a vector. Not: for heads
+    that need a grid, such as detection's.
 
     Attributes:
         queries: tokens that each task gets.

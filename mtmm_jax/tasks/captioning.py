@@ -31,8 +31,11 @@ def captioning(
 ) -> Task:
     """-1/(n + 1) sum_{i <= n + 1} log p(y_i | y_1 .. y_{i-1}, x), y_{n+1} the end.
 
-    The head writes greedily when asked; the loss, and the metric `token_accuracy`, give it the
+    The head writes greedily in predictions; the loss, and the metric `token_accuracy`, give it the
     label's own beginning at each place (teacher forcing).
+
+    Paper: Vinyals et al. 2015, arXiv:1411.4555. Costs the vocabulary once a token. Use it: for
+    texts of any length about any input. Not: for a fixed set of answers (`classification`).
 
     Args:
         name, spec, make_head, where: given by the model.

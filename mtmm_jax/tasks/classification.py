@@ -38,6 +38,9 @@ def classification(
 
     A label is a class, or a probability per class (as mixup makes them); metrics see the likeliest.
 
+    Paper: Szegedy et al. 2016, arXiv:1512.00567. Costs C numbers a row. Use it: for one of C
+    classes. Not: where several may hold (`multilabel`) or classes are in order (`ordinal`).
+
     Args:
         name, spec, make_head, where: given by the model.
         reads: what the head reads.

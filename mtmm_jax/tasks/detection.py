@@ -81,6 +81,10 @@ def detection(
     picture counts the same. How a box is scored depends on the head: `centres` compares it at the
     cells around its centre, `queries` at the guess that the cheapest one-to-one matching gives it.
 
+    Paper: Lin et al. 2017, arXiv:1708.02002; Carion et al. 2020, arXiv:2005.12872. Costs cells x
+    classes, or queries x boxes for the matching. Use it: for objects in pictures. Not: where one
+    object fills the picture.
+
     Args:
         name, spec, make_head, where: given by the model.
         reads: what the head reads; the centre map needs tokens that still have the image's grid.

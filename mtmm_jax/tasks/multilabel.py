@@ -39,6 +39,9 @@ def multilabel(
 ) -> Task:
     """-mean_c [w_c y_c log s(z_c) + (1 - y_c) log(1 - s(z_c))], s the logistic function.
 
+    Costs C numbers a row. Use it: where any number of C labels may hold. Not: for exactly one of
+    them (`classification`).
+
     Args:
         name, spec, make_head, where: given by the model.
         reads: what the head reads.

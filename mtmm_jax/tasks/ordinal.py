@@ -32,7 +32,10 @@ def ordinal(
     """-log P(y), P(y > k) = s(f - b_k), s the logistic function and b_1 < b_2 < ... learned.
 
     For a class label whose classes are in order. The thresholds start where the classes'
-    frequencies are met with f = 0. What is said is the median of the distribution.
+    frequencies are met with f = 0. The prediction is the median of the distribution.
+
+    Paper: McCullagh 1980. Costs one number a row. Use it: for grades, ages in bins, counts of a few
+    values. Not: for classes without an order.
 
     Args:
         name, spec, make_head, where: given by the model.

@@ -35,6 +35,10 @@ def recognition(
     A label that its frames are too few for (each symbol needs one, and one more between equal
     neighbours) counts in the metrics and not in the loss. Metrics are of the greedy reading.
 
+    Paper: Graves et al. 2006. Costs frames x symbols of the label, one frame after the other. Use
+    it: for speech, lines of text, any label in the order of the input. Not: where the order differs
+    (`captioning`).
+
     Args:
         name, spec, make_head, where: given by the model.
         reads: what the head reads.

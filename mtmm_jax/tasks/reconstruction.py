@@ -68,6 +68,10 @@ def reconstruction(
     translation; read from itself through a pooled vector, an autoencoder. With `hide` it is masked
     modelling within the modality.
 
+    Paper: He et al. 2022, arXiv:2111.06377. Costs one number a value. Use it: to learn from rows
+    without labels, and for inputs that may be absent. Not: as a metric; it weighs what is easy to
+    see.
+
     Args:
         name, spec, make_head, where: given by the model.
         reads: what the head reads.

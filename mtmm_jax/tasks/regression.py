@@ -75,8 +75,12 @@ def regression(
     """1/2 (z - t)^2, t = (y - mean) / std; or Huber's form, linear beyond delta; or Gaussian.
 
     Gaussian: the head also says a log variance s, and the loss is 1/2 ((z - t)^2 exp(-s) + s), the
-    negative log likelihood but for a constant (Nix and Weigend 1994): where the model errs it says
-    so, and nll, inside_90 and interval_error tell whether it is honest.
+    negative log likelihood but for a constant: where the model errs it says so, and nll, inside_90
+    and interval_error tell whether it is honest.
+
+    Paper: Huber 1964; Nix and Weigend 1994. Costs one number a value, two if Gaussian. Use it: for
+    numbers; Huber's form against outliers, Gaussian where it matters how sure the model is. Not:
+    for counts of a few values (`ordinal`).
 
     Args:
         name, spec, make_head, where: given by the model.

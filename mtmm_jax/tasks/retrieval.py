@@ -33,6 +33,10 @@ def retrieval(
     Negatives are gathered from all devices; rows that show the same thing (equal ids) are no
     negatives of each other. The loss does not add over microbatches: each sees fewer negatives.
 
+    Paper: Radford et al. 2021, arXiv:2103.00020. Costs the batch squared, over all devices. Use it:
+    for search, and to learn from pairs without labels. Not: with microbatches or batches of a few
+    rows.
+
     Args:
         name, spec, make_head, where: given by the model.
         reads: two or more modalities, each with an embedding; neighbours in the list are aligned.

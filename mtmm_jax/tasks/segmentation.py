@@ -30,6 +30,9 @@ def segmentation(
 
     A picture without such a pixel does not count.
 
+    Paper: Long et al. 2015, arXiv:1411.4038. Costs C numbers a pixel. Use it: for a class at each
+    pixel. Not: where boxes are enough.
+
     Args:
         name, spec, make_head, where: given by the model.
         reads: what the head reads; its tokens must still have the image's grid.

@@ -72,11 +72,14 @@ def synthesis(
     """|m - m'| + 1/2 (p - m')^2 + (log d - log d')^2, means over frames and bands, and over tokens.
 
     m' are the frames of the recording, m those drawn with the durations d' that the best monotonic
-    alignment of m' to the tokens' priors p gives (Kim et al. 2020), d the predicted durations. The
-    alignment is found anew in each step; no aligner, no labels but the recording.
+    alignment of m' to the tokens' priors p gives, d the predicted durations. The alignment is found
+    anew in each step; no aligner, no labels but the recording.
 
     Who speaks is an input where the data say it: the head learns every speaker's voice from the
     label, and `voice` speaks when a person asks. Distortions are in the voice of the recording.
+
+    Paper: Kim et al. 2020, arXiv:2005.11129. Costs frames x tokens for the alignment, in each step.
+    Use it: for speech from text. Not: for sounds without a text.
 
     Args:
         name, spec, make_head, where: given by the model.

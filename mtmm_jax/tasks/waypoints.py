@@ -30,6 +30,9 @@ def waypoints(
 
     A path without a valid point does not count.
 
+    Paper: Prakash et al. 2021, arXiv:2104.09224. Costs two numbers a point. Use it: for paths of
+    moving things. Not: for values without an order in time.
+
     Args:
         name, spec, make_head, where: given by the model.
         reads: what the head reads.

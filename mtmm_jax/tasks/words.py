@@ -50,8 +50,10 @@ def words(
 
     With `hide` it is masked modelling: words that stand together in texts, or with a picture, come
     to lie together. With `model.modality_dropout` they have to come from the other modalities where
-    fusion did not see the text. A bag of words, as the head gives one vector: their order is not
-    said.
+    fusion did not see the text. A bag of words, as the head gives one vector: without their order.
+
+    Paper: Le and Mikolov 2014, arXiv:1405.4053. Costs the vocabulary once a text. Use it: to learn
+    from texts without labels. Not: for text that is to be read (`captioning`).
 
     Args:
         name, spec, make_head, where: given by the model.

@@ -23,7 +23,7 @@ from mtmm_jax.registry import ConfigError
 
 ROOT = Path(mtmm_jax.__file__).parent
 BEGIN, END = "<!-- entries -->", "<!-- /entries -->"
-HEADER = "| entry | what it is | paper | use it, and when not |\n|---|---|---|---|\n"
+HEADER = "| entry | what it is | paper | cost | use it, and when not |\n|---|---|---|---|---|\n"
 ROOMS = {
     "data": "SOURCES",
     "encoders": "ENCODERS",
@@ -32,7 +32,8 @@ ROOMS = {
     "heads": "HEADS",
     "tasks": "TASKS",
 }
-_PAPER = re.compile(r"\(([A-Z][^()]{3,60}\d{4}[a-z]?)\)|(arXiv:\s?\d{4}\.\d{4,5})")
+_ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
+_LAST = re.compile(r"(?:Paper: (?P<paper>.*?)\. )?Costs (?P<cost>.*?)\. Use it: (?P<use>.*)")
 
 
 def rooms() -> dict[str, Mapping[str, Any]]:
@@ -42,19 +43,27 @@ def rooms() -> dict[str, Mapping[str, Any]]:
 
 
 def table(entries: Mapping[str, Any]) -> str:
-    """A row for each entry: the docstring's first sentence, the paper, when to use it."""
+    """A row for each entry: the docstring's first sentence, the paper, the cost, when to use it."""
     return HEADER + "".join(_row(name, entry) for name, entry in entries.items())
 
 
+def last(entry: Any) -> dict[str, str]:
+    """`{"paper", "cost", "use"}` of an entry; empty where its docstring does not say.
+
+    The paragraph that says so is "Paper: Perez et al. 2018, arXiv:1709.07871. Costs one matrix a
+    modality. Use it: .. Not: ..", the last one before the arguments.
+    """
+    about = re.split(r"\n\s*(?:Attributes|Args):", inspect.getdoc(entry) or "")[0]
+    found = _LAST.search(" ".join(about.strip().split("\n\n")[-1].split()))
+    return {key: (found and found[key]) or "" for key in ("paper", "cost", "use")}
+
+
 def _row(name: str, entry: Any) -> str:
-    text = inspect.getdoc(entry) or ""
-    first = " ".join(text.split("\n\n")[0].split())
-    found = _PAPER.search(text)
-    paper = (found[1] or found[2]) if found else ""
-    about = " ".join(re.split(r"\n\s*(?:Attributes|Args):", text)[0].split())
-    use = about.partition("Use it: ")[2]
+    first = " ".join((inspect.getdoc(entry) or "").split("\n\n")[0].split())
     what = first if len(first) < 160 else re.split(r"(?<=[.:;]) ", first, maxsplit=1)[0]
-    cells = (f"`{name}`", what.rstrip(".:;"), paper, use.rstrip("."))
+    about = last(entry)
+    paper = _ARXIV.sub(r"[\g<0>](https://arxiv.org/abs/\1)", about["paper"])
+    cells = (f"`{name}`", what.rstrip(".:;"), paper, about["cost"], about["use"].rstrip("."))
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 
 

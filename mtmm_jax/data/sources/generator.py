@@ -77,6 +77,9 @@ def generator(
 
     Numbers depend on (seed, split, row) only: another size or another split changes no row.
 
+    Costs nothing to store. Use it: where the best reachable metric has to be known. Not: in the
+    place of real data.
+
     Args:
         modalities: how many, M.
         redundancy, uniqueness, synergy: amplitudes; at 0 the factor is in no input and its targets

@@ -45,8 +45,9 @@ def pretrained(
     The data gives its texts in the ids of the folder's `tokenizer.json`, whatever the source. Both
     are kept in the workdir, so that only training opens the folder.
 
-    Use it: below some 100,000 texts, always; frozen below some 1,000. For LoRA: `tune` 0 and
-    `config.lora = {"on": ["encoders/text/.*/(query|value)/kernel"], "freeze": False}`.
+    Costs that of the folder's family, see `backbones`. Use it: below some 100,000 texts, always;
+    frozen below some 1,000. For LoRA: `tune` 0 and `config.lora = {"on":
+    ["encoders/text/.*/(query|value)/kernel"], "freeze": False}`.
 
     Args:
         width: of the tokens it gives, after a linear map that learns at the full rate.

@@ -23,8 +23,8 @@ class TableColumns(FixedEncoder):
     A linear model over them is a sum of piecewise linear functions, one of each column; one-hot
     columns of a category stay what they are. Quantiles are those of the train split.
 
-    Cost: `knots + 2` features a column. Not where columns act together; the learned `table_mlp`
-    next to it finds that.
+    Costs `knots + 2` features a column. Use it: for tables of which a sum over columns says most.
+    Not: where columns act together; the learned `table_mlp` next to it finds that.
 
     Attributes:
         knots: quantiles of a column.

@@ -20,12 +20,13 @@ class ImageGradients(FixedEncoder):
     """[histograms of oriented gradients; a thumbnail; a histogram of colours], each scaled.
 
     Gradients: 9 unsigned orientations in cells of 6 x 6 pixels of the picture resized to `cells`
-    cells a side, in blocks of 2 x 2 cells normalised to length 1, cut at .2 and normalised again
-    (Dalal and Triggs, CVPR 2005); of the channel with the largest gradient. Thumbnail: 8 x 8 with
-    its channels. Colours: of three channels 4 x 4 x 4 bins, of any other number 8 levels each.
+    cells a side, in blocks of 2 x 2 cells normalised to length 1, cut at .2 and normalised again;
+    of the channel with the largest gradient. Thumbnail: 8 x 8 with its channels. Colours: of three
+    channels 4 x 4 x 4 bins, of any other number 8 levels each.
 
-    Cost: three passes over `[B, 6 cells, 6 cells, C]`. For a few thousand pictures of objects on
-    plain ground; not where a network pretrained on pictures is at hand.
+    Paper: Dalal and Triggs 2005. Costs three passes over `[B, 6 cells, 6 cells, C]`. Use it: for a
+    few thousand pictures of objects on plain ground. Not: where a network pretrained on pictures is
+    at hand.
 
     Attributes:
         cells: of a side.
@@ -115,7 +116,11 @@ class ImageGradients(FixedEncoder):
 
 class VideoGradients(ImageGradients):
     """The features of `ImageGradients` of a clip's mean frame, and where it moves: the mean
-    absolute difference of neighbouring frames as a thumbnail of 8 x 8, with its channels."""
+    absolute difference of neighbouring frames as a thumbnail of 8 x 8, with its channels.
+
+    Paper: Dalal and Triggs 2005. Costs as `image_gradients`, and one pass over the clip. Use it:
+    for a few hundred clips of objects on plain ground. Not: where the kind of motion decides.
+    """
 
     @staticmethod
     def accepts(modality: Modality) -> bool:

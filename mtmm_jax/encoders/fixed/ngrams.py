@@ -30,8 +30,8 @@ class TextNgrams(FixedEncoder):
     words shorter than an n-gram): tokens are spelled out again, so that the tokenizer's pieces do
     not matter.
 
-    Cost: about 70 T additions into `[B, 2 buckets]`. For texts of some words up to a few hundred;
-    not where the order of words decides.
+    Costs about 70 T additions into `[B, 2 buckets]`. Use it: for texts of some words up to a few
+    hundred. Not: where the order of words decides.
 
     Attributes:
         vocabulary: the number of token ids.

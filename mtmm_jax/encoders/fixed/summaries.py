@@ -47,7 +47,7 @@ def _mean(x: jax.Array, keep: jax.Array) -> jax.Array:
 class SeriesSummary(FixedEncoder):
     """Nine statistics over time of each channel (`over_time`), and the length.
 
-    Cost: one pass. For series whose level and spread decide; not where the order does.
+    Costs one pass. Use it: for series whose level and spread decide. Not: where the order does.
     """
 
     @staticmethod
@@ -69,7 +69,7 @@ class SeriesSummary(FixedEncoder):
 class AudioSummary(FixedEncoder):
     """Nine statistics over time of each band of a log-mel spectrogram (`over_time`).
 
-    Cost: the spectrogram. For the kind of a sound; not for what is spoken.
+    Costs the spectrogram. Use it: for the kind of a sound. Not: for what is spoken.
 
     Attributes:
         rate: samples per second.

@@ -85,12 +85,15 @@ def emoji_clips(
     comes in on the left, what has grown largest is smallest again) and begin anywhere with equal
     probability, so each frame by itself has the same distribution whatever the event, and name and
     speech know nothing of it. `left`, `right`, `up`, `down`, `grow`, `shrink` and `spin` (either
-    way round) go 0.5 to 0.8 of a round in a clip at constant speed; `shake` jumps from side to
-    side by 0.1 to 0.16 of the picture, eight times in a clip.
+    way round) go 0.5 to 0.8 of a round in a clip at constant speed; `shake` jumps from side to side
+    by 0.1 to 0.16 of the picture, eight times in a clip.
 
     A row is a concept in one drawing style, as in `emoji`, with the same splits by concept.
     Training rows get a new event, path, background and wording in every epoch; those of validation
     and test keep theirs, whatever the seed.
+
+    Costs no download; frames are drawn while training. Use it: for video, where motion decides.
+    Not: for natural video.
 
     Args:
         frames: of a clip, 4 or more; the rate is `frames / seconds`.

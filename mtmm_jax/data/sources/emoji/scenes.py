@@ -53,13 +53,16 @@ def emoji_scenes(
 
     The drawings are real (see the emoji's card), the scenes are made up: any concept of the split
     is as likely as any other, sizes and places are random, squares overlap by at most 15% of the
-    smaller, the later over the earlier; an emoji that finds no room in 20 tries is left out (of
-    1 scene in 45 with the defaults). Concepts of training scenes are those of the training split
+    smaller, the later over the earlier; an emoji that finds no room in 20 tries is left out (of 1
+    scene in 45 with the defaults). Concepts of training scenes are those of the training split
     only, likewise for validation and test. A training row is a new scene in every epoch; scenes of
     validation and test are always the same ones, whatever the seed and the sizes.
 
     Targets: `boxes`, tight around what is visible (10% of a pixel covered, or more) of each emoji
     drawn alone; `count`, how many there are; `present_categories`, which of the 9 categories occur.
+
+    Costs no download; scenes are drawn while training. Use it: for detection and counting. Not: for
+    natural pictures.
 
     Args:
         image_size: side of the pictures, float32 in -1..1.

@@ -45,6 +45,9 @@ def films(
     Labels are really missing: a film has those that Wikidata knew. So is the text of a film that
     has none of the chosen fields.
 
+    Costs no download. Use it: for tables and texts with labels that are really missing. Not: to
+    compare with published numbers.
+
     Args:
         text: which fields make up the text, in this order: "title", "director", "writer",
             "production", "cast". The cast is in the order of the alphabet, and the longest: where

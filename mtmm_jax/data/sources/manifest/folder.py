@@ -43,8 +43,11 @@ def video_folder(
 ) -> Source:
     """`video_frames/<id>/<i>.jpg`, `text_data/<id>.txt` and `audio_data/<id>.wav` under `root`.
 
-    An example is an id that at least one of the folders has; the modalities are "video", "text"
-    and "audio", any of which an example may lack. The target is "label".
+    An example is an id that at least one of the folders has; the modalities are "video", "text" and
+    "audio", any of which an example may lack. The target is "label".
+
+    Costs decoding, once if cached. Use it: for the three folders of the video example. Not: for
+    labels of your own (`manifest`).
 
     Args:
         frames, texts, audios: the folders; `None` for a modality that is not there.

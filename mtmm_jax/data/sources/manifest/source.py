@@ -51,6 +51,9 @@ def manifest(
     be used are left out of their split; rows whose files cannot be decoded weigh nothing in their
     batches. `source.compose.bad` counts and names both.
 
+    Costs decoding, once if cached. Use it: for your own data, as a CSV or JSONL that names files.
+    Not: for millions of files (`packed`).
+
     Args:
         path: a `.jsonl` (an object a line), a `.csv` or `.tsv` with a header (UTF-8, any usual
             delimiter), a `.parquet`, a folder (`class/file`, or with `metadata.csv`), or columns in

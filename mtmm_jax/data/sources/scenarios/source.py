@@ -35,6 +35,9 @@ def scenarios(
 ) -> Source:
     """One of `SCENARIOS`: made-up rows whose numbers depend on (seed, split, row) only.
 
+    Costs nothing to store. Use it: to see a system of several tasks run end to end. Not: to measure
+    a method.
+
     Args:
         scenario: driving, medical, service, home, traffic, video or sign.
         noise: of every sensor; 0 for none.

@@ -42,6 +42,9 @@ def packed(
     are in no split. A row is read by its place, with two reads of a file; each host reads the rows
     of its part of the batch and no others. A row that is not what was written is an error.
 
+    Costs two reads of a file a row. Use it: for tables with more rows than memory holds, and on
+    several hosts. Not: for a few thousand rows (`manifest`).
+
     Args:
         path: the folder of the shards, on a disk or a mounted bucket.
         augment: whether training takes other moments of clips and recordings than evaluation.

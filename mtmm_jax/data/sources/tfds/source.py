@@ -54,6 +54,9 @@ def tfds(
 ) -> Source:
     """A TFDS data set.
 
+    Costs TFDS's preparation, once. Use it: for data sets of TensorFlow Datasets that are prepared
+    on disk. Not: without `tensorflow-datasets`' files.
+
     Args:
         dataset: its name in TFDS, as "mnist" or "name/config:version", or a folder of prepared
             data.

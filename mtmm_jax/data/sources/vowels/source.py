@@ -31,6 +31,9 @@ def vowels(
     Twelve channels, standardised on the train split. The test split is the official one; a fifth of
     each speaker's training utterances is for validation.
 
+    Paper: Kudo et al. 1999. Costs no download. Use it: for series of different lengths, with an
+    official test split. Not: for more than nine classes.
+
     Args:
         length: steps; longer utterances are cut, shorter ones are padded with zeros that the mask
             tells apart. The longest utterance's by default, 29.
