@@ -24,7 +24,7 @@ MakeBalancer = Callable[[Any, int], balancing.Balancer]
 
 
 class StepContext(NamedTuple):
-    """What hooks may read of the step that they are part of.
+    """Values of the current step that hooks may read.
 
     Attributes:
         model: the assembled model, with everything that was added to it.
@@ -55,7 +55,7 @@ class StepContext(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class StepHook:
-    """What an extension adds to the training step.
+    """An extension's part of the training step.
 
     Attributes:
         name: the key of its memory, its sums and its metrics.
@@ -82,7 +82,7 @@ class StepHook:
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What an experiment is made of, while it is made.
+    """The parts of an experiment during assembly.
 
     Attributes:
         config: all of it, as plain dicts; an extension may write what it found into its section.

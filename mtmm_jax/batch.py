@@ -1,4 +1,4 @@
-"""What flows through the house: batches of inputs and targets, the `Spec` that describes them, and
+"""The contracts between rooms: batches of inputs and targets, the `Spec` that describes them, and
 `Tokens` between encoders, fusion, sharing and heads.
 
     batch = {
@@ -162,7 +162,7 @@ class Span(NamedTuple):
 
 @flax.struct.dataclass
 class Tokens:
-    """What encoders give and heads take: `values[B, N, D]` and `mask[B, N]`.
+    """Features of a batch: `values[B, N, D]` and `mask[B, N]`, given by encoders and read by heads.
 
     A pooled vector is N = 1. `positions[B, N, P]` are seconds or (y, x). `layout` is static: the
     spans, in order, so that detection and CTC find their grid again.

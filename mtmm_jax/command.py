@@ -1,4 +1,4 @@
-"""What the commands have in common: one-line errors, exit codes, JAX set up before its import."""
+"""Shared parts of the commands: one-line errors, exit codes, JAX set up before its import."""
 
 from __future__ import annotations
 

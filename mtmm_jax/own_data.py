@@ -61,7 +61,7 @@ class FittedRun:
 
     @property
     def results(self) -> dict[str, Any]:
-        """What `results.json` holds."""
+        """The content of `results.json`."""
         from mtmm_jax.store.workdir import Workdir
 
         return Workdir.at(self.workdir).read("results.json")

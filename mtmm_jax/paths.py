@@ -53,7 +53,7 @@ def renames(value: Any, where: str) -> tuple[tuple[str, str], ...]:
 
 
 def mapped(path: str, pairs: tuple[tuple[str, str], ...]) -> str | None:
-    """Where a parameter of the origin goes; None where no rule matches it."""
+    """The path of an origin's parameter in this model; None where no rule matches it."""
     for pattern, replacement in pairs:
         if found := re.fullmatch(pattern, path):
             return found.expand(replacement)

@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _mode(arguments: argparse.Namespace, overrides: Sequence[str]) -> str:
-    """What is asked for; options of something else are refused."""
+    """The mode of the command; options of another mode are refused."""
     from mtmm_jax.registry import ConfigError
 
     given = {key for key, value in vars(arguments).items() if value is not None} - {"workdir"}

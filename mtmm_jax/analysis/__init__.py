@@ -1,4 +1,4 @@
-"""What people look at: the report of a run, its pictures, and what its modalities and tasks do."""
+"""The report of a run, its plots, and the analysis of its modalities and tasks."""
 
 from mtmm_jax.analysis.boxes import draw_detections as draw_detections
 from mtmm_jax.analysis.contribution import contributions as contributions

@@ -1,4 +1,4 @@
-"""What each modality is worth to each task: Shapley values of the metric and of the loss."""
+"""Contribution of each modality to each task: Shapley values of the metric and of the loss."""
 
 from __future__ import annotations
 

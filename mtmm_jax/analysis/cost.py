@@ -1,4 +1,4 @@
-"""What a model costs: parameters by room, floating-point operations and time of a step."""
+"""Cost of a model: parameters by room, floating-point operations and time of a step."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ SHARES = tuple(round(0.1 * i, 1) for i in range(11))  # of the units, that are t
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """What one task's answer stands on.
+    """Attributions of one task's prediction.
 
     Attributes:
         task: its name.
@@ -197,7 +197,7 @@ def taken_apart(
 
 
 def _answer(task: Task, prediction: Any, answer: Any) -> str:
-    """What the task predicts, in words: as it explains it, or as it decodes it."""
+    """The task's prediction in words, from `explained` or else from `decode`."""
     if task.explained.text is not None:
         return task.explained.text(prediction, answer)
     decoded = task.decode(row_of(prediction, 0))
@@ -206,8 +206,7 @@ def _answer(task: Task, prediction: Any, answer: Any) -> str:
 
 
 def reliability(workdir: Workdir, task: str) -> dict[str, float]:
-    """How often a run was right on the test split, how far its probabilities were off, and of how
-    many rows ("n") that is."""
+    """Accuracy on the test split, calibration error and the number of rows ("n") behind both."""
     if not workdir.results.exists():
         return {}
     results = workdir.read("results.json")

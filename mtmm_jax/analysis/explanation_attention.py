@@ -1,4 +1,4 @@
-"""Which parts of an input a model attended to: a ranking next to that by integrated gradients.
+"""The parts of an input that a model attends to, ranked and compared with integrated gradients.
 
 What a head or a fusion gives to a modality's tokens, the mean over maps, heads and tokens that ask,
 goes back through the encoder's own attention to the tokens that its stem read (rollout, Abnar and

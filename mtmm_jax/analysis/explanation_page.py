@@ -102,7 +102,7 @@ def _shown(x: np.ndarray) -> np.ndarray:
 
 
 def sentences(run: Finished, explanation: Explanation) -> list[str]:
-    """What the picture says, in words: the answer, its grounds, how sure it is, what is missing."""
+    """The explanation as sentences: prediction, attributions, reliability, absent modalities."""
     lines = []
     if explanation.likelihood:
         lines.append(
@@ -229,7 +229,7 @@ def save(
 
 
 def _seen(run: Finished, inputs: Mapping[str, Any]) -> str:
-    """What the model was given, large: as it sees it."""
+    """The model's input as a large picture."""
     parts = []
     for name, modality in run.experiment.model.spec.modalities.items():
         if name not in inputs or not np.all(inputs[name]["present"]):

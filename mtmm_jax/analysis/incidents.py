@@ -1,4 +1,4 @@
-"""What went wrong in a run without ending it, in words: for the report."""
+"""Problems of a run that did not stop it, as sentences for the report."""
 
 from __future__ import annotations
 

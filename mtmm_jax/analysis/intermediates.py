@@ -1,4 +1,4 @@
-"""What a model looked at: its attention, gates, modality weights and routing, ready to be drawn.
+"""Intermediates of a model for plotting: attention, gates, modality weights and routing.
 
 Every module hands over such tensors by name; all are drawn but `FEATURES`. Which axis is what is
 found out, not declared: the samples' axis is the one that grows with the batch, token axes have the
@@ -63,7 +63,7 @@ class Seen(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What axes are recognised by.
+    """Lengths and names by which axes are recognised.
 
     Attributes:
         samples: how a person calls each row of the batch.
@@ -103,7 +103,7 @@ def looked_at(model: Model, variables: Any, inputs: Any) -> tuple[Any, Any, Any]
 def arranged(
     found: Any, shared: Any, encoded: Any, more: Any
 ) -> tuple[dict[str, Seen], dict[str, Span], tuple[tuple[Span, ...], ...]]:
-    """What `collect` returns, from the arrays of `looked_at`, and `more`: the shapes of the
+    """The result of `collect`, from the arrays of `looked_at`, and `more`: the shapes of the
     intermediates when the batch has one row more."""
     arrays, wider = handed_over(found), handed_over(more)
     rows = len(next(iter(encoded.values())).present)
@@ -160,7 +160,7 @@ def drawn(
 
 
 def _with_means(maps: Iterable[HeatMap], known: Known) -> Iterator[HeatMap]:
-    """Where each task or modality has one row, they are the rows of one picture."""
+    """Heat maps of one row a task or modality, joined into one of several rows."""
     owners = dict.fromkeys(known.spans, "modality") | dict.fromkeys(known.tasks, "task")
     owner = re.compile(rf"(?<=[/_])({'|'.join(map(re.escape, owners))})(?=/|$)")
     groups: dict[Any, list[HeatMap]] = {}
@@ -211,7 +211,7 @@ def _heat(path: str, values: np.ndarray, known: Known, per_sample: bool) -> Heat
 
 
 def axis_of(path: str, size: int, known: Known, keys: bool = False) -> Axis:
-    """What an axis of this length is, by what is known; numbers where nothing fits.
+    """Name and labels of an axis by its length; numbers where nothing fits.
 
     Inside sharing it may be over tasks, elsewhere over modalities, else over tokens. `keys`: it is
     the last axis. Of weights and stitches that is what is attended to; gates, routes and scales

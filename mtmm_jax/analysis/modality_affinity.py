@@ -1,4 +1,4 @@
-"""How alike modalities are to a model: CKA, CCA and cross-prediction of their pooled features.
+"""Similarity of modalities: CKA, CCA and cross-prediction of their pooled features.
 
 Plain NumPy over features `[N, D]`, row for row of the same samples. All figures are near 1 for
 features that say the same, near 0 for unrelated ones.

@@ -154,7 +154,7 @@ def robustness_rows(robustness: Mapping[str, Any]) -> list[list[str]]:
 
 
 def cost_rows(cost: Mapping[str, Any]) -> list[list[str]]:
-    """What, of which, how much."""
+    """Rows of the table of costs: quantity, part, value."""
     rows = [["what", "of", "how much"]]
     for room, modules in cost["parameters"].items():
         for i, (module, count) in enumerate(modules.items()):
@@ -176,7 +176,7 @@ def number(value: float | None) -> str:
 
 
 def stored(heat: list[HeatMap], patches: list[PatchMap]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What `analysis.json` and `analysis.npz` keep of the intermediates."""
+    """The intermediates as `analysis.json` and `analysis.npz` keep them."""
 
     def axis(value: Axis) -> dict[str, Any]:
         return {"name": value.name, "labels": list(value.labels)}

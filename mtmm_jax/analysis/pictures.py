@@ -134,8 +134,8 @@ def affinity_maps(affinity: Mapping[str, Any]) -> Figure:
 
 
 def task_relatedness(affinity: Mapping[str, Any]) -> Figure:
-    """What `relatedness.json` holds: both affinities of the tasks, their groups framed and side by
-    side, and the weights that were made of it.
+    """The content of `relatedness.json`: both affinities of the tasks, their groups framed and side
+    by side, and the weights that were made of it.
 
     Look-ahead affinities are shown in percent of the loss, with colours that compare within a row.
     """

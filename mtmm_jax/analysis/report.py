@@ -247,7 +247,7 @@ def _remarks(results: Mapping[str, Any]) -> str:
 
 
 def _mixture(results: Mapping[str, Any], model: Any) -> str:
-    """What predicts: the weight of the network and of each linear model, and their headlines."""
+    """The weight of the network and of each linear model in the prediction, and their headlines."""
     linear = results.get("linear")
     if not linear:
         return ""

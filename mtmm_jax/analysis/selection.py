@@ -1,4 +1,4 @@
-"""What each modality, and each feature, says about a label: mutual information, ranked.
+"""Mutual information of each modality, and of each feature, with a label, ranked.
 
 Plain NumPy over features `[N, D]` and one label a row, in bits. Nearest neighbours, no bins: the
 estimate of Kraskov et al. (2004) for numbers, and of Ross (2014) for classes. It looks at inputs
@@ -90,7 +90,7 @@ def _of_number(x: np.ndarray, y: np.ndarray, neighbours: int) -> float:
 
 
 def _within(x: np.ndarray, radius: np.ndarray) -> np.ndarray:
-    """How many other rows are strictly nearer."""
+    """The number of other rows that are strictly nearer."""
     inside = np.nextafter(radius, 0)
     return cKDTree(x).query_ball_point(x, inside, p=np.inf, return_length=True) - 1
 

@@ -1,4 +1,4 @@
-"""What a run found, in a few sentences: the question, the answer, against what, what it cost."""
+"""Summary of a run in a few sentences: question, result, baselines, cost."""
 
 from __future__ import annotations
 

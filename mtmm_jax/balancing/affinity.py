@@ -62,7 +62,7 @@ def first_order_affinity(gramian: Array, losses: Array, step: float) -> Array:
 
 
 class Affinities(NamedTuple):
-    """What the tasks of one batch do for each other; NaN where a pair is unknown.
+    """Affinities of the tasks of one batch; NaN where a pair is unknown.
 
     Attributes:
         lookahead: `[K, K]`, entry (j, k): what a step on task k alone takes off task j's loss, as
@@ -173,7 +173,7 @@ def group_score(affinity: Table, groups: Groups) -> float:
 
 
 def _received(affinity: Table, group: list[int]) -> float:
-    """What the tasks of a group have of their companions: the sum over j of the mean over k."""
+    """The affinity that a group's tasks receive from each other: the sum over j of the mean over k."""
     if len(group) < 2:
         return 0.0
     return math.fsum(affinity[j][k] for j in group for k in group if j != k) / (len(group) - 1)

@@ -1,4 +1,5 @@
-"""What a balancing method is: a `Rule` over `Evidence`, and the Optax transformation of any rule.
+"""The interface of balancing methods: a `Rule` over `Evidence`, and the Optax transformation of any
+rule.
 
 A rule turns what its tier paid for (losses, a Gramian, task gradients) into weights or a gradient.
 `Balancer` is that rule as an `optax.GradientTransformationExtraArgs`, to stand first in a chain.
@@ -252,7 +253,8 @@ def not_finite(tree: PyTree) -> Array:
 
 
 class Evidence(NamedTuple):
-    """What one step knows about its tasks. What the tier did not pay for is None.
+    """Losses, Gramian and gradients of one step; None where the tier does not compute them. What
+    the tier did not pay for is None.
 
     Rows of absent tasks are zero here, never NaN: a rule only has to look at `present`.
 
@@ -301,7 +303,7 @@ class Rule(NamedTuple):
 
 
 class BalancerState(NamedTuple):
-    """What a balancer carries from step to step: arrays only, of fixed structure and dtype.
+    """The state of a balancer: arrays only, of fixed structure and dtype.
 
     Attributes:
         rule: the rule's own state.
@@ -475,7 +477,7 @@ def current_rates(state: PyTree) -> Array | None:
 
 
 def _stacked(grads: PyTree, params: PyTree | None, num_tasks: int) -> list[bool]:
-    """Which leaves carry one row per task."""
+    """A tree of booleans: the leaves that carry one row per task."""
     leaves = jax.tree.leaves(grads)
     if params is None:
         shapes = [leaf.shape[1:] for leaf in leaves]
@@ -631,7 +633,7 @@ def task_vector(value: float | Sequence[float] | Array, num_tasks: int, what: st
 
 
 def task_array(values: Any, dtype: Any) -> Array:
-    """What `task_vector` returned, as an array."""
+    """The result of `task_vector` as an array."""
     return (
         jnp.asarray(values).astype(dtype)
         if hasattr(values, "shape")

@@ -58,7 +58,7 @@ class Split(NamedTuple):
 
 
 class Crossing(NamedTuple):
-    """What crosses the cut.
+    """The values that cross the cut.
 
     Attributes:
         floats: the floating leaves.
@@ -118,7 +118,7 @@ class Tally(NamedTuple):
     axis_name: Any
 
     def cotangent(self, weights: Array, dtype: Any) -> Array:
-        """What to pull back for `sum_k w_k loss_k`; absent tasks get zero."""
+        """The cotangent of `sum_k w_k loss_k`; absent tasks get zero."""
         each = jnp.where(self.present, weights * self.scale, 0).astype(dtype)
         return local(each, self.axis_name)
 

@@ -1,4 +1,4 @@
-"""How task gradients are computed: one function per engine, all with the same result.
+"""Engines that compute task gradients: one function per engine, all with the same result.
 
 An engine, `(losses_fn, options, params, args, other) -> Prepared`, runs the forward pass and what
 the evidence needs of the backward pass; `Prepared.backward` turns the balancer's weights into

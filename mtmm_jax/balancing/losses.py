@@ -263,7 +263,7 @@ def pbi(
 
 
 class StchState(NamedTuple):
-    """How many warm-up steps each task has seen, and its mean loss over them."""
+    """The number of warm-up steps of each task, and its mean loss over them."""
 
     count: Array
     nadir: Array

@@ -32,7 +32,7 @@ Ratio = Annotated[float, Range(1, 1e6, above=True)]
 
 
 class Pace(NamedTuple):
-    """Where task rates come from.
+    """The source of task rates.
 
     Attributes:
         needs: the tier of the evidence that it reads.
@@ -58,7 +58,7 @@ def running_init(num_tasks: int, dtype: Any) -> Running:
 
 
 def averaging_share(decay: float, steps: Array) -> Array:
-    """What the n-th value counts in an exponential mean with bias correction.
+    """The weight of the n-th value in an exponential mean with bias correction.
 
     `m_n = m_{n-1} + s_n (x_n - m_{n-1})` with `s_n = (1 - decay) / (1 - decay^n)` is
     `sum_i decay^(n-i) x_i / sum_i decay^(n-i)`: the first value counts fully.

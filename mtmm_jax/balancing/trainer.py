@@ -323,7 +323,7 @@ def _widened(x: Array) -> Array:
 
 
 def _pairs(present: Array) -> Array:
-    """Which ordered pairs `i != j` are both present."""
+    """Mask of the ordered pairs `i != j` that are both present."""
     different = ~jnp.eye(present.shape[0], dtype=bool)
     return present[:, None] & present[None, :] & different
 

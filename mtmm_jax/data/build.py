@@ -131,7 +131,7 @@ workers: threads that make batches.
 
 
 def in_step(config: Any) -> Mapping[str, str]:
-    """What the training step is to do to its batches on the device: modality -> augmentations."""
+    """The augmentations that the training step applies on the device, by modality."""
     found = None if isinstance(config, str) else config.get("in_step")
     return check(found, Mapping[str, str] | None, "data.in_step") or {}
 

@@ -1,1 +1,1 @@
-"""How one pure step runs anywhere: jit, pmap, meshes, partition rules, several processes."""
+"""One pure step on any devices: jit, pmap, meshes, partition rules, several processes."""

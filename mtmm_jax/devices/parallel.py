@@ -44,7 +44,7 @@ def gather(x: jax.Array, axis_name: str | None) -> jax.Array:
 
 
 def device_count(requested: int | str, batch_size: int, where: str = "devices") -> int:
-    """How many local devices to use, checked against the batch size.
+    """The number of local devices to use, checked against the batch size.
 
     Args:
         requested: a number, or "all".

@@ -22,7 +22,7 @@ Rules = Sequence[tuple[Regex, str | Sequence[str | Sequence[str] | None] | None]
 
 
 class PartitionRule(NamedTuple):
-    """Where the parameters of some paths lie.
+    """The mesh axes of the parameters whose paths match a pattern.
 
     Attributes:
         pattern: a regex that the whole path matches, such as `encoders/text/.*/kernel`.

@@ -196,7 +196,7 @@ SILENT = 2.0
 
 @dataclasses.dataclass
 class Peers:
-    """What the processes tell each other of where they stand, through JAX's coordinator."""
+    """Heartbeats of the processes, through JAX's coordinator."""
 
     beats: int = 0
 
@@ -207,7 +207,7 @@ class Peers:
             _coordinator().key_value_set(_alive(jax.process_index()), beat, allow_overwrite=True)
 
     def silent(self) -> str:
-        """Which processes are silent, in words; empty if none is."""
+        """The silent processes, in words; empty if none is."""
         found = self._stand()
         if found is None:
             return "process 0, which coordinates the others, does not answer"
@@ -218,7 +218,7 @@ class Peers:
         return f"process {names} is stopped or gone: silent for {found[silent[0]][0]:.0f} s"
 
     def behind(self) -> str:
-        """Which processes are silent, or else which one is furthest behind; empty if none is."""
+        """The silent processes, or else the one furthest behind; empty if none is."""
         if words := self.silent():
             return words
         beats = {i: count for i, (_, count) in (self._stand() or {}).items()}

@@ -1,4 +1,4 @@
-"""Which parts of an input carried an answer: integrated gradients, and deletion to check them.
+"""Attribution of predictions to parts of an input: integrated gradients, checked by deletion.
 
 An input is taken apart into units, such as words or patches (`modalities.units`); the path and the
 deletions lead to an input in which all of them are neutral.

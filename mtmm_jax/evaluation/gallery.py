@@ -1,4 +1,4 @@
-"""What a task with a common space has seen: names and vectors to look a new input up in."""
+"""The gallery of a task with a common space: names and vectors to look a new input up in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many examples each metric is of, and its 95 % interval, from the states of one pass.
+"""The number of examples behind each metric and its 95 % interval, from the states of one pass.
 
     {"n": 120, "low": 0.71, "high": 0.86, "method": "wilson"}
     {"n": 120, "low": None, "high": None, "why": "pixels of one picture are not independent"}

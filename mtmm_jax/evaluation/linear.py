@@ -188,7 +188,7 @@ def _table(
 
 
 class Fitted(NamedTuple):
-    """What `fit_linear` found.
+    """The result of `fit_linear`.
 
     Attributes:
         variables: path below "batch_stats" -> array.

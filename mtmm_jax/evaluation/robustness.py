@@ -1,4 +1,4 @@
-"""How a model's metrics fall as one modality gets worse, and two numbers for the whole curve."""
+"""Metrics under growing damage of one modality, and two numbers for the curve."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Curve = list[Scores]  # by severity, 0 first
 
 
 def passes(model: Model) -> int:
-    """How often `curves` runs the model over each batch."""
+    """The number of passes of `curves` over each batch."""
     damage = sum(len(kind_of(model.spec.modalities[m]).corruptions) for m in model.encoders)
     return 1 + len(model.encoders) + 2 * damage * (len(SEVERITIES) - 1)
 
@@ -149,7 +149,7 @@ def relative_robustness(metrics: Sequence[float], smaller_is_better: bool = Fals
 def effective_robustness(
     metrics: Sequence[float], baseline: Sequence[float], smaller_is_better: bool = False
 ) -> dict[str, float]:
-    """How much better than a baseline under the same damage, in the metric's own unit.
+    """The gain over a baseline under the same damage, in the metric's unit.
 
     `raw` = area under A(s) - B(s), above 0 where the model is better. `equalised` takes off the
     lead that it had when nothing was damaged, area under A(s) - (B(s) + A(0) - B(0)): what

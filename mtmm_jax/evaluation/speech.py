@@ -1,4 +1,4 @@
-"""Whether what is said is understood: synthesised speech, heard by the recogniser of the model."""
+"""Intelligibility of synthesised speech, by the recogniser of the same model."""
 
 from __future__ import annotations
 

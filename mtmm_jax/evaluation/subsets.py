@@ -1,4 +1,4 @@
-"""What is left of a model when modalities are hidden: all 2^M - 1 subsets, and Shapley values.
+"""Metrics of a model with modalities hidden: all 2^M - 1 subsets, and Shapley values.
 
 The rows that count are those of the split as it is, whatever is hidden from the model, so that the
 subsets are compared on the same rows: where a task finds nothing that it reads, its trivial

@@ -124,7 +124,8 @@ def prototypes(vectors: Array, y: Array, count: int, classes: int, seed: int = 0
 
 
 def drawn(y: Array, kind: int, count: int, seed: int = 0) -> Array:
-    """Which rows of a class are its examples: at most `count`, by their order within the class."""
+    """A mask of the rows that are their class's examples: at most `count`, by their order within
+    the class."""
     rows = np.flatnonzero(y == kind)
     return rows[np.argsort(bits(seed, np.arange(len(rows))), kind="stable")[:count]]
 

@@ -29,7 +29,7 @@ WHERE = "model.align"
 
 
 class Places(NamedTuple):
-    """Where the aligned tokens will stand: `at[B, N, P]`, `mask[B, N]` and the span's shape."""
+    """Positions of aligned tokens: `at[B, N, P]`, `mask[B, N]` and the span's shape."""
 
     at: jax.Array
     mask: jax.Array

@@ -1,4 +1,4 @@
-"""What a modality may bring to fusion: fewer features, or fewer bits, than its encoder gives.
+"""Information bottlenecks before fusion: fewer features, or fewer bits, than the encoder gives.
 
 A bottleneck is a Linen module `bottleneck(tokens, train=..., axis_name=...) -> Tokens` between one
 encoder and the fusion (`model.bottleneck`), where modalities that say the same say it twice. Width,

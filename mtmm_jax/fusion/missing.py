@@ -1,4 +1,4 @@
-"""What stands in for an absent modality before fusion.
+"""Substitutes for absent modalities before fusion.
 
 A filler is a Linen module called as `filler(seen, known, ...) -> {modality: Tokens}`: `seen` are
 the tokens that fusion may read, `known` those that are there (modality dropout hides some). It

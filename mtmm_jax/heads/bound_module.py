@@ -1,4 +1,4 @@
-"""What a head can still do once the label is known: its own methods, with its own parameters.
+"""A head bound to its parameters, whose methods a loss calls once the label is known.
 
 Teacher forcing needs the label inside the decoder, and heads are called without labels. So such a
 head hands its parameters on, as part of its prediction, to the loss that has the label; gradients

@@ -152,7 +152,7 @@ class Decoder(nn.Module):
         return self.out(self.out_norm(x))
 
     def keys(self, memory: jax.Array, **mode: Any) -> list[tuple[jax.Array, jax.Array]]:
-        """What each block looks up in the memory."""
+        """Keys and values of the memory for each block."""
         del mode
         return [block.memory_keys(memory) for block in self.blocks]
 

@@ -168,7 +168,7 @@ def _stored(variables: Mapping[str, Any], int8: bool) -> dict[str, np.ndarray]:
 
 
 def _kept(run: Finished) -> dict[str, bytes]:
-    """What reading a manifest needs of a run, as its workdir holds it: spec, assets, config."""
+    """The part of a workdir that reading a manifest needs: spec, assets, config."""
     in_workdir = (run.workdir.path / "config.json").exists()
     assets = run.workdir.assets() if in_workdir else {}
     parts = {f"assets/{name}": content for name, content in assets.items()}

@@ -17,7 +17,7 @@ from mtmm_jax.training.experiment import Experiment, assemble, build_source
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """What `evaluate`, `predict` and colabs work with."""
+    """A finished run: experiment, variables and step."""
 
     workdir: Workdir
     experiment: Experiment

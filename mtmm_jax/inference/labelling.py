@@ -81,7 +81,7 @@ def label_manifest(
 
 
 def ask_file(out: Path) -> Path:
-    """Where the rows to ask about stand."""
+    """The path of the rows that a person should label."""
     return out.with_name(f"{out.stem}.ask.jsonl")
 
 

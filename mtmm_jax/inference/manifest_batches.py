@@ -145,7 +145,7 @@ def read_one(name: str, value: str, workdir: Workdir) -> dict[str, Any]:
 
 
 def kept_of(name: str, workdir: Workdir) -> Kept:
-    """What a run kept of a modality."""
+    """The statistics of a modality that a run keeps."""
     modality = workdir.spec().modalities[name]
     own = columns_of(workdir).get("modalities", {})
     given = registry.entry_of(own.get(name, modality.kind))
@@ -162,8 +162,8 @@ def kept_of(name: str, workdir: Workdir) -> Kept:
 
 
 def columns_of(workdir: Workdir) -> dict[str, Any]:
-    """What the run's own manifest called its columns: `modalities`, `targets` and `id`, of the
-    config or of the packing; empty where its data were no table."""
+    """The columns of the run's training manifest: `modalities`, `targets` and `id`, of the config
+    or of the packing; empty where its data were no table."""
     data = workdir.section("data")
     return data if data["kind"] == "manifest" else _asset(workdir, COLUMNS) or {}
 

@@ -1,4 +1,4 @@
-"""What several rooms need: attention, the Transformer block, masked norms, dropout, GRU, positions.
+"""Shared layers: attention, the Transformer block, masked norms, dropout, GRU, positions.
 
 Every layer takes `train` and `axis_name` where it needs them, so that n devices compute what one
 does: statistics are summed over devices, and dropout draws by row of the whole batch.

@@ -1,4 +1,4 @@
-"""Which token each frame belongs to: monotonic alignment, expansion by durations, time warping."""
+"""Alignment of tokens and frames: monotonic alignment, expansion by durations, time warping."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What acts on each token alone: LayerNorm, Dense, GELU, dropout and the feed-forward network.
+"""Layers that act on each token alone: LayerNorm, Dense, GELU, dropout and the feed-forward
+network.
 
 Dropout's noise belongs to the rows of the whole batch, not to the devices that hold them.
 """

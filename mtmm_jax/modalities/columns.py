@@ -1,4 +1,4 @@
-"""How a manifest's columns become inputs, and how a finished run reads such columns again."""
+"""Inputs from a manifest's columns, in training and with a finished run."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Input:
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """What a finished run kept of the data of one modality.
+    """Statistics of one modality that a finished run keeps.
 
     Attributes:
         name: of the modality.

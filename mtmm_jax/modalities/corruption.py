@@ -24,7 +24,7 @@ Entry = dict[str, Any]
 
 
 class Place(NamedTuple):
-    """What a corruption may know besides the rows themselves.
+    """Context of a corruption: everything it may read besides the rows.
 
     Attributes:
         id: `[B]`, whose numbers these are.

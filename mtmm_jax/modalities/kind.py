@@ -82,7 +82,7 @@ class ModalityKind:
     frames: Callable[[np.ndarray], np.ndarray] | None = None
 
     def input_of(self, kept: Kept, setting: Setting) -> Input | None:
-        """How a finished run reads a manifest's columns; None where no row has any of them."""
+        """Inputs of a manifest's columns for a finished run; None where no row has any of them."""
         if self.kept is not None:
             return self.kept(kept, setting)
         if kept.column not in setting.rows.columns:
@@ -110,7 +110,7 @@ class ModalityKind:
 
     @property
     def context(self) -> dict[str, Any]:
-        """What `column` may take besides the config's options."""
+        """The optional arguments of `column` besides the config's options."""
         masked = self.mask != "never"
         return {"kind": self.name, "dimensions": self.dimensions, "masked": masked}
 

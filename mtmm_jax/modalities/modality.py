@@ -7,7 +7,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Modality:
-    """What a source knows of one input.
+    """Kind, shape and dtype of one input, as a source declares it.
 
     Attributes:
         kind: a row of `modalities.MODALITIES`. An image is `[H, W, 3]` and a video `[T, H, W, 3]`,

@@ -12,7 +12,7 @@ from mtmm_jax.modalities.modality import Modality
 
 
 class Example(NamedTuple):
-    """What is shown.
+    """An example to be displayed.
 
     Attributes:
         name: of the modality.

@@ -24,7 +24,7 @@ STRETCHES = 16  # of the first axis
 
 
 class Parts(NamedTuple):
-    """How one modality's inputs are taken apart.
+    """The partition of one modality's inputs into units.
 
     Attributes:
         units: `[B, *places]`: the unit that each place belongs to; -1: to none.
@@ -38,7 +38,7 @@ class Parts(NamedTuple):
 
     @property
     def count(self) -> int:
-        """How many units a sample has at most."""
+        """The largest number of units of a sample."""
         return self.there.shape[1]
 
 
@@ -101,7 +101,7 @@ def as_bars(values: np.ndarray, x: np.ndarray, modality: Modality) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Units:
-    """How explanations take one kind of modality apart.
+    """The partition of one kind of modality into units for explanations.
 
     Attributes:
         grid: `(modality, shape of one x) -> (size, most bins)` of each axis that has places; the

@@ -140,7 +140,7 @@ def _stage(config: Any) -> tuple[str, dict[str, Any], dict[str, Any]]:
 def _check_read(
     model: Mapping[str, Any], stage: str, kind: Mapping[str, Any], fusions: Mapping[str, Any]
 ) -> None:
-    """What the config says of fusion must concern some task, or be right at least."""
+    """Check that the config's fusion is read by some task, or else is valid at least."""
     if fusions:
         return
     table = fusion.DECISIONS if stage == "decision" else fusion.FUSIONS

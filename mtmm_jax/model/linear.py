@@ -106,7 +106,7 @@ class LinearModels:
     networks: Mapping[str, tuple[str, ...]]
 
     def entry(self, forward: ForwardPass, name: str, inputs: Mapping[str, Any]) -> Any:
-        """What a formula reads of cleaned inputs; None where the batch lacks the modality."""
+        """The cleaned inputs that a formula reads; None where the batch lacks the modality."""
         modality = self.modalities[name]
         if modality not in inputs:
             return None

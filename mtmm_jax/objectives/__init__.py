@@ -1,1 +1,1 @@
-"""What may join the tasks' losses: distillation, semi-supervision, imbalance, relatedness."""
+"""Objectives besides the tasks' losses: distillation, semi-supervision, imbalance, relatedness."""

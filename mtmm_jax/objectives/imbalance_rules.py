@@ -22,7 +22,7 @@ LEAST = 1e-8
 
 
 class Setting(NamedTuple):
-    """What a rule is built for.
+    """The setting that a rule is built for.
 
     Attributes:
         modalities: their number, M.
@@ -38,7 +38,7 @@ class Setting(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """What one device sees of the task's modalities in one step.
+    """The task's modalities in one step, on one device.
 
     Attributes:
         logits: `[M, B, C]`, of the unimodal heads; no gradient passes.
@@ -54,7 +54,7 @@ class Scene(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What follows from a step.
+    """The result of a rule for one step.
 
     Attributes:
         memory: for the next one.

@@ -1,4 +1,4 @@
-"""What the training step does to its batch before the losses see it: augmentation and masking."""
+"""Changes of the batch inside the training step: augmentation and masking."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which tasks help each other, measured before training; weights and groups are made of it.
+"""Task affinities measured before training, and weights or groups made from them.
 
 `config.relatedness` = {"steps": 20, "use": "both", "groups": 2}: a model like that of the run is
 trained for some steps on one device, and on each batch every task shows what its step does to the
@@ -153,8 +153,8 @@ def weighted(config: Any, weights: Mapping[str, float], tasks: Sequence[str]) ->
 
 
 def measure(experiment: Any, settings: RelatednessSettings) -> dict[str, Any]:
-    """What `relatedness.json` holds: both matrices `[helped, helping]`, how often each pair was
-    seen, the relative affinity, weights and groups (None where not asked for).
+    """The content of `relatedness.json`: both matrices `[helped, helping]`, the number of
+    measurements of each pair, the relative affinity, weights and groups (None where not used).
 
     The experiment's own step trains meanwhile, on one device; nothing of it is kept.
     """

@@ -106,7 +106,7 @@ def taught_tasks(
 
 
 def label_of(model: Model, task: Any) -> Target | None:
-    """What the model's spec knows of a task's label; None of a task without one."""
+    """The `Target` of a task's label; None of a task without one."""
     return model.spec.targets.get(task.target)
 
 

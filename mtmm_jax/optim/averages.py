@@ -44,7 +44,7 @@ def averaged(decay: float) -> optax.GradientTransformationExtraArgs:
 
 
 def evaluation_params(optimizer_state: PyTree, params: PyTree) -> PyTree:
-    """What to evaluate, and to predict with: the average, if the optimiser keeps one (`ema`,
+    """The parameters to evaluate and predict with: the average, if the optimiser keeps one (`ema`,
     schedule_free), else `params` themselves. The state may be replicated, as `params` then is."""
 
     def keeps(node: Any) -> bool:

@@ -28,7 +28,7 @@ TOP = ("norm", "out_norm", "project")
 
 
 class PathRules(NamedTuple):
-    """What the optimiser does differently from path to path.
+    """Optimiser options that differ from path to path.
 
     Attributes:
         rates: (regex, factor of the learning rate), the first match decides, 1 without one.

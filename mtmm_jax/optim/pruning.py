@@ -74,7 +74,7 @@ def share_at(settings: PruneSettings, step: Any) -> Any:
 
 
 class PruneState(NamedTuple):
-    """How many updates there were, and by path which weights are left."""
+    """The number of updates so far, and by path the mask of the weights that are left."""
 
     steps: jax.Array
     masks: dict[str, jax.Array]

@@ -13,7 +13,7 @@ PyTree = Any
 
 
 class Setting(NamedTuple):
-    """What every entry of `OPTIMIZERS` is given.
+    """The arguments of every entry of `OPTIMIZERS`.
 
     Attributes:
         rate: the schedule.

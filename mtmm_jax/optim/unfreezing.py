@@ -57,7 +57,7 @@ def wait(waits: Waits, path: str) -> int:
 
 
 class Held(NamedTuple):
-    """How many updates there were."""
+    """The number of updates so far."""
 
     steps: jax.Array
 
@@ -82,7 +82,7 @@ def hold(waits: Waits) -> optax.GradientTransformationExtraArgs:
 
 
 class Late(NamedTuple):
-    """How many updates there were, and the state of the rule, new until it begins."""
+    """The number of updates so far, and the state of the rule, new until it begins."""
 
     steps: jax.Array
     inner: Any

@@ -19,7 +19,7 @@ CLIPS = "a folder of numbered frames, a GIF or an animated WebP"
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """How a clip is seen.
+    """Frame rate, frames and size at which a clip is read.
 
     Attributes:
         frames, size: how many, and their side in pixels.
@@ -104,7 +104,7 @@ class Clip(NamedTuple):
     rate: float
 
     def seen(self, view: View, chance: float | None) -> list[np.ndarray]:
-        """What `decode_folder` and `decode_animation` give of it."""
+        """The result of `decode_folder` and `decode_animation` under this view."""
         return [self.frames[i] for i in view.indices(len(self.frames), self.rate, chance)]
 
 

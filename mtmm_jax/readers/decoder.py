@@ -1,4 +1,4 @@
-"""How one column's files become arrays: what a store of decoded files needs to know of a kind."""
+"""Decoders: from one column's files to arrays, as a store of decoded files needs them."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ class Folder:
             raise _unreadable(error) from error
 
     def names(self, name: str) -> list[str]:
-        """What is in a folder."""
+        """The names in a folder."""
         try:
             found = []
             with os.scandir(self._parent(name)) as entries:

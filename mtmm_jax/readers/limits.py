@@ -1,4 +1,4 @@
-"""What a file may cost at most, and the one error for a file that cannot be used."""
+"""Limits on the cost of a file, and the one error for a file that cannot be used."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _T = TypeVar("_T")
 
 
 class Unreadable(ValueError):
-    """Why a file or a value cannot be used: one line, without naming it.
+    """The error of a file or value that cannot be used: one line, without naming it.
 
     `about` sorts the reasons: "bad value", "missing", "outside", "over a limit", "undecodable".
     """
@@ -24,7 +24,7 @@ class Unreadable(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What is refused for its size, as far as headers tell before anything is decoded.
+    """Limits on size, as far as headers show before anything is decoded.
 
     Attributes:
         file_bytes: of any media file.

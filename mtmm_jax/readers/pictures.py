@@ -132,7 +132,7 @@ def _pixels(image: Image.Image) -> np.ndarray:
 
 
 def _square(image: Image.Image, size: int, margin: tuple[int, ...]) -> Image.Image:
-    """What Pillow's resize makes of the picture on its square, without making that square.
+    """The picture resized on its square as Pillow does, without making that square.
 
     Resizing is separable: the longer axis first, then the margins, then the other axis.
     """

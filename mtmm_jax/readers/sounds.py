@@ -25,7 +25,7 @@ def decode_audio(data: bytes, rate: int, limits: Limits) -> np.ndarray:
 
 
 def seconds_of(data: bytes, limits: Limits) -> float:
-    """How long a recording is by its header."""
+    """The length of a recording by its header."""
     with soundfile.SoundFile(io.BytesIO(data)) as sound:
         _check(sound.frames, sound.samplerate, sound.channels, limits)
         return sound.frames / sound.samplerate
@@ -76,7 +76,7 @@ def _any_sound(data: bytes, limits: Limits) -> tuple[np.ndarray, int]:
 
 
 def _check(frames: int, rate: int, channels: int, limits: Limits) -> None:
-    """What the header says, before anything is decoded."""
+    """Checks of the header, before anything is decoded."""
     if not 1 <= channels <= _CHANNELS:
         raise Unreadable(f"has {channels} channels; accepted: 1 to {_CHANNELS}")
     if not RATES[0] <= rate <= RATES[1]:

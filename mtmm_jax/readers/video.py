@@ -24,7 +24,7 @@ _T = TypeVar("_T")
 def sample(
     count: int, frames: int, how: str, step: float = 1.0, chance: float | None = None
 ) -> np.ndarray:
-    """Which of a clip's `count` frames are seen: at most `frames` indices, in order.
+    """The indices of a clip's `count` frames that are read: at most `frames`, in order.
 
     Args:
         count: frames of the clip.
@@ -106,7 +106,7 @@ def _webp(data: bytes) -> Iterator[float]:
 def animation(
     image: ImageFile.ImageFile, indices: np.ndarray, see: Callable[[ImageFile.ImageFile], _T]
 ) -> list[_T]:
-    """What `see` makes of the frames of an animation, one for each of the ascending `indices`."""
+    """The results of `see` for the frames of an animation, one for each of the ascending `indices`."""
     seen = {}
     wanted = set(indices.tolist())
     for index in range(max(wanted) + 1):

@@ -20,7 +20,7 @@ MEAN = "mean"
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a run reached on validation.
+    """The validation metrics of a run.
 
     Attributes:
         metrics: task -> its headline metric.

@@ -73,7 +73,7 @@ def batches(
 def votes(
     ensemble: Ensemble, found: Sequence[Any], split: str, only: Iterable[str] | None = None
 ) -> list[Votes]:
-    """What the runs say of a split, batch by batch."""
+    """The runs' predictions for a split, batch by batch."""
     cast = []
     for several in batches(ensemble, found, split, only):
         each = zip(ensemble.voters, ensemble.runs, several, strict=True)
@@ -151,7 +151,7 @@ def fuse_runs(
 
 
 def remarks(rule: str, used: Mapping[str, str], left_out: Mapping[str, str]) -> list[str]:
-    """Which tasks are fused by another rule than asked for, and which are not fused."""
+    """Remarks on tasks that are fused by another rule than the given one, or not fused."""
     other = [
         f"{task} is fused by {name}: {rule} is not for its kind"
         for task, name in used.items()

@@ -1,4 +1,4 @@
-"""What several runs said of the same rows: scored, and what a rule over it learns."""
+"""Predictions of several runs for the same rows: their metrics, and a learned rule over them."""
 
 from __future__ import annotations
 

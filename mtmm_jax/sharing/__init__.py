@@ -1,4 +1,4 @@
-"""What tasks share: `Tokens` -> {task: `Tokens`}. One file per family.
+"""Sharing between tasks: `Tokens` -> {task: `Tokens`}. One file per family. One file per family.
 
 A sharing is a Linen module with the field `tasks`, called as `sharing(copies, train=...,
 axis_name=...)`, where `copies[task]` are that task's own tokens. It takes those of its `tasks` and

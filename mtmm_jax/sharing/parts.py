@@ -1,4 +1,4 @@
-"""What several sharings are made of: who is there, experts and their mixture, checks of fields."""
+"""Shared parts of the sharings: selection of tasks, experts and their mixture, checks of fields."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def mutable(plain: Mapping[str, Any]) -> ConfigDict:
 
 
 def _run(path: Path) -> ConfigDict:
-    """What a config file gives; an error in it as one line that says where.
+    """The result of a config file; an error in it as one line that names the place.
 
     A section may be set to anything afterwards, such as a name (`c.model.fusion = "concat"`): types
     are checked with the whole config (`check`).

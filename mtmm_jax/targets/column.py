@@ -113,7 +113,7 @@ class PlainColumn(Column):
 
 
 def _misfit(cell: np.ndarray, y: np.ndarray) -> str | None:
-    """Why a cell is no row of `y`."""
+    """The reason why a cell is no row of `y`; None where it is one."""
     if cell.shape != y.shape[1:]:
         return f"has numbers of shape {list(cell.shape)}, not {list(y.shape[1:])}"
     if not np.issubdtype(y.dtype, np.floating) and (cell != cell.astype(y.dtype)).any():

@@ -34,7 +34,7 @@ def as_numbers(target: Target, y: Any, words: Words) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Count:
-    """What `show` counts of labels, and how it is drawn.
+    """Counting of labels for `show`, and its plot.
 
     Attributes:
         of: `(target, y of the labelled rows) -> [n, C]` per class, or `[n]` numbers.

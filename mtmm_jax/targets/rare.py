@@ -19,7 +19,7 @@ _SHOWN = 8
 
 @dataclasses.dataclass(frozen=True)
 class RareOptions:
-    """What becomes of classes with fewer than `below` training rows.
+    """The treatment of classes with fewer than `below` training rows.
 
     Attributes:
         below: training rows that a class needs in order not to be rare.

@@ -13,7 +13,7 @@ from mtmm_jax.registry import ConfigError, choose
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What a source knows of one label.
+    """Kind, shape and statistics of one label, as a source declares it.
 
     Attributes:
         kind: an entry of `TARGETS`, where each says what its `y` looks like.

@@ -28,7 +28,7 @@ Guesses = Callable[[Any], tuple[jax.Array, jax.Array]]
 
 
 class Form(NamedTuple):
-    """How a head's prediction is learned and read.
+    """Learning and decoding of one head's prediction.
 
     Attributes:
         guesses: name of a class loss, the default first -> how what it taught is read:

@@ -1,4 +1,4 @@
-"""What is said, written down: connectionist temporal classification over tokens in time."""
+"""Speech and text recognition: connectionist temporal classification over tokens in time."""
 
 from __future__ import annotations
 

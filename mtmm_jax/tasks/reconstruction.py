@@ -1,4 +1,4 @@
-"""What a modality looked like, from what the model kept of it, or from the others alone."""
+"""Reconstruction of a modality, from the model's features of it, or from the others alone."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def reconstruction(
 
 
 def _at_values(gone: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """What is hidden, at the places of the values that are to be said."""
+    """The mask of hidden values, at the places of the values to be predicted."""
     places = shape[: gone.ndim]
     if gone.shape != places:
         gone = jax.image.resize(gone.astype(jnp.float32), places, "nearest") > 0.5

@@ -1,4 +1,4 @@
-"""Which belongs to which: contrastive alignment of two modalities (CLIP, Radford et al. 2021)."""
+"""Retrieval: contrastive alignment of two modalities (CLIP, Radford et al. 2021, arXiv:2103.00020)."""
 
 from __future__ import annotations
 

@@ -110,7 +110,8 @@ class Task:
         return self.headline in self.smaller
 
     def answer(self, outputs: Mapping[str, Any]) -> dict[str, Any] | None:
-        """What `decode` gives, from the outputs of one row; None where these do not suffice."""
+        """The prediction as `decode` gives it, from the outputs of one row; None where these do not
+        suffice."""
         if self.decode_outputs is not None:
             return self.decode_outputs(outputs)
         if self.restore is None:

@@ -1,4 +1,5 @@
-"""Which words a text has: from what the model kept of it, from those it sees, from the others."""
+"""Prediction of a text's words: from the model's features of it, from the words it sees, from the
+others."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ class Experiment:
 
     @property
     def parameters(self) -> int:
-        """How many numbers the model has, trained or frozen."""
+        """The number of parameters, trained or frozen."""
         return sum(math.prod(x.shape) for x in jax.tree.leaves(self.shapes.params))
 
     @functools.cached_property

@@ -1,4 +1,4 @@
-"""What a run writes down while it trains: metrics.jsonl, TensorBoard, W&B, a progress bar."""
+"""Logs of a training run: metrics.jsonl, TensorBoard, W&B, a progress bar."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _line(record: Mapping[str, Any]) -> str:
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
-    """What `_line` wrote; None for anything else."""
+    """The record of a line of `_line`; None for anything else."""
     text, found, checksum = line.rpartition(f', "{_CHECKSUM}": '.encode())
     if not found or checksum != f"{zlib.crc32(text + b'}')}}}".encode():
         return None

@@ -1,4 +1,4 @@
-"""How near a step comes to what its device can do: operations a second, share of the peak."""
+"""Utilisation of the device by a step: operations a second, share of the peak."""
 
 from __future__ import annotations
 

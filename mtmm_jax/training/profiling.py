@@ -1,4 +1,4 @@
-"""Where the time of a run goes: traces on demand, a step's parts, what is compiled."""
+"""Profiling of a run: traces on demand, a step's parts, compilation."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ WIDE = 0.1  # interval, as a share of the way from the trivial predictor to a pe
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """What remarks are made of.
+    """The measurements that remarks are made from.
 
     Attributes:
         results: what `results.json` holds.

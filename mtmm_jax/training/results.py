@@ -45,7 +45,7 @@ FORMAT = 2
 
 
 def final_results(experiment: Experiment, variables: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What `results.json` holds, and each split's metric states.
+    """The content of `results.json`, and each split's metric states.
 
     Returns:
         `{"format", split: {task: {metric: value}}, "baselines": {name: {split: ...}}, "intervals":
@@ -102,7 +102,7 @@ def _add(model: Model, results: dict[str, Any], place: Sequence[str], states: An
 def course(
     experiment: Experiment, progress: Progress, best_step: int, last_step: int
 ) -> dict[str, Any]:
-    """How training went: its length, the checkpoint that counts, and what chose it.
+    """The course of training: its length, the checkpoint that counts, and what chose it.
 
     Args:
         experiment: the run.
@@ -124,7 +124,8 @@ def course(
 
 
 def save_examples(experiment: Experiment, workdir: Workdir, states: Any, pictures: int = 6) -> None:
-    """What the report draws from (confusion counts, retrieval answers) and `predict` looks up."""
+    """Writes the report's inputs (confusion counts, retrieval answers) and the gallery of
+    `predict`."""
     arrays: dict[str, np.ndarray] = {}
     source = experiment.source
     for name, task in experiment.model.tasks.items():
@@ -176,7 +177,7 @@ def comparison(results: dict[str, Any], split: str) -> dict[str, Any]:
 
 
 def facts(experiment: Experiment, workdir: Workdir, seconds: float) -> dict[str, Any]:
-    """What `RUN` holds.
+    """The content of `RUN`.
 
     Args:
         experiment: the run.

@@ -30,7 +30,7 @@ class TrainState:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What to evaluate: averaged parameters, if the optimiser keeps some."""
+        """The variables to evaluate: averaged parameters, if the optimiser keeps some."""
         params = evaluation_params(self.optimizer, self.params)
         return {"params": params, "batch_stats": self.batch_stats}
 

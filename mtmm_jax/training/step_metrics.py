@@ -1,4 +1,4 @@
-"""What the steps of a run tell: kept on the device, fetched together, written and shown."""
+"""Metrics of a run's steps: kept on the device, fetched together, written and shown."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class StepMetrics:
         self._waited += seconds
 
     def pause(self) -> None:
-        """What happened since the last log, such as a validation, is not training time."""
+        """Leaves the time since the last log, such as a validation's, out of training time."""
         self._since, self._waited = time.monotonic(), 0.0
 
     def tell(self, number: int) -> None:
@@ -104,13 +104,13 @@ class StepMetrics:
 
 
 def waiting_advice(source: Source, data: Mapping[str, Any]) -> str:
-    """What to do where steps wait for batches."""
+    """Advice where steps wait for batches."""
     decode = "decode files once (data.decoded = None), or " if data.get("decoded") is False else ""
     return f"{decode}make more batches at once with data.workers ({source.workers} now)"
 
 
 def _diagnostics(names: tuple[str, ...], metrics: list[dict[str, Any]]) -> dict[str, Any]:
-    """What gradient methods tell, averaged: scalars, the tasks' gradient norms, their cosines.
+    """Diagnostics of gradient methods, averaged: scalars, the tasks' gradient norms, their cosines.
 
     A task counts in the steps that it is present in, a pair in those that both are, and the
     scalars, which are about pairs, in the steps that have one. Metrics that are not finite,

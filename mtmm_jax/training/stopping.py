@@ -40,7 +40,7 @@ def read(section: Any, where: str = "stopping") -> StoppingSettings | None:
 
 
 class Progress(NamedTuple):
-    """How the validation score went so far.
+    """The course of the validation score so far.
 
     Attributes:
         best: the score that later ones are compared with.

@@ -1,4 +1,4 @@
-"""What a run looks like before it starts: its parameters, tasks, memory, and who holds what."""
+"""Tables of a run before it starts: its parameters, tasks, memory, and their places on devices."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def lowered_step(experiment: Experiment) -> Any:
 
 
 def memory_table(experiment: Experiment, compiled: Any = None) -> Table:
-    """What the compiled step takes, by the compiler's own account.
+    """The memory of the compiled step, as the compiler reports it.
 
     Args:
         experiment: whose step it is.

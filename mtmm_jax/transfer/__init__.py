@@ -1,4 +1,4 @@
-"""What was learned elsewhere: pretrained weights into a model's variables.
+"""Transfer: pretrained weights into a model's variables, LoRA, quantisation.
 
 imported = import_bert(read_safetensors("model.safetensors"), "minilm")
 variables = load_pretrained(variables, imported, at="encoders/text")

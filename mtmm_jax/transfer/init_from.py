@@ -1,4 +1,4 @@
-"""Where a run's first parameters come from: another run, or pretrained weights, in part or whole.
+"""Initialise parameters from another run or from pretrained weights, by regex over paths.
 
     config.init_from = {"workdir": "runs/emoji", "map": [["encoders/(.*)", r"encoders/\\1"]]}
     config.init_from = {"weights": "minilm/", "at": "encoders/text", "freeze": ["encoders/text/.*"]}
@@ -92,7 +92,7 @@ def read(section: Any, where: str = WHERE) -> InitFromSettings | None:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What came from where: `{collection/path: ...}`.
+    """The origin of every parameter: `{collection/path: ...}`.
 
     Attributes:
         origin: in words.

@@ -1,4 +1,4 @@
-"""Where parameters can be taken from: a run's checkpoint, or files of pretrained weights."""
+"""Origins of parameters: a run's checkpoint, or files of pretrained weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WHERE = "init_from"
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """What parameters are taken from.
+    """An origin of parameters.
 
     Attributes:
         name: for messages.

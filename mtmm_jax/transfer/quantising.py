@@ -137,8 +137,8 @@ def straight_through(path: str, weights: jax.Array, bits: int = 8) -> jax.Array:
 
 
 def rewrite(settings: QuantiseSettings) -> Rewrite:
-    """What modules read is rounded, what is learned is not: quantisation-aware training (Jacob et
-    al. 2018), weights only.
+    """Rounds the weights that modules read and not those that are learned: quantisation-aware
+    training (Jacob et al. 2018, arXiv:1712.05877), weights only.
 
     Costs a pass over the weights each time that they are read. Use it: for few bits, or where
     rounding after training costs too much. The model is evaluated as rounded, too, so its metrics

@@ -210,7 +210,7 @@ def solve_refined(
 
 
 def _guess_free(matrix: Array, linear: Array, iterations: int = 60) -> Array:
-    """Which variables are positive after some accelerated projected gradient steps."""
+    """The variables that are positive after some accelerated projected gradient steps."""
     # The largest absolute row sum bounds the largest eigenvalue.
     step = 1 / jnp.max(jnp.sum(jnp.abs(matrix), axis=1))
 

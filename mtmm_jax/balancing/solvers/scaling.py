@@ -42,7 +42,7 @@ def masked_sum(values: Array, mask: Array) -> Array:
 
 
 def task_count(mask: Array, dtype: jnp.dtype) -> Array:
-    """How many tasks count, at least 1, as a float."""
+    """The number of tasks that count, at least 1, as a float."""
     return jnp.maximum(mask.sum(), 1).astype(dtype)
 
 

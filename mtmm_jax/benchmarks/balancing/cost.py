@@ -41,7 +41,7 @@ EQUAL: Name = ("equal", "losses", None)
 
 
 def planned(trunk: str, k: int, options: argparse.Namespace) -> list[Name]:
-    """What to measure for a trunk and number of tasks; a method's peers follow it."""
+    """The measurements for a trunk and number of tasks; a method's peers follow it."""
     if trunk == "solver":
         rules = {m: balancing.build(m, 2).rule for m in options.methods}
         return [(m, "jit", None) for m, rule in rules.items() if rule.needs == "gramian"]

@@ -180,7 +180,7 @@ def condition(case: Case) -> float:
 
 
 def sizes(cases: Sequence[Case], found: Results) -> np.ndarray:
-    """What differences are relative to: the update's length, or a thousandth of `sum |w_k| n_k`
+    """The scale of relative differences: the update's length, or a thousandth of `sum |w_k| n_k`
     where its terms cancel, as at a Pareto stationary point."""
     out = np.linalg.norm(found.updates[:, 0], axis=1)
     for i, case in enumerate(cases):

@@ -1,4 +1,4 @@
-"""What learning rates by task do to conflict: made-up tasks that pull against each other.
+"""The effect of learning rates by task on conflict, for made-up tasks with opposed gradients.
 
     python -m mtmm_jax.benchmarks.balancing.pacing --json pacing.json
 

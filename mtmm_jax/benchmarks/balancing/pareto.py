@@ -50,8 +50,8 @@ def front(points: int = 201) -> np.ndarray:
 
 
 def gap(values: np.ndarray, on_front: np.ndarray) -> float:
-    """How much both losses could fall at once: the least `max(a_1, a_2)` by which `values` exceeds
-    a point of the front, 0 on it."""
+    """The distance from the Pareto front: the least `max(a_1, a_2)` by which `values` exceeds a
+    point of the front, 0 on it."""
     return float(max(0.0, np.max(np.min(values - on_front, axis=1))))
 
 

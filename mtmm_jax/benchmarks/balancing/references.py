@@ -1,4 +1,4 @@
-"""What the fuzz holds the methods of the Gramian tier against, in NumPy and float64.
+"""References of the fuzz for the methods of the Gramian tier, in NumPy and float64.
 
 None shares code or a derivation with the methods: those work on K x K Gramians of unit vectors
 with pivoting, Newton and Jacobi rotations; these work on the rows themselves.
@@ -191,7 +191,7 @@ def krum(rows: np.ndarray) -> np.ndarray:
 
 
 def decrement(rows: np.ndarray, weights: np.ndarray, alpha: float) -> float:
-    """How far the update of given weights is from `(G w)^alpha w = 1`, relative to its length.
+    """The residual of `(G w)^alpha w = 1` at given weights, relative to the update's length.
 
     The weights minimise a convex function; the Newton decrement of the unit vectors' coefficients,
     computed in float64, is that distance up to second order.

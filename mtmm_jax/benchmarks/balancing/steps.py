@@ -40,7 +40,7 @@ class Step:
         self.megabytes = self.compiled.memory_analysis().temp_size_in_bytes / 2**20
 
     def after(self, losses_fn: Any, balancer: Any, params: Any, state: Any, batch: Any) -> Any:
-        """What the method does once the parameters have moved: nothing."""
+        """The method's work once the parameters have moved: nothing."""
         del losses_fn, balancer, params, batch
         return state
 

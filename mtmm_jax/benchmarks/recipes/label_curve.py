@@ -1,4 +1,4 @@
-"""What a second task is worth over the share of labels: its runs, and their picture."""
+"""The gain of a second task over the share of labels: its runs, and their plot."""
 
 from __future__ import annotations
 

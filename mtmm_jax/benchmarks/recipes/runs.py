@@ -1,4 +1,4 @@
-"""How a recipe is run: short, in a folder, as an ensemble, with weights by cross-validation.
+"""Ways to run a recipe: short, in a folder, as an ensemble, with weights by cross-validation.
 
 Each way gives rows `{"seed", "test": {task: headline}, "metric": {task: its name}, "smaller":
 [tasks where less is better], "all", ...}`; `trivial` is the `test` of predictions that look at
@@ -78,7 +78,7 @@ def config_of(run: TrainingRun, steps: int | None = None) -> Any:
 
 
 def key_of(run: TrainingRun, steps: int | None = None) -> dict[str, Any]:
-    """What tells the row of a run from others in the JSON file."""
+    """The key of a run's rows in the JSON file."""
     return {
         "config": run.name,
         "changes": list(run.changes),
@@ -133,7 +133,7 @@ def _row(model: Any, results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _trivial(experiment: Any) -> dict[str, Any]:
-    """What predictions that look at nothing reach: the commonest class, the mean, one vector."""
+    """Metrics of trivial predictions: the commonest class, the mean, one vector."""
     from mtmm_jax.evaluation import trivial_results
     from mtmm_jax.training.loop import evaluation_batches
 

@@ -49,7 +49,7 @@ def table(board: Board, recipes: Iterable[Recipe], steps: int | None = None) -> 
 
 
 def trivial(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What looks at nothing reaches on a recipe's tasks, the same for all seeds."""
+    """Metrics of trivial predictions for a recipe's tasks, the same for all seeds."""
     known = [{**row, "test": row["trivial"]} for row in rows if row.get("trivial")]
     return cells(known[:1]) if known else "-"
 

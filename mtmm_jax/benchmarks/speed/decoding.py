@@ -1,4 +1,4 @@
-"""What decoding a user's files costs, as a multiple of what Pillow, soundfile and soxr cost alone.
+"""The time of decoding a user's files, as a multiple of that of Pillow, soundfile and soxr alone.
 
     python -m mtmm_jax.benchmarks.speed.decoding --json decoding.json
 

@@ -1,4 +1,4 @@
-"""How much code one training step passes: files, functions and the deepest stack of this package.
+"""The code that one training step passes: files, functions and the deepest stack of this package.
 
     python -m mtmm_jax.benchmarks.speed.hops --json hops.json
 
@@ -81,7 +81,7 @@ def toy(config: str = CONFIG, fusion: str = FUSION, balancing: str = BALANCING) 
 
 
 def count(config: Any) -> Counter:
-    """What tracing one step of a config passes."""
+    """The files and functions that tracing one step of a config passes."""
     import jax
 
     from mtmm_jax import training

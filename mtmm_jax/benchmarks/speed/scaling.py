@@ -159,7 +159,7 @@ def scaling(step_ms: Mapping[tuple[str, int], float], rows: int) -> list[dict[st
 
 
 def ask(arguments: Sequence[str], count: int) -> dict[str, Any]:
-    """What `times` tells in a process with so many simulated devices."""
+    """The result of `times` from a process with so many simulated devices."""
     flags = " ".join([os.environ.get("XLA_FLAGS", ""), _PATIENCE]).strip()
     environment = {
         **os.environ,

@@ -49,7 +49,7 @@ def interleaved(
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers depend on."""
+    """A description of the machine: CPU, devices, versions."""
     model = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.exists():

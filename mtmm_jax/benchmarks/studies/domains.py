@@ -71,7 +71,7 @@ ENDS = ("source_only", "target_only")
 
 
 def key_of(name: str, steps: int | None) -> dict[str, Any]:
-    """What tells the rows of a way from others in the JSON file."""
+    """The key of a way's rows in the JSON file."""
     return {"way": name, **recipe_runs.key_of(WAYS[name].run, steps)}
 
 

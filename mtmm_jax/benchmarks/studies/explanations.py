@@ -1,4 +1,4 @@
-"""Whether explanations are right: what is lost with the parts that they name, and with others.
+"""Faithfulness of explanations: the loss without the parts that they name, and without others.
 
     python -m mtmm_jax.benchmarks.studies.explanations --workdirs runs/a,runs/b,runs/c --json F
 

@@ -1,4 +1,4 @@
-"""What helps where labels are few: pretraining, rows without labels, names alone, a teacher.
+"""Few labels: pretraining, rows without labels, class names alone, distillation.
 
     python -m mtmm_jax.benchmarks.studies.few_labels --json rows.json --workdir runs/few_labels
     python -m mtmm_jax.benchmarks.studies.few_labels --only "pseudo 10%" --seeds 0,1,2
@@ -97,7 +97,7 @@ ROWS: dict[str, Row] = dict(_rows())
 
 
 def key_of(name: str, steps: int | None) -> dict[str, Any]:
-    """What tells the rows of a line from others in the JSON file."""
+    """The key of a line's rows in the JSON file."""
     return {"row": name, **recipe_runs.key_of(ROWS[name].run, steps)}
 
 

@@ -1,4 +1,4 @@
-"""What an absent modality costs, with and without modality dropout in training.
+"""The cost of an absent modality, with and without modality dropout in training.
 
     python -m mtmm_jax.benchmarks.studies.missing --config emoji --task category --json missing.json
     python -m mtmm_jax.benchmarks.studies.missing --fusions concat tensor --ways mask zero

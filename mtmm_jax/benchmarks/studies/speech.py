@@ -1,4 +1,4 @@
-"""How well a run's synthesised speech is understood by its own recogniser.
+"""Word and character error rates of a run's synthesised speech under its own recogniser.
 
 python -m mtmm_jax.benchmarks.studies.speech --workdir runs/emoji_speech --waves runs/spoken
 """

@@ -1,4 +1,4 @@
-"""Which fusions can learn what only two modalities together tell: XOR, from the generator.
+"""Accuracy of every fusion on XOR of two modalities, from the generator.
 
     python -m mtmm_jax.benchmarks.studies.synergy --json synergy.json --plot synergy.png
 

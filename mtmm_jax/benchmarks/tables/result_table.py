@@ -1,4 +1,4 @@
-"""What long benchmarks share: rows in a JSON file, run where they are missing, and their options.
+"""Shared parts of long benchmarks: rows in a JSON file, run where they are missing, and options.
 
 Several processes may fill one file: on one machine each takes what none has in hand, so that a
 command started twice, or with `--jobs 2`, is done in half the time.
@@ -175,7 +175,8 @@ def seeds_of(text: str, quick: bool = False) -> list[int]:
 
 
 def names_of(text: str | None, known: Collection[str], noun: str) -> list[str]:
-    """What --only chose; all where it was not given. A comma may be part of a name."""
+    """The names given by --only; all where it is not given. A comma may be part of a name. A comma
+    may be part of a name."""
     if not text:
         return list(known)
     found, parts = [], [part.strip() for part in text.split(",")]

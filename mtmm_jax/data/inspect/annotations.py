@@ -59,7 +59,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def answers(rows: Sequence[Row], column: str, annotators: str | None, where: str) -> Answers:
-    """Who said what, from the column of labels and the one of names, if there is one."""
+    """Labels by annotator, from the column of labels and the one of names, if there is one."""
     known = {name for row in rows for name in row}
     for name in filter(None, (column, annotators)):
         choose(name, known, where, "column")

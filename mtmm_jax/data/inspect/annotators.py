@@ -14,7 +14,7 @@ UNCERTAINTIES = ("entropy", "margin")
 
 @dataclasses.dataclass(frozen=True)
 class Consensus:
-    """What the votes `[N, A]` of A annotators on N items come to.
+    """Consensus of the votes `[N, A]` of A annotators on N items.
 
     Attributes:
         labels: `[N]` the likeliest class, -1 where nobody said anything.

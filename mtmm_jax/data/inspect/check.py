@@ -1,4 +1,4 @@
-"""What a table holds and what is wrong with it: `python -m mtmm_jax.data.inspect.check TABLE`.
+"""Content and defects of a table: `python -m mtmm_jax.data.inspect.check TABLE`.
 
 `--write own.py` writes a config of it that every command takes. Exit
 codes: 0 nothing, or only doubts, 1 problems were found, 2 it cannot be checked.
@@ -44,7 +44,7 @@ _SHOWN = 50
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What was found.
+    """Findings of a check.
 
     Attributes:
         path: of the manifest.

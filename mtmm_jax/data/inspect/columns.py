@@ -1,4 +1,4 @@
-"""What the columns of a table probably mean, and why: from the content of files and of cells."""
+"""Guesses of what a table's columns mean, with reasons, from the content of files and cells."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class ColumnLook:
 
     @property
     def tail(self) -> int:
-        """How many classes have fewer than `TAIL` rows."""
+        """The number of classes with fewer than `TAIL` rows."""
         return sum(count < TAIL for count in self.classes.values())
 
 
@@ -145,7 +145,7 @@ def _as_input(
 
 
 def _names_rows(name: str, values: Sequence[Any], distinct: int) -> str | None:
-    """Why a column names rows, if it does."""
+    """The reason why a column is an id of rows; None where it is not."""
     if _ID_NAME.search(name):
         return "its name"
     if distinct < len(values) or len(values) < TAIL:
@@ -161,7 +161,7 @@ def _names_rows(name: str, values: Sequence[Any], distinct: int) -> str | None:
 
 
 def _files(values: Sequence[Any], folder: Folder) -> tuple[str, str, str, dict[str, Any]] | None:
-    """What kind of files a column names, by their first bytes, else by their endings."""
+    """The kind of files that a column names, by their first bytes, else by their endings."""
     texts = [value for value in values if isinstance(value, str)]
     if len(texts) <= len(values) / 2:
         return None
@@ -206,7 +206,7 @@ def _content(value: str, folder: Folder) -> bytes:
 
 
 def name_of(look: ColumnLook) -> str:
-    """How the modality or target of a column is called."""
+    """The name of the modality or target of a column."""
     return look.kind if look.name == FILE else look.name
 
 

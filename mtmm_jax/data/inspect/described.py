@@ -1,4 +1,4 @@
-"""What the columns of a table are: from a config, a file next to it, options, or its content."""
+"""Descriptions of a table's columns: from a config, a file next to it, options, or its content."""
 
 from __future__ import annotations
 

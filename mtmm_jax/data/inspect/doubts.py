@@ -1,4 +1,4 @@
-"""What is wrong or doubtful in a table beyond single cells: gaps, tails, splits, copies."""
+"""Doubtful properties of a table beyond single cells: gaps, tails, splits, copies."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def note_doubts(
 
 
 def doubts_of(looks: Sequence[ColumnLook], rows: int, path: Path) -> list[Problem]:
-    """What counts alone say of a table: empty columns and cells, rare classes, one value."""
+    """Doubts that follow from counts alone: empty columns and cells, rare classes, one value."""
     bad = BadRows.collecting(path, ())
     for look in looks:
         _gaps(rows, look, bad)

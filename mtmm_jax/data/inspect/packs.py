@@ -1,4 +1,4 @@
-"""What `check` finds in a folder of packed rows."""
+"""The check of a folder of packed rows."""
 
 from __future__ import annotations
 

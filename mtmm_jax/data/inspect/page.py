@@ -50,7 +50,7 @@ th { font-weight: 600; color: var(--faint) } td.n, th.n { text-align: right }
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """What is said about a source: `about` is its constructor's docstring, `card` its CARD.md."""
+    """The texts about a source: `about` is its constructor's docstring, `card` its CARD.md."""
 
     name: str
     config: Mapping[str, Any]
@@ -61,7 +61,7 @@ class Card:
 
 @dataclasses.dataclass(frozen=True)
 class Counted:
-    """What was counted on `sample` of the `total` examples of a split.
+    """Counts over `sample` of the `total` examples of a split.
 
     Attributes:
         present: modality or target -> share of the examples that have it.

@@ -215,7 +215,7 @@ def count(source: Source, split: str, sample: int) -> Counted:
 
 
 def _summary(target: Target, y: Any, here: np.ndarray) -> np.ndarray:
-    """What is counted of labels: `[n, C]` per class, or `[n]` numbers; `[n, 0]` for nothing."""
+    """Label values for the plot: `[n, C]` per class, or `[n]` numbers; `[n, 0]` for nothing."""
     count = target.traits.count
     if count is None:
         return np.zeros((int(here.sum()), 0))

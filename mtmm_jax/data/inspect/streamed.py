@@ -70,7 +70,7 @@ def _is_large_parquet(path: Path) -> bool:
 
 
 class _Counts:
-    """What all values of a column are, in eight bytes a row."""
+    """Statistics of all values of a column, in eight bytes a row."""
 
     def __init__(self) -> None:
         self.hashes = array.array("q")
@@ -159,7 +159,7 @@ def _counted(look: ColumnLook, counts: _Counts, total: int) -> ColumnLook:
 
 @dataclasses.dataclass(frozen=True)
 class Streamed:
-    """What was found in a table: what a report is made of.
+    """The content of a table as a report needs it.
 
     Attributes:
         rows: of the table.

@@ -144,7 +144,7 @@ def bucket(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Cutting:
-    """What `bucket` does to a finished batch; `rows` are those of the global one."""
+    """`bucket` as a transform of a finished batch; `rows` are those of the global one."""
 
     before: Callable[[Batch, np.ndarray], Batch]
     sizes: Mapping[str, tuple[int, ...]]

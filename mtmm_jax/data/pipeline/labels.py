@@ -69,7 +69,7 @@ _SEEN: WeakKeyDictionary[Compose, Seen] = WeakKeyDictionary()
 
 
 def look(source: Source) -> Seen:
-    """Which training rows have which labels: one pass over them, the first time it is asked."""
+    """A mask of the training rows' labels: one pass over them, made at the first call."""
     rows = np.unique(source.rows["train"])
     seen = _SEEN.get(source.compose)
     if seen is None or not np.array_equal(seen.rows, rows):
@@ -203,7 +203,7 @@ def held_out(
 
 
 def _check_held(given: int | Sequence[str], names: Sequence[str], where: str) -> None:
-    """What can be checked before the rows are looked at."""
+    """The checks that need no rows."""
     if not given:
         raise ConfigError(f"{where}: {given!r} is neither a list of classes nor their number")
     if isinstance(given, int):

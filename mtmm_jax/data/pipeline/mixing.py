@@ -1,4 +1,4 @@
-"""How several parts of the data share the training batches.
+"""Mixing: the shares of several parts of the data in the training batches.
 
 Shares are kept exactly, not on average: after any number of rows each part has had its due,
 rounded by Webster's method, which never takes a row back as the total grows. What a step holds
@@ -58,7 +58,7 @@ class Mixing:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Which rows of which part make up each step, from `step` on.
+    """The rows of each part that make up each step, from `step` on.
 
     Attributes:
         shares: of the parts.

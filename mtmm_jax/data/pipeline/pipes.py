@@ -145,7 +145,7 @@ class Pipe:
 
     @property
     def draws(self) -> int:
-        """How many random numbers an example takes."""
+        """The number of random numbers an example takes."""
         return sum(stage.draws for stage in self.stages)
 
     @property
@@ -223,7 +223,7 @@ class Pipe:
         return {**entry, "mask": mask} if form.masked or form.is_a("text") else entry
 
     def modality(self) -> Modality:
-        """What a model must know of what comes out."""
+        """The `Modality` of the output, as a model needs it."""
         form = self.out
         return Modality(form.stage, form.shape, form.dtype, form.vocabulary, form.rate, form.names)
 

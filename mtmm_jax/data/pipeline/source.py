@@ -126,7 +126,7 @@ class Source:
 
 
 def split_sizes(source: Source, bad: Container[int] = ()) -> dict[str, int]:
-    """How many rows of each split are used: all but those known to be bad."""
+    """The number of rows of each split that are used: all but those known to be bad."""
     return {
         split: sum(row not in bad for row in rows.tolist()) for split, rows in source.rows.items()
     }
@@ -197,7 +197,7 @@ class Training:
 
     @property
     def epochs(self) -> tuple[float, ...]:
-        """How often each part has been gone through."""
+        """The number of epochs of each part so far."""
         taken = self._plan.before(self.step, self.batch_size)
         return tuple(n / len(part) for n, part in zip(taken.tolist(), self._parts, strict=True))
 

@@ -258,7 +258,7 @@ def _modality(form: str, width: int, steps: int) -> Modality:
 
 
 def _target(known: np.ndarray) -> Target:
-    """What is known of a target from its training labels."""
+    """The `Target` of a label, from the training rows."""
     if known.dtype == np.int32:
         share = float(known.mean()) if len(known) else 0.5
         return Target("class", classes=("no", "yes"), frequencies=(1 - share, share))

@@ -1,4 +1,4 @@
-"""What was made of a data set, kept as NPZ and JSON: arrays, texts, numbers, and no code.
+"""Prepared data sets, kept as NPZ and JSON: arrays, texts, numbers, and no code.
 
     made-<digest>.npz     the arrays: equal ones of a list stacked, others end to end
     made-<digest>.json    {"tree", "npz": SHA-256 of the NPZ, "sha256" of the rest}

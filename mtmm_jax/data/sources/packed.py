@@ -1,4 +1,4 @@
-"""What the data sets that ship inside the package share: from a small asset to examples in memory.
+"""Shared parts of the data sets in the package: from a small asset to examples in memory.
 
 The data set `name` is the package `mtmm_jax.data.<name>`: its `assets/`, and the TFDS builder in
 `<name>_dataset_builder.py` that reads them. Pack scripts, which made the assets once, use the
@@ -49,7 +49,7 @@ class Examples(NamedTuple):
 
 
 def cache(data_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Where prepared data live: the argument, else `$MTMM_JAX_DATA`, else the user's cache."""
+    """The folder of prepared data: the argument, else `$MTMM_JAX_DATA`, else the user's cache."""
     chosen = data_dir or os.environ.get("MTMM_JAX_DATA") or "~/.cache/mtmm_jax"
     return Path(chosen).expanduser()
 
@@ -169,7 +169,7 @@ def _whole(name: str, data_dir: str | os.PathLike[str] | None, folder: Path) -> 
 
 
 def _damage(folder: Path) -> str:
-    """Which prepared file is not what was written; empty where none is."""
+    """The name of a prepared file that is damaged; empty where none is."""
     seal = folder / _SEAL
     try:
         written = files.unsealed(files.read_bytes(seal), seal)[0]["files"]

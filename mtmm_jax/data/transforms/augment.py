@@ -121,7 +121,7 @@ def per_row(values: Any, like: Any) -> Any:
 
 
 def span(u: Any, start: Any, size: int, longest: Any, shortest: float = 0.0) -> tuple[Any, Any]:
-    """Where random stretches of an axis begin and end: `u` says how long, `start` where.
+    """Start and length of random stretches of an axis, from `start` and `u`.
 
     Args:
         u, start: uniform numbers of any shape.

@@ -1,4 +1,4 @@
-"""What a transform is: a constructor that turns the form of what comes in into a `Stage`."""
+"""The interface of transforms: a constructor that turns the form of its input into a `Stage`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mtmm_jax.text import PADDING, UNKNOWN
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """What flows from one stage of a pipe to the next.
+    """Shape and dtype of the values between two stages of a pipe.
 
     Attributes:
         stage: "image_file" and "audio_file" (encoded bytes), "image" `[H, W, 3]`, "sound" (a pair

@@ -56,7 +56,7 @@ IGNORED = r"(bert\.)?pooler\..*|cls\..*|.*position_ids"
 
 
 def _rows(tensors: Mapping[str, Any], pattern: str) -> int:
-    """How many rows the tensor of that name has; 1 where it is missing."""
+    """The number of rows of the tensor of that name; 1 where it is missing."""
     found = [np.shape(x) for name, x in tensors.items() if re.fullmatch(pattern, name)]
     return found[0][0] if found and found[0] else 1
 

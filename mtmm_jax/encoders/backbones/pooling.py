@@ -40,7 +40,7 @@ MODES: dict[str, Callable[[Tokens], jax.Array]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Pooling:
-    """Which poolings are joined, and whether vectors have length 1.
+    """Poolings to be joined, and whether vectors have length 1.
 
     Attributes:
         modes: of `MODES`.

@@ -44,7 +44,7 @@ class ImageGradients(FixedEncoder):
 
     @property
     def groups(self) -> tuple[int, ...]:
-        """How many features each group has."""
+        """The number of features of each group."""
         blocks = (self.cells - 1) ** 2 * 4 * _ANGLES
         bins = _COLOURS**3 if self.channels == 3 else _LEVELS * self.channels
         return blocks, _THUMBNAIL**2 * self.channels, bins

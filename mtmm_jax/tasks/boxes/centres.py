@@ -112,7 +112,7 @@ def heat_of(bumps: jax.Array, truth: Truth, classes: int) -> tuple[jax.Array, ja
 
 
 def _shares(bumps: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Whose box each cell learns `[B, h, w]`, and with what weight: those of a box add to 1."""
+    """The box that each cell learns `[B, h, w]`, and its weight: those of a box add to 1."""
     owner = bumps.argmax(1)
     mine = owner[:, None] == jnp.arange(bumps.shape[1])[:, None, None]
     own = jnp.where(mine & (bumps > _NEAR), bumps, 0.0)

@@ -1,4 +1,4 @@
-"""How far apart two domains' features are: losses that bring an encoder to give both alike.
+"""Distances between two domains' features, as losses that make an encoder give both alike.
 
 Domains are classes of a label that every row has, such as the `origin` of a mixture: no label of
 the target domain is needed. Both compare the whole batch, so that they need rows of both domains in

@@ -17,7 +17,7 @@ Term = tuple[jax.Array, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """What a regulariser looks at, in one step, on one device.
+    """The inputs of a regulariser, in one step, on one device.
 
     Attributes:
         params: the model's, by room.
@@ -63,5 +63,5 @@ def two(names: Sequence[str], where: str) -> tuple[str, str]:
 
 
 def count_of(there: jax.Array) -> jax.Array:
-    """How many rows are there, as the count of a term."""
+    """The number of rows there are, as the count of a term."""
     return there.sum().astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""What a task says of itself to the rooms that export, label, look up, fuse and listen."""
+"""Traits of tasks for the rooms that export, label, look up, fuse and listen."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NO_TRAITS = Traits()
 
 
 class Labelling(NamedTuple):
-    """How predictions become labels of a manifest.
+    """Conversion of predictions to labels of a manifest.
 
     Attributes:
         label: outputs of one row -> `(label, confidence)`; the confidence is a probability, or None
@@ -65,7 +65,7 @@ class Space(NamedTuple):
 
 
 class Speech(NamedTuple):
-    """What a task that speaks does.
+    """The functions of a task that synthesises speech.
 
     Attributes:
         heard: labels -> the frames of the recordings, how many of each before the silence at its

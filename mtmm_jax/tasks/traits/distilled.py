@@ -1,4 +1,4 @@
-"""How the predictions of a task are imitated: soft labels, and the distance from them."""
+"""Distillation of a task's predictions: soft labels, and the distance from them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Array = jax.Array
 
 
 class Distilled(NamedTuple):
-    """How a task's predictions are made into soft labels and compared with them.
+    """Soft labels of a task's predictions, and the distance from them.
 
     Attributes:
         target: the kind of target that soft labels are, as in `batch.TARGET_KINDS`; a teacher's and

@@ -1,4 +1,4 @@
-"""Which scalar of a task's prediction attribution follows, and how a person reads it."""
+"""The scalar of a task's prediction that attribution follows, and its text for a reader."""
 
 from __future__ import annotations
 

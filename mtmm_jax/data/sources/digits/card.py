@@ -51,5 +51,5 @@ def render(folder: Path = asset.FOLDER) -> str:
 
 
 def _copies(rows: np.ndarray) -> int:
-    """How many rows equal an earlier one."""
+    """The number of rows that equal an earlier one."""
     return len(rows) - len(np.unique(rows, axis=0))

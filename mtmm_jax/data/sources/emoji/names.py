@@ -1,4 +1,4 @@
-"""What an emoji is called, from the three npm packages' metadata."""
+"""Names and keywords of emoji, from the three npm packages' metadata."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def emoji_scenes(
 
 @dataclasses.dataclass(frozen=True)
 class Cast:
-    """Who may appear in a scene, and how.
+    """The emoji that may appear in a scene, and their drawings.
 
     Attributes:
         names: of the boxes' classes, `kinds` `[N]` the class of each concept.
@@ -145,7 +145,7 @@ class Plan:
 
 
 def plan(cast: Cast, rows: np.ndarray, chance: np.ndarray | None) -> Plan:
-    """Who stands where in each row's scene: by `chance`, or the row's own scene without it."""
+    """Emoji and places of each row's scene: by `chance`, or the row's fixed scene without it."""
     size, most = cast.size, cast.most
     if chance is None:
         chance = uniform(_draws(most), _SALT, rows)
@@ -298,7 +298,8 @@ def _compose(cast: Cast, rows: np.ndarray, chance: np.ndarray | None) -> Batch:
 
 
 def _describe(cast: Cast, renewed: bool, id: int) -> str:
-    """What is in it; but a training row that is a new scene in each epoch is only numbered."""
+    """The id of a scene: its content; a number for a training row that is a new scene in each
+    epoch."""
     if renewed and id < _SPLIT:
         return f"training scene {id}"
     scene = plan(cast, np.array([id]), None)

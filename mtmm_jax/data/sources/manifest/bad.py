@@ -18,7 +18,7 @@ _log = logging.getLogger("mtmm_jax.data.sources.manifest")
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What is wrong, and where.
+    """A defect and its place.
 
     Attributes:
         path: of the manifest.
@@ -44,7 +44,7 @@ class Problem:
 
 
 class BadRows:
-    """What was found wrong with a manifest, by row.
+    """The defects of a manifest, by row.
 
     With `on_bad="skip"` a bad row is logged once and weighs nothing; with "stop" it is an error.
     Batches are made by several threads, which all report here; what they return does not depend on
@@ -134,7 +134,7 @@ class BadRows:
 
     @property
     def doubts(self) -> list[Problem]:
-        """What was noted of the whole table, where it is collected."""
+        """Remarks on the table, where it is collected."""
         return list(dict.fromkeys(self._doubts))
 
 

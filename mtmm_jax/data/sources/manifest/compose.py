@@ -85,7 +85,7 @@ def _attempt(
 
 
 def picture_of(compose: Compose) -> Callable[[int], np.ndarray] | None:
-    """What is seen of an example: its first picture, or the middle of its first clip."""
+    """A picture of an example: its first image, or the middle frame of its first clip."""
     frames = {name: kind_of(one.modality).frames for name, one in compose.inputs.items()}
     seen = [name for name, see in frames.items() if see]
     if not seen:

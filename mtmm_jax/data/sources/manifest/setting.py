@@ -1,4 +1,4 @@
-"""What the modalities and targets of a manifest are built from."""
+"""The context in which modalities and targets of a manifest are built."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ _DTYPES = (
 
 
 class Damaged(ValueError):
-    """Why a shard cannot be used."""
+    """The error of a shard that cannot be used."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -121,7 +121,7 @@ def from_rows(
     name: str = "manifest",
     tokenizers: Tokenizers = None,
 ) -> Source:
-    """What `manifest` does once its file is read."""
+    """The source `manifest` from rows that are read."""
     inputs, labels = kinds_of(modalities, targets)
     store = Decoded(folder, limits, decoded)
     setting = Setting(rows, folder, limits, bad, store)

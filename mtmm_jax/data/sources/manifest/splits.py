@@ -1,4 +1,4 @@
-"""Which split a row belongs to: a column says so, or shares are drawn by hash, class or time."""
+"""Splits of rows: by a column, or by shares drawn by hash, class or time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _OPTIONS = {"seed": Natural, "stratified": str, "group": str, "time": str}
 
 @dataclasses.dataclass(frozen=True)
 class SplitOptions:
-    """How rows are divided where no column says so.
+    """Options of the splits where no column names them.
 
     Attributes:
         shares: of train, validation and test; they add up to 1.
@@ -129,7 +129,7 @@ def _stratified(
 
 
 def _quota(strata: Mapping[str | None, Sequence[str]], share: float) -> dict[str | None, int]:
-    """How many units each class gives to a split, the whole as near to the share as can be."""
+    """The number of units each class gives to a split, the total as near to the share as can be."""
     exact = {name: share * len(members) for name, members in strata.items()}
     quota = {name: math.floor(value + 1e-9) for name, value in exact.items()}
     wanted = round(sum(exact.values())) - sum(quota.values())

@@ -1,4 +1,4 @@
-"""What the scenarios are made of: chance by row, coloured things, words of dots, tones."""
+"""Building blocks of the scenarios: chance by row, coloured objects, words of dots, tones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a row lies in a shard: a record of one size, and a blob of what has any size.
+"""The layout of a row in a shard: a record of fixed size, and a blob for values of any size.
 
 rows   uint8 [R, width]   crc32 of the row, its split, where its blob is, labels, ids, numbers
 blobs  uint8 [bytes]      a row's words, then its decoded files: JSON of what each is, its array

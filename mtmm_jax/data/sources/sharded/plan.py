@@ -1,4 +1,4 @@
-"""What is known of a table before its files are decoded: splits, labels, and what was learned.
+"""The plan of a packing before its files are decoded: splits, labels, and learned statistics.
 
 Labels and splits are those of all rows. Tokenizers, means and categories of inputs are learned from
 a sample of the training rows, all of them up to `FIT_ROWS`.
@@ -52,7 +52,7 @@ Progress = Callable[[int], None]
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What every part of a packing, and every reader, works by.
+    """The plan of a packing, used by its writers and by every reader.
 
     Attributes:
         header: JSON: version, rows, shard_rows, digest of table and options, description, columns,
@@ -125,7 +125,7 @@ def save_plan(out: Path, plan: Plan) -> None:
 
 
 def read_header(out: Path) -> dict[str, Any]:
-    """What describes a pack; JSON that is what was written, or a `ConfigError`."""
+    """The description of a pack; undamaged JSON, or a `ConfigError`."""
     path = out / "pack.json"
     try:
         sealed = json.loads(path.read_bytes())
@@ -242,7 +242,7 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Survey:
-    """What one pass over a table found."""
+    """The result of one pass over a table."""
 
     columns: Columns
     sample: Sample
@@ -250,7 +250,7 @@ class Survey:
 
 
 def reading_options(description: Mapping[str, Any]) -> dict[str, Any]:
-    """What a description says of how a table is read; what else a config has is left out."""
+    """The options of a description that concern reading a table; all others are left out."""
     found = {key: description[key] for key in KEYS if description.get(key) is not None}
     return {"targets": {}, **json.loads(json.dumps(found, default=dataclasses.asdict))}
 
@@ -458,7 +458,7 @@ def _leaves(label: Label) -> dict[str, np.ndarray]:
 
 
 def problems_of(header: Mapping[str, Any]) -> list[Problem]:
-    """What planning found wrong."""
+    """The problems found while planning."""
     return [Problem(**fields) for fields in header["problems"]]
 
 

@@ -265,7 +265,7 @@ class PackedRows:
 
 @dataclasses.dataclass(frozen=True)
 class _Shown:
-    """What `picture_of` looks at: inputs that read rows themselves."""
+    """The view of inputs that read rows themselves, for `picture_of`."""
 
     decoded: Mapping[str, Input]
     bad: Any

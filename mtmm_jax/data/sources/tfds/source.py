@@ -198,7 +198,7 @@ class Mapped:
         return batch
 
     def describe(self, id: int) -> str:
-        """Where the example stands, and its classes, numbers and texts."""
+        """The place of an example, and its classes, numbers and texts."""
         (example,) = self.examples(np.array([id]))
         part = int(np.searchsorted(self._bounds, id, side="right")) - 1
         said = []
@@ -283,7 +283,7 @@ def _learn(
 
 
 def _kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `make` gives, as JSON that is kept at `path` if it can be written."""
+    """The result of `make`, as JSON that is kept at `path` if it can be written."""
     with contextlib.suppress(OSError, ValueError):
         return json.loads(path.read_text())
     text = json.dumps(make())
