@@ -1,4 +1,4 @@
-"""Commands and modules that have moved: importing an old path says the new one in one line."""
+"""Commands and modules that have moved: importing an old path names the new one in one line."""
 
 from __future__ import annotations
 

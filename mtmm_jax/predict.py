@@ -120,7 +120,7 @@ def ask_together(ensemble: Any, rest: Sequence[str]) -> dict[str, Any]:
 
 
 def ask(run: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """`{task: what a person reads}`; a task that cannot be done says what it needs."""
+    """`{task: prediction}` for a reader; a task that cannot be predicted names what it needs."""
     from mtmm_jax.inference import prediction
 
     return prediction.ask(run, inputs)
@@ -138,7 +138,7 @@ def _check_explain(arguments: argparse.Namespace, together: bool) -> None:
 
 
 def explain(run: Any, inputs: Mapping[str, Any], arguments: argparse.Namespace) -> int:
-    """Prints why a run says what it says of one sample, and writes the page."""
+    """Prints the explanation of a run's predictions for one sample, and writes the page."""
     from mtmm_jax.analysis import explanation, explanation_page
 
     out = console()
@@ -196,7 +196,7 @@ def show(answers: Mapping[str, Any]) -> None:
 
 
 def about_many(arguments: argparse.Namespace, rest: Sequence[str]) -> bool:
-    """Whether a manifest is asked about; its options checked before a run is opened."""
+    """Whether a manifest is given; its options checked before a run is opened."""
     from mtmm_jax.data.sources.manifest.bad import ON_BAD
     from mtmm_jax.ranges import Count
     from mtmm_jax.registry import ConfigError, check, choose
@@ -242,7 +242,7 @@ def about_labels(arguments: argparse.Namespace, rest: Sequence[str]) -> bool:
 
 
 def label_rows(arguments: argparse.Namespace) -> int:
-    """Writes a manifest with labels, and tells whom to ask."""
+    """Writes a manifest with labels, and prints the most uncertain rows."""
     from mtmm_jax.inference.finished import open_run
     from mtmm_jax.inference.labelling import ask_file, label_manifest
 

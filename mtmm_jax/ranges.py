@@ -113,7 +113,8 @@ Entry = str | Mapping[str, Any]
 
 
 def mismatch(value: Any, hint: Any) -> str | None:
-    """A description of the values that `hint` accepts, where `value` is not one; None where it is."""
+    """A description of the values that `hint` accepts, where `value` is not one; None where it
+    is."""
     found = located(value, hint)
     return None if found is None else found[2]
 

@@ -1,4 +1,4 @@
-"""One way to build a thing from a table and a spec, and one error for bad input.
+"""Tables of entries built from configs, and the one error for bad input.
 
 Every room of the house keeps a public table from name to constructor; configs name an entry by
 `kind` and give its hyper-parameters next to it. `build` looks the name up, checks the

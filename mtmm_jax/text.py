@@ -150,7 +150,8 @@ def tokenizer_of(assets: Mapping[str, bytes], modality: str) -> bytes | None:
 
 
 def padding_id(tokenizer: Tokenizer) -> int | None:
-    """The padding id of the file, or else the id of a token such as [PAD]; None if there is none."""
+    """The padding id of the file, or else the id of a token such as [PAD]; None if there is
+    none."""
     if tokenizer.padding:
         return tokenizer.padding["pad_id"]
     found = (tokenizer.token_to_id(token) for token in _PADDINGS)

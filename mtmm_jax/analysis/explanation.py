@@ -86,7 +86,7 @@ def explain(
     steps: int = 32,
     seed: int = 0,
 ) -> list[Explanation]:
-    """Explains what a run says of one sample.
+    """Explains a run's predictions for one sample.
 
     Args:
         run: the run.

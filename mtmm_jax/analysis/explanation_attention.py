@@ -123,7 +123,7 @@ def _onto_tokens(
 def _asking(
     path: str, size: int, encoded: Mapping[str, Tokens], known: Known, rows: int
 ) -> np.ndarray:
-    """`[B, queries]` float: those that are there, as far as one can tell."""
+    """`[B, queries]` float mask of the queries that are present, as far as known."""
     layout = layout_of(path, size, known) if size > 1 else ()
     masks = [
         encoded[span.name].mask if span.name in encoded else np.ones((rows, span.length), bool)

@@ -17,9 +17,9 @@ def incidents(
     tasks: Mapping[str, Any],
     present: Mapping[str, Mapping[str, float]] | None = None,
 ) -> list[str]:
-    """A line for each thing: steps that were not finite or skipped, tasks without labels, metrics
-    that are not known, classes that no row of the train split has, and modalities that none of a
-    sample of its rows has.
+    """Sentences on incidents: steps that were not finite or skipped, tasks without labels, metrics
+    that are not known, classes that no row of the train split has, and modalities that no training
+    row has.
 
     Args:
         records: of the journal.

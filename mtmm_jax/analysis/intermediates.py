@@ -140,7 +140,7 @@ def handed_over(intermediates: Mapping[str, Any]) -> dict[str, jax.Array]:
 def drawn(
     arrays: Mapping[str, Seen], known: Known, samples: int = 3
 ) -> tuple[list[HeatMap], list[PatchMap]]:
-    """Pictures of all arrays, a dozen of a kind for each room; the last path says how many more.
+    """Plots of all arrays, a dozen of a kind for each room; the last path counts the rest.
 
     Args:
         arrays: as `collect` gives them.
@@ -256,7 +256,7 @@ def layout_of(path: str, size: int, known: Known, keys: bool = False) -> tuple[S
 
 
 def _extended(layout: tuple[Span, ...], size: int, known: Known) -> tuple[Span, ...]:
-    """The layout as it is, with the tokens that a fusion tells of, or with a class token first."""
+    """The layout, extended by the tokens that a fusion adds, or by a class token."""
     extra = size - sum(span.length for span in layout)
     if extra == 0:
         return layout

@@ -144,7 +144,7 @@ def _words(workdir: Workdir, name: str, entry: dict[str, np.ndarray]) -> list[li
 
 
 def save_study(workdir: Workdir, report: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-    """Writes `analysis.npz`, then `analysis.json`, which says that both are there."""
+    """Writes `analysis.npz`, then `analysis.json`, which records that both exist."""
     write_npz(workdir.path / pages.ARRAYS, arrays)
     workdir.write(pages.NUMBERS, report)
 

@@ -65,7 +65,7 @@ def analysis_figures(workdir: Workdir) -> dict[str, Figure]:
 
 
 def caption(workdir: Workdir, name: str) -> str:
-    """The caption of a figure of the analysis; the affinity's says what to try."""
+    """The caption of a figure of the analysis; the affinity's suggests a fusion."""
     report = workdir.read(NUMBERS)
     if name == "modality affinity":
         suggestion = report["affinity"]["suggestion"]
@@ -126,7 +126,7 @@ def affinity_rows(affinity: Mapping[str, Any]) -> list[list[str]]:
 
 
 def selection_rows(selection: Mapping[str, Any]) -> list[list[str]]:
-    """A row for each label and modality, the one that says most first."""
+    """Rows of labels and modalities, the most informative first."""
     rows = [["label", "modality", "samples", "bits", "beyond the best other", "best features"]]
     for label, ranked in selection.items():
         for i, row in enumerate(ranked):

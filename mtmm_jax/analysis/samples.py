@@ -44,7 +44,7 @@ def speech(workdir: Workdir, trust_paths: bool = False) -> str:
 
 
 def _samples(workdir: Workdir, config: dict[str, Any], trust_paths: bool) -> dict[str, np.ndarray]:
-    """Texts, rate, waves recorded and said, and what the recogniser writes, if there is one."""
+    """Texts, rate, recorded and synthesised waves, and the recogniser's text, if there is one."""
     run = open_run(workdir.path, {**config, "devices": 1}, trust_paths=trust_paths)
     model, source = run.experiment.model, run.experiment.source
     name, task = next((n, t) for n, t in model.tasks.items() if t.speech is not None)

@@ -102,7 +102,7 @@ def rank(
     labelled: np.ndarray,
     discrete: bool,
 ) -> list[dict[str, Any]]:
-    """The modalities, the one that says most about a label first.
+    """The modalities, the one most informative about a label first.
 
     A modality's metric is that of its `DIRECTIONS` leading principal components, a feature's its
     own. `alone` is what the modality says beyond the best of the others, I(x, x'; y) - I(x'; y):

@@ -173,7 +173,8 @@ def group_score(affinity: Table, groups: Groups) -> float:
 
 
 def _received(affinity: Table, group: list[int]) -> float:
-    """The affinity that a group's tasks receive from each other: the sum over j of the mean over k."""
+    """The affinity that a group's tasks receive from each other: the sum over j of the mean over
+    k."""
     if len(group) < 2:
         return 0.0
     return math.fsum(affinity[j][k] for j in group for k in group if j != k) / (len(group) - 1)

@@ -35,7 +35,8 @@ ROWS = ("data", "fsdp")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Layout:
-    """A mesh and where everything lies on it. Stands where a number of devices may stand.
+    """A mesh of devices and the placement of arrays on it; accepted wherever a number of devices
+    is. Stands where a number of devices may stand.
 
     Attributes:
         mesh: of the axes `data`, `fsdp` and `tensor`.

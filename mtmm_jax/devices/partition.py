@@ -1,4 +1,4 @@
-"""Partition rules: which dimension of which parameter lies on which axis of a mesh of devices.
+"""Partition rules: regexes over paths that place dimensions of parameters on axes of a mesh.
 
 The first rule whose regex matches a parameter's whole path decides. Tensor parallelism by columns,
 then rows, is that of Shoeybi et al. (2019, Megatron-LM); dividing everything else over the devices

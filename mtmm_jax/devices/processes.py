@@ -299,7 +299,7 @@ def watched(seconds: float | None) -> Iterator[Callable[[], None]]:
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, and has saved. `signal` says by what."""
+    """The run was stopped by a signal, and has saved. `signal` says by what."""
 
     def __init__(self, number: int, step: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name} after step {step}")

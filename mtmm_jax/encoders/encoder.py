@@ -19,7 +19,7 @@ MLPS = {"tiny": 128, "small": 512}  # preset -> hidden width
 
 
 class Encoder(nn.Module):
-    """`second(first(stem(entry)))`; subclasses say what these are.
+    """Base of the encoders: `second(first(stem(entry)))`, defined by subclasses.
 
     Attributes:
         width: of the tokens it gives; an encoder that is not `projected` gives its own.

@@ -184,7 +184,7 @@ def kept_after(ranks: jax.Array, there: jax.Array, share: jax.Array) -> jax.Arra
 
 
 class Explainer:
-    """Asks one model about batches of some shape; two programs, whatever is asked.
+    """Attributions of one model's predictions for batches of some shape; two programs in all.
 
     Args:
         model: the model.

@@ -150,7 +150,7 @@ def _tell(rule: nn.Module, weights: jax.Array) -> None:
 
 
 def _at(votes: jax.Array, chosen: jax.Array) -> jax.Array:
-    """`[B, M]` of `[B, M, P]`: what each says of the chosen class."""
+    """`[B, M]` of `[B, M, P]`: each modality's score of the chosen class."""
     return jnp.take_along_axis(votes, chosen[:, None, None], axis=-1)[..., 0]
 
 

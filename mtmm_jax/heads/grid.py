@@ -1,4 +1,4 @@
-"""The grid of a picture's tokens, for heads that say something about every place of it."""
+"""The grid of a picture's tokens, for heads that predict something at every place of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A head that gives a vector, and a critic that tells such vectors from real ones."""
+"""A head that gives a vector, and a critic that discriminates such vectors from real ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mtmm_jax.ranges import SizeOrZero
 
 
 class WithCritic(nn.Module):
-    """`{"values": [B, F], "method"}`: what another head says, and the critic for the loss to ask.
+    """`{"values": [B, F], "method"}`: another head's output, and the critic's logit for the loss.
 
     The critic has one hidden layer and looks at the whole vector. Its method serves the loss, which
     alone knows what is real, by way of `method` (a `BoundModule`).

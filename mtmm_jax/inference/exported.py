@@ -50,7 +50,7 @@ class Exported(NamedTuple):
 
 
 def load(path: Any) -> Exported:
-    """Opens an exported file; compiles when it is first asked, and once a batch size."""
+    """Opens an exported file; compiles at the first prediction, and once a batch size."""
     try:
         parts = _parts(path)
         about, spec = (json.loads(parts[f"{name}.json"]) for name in ("program", "spec"))

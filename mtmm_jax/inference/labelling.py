@@ -1,5 +1,5 @@
-"""Labels for the rows of a manifest by a finished run: those that it is sure of, and whom to ask
-about the others.
+"""Labels for the rows of a manifest by a finished run: of those that it is sure of, and a queue of
+the others.
 
 A row comes out as it went in, with a column for each label and one for how sure the run is, so that
 the file is a manifest to train on. A label that a row has already is a person's, and stays.
@@ -57,7 +57,8 @@ def label_manifest(
     by: str = "entropy",
     size: int = 64,
 ) -> Labelled:
-    """Writes the labelled rows to `out` and those to ask about next to it, as `<out>.ask.jsonl`.
+    """Writes the labelled rows to `out` and the queue for a person next to it, as
+    `<out>.ask.jsonl`.
 
     Args:
         run: what labels.
@@ -131,7 +132,7 @@ def _without(run: Finished) -> tuple[str, ...]:
 def _outputs(
     run: Finished, manifest: ManifestBatches, size: int
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Column -> output -> `[rows, ...]`; `present` is False where the run says nothing."""
+    """Column -> output -> `[rows, ...]`; `present` is False where there is no prediction."""
     tasks, count = _tasks(run), len(manifest.rows)
     names = [task.name for task in tasks.values()]
     model = run.experiment.model

@@ -1,4 +1,4 @@
-"""Rows of a manifest as inputs of a finished run: what `predict` is asked about by the thousand.
+"""Batches of a manifest's rows as inputs of a finished run.
 
 Files, texts and numbers are read as the run's own data were, with what the run learned of them
 (tokenizers, means, categories) and nothing learned anew. Anything may be absent from any row.
@@ -31,7 +31,7 @@ from mtmm_jax.store.workdir import WAY_OUT, Workdir
 
 @dataclasses.dataclass(frozen=True)
 class ManifestBatches:
-    """A manifest that is being asked about.
+    """A manifest's rows, batched as inputs of one run.
 
     Attributes:
         rows: of the manifest.
@@ -67,7 +67,7 @@ class ManifestBatches:
 def batches_of(
     several: Sequence[ManifestBatches], size: int
 ) -> Iterator[tuple[np.ndarray, list[dict[str, Any]]]]:
-    """`ManifestBatches.batches` of the same manifest, asked of several runs: inputs for each."""
+    """`ManifestBatches.batches` of the same manifest for several runs: inputs for each."""
     fine = several[0].usable
     for start in range(0, len(fine), size):
         rows = fine[start : start + size]
@@ -93,7 +93,7 @@ def open_manifest(path: str | Path, workdir: Workdir, on_bad: str = "skip") -> M
 def open_all(
     path: str | Path, workdirs: Sequence[Workdir], on_bad: str = "skip"
 ) -> list[ManifestBatches]:
-    """One manifest for several runs; a row that is bad for one of them is asked of none.
+    """One manifest for several runs; a row that is bad for one of them is skipped by all.
 
     Args:
         path, on_bad: as for `open_manifest`.

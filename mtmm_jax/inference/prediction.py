@@ -91,7 +91,7 @@ def present(inputs: Mapping[str, Any], i: int) -> set[str]:
 
 
 def waves(out: Path, line: int) -> Callable[[str], Path]:
-    """Task -> the file for what it says of a line."""
+    """Task -> the file of the wave that it predicts for a line."""
     return lambda task: out.with_name(f"{out.stem}_{line}_{file_name(task)}.wav")
 
 

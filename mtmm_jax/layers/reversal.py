@@ -1,5 +1,5 @@
-"""Tokens that pass unchanged forwards and turned round backwards: what one part of a model learns
-to tell, the parts before it learn to hide."""
+"""Gradient reversal: identity forwards, a negative factor backwards (Ganin et al. 2016,
+arXiv:1505.07818)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Distillation: finished runs teach a model that is trained, by what they say and what they see.
+"""Distillation: finished runs' predictions and features as targets of a model in training.
 
     config.teachers = {"workdirs": ["runs/large"], "temperature": 2.0, "alpha": 1.0}
 
@@ -99,7 +99,7 @@ def read(section: Any, where: str = WHERE) -> DistillationSettings | None:
 
 @dataclasses.dataclass(frozen=True)
 class DistillationSource(Source):
-    """A source whose training batches also hold what teachers say of them.
+    """A source whose training batches also hold the teachers' predictions.
 
     Attributes:
         teach: `batch -> {target: {"y", "present"}}`.
@@ -119,7 +119,8 @@ class DistillationSource(Source):
 
 
 class _TeacherTargets:
-    """The teachers of a run, opened when they are first asked; one program for all of them."""
+    """The targets by the teachers of a run, which are opened at the first call; one program for all
+    of them."""
 
     def __init__(
         self, opened: Callable[[], list[Teacher]], make: Callable[..., DistillationTargets]

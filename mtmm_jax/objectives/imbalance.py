@@ -129,7 +129,7 @@ class Imbalance:
 
 
 def _distribution(labels: Labels, classes: int) -> Array:
-    """`[B, C]`: each row's probability of each class; a row without a label may say anything."""
+    """`[B, C]`: each row's probability of each class; arbitrary for a row without a label."""
     y = labels.y
     if y is None:
         return jnp.zeros((labels.weight.shape[0], classes))
@@ -243,7 +243,7 @@ def _blender(
 
 
 def _with_losses(built: Model, names: tuple[str, ...]) -> Model:
-    """The model whose evaluation tells these tasks' mean losses among their metrics."""
+    """The model with these tasks' mean losses among its evaluation metrics."""
     auxiliary = {
         name: dataclasses.replace(task, metrics={**task.metrics, LOSS: _mean_loss(task)})
         for name, task in built.tasks.items()

@@ -1,4 +1,5 @@
-"""The teachers of a run: finished runs, checked against the data and the student, and asked."""
+"""The teachers of a run: finished runs, checked against the data and the student, and their
+targets."""
 
 from __future__ import annotations
 
@@ -151,7 +152,7 @@ def distillation_targets(
     features: Sequence[str],
     temperature: float,
 ) -> DistillationTargets:
-    """`([variables], batch) -> {target: {"y", "present"}}`: what the teachers say of a batch.
+    """`([variables], batch) -> {target: {"y", "present"}}`: the teachers' predictions for a batch.
 
     Pure, for `jit`. The mean is over the teachers that can read a row; where none can, or the row
     weighs nothing, `present` is False.
@@ -200,7 +201,7 @@ def _mean(parts: Sequence[tuple[jax.Array, jax.Array]]) -> dict[str, jax.Array]:
 
 
 def said_of(task: str) -> str:
-    """The target under which a batch has what was said of a task."""
+    """The target under which a batch has the distilled predictions of a task."""
     return f"distilled/{task}"
 
 

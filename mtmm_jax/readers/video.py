@@ -106,7 +106,8 @@ def _webp(data: bytes) -> Iterator[float]:
 def animation(
     image: ImageFile.ImageFile, indices: np.ndarray, see: Callable[[ImageFile.ImageFile], _T]
 ) -> list[_T]:
-    """The results of `see` for the frames of an animation, one for each of the ascending `indices`."""
+    """The results of `see` for the frames of an animation, one for each of the ascending
+    `indices`."""
     seen = {}
     wanted = set(indices.tolist())
     for index in range(max(wanted) + 1):

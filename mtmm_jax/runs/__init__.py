@@ -1,4 +1,4 @@
-"""Several runs: planned and compared, cross-validated, averaged, asked together.
+"""Several runs: planned and compared, cross-validated, averaged, ensembled.
 
 plans       what a sweep tries          trials    runs them, in turn or side by side
 fronts      table, Pareto front, plot   folds     task weights chosen by cross-validation

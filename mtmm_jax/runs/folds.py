@@ -133,7 +133,7 @@ def cross_validate(
     seed: int,
     out: Any,
 ) -> dict[str, Any]:
-    """Every candidate on every fold, from wherever `cv.json` stands.
+    """Every candidate on every fold, resumed from the state in `cv.json`.
 
     Args:
         config: plain, with static weights.

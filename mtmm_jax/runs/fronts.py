@@ -125,7 +125,7 @@ def table(
 
 
 def label(name: str) -> str:
-    """A trial's number: what stands next to it says the rest of its name."""
+    """A trial's number, as a label in the plot."""
     number, _, said = name.partition("-")
     return number if said and number.isdigit() else name
 

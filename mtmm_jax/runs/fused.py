@@ -161,7 +161,7 @@ def remarks(rule: str, used: Mapping[str, str], left_out: Mapping[str, str]) -> 
 
 
 def one_of(workdir: str | None, workdirs: str | None, rule: str | None) -> bool:
-    """Whether a command is asked for several runs rather than one; neither or both is refused."""
+    """Whether a command gets several runs rather than one; neither or both is refused."""
     if (workdir is None) == (workdirs is None):
         raise ConfigError("--workdir: give one run's folder, or those of several as --workdirs a,b")
     if workdirs is None and rule is not None:

@@ -83,7 +83,7 @@ class _Steps(io.TextIOBase):
 
 
 def devices_here() -> tuple[str, int]:
-    """The backend and its number of devices, asked in a process of its own: one that has asked
+    """The backend and its number of devices, found by a process of its own: one that has asked
     holds the devices."""
     done = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True)
     if done.returncode:

@@ -24,7 +24,7 @@ _OVER = 1.0  # pixels by which a box may stick out of its picture: it is cut
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BoxesColumn(Column):
-    """A list of `{"box": [y0, x0, y1, x1], "class": name}`; an empty one says that there is none.
+    """A list of `{"box": [y0, x0, y1, x1], "class": name}`; an empty one means that there is none.
 
     Args:
         units: "pixels" of the upright picture in the file, or "fractions" of its height and width.

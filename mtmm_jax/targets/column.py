@@ -155,7 +155,7 @@ def check_classes(classes: Classes, where: str) -> tuple[str, ...]:
 
 
 def index(at: Mapping[str, int], name: str, setting: Setting, row: int, column: str) -> int:
-    """Of a class; one that is not there is an error, whatever `on_bad` says."""
+    """The index of a class; an unknown one is an error under every `on_bad`."""
     if name in at:
         return at[name]
     close = difflib.get_close_matches(name, at, n=1)

@@ -40,7 +40,7 @@ def guess(values: Sequence[Any]) -> dict[str, Any] | None:
 
 
 def describe(target: Target, y: Any) -> Target:
-    """With mean and deviation; the deviation of equal numbers says nothing."""
+    """The `Target` with mean and deviation; a deviation of 0 is not taken over."""
     return dataclasses.replace(target, mean=float(y.mean()), std=float(y.std()) or target.std)
 
 

@@ -17,7 +17,7 @@ from mtmm_jax.text import encode_with_mask, read_tokenizer, train_characters, tr
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokensColumn(Column):
-    """A text to write down, as characters, or as pieces where `vocabulary` says how many.
+    """A text to be recognised, as characters, or as pieces where `vocabulary` is given.
 
     The names of the tokens are the target's classes; 0 is the end, and CTC's blank. Characters are
     taken as they are. `length` is by default the longest text's; one that is longer is a bad row,

@@ -1,4 +1,5 @@
-"""A reconstruction that also has to look real: its critic learns to tell, and it learns to fool."""
+"""Adversarial reconstruction: a critic discriminates it from real data, and it learns to fool
+it."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ class Critic:
 
 
 def adversarial(task: Task, config: Any, where: str) -> Task:
-    """L = L_rec - weight [log D(x) + log(1 - D(R(z)))], z what is said and x what is there.
+    """L = L_rec - weight [log D(x) + log(1 - D(R(z)))], R(z) the reconstruction and x the data.
 
     D is a critic in the head, which minimises L; R turns its gradient round (`layers.reversal`), so
     that what says z maximises D's loss and one step trains both (Goodfellow et al. 2014; in one
@@ -56,7 +57,7 @@ def adversarial(task: Task, config: Any, where: str) -> Task:
     def critic_logits(
         prediction: Any, labels: Labels, turn: float | None
     ) -> tuple[jax.Array, jax.Array]:
-        """The critic's logits of what is said and of what is there, `[B]` each."""
+        """The critic's logits of the reconstruction and of the data, `[B]` each."""
         known = labels.y["known"]
         said = jnp.where(known, prediction["values"].astype(jnp.float32), 0.0)
         said = said if turn is None else reverse(said, turn)

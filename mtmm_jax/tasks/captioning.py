@@ -49,7 +49,8 @@ def captioning(
     text = detokenizer(label.classes)
 
     def lesson(labels: Labels) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """The labels, the same with the end, and `[B, length + 1]`: which of these are said."""
+        """The labels, the same with the end, and a mask `[B, length + 1]` of the tokens that
+        count."""
         y = jnp.where(labels.weight[:, None] > 0, jnp.clip(labels.y, 0, size - 1), END)
         y = jnp.where(jnp.cumsum(y == END, axis=1) > 0, END, y)
         said = jnp.pad(y != END, ((0, 0), (1, 0)), constant_values=True)

@@ -1,4 +1,4 @@
-"""Connectionist temporal classification: a text from frames, without knowing when what was said.
+"""Connectionist temporal classification: a text from frames, without an alignment.
 
 p(y | x) = sum over the paths of one symbol a frame that become y when repeats are merged and
 blanks (id 0) dropped (Graves et al. 2006).

@@ -1,4 +1,4 @@
-"""Masked modelling within a modality: a part of an input is hidden in training, to be said from
+"""Masked modelling within a modality: a part of an input is hidden in training, and predicted from
 the rest.
 
 `reconstruction(hide=0.5, patch=8)` has its encoder see an image without half of its patches (a

@@ -121,7 +121,8 @@ def _log_odds(p: np.ndarray) -> np.ndarray:
 
 
 def ordinal_errors(classes: int) -> metrics.Metric:
-    """mae (in classes), accuracy and quadratic kappa of the median, from counts `[true, said]`.
+    """mae (in classes), accuracy and quadratic kappa of the median, from counts `[true,
+    predicted]`.
 
     kappa = 1 - sum (i - j)^2 n_ij / sum (i - j)^2 e_ij, e what chance would give with the same
     totals (Cohen 1968).

@@ -1,4 +1,5 @@
-"""Retrieval: contrastive alignment of two modalities (CLIP, Radford et al. 2021, arXiv:2103.00020)."""
+"""Retrieval: contrastive alignment of two modalities (CLIP, Radford et al. 2021,
+arXiv:2103.00020)."""
 
 from __future__ import annotations
 

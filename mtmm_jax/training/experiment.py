@@ -156,8 +156,8 @@ class Experiment:
 
     @functools.cached_property
     def learning_rates(self) -> np.ndarray:
-        """`[steps]`, known beforehand: asked of the device, a log would wait for the step that
-        the device is doing."""
+        """`[steps]`, known beforehand: reading it from the device would make a log wait for the
+        step in progress."""
         steps = np.arange(self.config["steps"])
         return jax.device_get(jax.jit(jax.vmap(lambda step: jnp.asarray(self.rates(step))))(steps))
 

@@ -76,7 +76,7 @@ class Faults:
         self._mixed.append(mixed)
 
     def look(self, number: int, steps: Sequence[Mapping[str, Any]]) -> list[str]:
-        """The steps up to `number`; returns what there is to say.
+        """Checks the steps up to `number`; returns lines to print.
 
         Raises:
             Diverged: at the last of `abort_after` lost steps in a row.

@@ -91,7 +91,7 @@ def train(
     console: Console,
     meter: Meter | None = None,
 ) -> None:
-    """Trains to the last step from wherever the run stands, or until `config.stopping` ends it.
+    """Trains from the latest checkpoint to the last step, or until `config.stopping` ends the run.
     Saves on the way and at the end.
 
     Args:

@@ -150,7 +150,7 @@ class Meter:
         }
 
     def close(self) -> None:
-        """Finishes a profile that the run ended in; says why there is none."""
+        """Finishes a profile that the run ended in; returns the reason where there is none."""
         if self._began is not None:
             jax.profiler.stop_trace()
             self._tell(f"a profile that stops early, from step {self._began[0]},")
@@ -196,7 +196,7 @@ class Meter:
 
 
 def memory() -> dict[str, float]:
-    """The most that was held at once, in MB: by the process, and where it says so by a device."""
+    """The peak memory in MB: of the process, and of a device where the backend reports it."""
     megabytes = {}
     if sys.platform != "win32":
         import resource

@@ -1,4 +1,4 @@
-"""A run's metrics on Weights & Biases, for those who ask: `config.wandb = {"project": "emoji"}`.
+"""A run's metrics on Weights & Biases, optional: `config.wandb = {"project": "emoji"}`.
 
 What was asked for, and the W&B run's id, are kept in the workdir: a run that resumes continues in
 the same W&B run.
@@ -55,7 +55,7 @@ def keep(folder: Path, settings: Mapping[str, Any] | None) -> None:
 
 
 def open_wandb(folder: Path) -> WandbRun | None:
-    """The W&B run of a workdir, started or resumed; None where none is asked for."""
+    """The W&B run of a workdir, started or resumed; None where the config has none."""
     known = _kept(folder)
     return WandbRun(folder, known["id"], known["settings"]) if known.get("settings") else None
 

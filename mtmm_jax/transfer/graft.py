@@ -1,4 +1,4 @@
-"""Imported variables into a whole model's."""
+"""Grafting of imported variables into a model's."""
 
 from __future__ import annotations
 

@@ -129,7 +129,8 @@ def merge(params: PyTree, settings: LoraSettings) -> PyTree:
 
 
 def unmerge(params: PyTree, own: PyTree, settings: LoraSettings) -> PyTree:
-    """The parameters before `merge`: `own` taken out of the merged kernels, and put next to them."""
+    """The parameters before `merge`: `own` taken out of the merged kernels, and put next to
+    them."""
     return {**changed(settings, params, own, -1.0), ROOM: own}
 
 

@@ -162,7 +162,7 @@ def _row(trunk: str, k: int, name: Name, ms: float, relative: Any, mb: Any) -> d
 
 
 class Store:
-    """The rows measured so far, and the JSON file that they stand in, if there is one."""
+    """The rows measured so far, and their JSON file, if there is one."""
 
     def __init__(self, path: str | None, options: argparse.Namespace, kept_freed: bool) -> None:
         self.path = Path(path) if path else None
@@ -275,7 +275,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict]:
-    """Measures, prints, and writes what was asked for."""
+    """Measures, prints, and writes the chosen rows."""
     options = _options(argv)
     kept_freed = options.keep_freed_memory and parallel.keep_freed_memory()
     store = Store(options.json, options, kept_freed)

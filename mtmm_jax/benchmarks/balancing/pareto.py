@@ -104,7 +104,7 @@ def plot(paths: dict[str, np.ndarray], path: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict]:
-    """Runs, prints, and writes what was asked for."""
+    """Runs, prints, and writes the chosen methods."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

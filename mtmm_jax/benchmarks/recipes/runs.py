@@ -68,7 +68,7 @@ class TrainingRun:
 
 
 def config_of(run: TrainingRun, steps: int | None = None) -> Any:
-    """The config of a run, with fewer steps if asked for."""
+    """The config of a run, with fewer steps if `steps` is given."""
     from mtmm_jax import training
 
     overrides = [f"--config.{change}" for change in run.changes]

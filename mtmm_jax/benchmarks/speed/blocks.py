@@ -284,7 +284,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 @guarded
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measures, prints, and writes what was asked for."""
+    """Measures, prints, and writes the chosen rows."""
     options = _options(argv)
     prepare_jax()
     if options.here:

@@ -119,7 +119,7 @@ def reached(file: Path, experiment: Any, split: str = "test") -> dict[str, float
 
 
 def measure(experiment: Any, variables: Any, int8: bool, file: Path) -> dict[str, Any]:
-    """Writes the file, and tells what is in it and what it reaches on the test split."""
+    """Writes the file; returns its size and its metrics on the test split."""
     from mtmm_jax.inference import export, finished
     from mtmm_jax.model import flatten
     from mtmm_jax.optim import pruning

@@ -57,7 +57,7 @@ class ShortRun:
         return jax.block_until_ready(state.variables)
 
     def evaluate(self, variables: Any, split: str, only: Any = None) -> dict[str, Any]:
-        """`{task: {metric: value}}` on a split, with only some modalities if asked."""
+        """`{task: {metric: value}}` on a split, with only some modalities if `only` is given."""
         batches = evaluation_batches(self.experiment, split)
         return self._evaluator.results(variables, batches, only)
 

@@ -83,7 +83,7 @@ def _key(value: Any) -> str:
 
 
 def _said(row: Row, column: str, annotators: str | None, where: str) -> dict[str, Any]:
-    """Annotator -> label of one row, without those who did not say."""
+    """Annotator -> label of one row, without empty cells."""
     value = _unpacked(row.get(column), where)
     if value is None:
         return {}
@@ -152,7 +152,7 @@ def aggregated(rows: Sequence[Row], column: str, found: Answers, verdict: Consen
 def uncertain(
     rows: Sequence[Row], column: str, found: Answers, verdict: Consensus, kind: str, count: int
 ) -> list[Row]:
-    """The rows to ask about (again), most uncertain first, those without any answer before all.
+    """The rows to annotate (again), most uncertain first, those without any label before all.
 
     A row is as it was, votes included, and says its number, its uncertainty and what it may be.
     """

@@ -35,7 +35,7 @@ class Consensus:
 
     @property
     def reliability(self) -> np.ndarray:
-        """`[A]` the chance that an annotator says the true class of an item."""
+        """`[A]` the probability that an annotator votes for the true class of an item."""
         return np.einsum("c,acc->a", self.prior, self.confusion)
 
     def uncertainty(self, kind: str = "entropy") -> np.ndarray:
@@ -154,7 +154,7 @@ def _checked(votes: np.ndarray, classes: int | None) -> tuple[np.ndarray, int]:
 
 
 def _counts(votes: np.ndarray, classes: int) -> np.ndarray:
-    """`[N, C]` how often each class was said."""
+    """`[N, C]` the number of votes for each class."""
     item, annotator = np.nonzero(votes >= 0)
     counts = np.bincount(item * classes + votes[item, annotator], minlength=len(votes) * classes)
     return counts.reshape(len(votes), classes).astype(np.float64)
@@ -171,7 +171,7 @@ def _said(votes: np.ndarray, classes: int) -> Any:
 
 
 def _confusion(said: Any, q: np.ndarray, share: float) -> np.ndarray:
-    """`[A, said, true]`, normalised over what was said."""
+    """`[A, vote, true]`, normalised over votes."""
     classes = q.shape[1]
     return _normal(share + (said.T @ q).reshape(-1, classes, classes), axis=1)
 

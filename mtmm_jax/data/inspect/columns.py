@@ -211,7 +211,7 @@ def name_of(look: ColumnLook) -> str:
 
 
 def description_of(rows: Rows, looks: Sequence[ColumnLook]) -> dict[str, Any]:
-    """The arguments of `manifest` that say what the columns are."""
+    """The arguments of `manifest` that describe the columns."""
     found: dict[str, Any] = {"modalities": {}, "targets": {}}
     for look in looks:
         if look.role in ("modality", "target"):

@@ -49,7 +49,7 @@ class Described:
 
 
 def add_options(p: argparse.ArgumentParser) -> None:
-    """The table of a command and what may be said of its columns."""
+    """The options of a command that describe a table and its columns."""
     p.add_argument(
         "manifest",
         nargs="?",

@@ -1,4 +1,4 @@
-"""The page that `show` writes: what is said of a source, its statistics, its examples."""
+"""The page that `show` writes: description, statistics and examples of a source."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def used(entry: Mapping[str, Any]) -> np.ndarray:
 
 
 def lengths(source: Source, modality: str, split: str = "train") -> np.ndarray:
-    """`[N]` what `used` says of each row of a split, composed without augmentation."""
+    """`[N]` the result of `used` for each row of a split, composed without augmentation."""
     choose(modality, _masked(source), f"data.{source.name}", "modality with a mask")
     rows = source.rows[choose(split, source.rows, f"data.{source.name}", "split")]
     found = measure(source, (modality,))

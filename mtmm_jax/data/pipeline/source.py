@@ -133,7 +133,7 @@ def split_sizes(source: Source, bad: Container[int] = ()) -> dict[str, int]:
 
 
 def weighted(batch: Batch) -> Batch:
-    """With its `weight`, ones unless the source said otherwise."""
+    """With its `weight`, ones unless the source has another."""
     if "weight" in batch:
         return batch
     return {**batch, "weight": np.ones(len(batch["id"]), np.float32)}

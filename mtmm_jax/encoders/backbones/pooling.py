@@ -1,4 +1,4 @@
-"""Tokens -> one vector of a text, as sentence-transformers' `modules.json` says."""
+"""Pooling of tokens to one vector of a text, as in sentence-transformers' `modules.json`."""
 
 from __future__ import annotations
 

@@ -120,7 +120,8 @@ def sections(encoders: Any) -> dict[str, dict[str, Any]]:
 
 
 def with_sizes(encoders: Any, where: str = "model.encoders") -> Any:
-    """`config.model.encoders` with what the folders say, so that they are not needed again."""
+    """`config.model.encoders` completed by the folders' sizes, so that they are not needed
+    again."""
     found = {}
     for name, section in sections(encoders).items():
         sizes = section.get("sizes") or sizes_of(section["weights"], f"{where}.{name}")

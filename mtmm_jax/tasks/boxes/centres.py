@@ -136,7 +136,7 @@ def decode(box: jax.Array) -> jax.Array:
 
 
 def encode(boxes: jax.Array) -> jax.Array:
-    """y0, x0, y1, x1 `[B, h, w, 4]` -> what the head should say there."""
+    """y0, x0, y1, x1 `[B, h, w, 4]` -> the target of the head."""
     grid = boxes.shape[1:3]
     cells = jnp.asarray(grid, jnp.float32)
     box = centred(boxes)

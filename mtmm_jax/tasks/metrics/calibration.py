@@ -40,7 +40,7 @@ def class_calibration(bins: int = BINS) -> Metric:
 
 
 def label_calibration(bins: int = BINS) -> Metric:
-    """ece and brier = mean (p - y)^2 over all labels `[B, C]` of 0 and 1, each said by itself."""
+    """ece and brier = mean (p - y)^2 over all labels `[B, C]` of 0 and 1, each by itself."""
 
     def update(logits: jax.Array, labels: Any) -> dict[str, jax.Array]:
         p = jax.nn.sigmoid(logits.astype(jnp.float32))

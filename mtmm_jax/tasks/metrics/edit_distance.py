@@ -1,4 +1,4 @@
-"""Token ids as text, and how far what was said is from what is right: CER, WER, exact match."""
+"""Texts of token ids, and their edit distances from labels: CER, WER, exact match."""
 
 from __future__ import annotations
 

@@ -169,7 +169,8 @@ def _average_precision(score: np.ndarray, truth: np.ndarray, weight: np.ndarray)
 
 
 def label_f1(thresholds: np.ndarray) -> Metric:
-    """micro- and macro-F1 of labels `[B, C]`, each said where its probability is above its own.
+    """micro- and macro-F1 of labels `[B, C]`, each predicted where its probability is above its own
+    threshold.
 
     Macro is the mean over the classes that occur or are said; a constant state, so it adds up.
 
@@ -297,7 +298,7 @@ def retrieval_ranks(queries: str, candidates: str, ks: tuple[int, ...] = (1, 10)
 
 
 def ranked(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Scores of every query against the distinct candidates, and where the right one stands.
+    """Scores of every query against the distinct candidates, and the rank of the right one.
 
     Returns:
         `scores [Q, C]`, `query_id [Q]`, `candidate_id [C]`, and for each query how many candidates

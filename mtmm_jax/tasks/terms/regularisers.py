@@ -29,7 +29,7 @@ def agreement(
     measure: str = "kl",
     where: str = "regularisers",
 ) -> Regulariser:
-    """Two modalities' pooled features, or two tasks' predictions, say the same.
+    """Distance between two modalities' pooled features, or between two tasks' predictions.
 
     Args:
         between: two modalities, or two tasks whose predictions have the same shape `[B, C]`.

@@ -102,7 +102,7 @@ KNOWN_AT_RELEASE = ("year", "runtime", "month", "languages", "countries")
 
 
 def table(films: Films, chosen: Sequence[str], train: np.ndarray) -> Table:
-    """The chosen groups of columns side by side; `train` `[N]` bool says what to learn from."""
+    """The chosen groups of columns side by side; `train` `[N]` bool marks the rows to fit on."""
     return _join([COLUMNS[name](films, train) for name in chosen])
 
 

@@ -21,7 +21,7 @@ class Label(NamedTuple):
 
 
 def labels(films: Films, train: np.ndarray) -> dict[str, Label]:
-    """By target; `train` `[N]` bool says which films frequencies and means are of."""
+    """Labels by target; `train` `[N]` bool marks the films that frequencies and means are of."""
     return {
         "genre": _genre(films, train),
         "tomatometer": _number(films["tomatometer"], train),

@@ -79,7 +79,7 @@ class BadRows:
     def structure(
         self, row: int | None, column: str, value: Any, reason: object, about: str
     ) -> None:
-        """Something that is an error whatever `on_bad` says."""
+        """A defect of the table, an error under every `on_bad`."""
         line = None if row is None else self._lines[row]
         problem = Problem(self.path, line, column, _short(value), str(reason), about)
         if self.on_bad != _COLLECT:

@@ -64,7 +64,8 @@ def _size(path: Path) -> int:
 
 
 def _worth(path: Path) -> tuple[bool, float]:
-    """The order of eviction: decoded files of a folder that is gone, then those used longest ago."""
+    """The order of eviction: decoded files of a folder that is gone, then those used longest
+    ago."""
     try:
         there = Path((path / ABOUT).read_text(encoding="utf-8")).is_dir()
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""The worlds of `scenarios`: what happens in a row, what each sensor sees of it, what is asked.
+"""The worlds of `scenarios`: latent events of a row, the sensors that see them, the labels.
 
 Each is a function of a `Lot`, the chance of some rows.
 """
@@ -153,7 +153,7 @@ def _pitch(lot: Lot, words: np.ndarray, voice: Any) -> np.ndarray:
 
 
 def home(lot: Lot) -> World:
-    """Somebody says what is wanted; a camera and four sensors know the rest."""
+    """A spoken wish; a camera and four sensors know the rest."""
     speaker, command = lot.pick(3), lot.pick(4)
     heat, light = lot.number(low=-1.0), lot.number(low=-1.0)
     voice = np.array([1.0, 1.07, 1.14])[speaker][:, None]  # less than a word's step: ambiguous

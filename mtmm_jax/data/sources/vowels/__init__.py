@@ -1,4 +1,4 @@
-"""Japanese vowels: who says /ae/, heard as a series of twelve cepstral coefficients."""
+"""Japanese vowels: speaker identification from a series of twelve cepstral coefficients of /ae/."""
 
 from mtmm_jax.data.sources.vowels.source import vowels
 
