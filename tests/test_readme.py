@@ -1,10 +1,12 @@
 """What the READMEs say: their Python runs, their commands are CI's, their tables are the tables."""
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mtmm_jax import balancing
@@ -48,6 +50,21 @@ def test_ci_runs_the_commands_of_the_readme():
     ):
         assert command in script
         assert command.replace(" -q", "") in README
+
+
+def test_the_numbers_of_emoji_are_those_of_its_runs():
+    runs = json.loads((pages.ROOT / "benchmarks/results/emoji_seeds.json").read_text()).values()
+    for label, task, metric in (
+        ("category accuracy", "category", "accuracy"),
+        ("subcategory (98) accuracy", "subcategory", "accuracy"),
+        ("year R2", "year", "r2"),
+    ):
+        row = README.partition(f"| emoji, {label} |")[2].partition("\n")[0]
+        values = [run["test"][task][metric] for run in runs]
+        alone = [run["baselines"]["only text"]["test"][task][metric] for run in runs]
+        for found in (values, alone):
+            mean, spread = (f"{x:.3f}".lstrip("0") for x in (np.mean(found), np.std(found)))
+            assert f"{mean} ± {spread}" in row
 
 
 @pytest.mark.parametrize("name", entries.tables())

@@ -36,7 +36,7 @@ def build_tasks(
 def _with_unimodal(
     configs: Mapping[str, Any], encoders: Iterable[str], spec: Spec
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The tasks, and for each with `unimodal` one for every modality alone, as `<task>_<modality>`:
+    """The tasks, and for each `unimodal` task one for every modality alone, as `<task>_<modality>`:
     their losses train each encoder by itself, and are balanced like others. With "probe" they only
     score, and are named in the second answer.
     """

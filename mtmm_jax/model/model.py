@@ -316,7 +316,8 @@ class Model:
     def _reversed(
         self, forward: ForwardPass, name: str, tokens: dict[str, Tokens]
     ) -> dict[str, Tokens]:
-        """The tokens that a head reads, with its gradient reversed where the task has `reverse`."""
+        """The tokens that a head reads, with its gradient reversed where the task has a
+        `reversal`."""
         reversal = self.tasks[name].reversal
         if reversal is None:
             return tokens

@@ -21,7 +21,7 @@ from mtmm_jax.inference.finished import open_run
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.runs import ensembles, fronts, fused, plans, soups, trials
 from mtmm_jax.runs import folds as cv
-from mtmm_jax.runs.votes import Votes, learn, metrics
+from mtmm_jax.runs.votes import Votes, fused_metrics, learn
 from mtmm_jax.store import files
 from mtmm_jax.store.workdir import Workdir
 from mtmm_jax.tasks import classification
@@ -363,7 +363,7 @@ def test_figures_count_the_rows_in_which_somebody_answers():
     def answer(said):
         return {"kind": said.values["kind"][:, 0]}, {"kind": said.present["kind"].any(1)}
 
-    found = metrics(model, answer, [votes])["kind"]["accuracy"]
+    found = fused_metrics(model, answer, [votes])["kind"]["accuracy"]
     expected = votes.values["kind"][50:, 0].argmax(-1) == votes.batch["targets"]["kind"]["y"][50:]
     whole = votes.values["kind"][:, 0].argmax(-1) == votes.batch["targets"]["kind"]["y"]
     assert found == pytest.approx(expected.mean())

@@ -37,7 +37,9 @@ def parser(
 
 @guarded
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments, overrides = parser().parse_known_args(argv)
+    p = parser()
+    p.add_argument("--plot", help="a PNG file: the means as bars")
+    arguments, overrides = p.parse_known_args(argv)
     prepare_jax()
 
     from mtmm_jax import training
@@ -46,16 +48,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mtmm_jax.training.results import comparison
 
     seeds = seeds_of(arguments.seeds)
-    runs = {}
+    runs, headlines = {}, {}
     for seed in seeds:
         config = training.apply_overrides(training.load(arguments.config), overrides)
         config.seed = seed
-        runs[seed] = fit(training.assemble(config), Path(arguments.workdir) / str(seed))
+        experiment = training.assemble(config)
+        headlines = {name: task.headline for name, task in experiment.model.tasks.items()}
+        runs[seed] = fit(experiment, Path(arguments.workdir) / str(seed))
     columns = [comparison(results, "test") for results in runs.values()]
     console().print(summary(columns, f"test, {len(seeds)} seeds: mean ± standard deviation"))
     if arguments.json:
         write(Path(arguments.json), (json.dumps(runs, indent=1) + "\n").encode())
+    if arguments.plot:
+        plot(columns, headlines, arguments.plot)
     return 0
+
+
+def plot(columns: Sequence[Mapping[str, Any]], headlines: Mapping[str, str], path: str) -> None:
+    """Bars of the mean over seeds of each task's headline; `columns` as for `summary`."""
+    from mtmm_jax.analysis import plots
+    from mtmm_jax.benchmarks.tables.bar_charts import save
+
+    save(plots.comparison(means(columns, headlines), headlines), path)
+
+
+def means(
+    columns: Sequence[Mapping[str, Any]], headlines: Mapping[str, str]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """`{column: {task: {headline: mean}}}` over seeds, without tasks that a column lacks."""
+    found: dict[str, dict[str, dict[str, float]]] = {name: {} for name in columns[0]}
+    for name, task, metric in ((n, *item) for n in found for item in headlines.items()):
+        values = [column[name].get(task, {}).get(metric) for column in columns]
+        known = [value for value in values if value is not None]
+        if known:
+            found[name][task] = {metric: sum(known) / len(known)}
+    return found
 
 
 def summary(columns: Sequence[Mapping[str, Any]], title: str) -> Any:
