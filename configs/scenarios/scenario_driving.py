@@ -11,17 +11,7 @@ tasks. Baselines: one sensor less, in the same model; and a model of each sensor
 
 Measured (test, 3 seeds, 58 s each with one of two cores): behaviour accuracy .984 ± .002, command
 accuracy 1.000 ± .000, control r2 .954 ± .001, objects mAP@.5 .998 ± .002, waypoints ade .027 ±
-.002; trivial: behaviour accuracy .348, command accuracy .256, control r2 -.003, objects mAP@.5
-.000, waypoints ade .411; camera alone: behaviour accuracy .348 ± .000, command accuracy .250 ±
-.006, control r2 -.000 ± .000, objects mAP@.5 .999 ± .002†, waypoints ade .326 ± .000; range alone:
-behaviour accuracy .569 ± .001, command accuracy .247 ± .004, control r2 .228 ± .001, waypoints ade
-.288 ± .000; voice alone: behaviour accuracy .768 ± .000, command accuracy 1.000 ± .000, control r2
-.656 ± .000, waypoints ade .131 ± .001; without camera: behaviour accuracy .981 ± .003, command
-accuracy 1.000 ± .000, control r2 .951 ± .000, objects mAP@.5 -, waypoints ade .031 ± .001; without
-range: behaviour accuracy .768 ± .000, command accuracy 1.000 ± .000, control r2 .656 ± .001,
-objects mAP@.5 .998 ± .002, waypoints ade .132 ± .002; without voice: behaviour accuracy .565 ±
-.001, command accuracy .238 ± .006, control r2 .228 ± .002, objects mAP@.5 .998 ± .002, waypoints
-ade .289 ± .000.
+.002. Trivial predictions and baselines: configs/README.md.
 """
 
 from ml_collections import ConfigDict

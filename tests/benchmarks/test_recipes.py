@@ -20,7 +20,7 @@ from mtmm_jax.benchmarks.recipes import texts as recipe_texts
 from mtmm_jax.benchmarks.recipes.label_curve import CURVE, curve
 from mtmm_jax.benchmarks.recipes.recipes import RECIPES
 from mtmm_jax.benchmarks.recipes.runs import TrainingRun, config_of, zero_shot
-from mtmm_jax.benchmarks.recipes.table import Recipe, cells, table
+from mtmm_jax.benchmarks.recipes.table import Recipe, better, cells, table
 from mtmm_jax.benchmarks.tables.result_table import Board
 from mtmm_jax.command import console
 from mtmm_jax.data.sources import packed
@@ -342,29 +342,44 @@ def test_the_table_has_means_spreads_and_baselines(monkeypatch):
     board.add(recipe_runs.key_of(baselines) | _row(-0.25))
     line = table(board, [RECIPES["generator"]]).splitlines()[-1]
     assert line == (
-        "| toys | `generator` | a accuracy 10.600 ± .100 | a accuracy .125 | "
-        "other: a accuracy -.250; without m1: a accuracy .250 ± .000; b: a accuracy 1.000 ± .000 |"
+        "| toys | `generator` | a accuracy | 10.600 ± .100 | .125 | "
+        "other -.250; without m1 .250 ± .000; b 1.000 ± .000 |"
     )
 
 
-def test_what_is_better_than_the_recipe_is_marked():
-    def rows(a, b):
-        return [{"test": {"a": a, "b": b}, "metric": {"a": "accuracy", "b": "cer"}, **SMALLER}]
+def test_each_metric_has_a_line_and_what_is_better_is_marked(monkeypatch):
+    run, baselines = _toy(monkeypatch)
+    board = Board(None)
+    for key, a, b in ((run, 0.5, 0.2), (baselines, 0.6, 0.3)):
+        values = {"test": {"a": a, "b": b}, "metric": {"a": "accuracy", "b": "cer"}, **SMALLER}
+        board.add(recipe_runs.key_of(key) | values)
+    assert table(board, [RECIPES["generator"]]).splitlines()[2:] == [
+        "| toys | `generator` | a accuracy | .500 | - | other .600† |",
+        "|  |  | b cer | .200 | - | other .300 |",
+    ]
+    rows = board.find(**recipe_runs.key_of(run))
+    assert better([{**rows[0], "test": {"b": 0.1}}], rows, "b")
+    assert not better([{**rows[0], "test": {"b": None}}], rows, "b")
+    assert cells(rows) == "a accuracy .500, b cer .200"
+    assert cells(rows, 1) == "a accuracy .500"
 
-    mine = rows(0.5, 0.2)
-    assert cells(mine) == "a accuracy .500, b cer .200"
-    assert cells(rows(0.6, 0.1), mine) == "a accuracy .600†, b cer .100†"
-    assert cells(rows(0.4, 0.3), mine) == "a accuracy .400, b cer .300"
-    assert cells(rows(0.5, None), mine) == "a accuracy .500, b cer -"
+
+def test_a_baseline_of_other_tasks_has_lines_of_its_own(monkeypatch):
+    run, baselines = _toy(monkeypatch)
+    board = Board(None)
+    board.add(recipe_runs.key_of(run) | _row(0.5))
+    board.add(recipe_runs.key_of(baselines) | {"test": {"c_d": 0.2}, "metric": {"c_d": "r2"}})
+    lines = table(board, [RECIPES["generator"]]).splitlines()[2:]
+    assert lines[1] == "|  |  | c d r2 | - | - | other .200 |"
 
 
-def test_rows_of_before_have_a_dash_where_they_told_nothing(monkeypatch):
+def test_rows_of_before_have_a_dash_where_they_lack_a_value(monkeypatch):
     run, _ = _toy(monkeypatch)
     board = Board(None)
     board.add(recipe_runs.key_of(run) | _row(0.5))
     board.add(recipe_runs.key_of(run) | _row(0.7, 1, members={"b": {"a": 0.25}}))
     line = table(board, [RECIPES["generator"]]).splitlines()[-1]
-    assert line == "| toys | `generator` | a accuracy .600 ± .100 | - | b: a accuracy .250 |"
+    assert line == "| toys | `generator` | a accuracy | .600 ± .100 | - | b .250 |"
 
 
 def test_few_labels_are_drawn_over_their_share(tmp_path):
@@ -550,13 +565,12 @@ def test_figures_are_written_where_people_read_them(monkeypatch, tmp_path):
         path.unlink()
     readme = (tmp_path / "configs" / "README.md").read_text()
     assert "old" not in readme
-    line = "a accuracy .750 | a accuracy .500 | other: a accuracy .375 |"
-    assert f"| toys | `generator` | {line}" in readme
-    assert "| fused | `generator` | a accuracy .750 | - |" in readme
+    assert "| toys | `generator` | a accuracy | .750 | .500 | other .375 |" in readme
+    assert "| fused | `generator` | a accuracy | .750 | - |  |" in readme
     assert readme.endswith(f"{recipe_texts.END}\n.")
     assert config.read_text() == (
         'r"""A toy.\n\nIts command.\n\nMeasured (test, one seed, 2 minutes each with one of two '
-        "cores): fused: a accuracy .750. toys: a\naccuracy .750; trivial: a accuracy .500; "
-        "other: a accuracy .375.\n"
+        "cores): fused: a accuracy .750. toys: a\naccuracy .750. Trivial predictions and "
+        "baselines: configs/README.md.\n"
         '"""\n\nx = """y"""\n'
     )

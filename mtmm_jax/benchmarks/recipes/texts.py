@@ -1,9 +1,9 @@
-"""Writes what the recipes measured where it is read: configs/README.md, each docstring.
+"""Writes the recipes' results into configs/README.md and each docstring.
 
     python -m mtmm_jax.benchmarks.recipes.texts --json mtmm_jax/benchmarks/results/recipes.json
 
 That page's table stands between two comments. A docstring's last paragraph begins with "Measured".
-TrainingRun it in a checkout after `benchmarks.recipes`; what nothing was measured of is left as it
+Run it in a checkout after `benchmarks.recipes`; what nothing was measured of is left as it
 is.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from mtmm_jax.benchmarks.recipes.recipes import RECIPES
 from mtmm_jax.benchmarks.recipes.runs import key_of
-from mtmm_jax.benchmarks.recipes.table import baseline_notes, cells, table, trivial
+from mtmm_jax.benchmarks.recipes.table import cells, table
 from mtmm_jax.benchmarks.tables.pages import between
 from mtmm_jax.benchmarks.tables.result_table import Board
 from mtmm_jax.command import console, guarded
@@ -30,25 +30,26 @@ from mtmm_jax.store.files import write
 BEGIN, END = "<!-- recipes: benchmarks.recipe_texts writes this table -->", "<!-- /recipes -->"
 MEASURED = "Measured"
 WIDTH = 100
+NUMBERS = 6  # of one recipe in a docstring; all others stand on the page
 
 
 def measured(board: Board, config: str) -> str | None:
-    """A paragraph on a config: metrics, baselines, the cost; None where it was not run.
+    """A paragraph on a config: its key metrics and cost; None where it was not run.
 
     The cost is what a run took with one of two cores, as another one ran at the same time.
     """
     sentences, seconds, seeds = [], [], set()
     same = [recipe for recipe in RECIPES.values() if recipe.run.config == config]
+    most = NUMBERS if len(same) == 1 else 1
     for recipe in same:
         if mine := board.find(**key_of(recipe.run)):
             name = f"{recipe.system}: " if len(same) > 1 else ""
-            nothing = trivial(mine)
-            parts = [name + cells(mine), *([] if nothing == "-" else [f"trivial: {nothing}"])]
-            sentences.append("; ".join([*parts, *baseline_notes(board, recipe, mine)]) + ".")
+            sentences.append(f"{name}{cells(mine, most)}.")
             seconds += [row["seconds"] for row in mine]
             seeds |= {row["seed"] for row in mine}
     if not sentences:
         return None
+    sentences.append("Trivial predictions and baselines: configs/README.md.")
     each = float(np.median(seconds))
     cost = f"{each:.0f} s" if each < 120 else f"{each / 60:.0f} minutes"
     count = "one seed" if len(seeds) == 1 else f"{len(seeds)} seeds"

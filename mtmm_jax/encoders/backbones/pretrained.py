@@ -43,11 +43,11 @@ def pretrained(
     """An encoder of the family, sizes and parameters of a folder of weights.
 
     The data gives its texts in the ids of the folder's `tokenizer.json`, whatever the source. Both
-    are kept in the workdir, so that only training opens the folder.
+    are kept in the workdir, so that only training opens the folder. For LoRA: `tune` 0 and
+    `config.lora = {"on": ["encoders/text/.*/(query|value)/kernel"], "freeze": False}`.
 
     Costs that of the folder's family, see `backbones`. Use it: below some 100,000 texts, always;
-    frozen below some 1,000. For LoRA: `tune` 0 and `config.lora = {"on":
-    ["encoders/text/.*/(query|value)/kernel"], "freeze": False}`.
+    frozen below some 1,000. Not: for texts in a language that the weights do not know.
 
     Args:
         width: of the tokens it gives, after a linear map that learns at the full rate.
