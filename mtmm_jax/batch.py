@@ -116,6 +116,35 @@ def choose_all(values: Iterable[str], choices: Iterable[str], where: str, what: 
         choose(value, choices, where, what)
 
 
+def check_tokens(tokens: Any, where: str) -> None:
+    """Refuses what is not `{modality: Tokens}`, in one line that says how to make it."""
+    if isinstance(tokens, Mapping):
+        wrong = {name: part for name, part in tokens.items() if not isinstance(part, Tokens)}
+        given = ", ".join(f"{name}: {_described(part)}" for name, part in wrong.items())
+    else:
+        wrong, given = tokens, _described(tokens)
+    if wrong is tokens or wrong:
+        raise ConfigError(
+            f"{where}: takes {{modality: Tokens}}, not {given}; make one of values [B, N, D] by "
+            "Tokens.of(values, mask, modality) of mtmm_jax.batch, mask [B, N] False where absent"
+        )
+
+
+def check_entry(entry: Any, where: str) -> None:
+    """Refuses what is not an entry of `batch["inputs"]`, in one line that says how to make it."""
+    if not isinstance(entry, Mapping) or not {"x", "present"} <= set(entry):
+        given = ", ".join(entry) if isinstance(entry, Mapping) else _described(entry)
+        raise ConfigError(
+            f'{where}: takes {{"x", "present", "mask"?, "positions"?}}, not {given}; make one '
+            'of an array by {"x": x, "present": jnp.ones(len(x), bool)}'
+        )
+
+
+def _described(value: Any) -> str:
+    kind = type(value).__name__
+    return f"an array {value.dtype}{list(value.shape)}" if hasattr(value, "dtype") else kind
+
+
 def clean(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Replaces the filler of absent modalities and of masked positions by zeros.
 

@@ -524,6 +524,24 @@ def _forbid_outer_wrappers() -> None:
         frame = frame.f_back
 
 
+def _forbid_lists(grads: PyTree, params: PyTree | None, num_tasks: int) -> None:
+    """Refuses a list of K gradients, and other gradients without the parameters' structure."""
+    same = params is None or jax.tree.structure(grads) == jax.tree.structure(params)
+    if isinstance(grads, list | tuple) and len(grads) == num_tasks:
+        trees = {jax.tree.structure(one) for one in grads}
+        if not same and trees == {jax.tree.structure(params)}:
+            raise ConfigError(
+                f"gradients: a {type(grads).__name__} of {num_tasks}, one a task; a balancer takes "
+                "one tree with a row per task: jax.tree.map(lambda *g: jnp.stack(g), *gradients), "
+                "or jax.jacrev(losses)(params) at once"
+            )
+    if not same and len(jax.tree.leaves(grads)) != len(jax.tree.leaves(params)):
+        raise ConfigError(
+            f"gradients: {len(jax.tree.leaves(grads))} arrays for {len(jax.tree.leaves(params))} "
+            "parameters; a balancer takes jax.jacrev(losses)(params), a row per task in each array"
+        )
+
+
 def _update(
     rule: Rule,
     num_tasks: int,
@@ -544,6 +562,7 @@ def _update(
         raise ConfigError(f"losses: shape {losses.shape}; {num_tasks} tasks need ({num_tasks},)")
     losses = losses.astype(balancing_dtype(losses.dtype))
     _forbid_outer_wrappers()
+    _forbid_lists(grads, params, num_tasks)
     stacked = _stacked(grads, params, num_tasks)
     rows = _rows_of(grads, stacked)
     if not rows:

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mtmm_jax.batch import Tokens
+from mtmm_jax.batch import Tokens, check_entry
 from mtmm_jax.layers import Dropout, gelu
 from mtmm_jax.ranges import Decay, Dtype, Size
 from mtmm_jax.registry import check_fields, choose
@@ -65,6 +65,7 @@ class Encoder(nn.Module):
     def __call__(
         self, entry: Mapping[str, Any], *, train: bool = False, axis_name: str | None = None
     ) -> Tokens:
+        check_entry(entry, "encoder")
         mode = {"train": train, "axis_name": axis_name}
         return self.second(self.first(self.stem(entry, **mode), **mode), **mode)
 

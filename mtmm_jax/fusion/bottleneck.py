@@ -44,7 +44,8 @@ class Bottleneck(nn.Module):
     def __call__(
         self, tokens: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> Tokens:
-        names, tokens = sorted(tokens), float32(tokens)
+        tokens = float32(tokens)
+        names = sorted(tokens)
         present = {name: tokens[name].present for name in names}
         x = {}
         for name in names:

@@ -45,8 +45,9 @@ class NonLocalGate(nn.Module):
         self, tokens: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> Tokens:
         del train, axis_name
+        joined = read_in(tokens, self.width)
         name = query_first(tokens, self.query)[0]
-        read = apart(read_in(tokens, self.width), tokens)
+        read = apart(joined, tokens)
         own, ask = read.pop(name), nn.Dense(self.width, name="query")
         if not read:
             return Tokens(ask(own.values), own.mask)

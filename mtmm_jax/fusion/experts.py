@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mtmm_jax.batch import Tokens
+from mtmm_jax.batch import Tokens, check_tokens
 from mtmm_jax.devices.parallel import total
 from mtmm_jax.fusion.pooled import PooledFusion, linear, single
 from mtmm_jax.layers import LayerNorm, auxiliary, gelu
@@ -114,6 +114,7 @@ class MixtureOfExperts(PooledFusion):
         self, tokens: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> Tokens:
         choose(self.route, ("modality", "token"), "model.fusion.route", "route")
+        check_tokens(tokens, "model.fusion")
         if self.route == "token":
             routed = Tokens.join(
                 part.replace_values(linear(part.values, self.width, f"project_{name}"))

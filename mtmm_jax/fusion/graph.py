@@ -63,8 +63,8 @@ def _graph(
 ) -> tuple[Tokens, jax.Array]:
     """The nodes as tokens, and who is whose neighbour, `[B, N, N]` bool, each its own included."""
     choose(nodes, NODES, "model.fusion.nodes")
-    linked = _linked(sorted(tokens), edges)
     graph = read_in(tokens, width)
+    linked = _linked(sorted(tokens), edges)
     if nodes == "modality":
         parts = apart(graph, tokens).values()
         graph = Tokens.join(Tokens(t.mean()[:, None], t.present[:, None]) for t in parts)

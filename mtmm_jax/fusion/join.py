@@ -8,7 +8,7 @@ from typing import ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 
-from mtmm_jax.batch import Tokens
+from mtmm_jax.batch import Tokens, check_tokens
 from mtmm_jax.fusion.groups import spread_out
 from mtmm_jax.layers import LayerNorm, TransformerBlock, sinusoid
 from mtmm_jax.ranges import Blocks, Decay, Size
@@ -37,6 +37,7 @@ class Join(nn.Module):
         self, tokens: Mapping[str, Tokens], *, train: bool = False, axis_name: str | None = None
     ) -> Tokens:
         del train, axis_name
+        check_tokens(tokens, "model.fusion")
         parts = []
         for name, part in sorted(tokens.items()):
             x = nn.Dense(self.width, dtype=part.values.dtype, name=f"project_{name}")(part.values)

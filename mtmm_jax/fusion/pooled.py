@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mtmm_jax.batch import Tokens, choose_all
+from mtmm_jax.batch import Tokens, check_tokens, choose_all
 from mtmm_jax.layers import LayerNorm, gelu
 from mtmm_jax.ranges import Positive, Size, SizeOrZero
 from mtmm_jax.registry import ConfigError, check, check_fields, choose
@@ -50,6 +50,7 @@ class PooledFusion(nn.Module):
         [B, 1]}`, both in the order of the names. To be called inside a compact method, whose
         limits are checked first.
         """
+        check_tokens(tokens, "model.fusion")
         fewest, most = self.modalities
         if not fewest <= len(tokens) <= (most or len(tokens)):
             limits = f"{fewest} or more" if most is None else f"{fewest} to {most}"

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mtmm_jax.batch import Tokens
+from mtmm_jax.batch import Tokens, check_tokens
 from mtmm_jax.fusion.join import Join, Trunk
 from mtmm_jax.fusion.pooled import Concat
 from mtmm_jax.layers import LayerNorm, TransformerBlock
@@ -30,6 +30,7 @@ def check_heads(width: int, heads: int, where: str = "model.fusion.heads") -> No
 
 def float32(tokens: Mapping[str, Tokens]) -> dict[str, Tokens]:
     """The tokens with values and positions in float32, in which fusions over tokens compute."""
+    check_tokens(tokens, "model.fusion")
     return {
         name: jax.tree.map(
             lambda x: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x, part
