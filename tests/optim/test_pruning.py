@@ -191,7 +191,9 @@ def test_zeros_are_counted_by_room():
     values, _ = course(prune={"scope": "layer"})[-1]
     counted = pruning.zeros(values)
     assert counted["encoders"] == (21, 30)
-    assert pruning.sparsity_line(values, pruning.read(PRUNE, STEPS)).startswith("zeros  encoders 70.0%  ")
+    assert pruning.sparsity_line(values, pruning.read(PRUNE, STEPS)).startswith(
+        "zeros  encoders 70.0%  "
+    )
 
 
 @pytest.mark.usefixtures("uncached")
