@@ -42,7 +42,7 @@ def ask_rows(
 
     Args:
         run: the run.
-        asked: of it.
+        manifest: the rows, as inputs of the run.
         size: rows at a time.
         out: the file that the answers are for; waves go next to it, as `<out>_<line>_<task>.wav`.
     """
