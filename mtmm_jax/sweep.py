@@ -170,8 +170,8 @@ def _sweep(
         if reason:
             record["failed"][trial.name] = reason
         Workdir(folder).write(FILE, record)
-        said = f"failed: {reason}" if reason else "done"
-        out.print(f"{trial.name}  {said}", highlight=False, markup=False, soft_wrap=True)
+        outcome = f"failed: {reason}" if reason else "done"
+        out.print(f"{trial.name}  {outcome}", highlight=False, markup=False, soft_wrap=True)
 
     config = record["plan"]["config"]
     if arguments.parallel is None:

@@ -84,9 +84,9 @@ def _readable(answer: Mapping[str, Any]) -> str:
     value = answer.get("prediction")
     if isinstance(value, list):
         value = ", ".join(map(str, value)) or "none"
-    said = f"{value:.4g}" if isinstance(value, float) else str(value)
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
     if answer.get("probability") is not None:
-        said += f" ({answer['probability']:.0%})"
+        text += f" ({answer['probability']:.0%})"
     elif answer.get("std") is not None:
-        said += f" ± {answer['std']:.2g}"
-    return said
+        text += f" ± {answer['std']:.2g}"
+    return text

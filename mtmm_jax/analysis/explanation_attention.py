@@ -133,14 +133,14 @@ def _asking(
 
 
 def _rolled_out(
-    onto: np.ndarray | None, blocks: Sequence[np.ndarray], said: Tokens, read: Tokens
+    onto: np.ndarray | None, blocks: Sequence[np.ndarray], encoded: Tokens, read: Tokens
 ) -> np.ndarray | None:
     """`[B, N]` over the tokens that the encoder read, from those that it said; None: no such way.
 
     Where nothing outside attends to them, all that it said count alike. A summary is the last of
     its tokens, others of its own stand behind what it read.
     """
-    mask = said.mask.astype(np.float32)
+    mask = encoded.mask.astype(np.float32)
     weights = mask / np.maximum(mask.sum(1, keepdims=True), 1) if onto is None else onto
     if not blocks:
         return weights

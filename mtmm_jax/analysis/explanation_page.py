@@ -208,8 +208,8 @@ def save(
         png = png_of(figure)
         paths.append(folder / f"{file_name(name)}.png")
         write(paths[-1], png)
-        said = escape(pages.CAPTIONS[name])
-        body.append(f"<h2>{name.capitalize()}</h2><p>{said}</p>{image_of(png, name)}")
+        caption = escape(pages.CAPTIONS[name])
+        body.append(f"<h2>{name.capitalize()}</h2><p>{caption}</p>{image_of(png, name)}")
     gap = max(explanation.gap for explanation in explanations)
     note = (
         "What an input adds is its Shapley value: the mean of what it adds over all orders in "

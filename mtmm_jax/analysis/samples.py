@@ -56,8 +56,8 @@ def _samples(workdir: Workdir, config: dict[str, Any], trust_paths: bool) -> dic
     def say(variables: Any, batch: Any) -> Any:
         predictions, _ = model(variables, batch["inputs"])
         labels = task.labels(batch, model.present(batch))
-        said = task.speech.say(predictions[name], labels.y["speaker"])
-        return *said, labels.weight, [predictions[writer] for writer in writers]
+        synthesised = task.speech.say(predictions[name], labels.y["speaker"])
+        return *synthesised, labels.weight, [predictions[writer] for writer in writers]
 
     mel, count, weight, written = jax.device_get(say(run.variables, batch))
     waves = batch["targets"][task.target]["y"]

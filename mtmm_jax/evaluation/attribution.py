@@ -136,12 +136,12 @@ def _soften(
         if path is None:
             continue
         encoder, weights = model.encoders[name], _own(read, name)
-        said = encoder.apply(weights, entry, method="stem")
+        stem = encoder.apply(weights, entry, method="stem")
         unsaid = encoder.apply(weights, {**entry, "x": starts[name]}, method="stem")
-        starts[name], ends[name] = unsaid.values, said.values
-        encoders[name] = _Stemless(encoder, said)
-        entries[name] = {"x": said.values, "mask": said.mask, "present": entry["present"]}
-        units[name] = path(own, said.positions, entry["x"], modality)
+        starts[name], ends[name] = unsaid.values, stem.values
+        encoders[name] = _Stemless(encoder, stem)
+        entries[name] = {"x": stem.values, "mask": stem.mask, "present": entry["present"]}
+        units[name] = path(own, stem.positions, entry["x"], modality)
     return dataclasses.replace(model, encoders=encoders), entries, starts, ends, units
 
 
@@ -199,14 +199,14 @@ class Explainer:
         def answers(predictions: Any) -> tuple[jax.Array, ...]:
             return tuple(m.answer(predictions[name]) for name, m in measures.items())
 
-        def said(predictions: Any, answer: Sequence[jax.Array], what: str) -> jax.Array:
+        def scalar(predictions: Any, answer: Sequence[jax.Array], what: str) -> jax.Array:
             pairs = zip(measures.items(), answer, strict=True)
             return jnp.stack([getattr(m, what)(predictions[name], a) for (name, m), a in pairs])
 
         def attribute(variables: Any, inputs: Any, parts: Any) -> Any:
             predictions, _ = model(variables, clean(inputs))
             answer = answers(predictions)
-            scores = lambda found: said(found, answer, "score")  # noqa: E731
+            scores = lambda found: scalar(found, answer, "score")  # noqa: E731
             apart = {name: own for name, own in parts.items() if one_by_one(model, name)}
             along = {name: own for name, own in parts.items() if name not in apart}
             found, gap = integrated_gradients(model, variables, inputs, along, scores, steps)
@@ -219,7 +219,7 @@ class Explainer:
                 for name, keep in changes["keep"].items():
                     here = inputs[name]["present"] & changes["present"][name]
                     seen[name] = {**without(inputs[name], parts[name], keep), "present": here}
-                return said(model(variables, clean(seen))[0], answer, "value")
+                return scalar(model(variables, clean(seen))[0], answer, "value")
 
             return jax.lax.map(one, settings, batch_size=16)
 

@@ -69,10 +69,10 @@ def round_trip(
     states: dict[str, Any] = {}
     waves: list[tuple[int, np.ndarray]] = []
     for batch in batches:
-        said, recorded, written, weight = jax.device_get(say(variables, batch))
+        synthesised, recorded, written, weight = jax.device_get(say(variables, batch))
         own = np.asarray(batch["inputs"][listener]["x"])
         heard = {"recorded": own}
-        for name, (mel, count) in (("resynthesised", recorded[:2]), ("synthesised", said)):
+        for name, (mel, count) in (("resynthesised", recorded[:2]), ("synthesised", synthesised)):
             rows = zip(mel, count, weight, strict=True)
             each = [speaking.speech.listen(m, n) if w > 0 else np.zeros(1) for m, n, w in rows]
             heard[name] = _fitted(each, own.shape[1])

@@ -47,7 +47,7 @@ def nearest(vectors: Array, classes: Array, among: Array, offset: float | Array 
     return np.where(among, scores, -np.inf).argmax(-1)
 
 
-def class_accuracy(said: Array, y: Array, among: Array) -> float:
+def class_accuracy(predicted: Array, y: Array, among: Array) -> float:
     """The mean over classes of the share of their rows that is right; NaN without a row.
 
     Classes count alike, however many rows they have, as is usual for unseen ones (Xian et al.
@@ -57,7 +57,7 @@ def class_accuracy(said: Array, y: Array, among: Array) -> float:
         said, y: `[N]`.
         among: `[C]` bool, the classes whose rows count.
     """
-    shares = [np.mean(said[y == c] == c) for c in np.flatnonzero(among) if (y == c).any()]
+    shares = [np.mean(predicted[y == c] == c) for c in np.flatnonzero(among) if (y == c).any()]
     return float(np.mean(shares)) if shares else float("nan")
 
 
@@ -78,9 +78,9 @@ def generalised(
         known: `[C]` bool, the classes that have a vector.
         offset: g, taken off the cosines of seen classes.
     """
-    said = nearest(vectors, classes, known, offset * seen)
-    a = class_accuracy(said, y, seen & known)
-    b = class_accuracy(said, y, ~seen & known)
+    predicted = nearest(vectors, classes, known, offset * seen)
+    a = class_accuracy(predicted, y, seen & known)
+    b = class_accuracy(predicted, y, ~seen & known)
     return {"seen": a, "unseen": b, "harmonic": harmonic(a, b)}
 
 
@@ -221,9 +221,10 @@ def _few_shot(
     validation: tuple[Array, Array],
 ) -> dict[str, float]:
     """The metrics of one set of class vectors: each kind by itself, both together, calibrated."""
-    said = {kind: nearest(rows, classes, among) for kind, among in _kinds(seen, known).items()}
+    predicted = {kind: nearest(rows, classes, among) for kind, among in _kinds(seen, known).items()}
     accuracies = {
-        kind: class_accuracy(said[kind], y, among) for kind, among in _kinds(seen, known).items()
+        kind: class_accuracy(predicted[kind], y, among)
+        for kind, among in _kinds(seen, known).items()
     }
     accuracies |= {f"chance_{kind}": 1 / among.sum() for kind, among in _kinds(seen, known).items()}
     if "unseen" not in accuracies:

@@ -142,10 +142,10 @@ def _check_same(task: str, one: tuple[str, Finished], other: tuple[str, Finished
     """Raises a `ConfigError` where a task's prediction means something else in another run."""
     (first, a), (path, b) = one, other
     x, y = (run.experiment.model.tasks[task] for run in (a, b))
-    said = {"kind": (x.kind, y.kind), "target": (x.target, y.target)}
+    compared = {"kind": (x.kind, y.kind), "target": (x.target, y.target)}
     labels = [run.workdir.spec().targets[t.target] for run, t in ((a, x), (b, y))]
-    said |= {f"label's {key}": tuple(getattr(t, key) for t in labels) for key in _MEANING}
-    for what, (mine, theirs) in said.items():
+    compared |= {f"label's {key}": tuple(getattr(t, key) for t in labels) for key in _MEANING}
+    for what, (mine, theirs) in compared.items():
         if mine != theirs:
             raise ConfigError(
                 f"--workdirs: tasks.{task}: its {what} is {mine!r} in {first}, {theirs!r} in {path}"
@@ -200,9 +200,9 @@ def predict(
     for voter, run, given in zip(ensemble.voters, ensemble.runs, inputs, strict=True):
         whole = {"inputs": {**absent(run, size), **given}}
         predictions.append(jax.device_get(voter(run.variables, whole)))
-    said = Votes.of(predictions, {})
-    fused = jax.device_get(ensemble.fuse(ensemble.params, said.values, said.present))
-    there = {task: here.any(1) for task, here in said.present.items()}
+    votes = Votes.of(predictions, {})
+    fused = jax.device_get(ensemble.fuse(ensemble.params, votes.values, votes.present))
+    there = {task: here.any(1) for task, here in votes.present.items()}
     for i in range(size):
         yield {
             task: jax.tree.map(lambda x, i=i: x[i], fused[task]) if there[task][i] else None
@@ -213,11 +213,11 @@ def predict(
 def answers(ensemble: Ensemble, prediction: Mapping[str, Any]) -> dict[str, Any]:
     """`{task: what a person reads}` of a row's fused predictions."""
     tasks = ensemble.model.tasks
-    said: dict[str, Any] = {
+    decoded: dict[str, Any] = {
         name: tasks[name].decode(one) if one is not None else {"needs": list(tasks[name].reads)}
         for name, one in prediction.items()
     }
-    return said | {name: {"left out": why} for name, why in ensemble.left_out.items()}
+    return decoded | {name: {"left out": why} for name, why in ensemble.left_out.items()}
 
 
 def ask_rows(

@@ -126,8 +126,8 @@ def table(
 
 def label(name: str) -> str:
     """A trial's number, as a label in the plot."""
-    number, _, said = name.partition("-")
-    return number if said and number.isdigit() else name
+    number, _, rest = name.partition("-")
+    return number if rest and number.isdigit() else name
 
 
 def ranked(scores: Mapping[str, float]) -> list[str]:

@@ -84,13 +84,13 @@ def votes(
 def results(ensemble: Ensemble, batches: Sequence[Votes]) -> dict[str, Results]:
     """`{"fused" or a run: {task: {metric: value}}}`; a run's own are of the rows it answers."""
 
-    def fused(said: Votes) -> tuple[dict, dict]:
-        there = {task: here.any(1) for task, here in said.present.items()}
-        return ensemble.fuse(ensemble.params, said.values, said.present), there
+    def fused(votes: Votes) -> tuple[dict, dict]:
+        there = {task: here.any(1) for task, here in votes.present.items()}
+        return ensemble.fuse(ensemble.params, votes.values, votes.present), there
 
-    def alone(i: int, said: Votes) -> tuple[dict, dict]:
-        predictions = {task: ensemble.rebuilt(task, v[:, i]) for task, v in said.values.items()}
-        return predictions, {task: here[:, i] for task, here in said.present.items()}
+    def alone(i: int, votes: Votes) -> tuple[dict, dict]:
+        predictions = {task: ensemble.rebuilt(task, v[:, i]) for task, v in votes.values.items()}
+        return predictions, {task: here[:, i] for task, here in votes.present.items()}
 
     answers = {FUSED: fused}
     answers |= {name: functools.partial(alone, i) for i, name in enumerate(ensemble.names)}

@@ -149,9 +149,9 @@ def named(combinations: Sequence[Mapping[str, str]]) -> list[Trial]:
     digits = max(2, len(str(len(combinations))))
     trials = []
     for number, changes in enumerate(combinations, start=1):
-        said = "-".join(f"{short[key]}={text}" for key, text in changes.items())
-        said = re.sub(r"[^\w.+=-]+", "_", said)[:_LONGEST].strip("_.")
-        trials.append(Trial(f"{number:0{digits}d}-{said}", dict(changes)))
+        name = "-".join(f"{short[key]}={text}" for key, text in changes.items())
+        name = re.sub(r"[^\w.+=-]+", "_", name)[:_LONGEST].strip("_.")
+        trials.append(Trial(f"{number:0{digits}d}-{name}", dict(changes)))
     return trials
 
 

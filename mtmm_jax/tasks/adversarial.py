@@ -59,10 +59,10 @@ def adversarial(task: Task, config: Any, where: str) -> Task:
     ) -> tuple[jax.Array, jax.Array]:
         """The critic's logits of the reconstruction and of the data, `[B]` each."""
         known = labels.y["known"]
-        said = jnp.where(known, prediction["values"].astype(jnp.float32), 0.0)
-        said = said if turn is None else reverse(said, turn)
+        values = jnp.where(known, prediction["values"].astype(jnp.float32), 0.0)
+        values = values if turn is None else reverse(values, turn)
         real = jnp.where(known, labels.y["values"], 0.0)
-        return prediction["method"]("critic_logit", said), prediction["method"](
+        return prediction["method"]("critic_logit", values), prediction["method"](
             "critic_logit", real
         )
 
@@ -70,15 +70,15 @@ def adversarial(task: Task, config: Any, where: str) -> Task:
         total, count = task.loss(prediction["values"], labels, axis_name)
         if labels.y is None:
             return total, count
-        said, real = critic_logits(prediction, labels, scale)
-        critic_loss, _ = masked(jax.nn.softplus(said) + jax.nn.softplus(-real), labels.weight)
+        values, real = critic_logits(prediction, labels, scale)
+        critic_loss, _ = masked(jax.nn.softplus(values) + jax.nn.softplus(-real), labels.weight)
         return total + weight * critic_loss, count
 
     def update(prediction: Any, labels: Labels) -> dict[str, jax.Array]:
         if labels.y is None or "method" not in prediction:
             return {"hits": jnp.zeros(()), "count": jnp.zeros(())}
-        said, real = critic_logits(prediction, labels, None)
-        hits = 0.5 * ((said < 0).astype(jnp.float32) + (real > 0).astype(jnp.float32))
+        values, real = critic_logits(prediction, labels, None)
+        hits = 0.5 * ((values < 0).astype(jnp.float32) + (real > 0).astype(jnp.float32))
         total, count = masked(hits, labels.weight)
         return {"hits": total, "count": count}
 
@@ -103,4 +103,6 @@ def adversarial(task: Task, config: Any, where: str) -> Task:
 
 
 def _of_values(metric: Metric) -> Metric:
-    return metric._replace(update=lambda said, labels: metric.update(said["values"], labels))
+    return metric._replace(
+        update=lambda prediction, labels: metric.update(prediction["values"], labels)
+    )

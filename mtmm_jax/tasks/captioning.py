@@ -53,32 +53,33 @@ def captioning(
         count."""
         y = jnp.where(labels.weight[:, None] > 0, jnp.clip(labels.y, 0, size - 1), END)
         y = jnp.where(jnp.cumsum(y == END, axis=1) > 0, END, y)
-        said = jnp.pad(y != END, ((0, 0), (1, 0)), constant_values=True)
-        return y, jnp.pad(y, ((0, 0), (0, 1)), constant_values=END), said
+        counted = jnp.pad(y != END, ((0, 0), (1, 0)), constant_values=True)
+        return y, jnp.pad(y, ((0, 0), (0, 1)), constant_values=END), counted
 
     def loss(prediction: dict[str, Any], labels: Labels, axis_name: str | None):
         del axis_name
         if labels.y is None:
             return masked(prediction["score"], labels.weight)
-        y, wanted, said = lesson(labels)
+        y, wanted, counted = lesson(labels)
         logits = prediction["method"]("teach", prediction["memory"], prediction["mask"], y)
         log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
         own = jnp.take_along_axis(log_p, wanted[..., None], axis=-1)[..., 0]
         each = (1.0 - label_smoothing) * own + label_smoothing * log_p.mean(-1)
         return masked(
-            -jnp.where(said, each, 0.0).sum(1) / said.sum(1).astype(jnp.float32), labels.weight
+            -jnp.where(counted, each, 0.0).sum(1) / counted.sum(1).astype(jnp.float32),
+            labels.weight,
         )
 
     def hits(prediction: dict[str, Any], labels: Labels) -> dict[str, jax.Array]:
         if labels.y is None:
             return {"hits": jnp.zeros(()), "count": jnp.zeros(())}
-        y, wanted, said = lesson(labels)
+        y, wanted, counted = lesson(labels)
         if "method" in prediction:
             logits = prediction["method"]("teach", prediction["memory"], prediction["mask"], y)
             guess = logits.argmax(-1)
         else:
             guess = jnp.pad(prediction["ids"], ((0, 0), (0, 1)))
-        weight = jnp.where(said, labels.weight[:, None], 0.0)
+        weight = jnp.where(counted, labels.weight[:, None], 0.0)
         return {"hits": jnp.where(guess == wanted, weight, 0.0).sum(), "count": weight.sum()}
 
     def accuracy(state: dict[str, Any]) -> dict[str, float]:
@@ -86,12 +87,12 @@ def captioning(
         return {"token_accuracy": float(state["hits"]) / count if count else float("nan")}
 
     def decode(prediction: dict[str, Any]) -> dict[str, Any]:
-        said = text(prediction["ids"])
-        return {"prediction": said, "best": {said: float(np.exp(prediction["score"]))}}
+        counted = text(prediction["ids"])
+        return {"prediction": counted, "best": {counted: float(np.exp(prediction["score"]))}}
 
     def decode_outputs(outputs: Mapping[str, Any]) -> dict[str, Any]:
-        said = text(outputs["ids"])
-        return {"prediction": said, "best": {said: float(outputs["probability"])}}
+        counted = text(outputs["ids"])
+        return {"prediction": counted, "best": {counted: float(outputs["probability"])}}
 
     def outputs(prediction: dict[str, Any]) -> dict[str, jax.Array]:
         return {"ids": prediction["ids"], "probability": jnp.exp(prediction["score"])}

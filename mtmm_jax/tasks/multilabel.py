@@ -77,10 +77,10 @@ def multilabel(
     def decode(logits: np.ndarray) -> dict[str, Any]:
         p = _probability(np.asarray(logits, np.float64))
         order = np.argsort(-p, kind="stable")
-        said = [i for i in order if p[i] > thresholds[i]]
-        shown = said if len(said) > 5 else order[:5]
+        predicted = [i for i in order if p[i] > thresholds[i]]
+        shown = predicted if len(predicted) > 5 else order[:5]
         return {
-            "prediction": [classes[i] for i in said],
+            "prediction": [classes[i] for i in predicted],
             "best": {classes[i]: float(p[i]) for i in shown},
         }
 

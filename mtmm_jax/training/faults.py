@@ -81,16 +81,16 @@ class Faults:
         Raises:
             Diverged: at the last of `abort_after` lost steps in a row.
         """
-        said = []
+        lines = []
         for step, metrics in enumerate(steps, number - len(steps) + 1):
             if diverged(metrics).any() or metrics["skipped"]:
-                said += self._keep(step, metrics, self._room)
+                lines += self._keep(step, metrics, self._room)
             if self._limit is None:
                 continue
             self._streak = [*self._streak, (step, metrics)] if _lost(metrics) else []
             if len(self._streak) >= self._limit:
                 raise Diverged(self._goodbye())
-        return said
+        return lines
 
     def _bad(self, metrics: Mapping[str, Any]) -> list[str]:
         return [name for name, bad in zip(self._names, diverged(metrics), strict=True) if bad]

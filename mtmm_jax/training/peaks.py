@@ -105,11 +105,11 @@ def speed(flops: float | None, seconds: float | None, most: Peak | None) -> str:
     """`against_peak` in words."""
     if not flops:
         return "operations a step: not reported by this compiler"
-    said = f"{flops / 1e9:.3g} GFLOP a step and device"
+    line = f"{flops / 1e9:.3g} GFLOP a step and device"
     rates = against_peak(flops, seconds, most)
     if rates:
-        said += f", {rates['flops_per_second'] / 1e9:.3g} GFLOP/s"
+        line += f", {rates['flops_per_second'] / 1e9:.3g} GFLOP/s"
     if most is None:
-        return f"{said}; the peak of this device is not known (--peak FLOPS sets it)"
-    said += f"; peak {most.flops / 1e9:.4g} GFLOP/s ({most.source})"
-    return said + (f": {rates['peak_fraction']:.1%} of it" if rates else "")
+        return f"{line}; the peak of this device is not known (--peak FLOPS sets it)"
+    line += f"; peak {most.flops / 1e9:.4g} GFLOP/s ({most.source})"
+    return line + (f": {rates['peak_fraction']:.1%} of it" if rates else "")

@@ -150,8 +150,8 @@ def _best_and_worst(experiment: Experiment, ends: Mapping[str, Any]) -> dict[str
             arrays[f"{end}/{name}/id"] = np.asarray(kept["id"])[real]
             arrays[f"{end}/{name}/loss"] = np.asarray(kept["loss"])[real]
             arrays[f"{end}/{name}/y"] = np.asarray(kept["y"])[real]
-            said = [json.dumps(finite(decode(row["prediction"]))) for row in rows]
-            arrays[f"{end}/{name}/predicted"] = np.array(said, str)
+            decoded = [json.dumps(finite(decode(row["prediction"]))) for row in rows]
+            arrays[f"{end}/{name}/predicted"] = np.array(decoded, str)
     ids = {int(i) for key, value in arrays.items() if key.endswith("/id") for i in value}
     size = experiment.config["evaluation"]["batch_size"]
     for i, batch in extremes.inputs_of(experiment.source, "test", ids, size).items():

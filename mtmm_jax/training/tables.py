@@ -99,8 +99,8 @@ def partition_table(experiment: Experiment) -> Table | None:
     layout = experiment.devices
     if not isinstance(layout, Layout):
         return None
-    said = " x ".join(f"{name} {size}" for name, size in layout.mesh.shape.items())
-    table = Table(title=f"partition: {said}")
+    shape = " x ".join(f"{name} {size}" for name, size in layout.mesh.shape.items())
+    table = Table(title=f"partition: {shape}")
     for column in ("paths", "axes"):
         table.add_column(column)
     for column in ("tensors", "MB", "MB a device"):

@@ -56,8 +56,10 @@ def load_pretrained(
         ],
     }
     if any(problems.values()):
-        said = "; ".join(f"{what}: {', '.join(names)}" for what, names in problems.items() if names)
-        raise ConfigError(f"load_pretrained at {at!r}: {said}")
+        listed = "; ".join(
+            f"{what}: {', '.join(names)}" for what, names in problems.items() if names
+        )
+        raise ConfigError(f"load_pretrained at {at!r}: {listed}")
 
     def replaced(keys: tuple[Any, ...], old: Any) -> Any:
         path = "/".join(key.key for key in keys)

@@ -239,9 +239,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             with out.status(name):
                 rows += measure()
     for row in rows:
-        said = f"{row['what']:6} {row['value']:8.3f}  (asked: at most {ASKED[row['what']]})  "
+        line = f"{row['what']:6} {row['value']:8.3f}  (asked: at most {ASKED[row['what']]})  "
         rest = {key: value for key, value in row.items() if key not in ("what", "value")}
-        out.print(said, rest, highlight=False, soft_wrap=True)
+        out.print(line, rest, highlight=False, soft_wrap=True)
     if options.json:
         from mtmm_jax.benchmarks.speed.timing import write_json
 

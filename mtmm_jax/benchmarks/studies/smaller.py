@@ -104,7 +104,7 @@ def reached(file: Path, experiment: Any, split: str = "test") -> dict[str, float
     update = jax.jit(lambda predictions, batch: metric_states(model, predictions, batch))
     for batch in evaluation_batches(experiment, split):
         outputs = program.predict({name: batch["inputs"][name] for name in model.encoders})
-        said = {}
+        restored = {}
         for name, task in model.tasks.items():
             if task.restore is None:
                 able = [n for n, t in model.tasks.items() if t.restore is not None]
@@ -112,8 +112,8 @@ def reached(file: Path, experiment: Any, split: str = "test") -> dict[str, float
                     f"tasks.{name}: {task.kind!r} cannot be scored by its outputs; tasks that can: "
                     f"{', '.join(able) or 'none'}"
                 )
-            said[name] = task.restore(outputs[name])
-        part = jax.device_get(update(said, batch))
+            restored[name] = task.restore(outputs[name])
+        part = jax.device_get(update(restored, batch))
         states = part if states is None else merge(model, states, part)
     return headlines(model, compute(model, states))
 

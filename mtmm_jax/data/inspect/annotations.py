@@ -95,16 +95,16 @@ def _said(row: Row, column: str, annotators: str | None, where: str) -> dict[str
         given = value if isinstance(value, list) else [value]
         names = _names(row, annotators, len(given), where)
         pairs = list(zip(names, given, strict=True))
-    said: dict[str, Any] = {}
+    votes: dict[str, Any] = {}
     for name, label in pairs:
         if label is None or label == "":
             continue
         if isinstance(label, list | dict):
             raise ConfigError(f"{where}: {label!r} is not one label")
-        if name in said:
+        if name in votes:
             raise ConfigError(f"{where}: annotator {name!r} answers twice")
-        said[name] = label
-    return said
+        votes[name] = label
+    return votes
 
 
 def _names(row: Row, annotators: str | None, count: int, where: str) -> list[str]:
@@ -198,8 +198,8 @@ def reliability_table(found: Answers, verdict: Consensus, title: str) -> Any:
     mistakes = verdict.prior[None, :, None] * verdict.confusion
     mistakes = mistakes * (1 - np.eye(len(found.classes)))
     for a in np.argsort(-verdict.reliability, kind="stable"):
-        true, said = np.unravel_index(mistakes[a].argmax(), mistakes[a].shape)
-        usual = f"{found.classes[said]} for {found.classes[true]} ({mistakes[a, true, said]:.1%})"
+        true, voted = np.unravel_index(mistakes[a].argmax(), mistakes[a].shape)
+        usual = f"{found.classes[voted]} for {found.classes[true]} ({mistakes[a, true, voted]:.1%})"
         table.add_row(
             escape(found.annotators[a]),
             str(heard[:, a].sum()),

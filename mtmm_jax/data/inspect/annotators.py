@@ -170,10 +170,10 @@ def _said(votes: np.ndarray, classes: int) -> Any:
     return sparse.csr_array((np.ones(len(item)), (item, at)), shape=shape)
 
 
-def _confusion(said: Any, q: np.ndarray, share: float) -> np.ndarray:
+def _confusion(counts: Any, q: np.ndarray, share: float) -> np.ndarray:
     """`[A, vote, true]`, normalised over votes."""
     classes = q.shape[1]
-    return _normal(share + (said.T @ q).reshape(-1, classes, classes), axis=1)
+    return _normal(share + (counts.T @ q).reshape(-1, classes, classes), axis=1)
 
 
 def _normal(x: np.ndarray, axis: int = 0) -> np.ndarray:

@@ -92,7 +92,7 @@ def convert(
     missing = [path for path in shapes if path not in found]
     problems = {"missing": missing, "left over": extra, "of another shape": wrong}
     if any(problems.values()):
-        said = "; ".join(f"{what}: {', '.join(n)}" for what, n in problems.items() if n)
-        raise ConfigError(f"{where}: the tensors do not fit: {said}")
+        listed = "; ".join(f"{what}: {', '.join(n)}" for what, n in problems.items() if n)
+        raise ConfigError(f"{where}: the tensors do not fit: {listed}")
     values = {path: np.ascontiguousarray(value, np.float32) for path, value in found.items()}
     return traverse_util.unflatten_dict(values, sep="/")

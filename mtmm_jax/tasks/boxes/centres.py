@@ -34,11 +34,11 @@ def loss(
     z, kinds = prediction["heat"], truth.classes
     bumps = bumps_of(truth, z.shape[1:3])
     cells, weight = _shares(bumps)
-    said = jnp.zeros(weight.shape)
+    cell_losses = jnp.zeros(weight.shape)
     if class_loss == "softmax":
         owner = jnp.take_along_axis(kinds, cells.reshape(len(cells), -1), axis=1)
         likely = jax.nn.log_softmax(z)
-        said = -jnp.take_along_axis(likely, owner.reshape(*cells.shape, 1), axis=-1)[..., 0]
+        cell_losses = -jnp.take_along_axis(likely, owner.reshape(*cells.shape, 1), axis=-1)[..., 0]
         z, kinds = jax.nn.logsumexp(z, axis=-1, keepdims=True), jnp.zeros_like(kinds)
     heat, centre = heat_of(bumps, truth._replace(classes=kinds), z.shape[-1])
     yes, no = jax.nn.log_sigmoid(z), jax.nn.log_sigmoid(-z)
@@ -52,7 +52,7 @@ def loss(
     classes = -(there + empty_weight * empty).sum((1, 2, 3)) / count
     wanted = jnp.take_along_axis(truth.boxes, cells.reshape(len(cells), -1, 1), axis=1)
     errors = _box_errors(prediction["box"], wanted.reshape(*cells.shape, 4), box_losses)
-    return classes + (weight * (said + errors)).sum((1, 2)) / count
+    return classes + (weight * (cell_losses + errors)).sum((1, 2)) / count
 
 
 def guesses(prediction: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -144,14 +144,14 @@ def encode(boxes: jax.Array) -> jax.Array:
     return jnp.concatenate([box[..., :2] * cells - _middles(grid), side], axis=-1)
 
 
-def _box_errors(said: jax.Array, boxes: jax.Array, losses: Mapping[str, float]) -> jax.Array:
+def _box_errors(predicted: jax.Array, boxes: jax.Array, losses: Mapping[str, float]) -> jax.Array:
     """`[B, h, w]`: the weighted sum of box losses at each cell."""
-    gap = said - encode(boxes)
+    gap = predicted - encode(boxes)
     # Far cells have no weight; large gaps there must not overflow when squared.
     gap = jnp.clip(gap, -1e3, 1e3)
     errors = {
         "l1": lambda: jnp.abs(gap).sum(-1),
         "mse": lambda: 0.5 * jnp.square(gap).sum(-1),
-        "giou": lambda: 1.0 - giou(decode(said), boxes),
+        "giou": lambda: 1.0 - giou(decode(predicted), boxes),
     }
     return sum(weight * errors[key]() for key, weight in losses.items())

@@ -26,8 +26,8 @@ def loss(
     The matching is the cheapest by -p(class) plus the box losses (Carion et al. 2020).
     """
     del class_loss  # there is one
-    logits, said = prediction["logits"], prediction["box"]
-    errors = _box_errors(said[:, None], truth.boxes[:, :, None], box_losses)  # [B, N, Q]
+    logits, predicted = prediction["logits"], prediction["box"]
+    errors = _box_errors(predicted[:, None], truth.boxes[:, :, None], box_losses)  # [B, N, Q]
     log_p = jax.nn.log_softmax(logits)
     own = jnp.take_along_axis(log_p, truth.classes[:, None, :], axis=2).swapaxes(1, 2)
     owner = jax.vmap(assign)(errors - jnp.exp(own), truth.valid)
@@ -53,12 +53,12 @@ def trivial(frequencies: np.ndarray) -> dict[str, Any]:
     return {"logits": logits.astype(np.float32)[None], "box": box}
 
 
-def _box_errors(said: jax.Array, boxes: jax.Array, losses: Mapping[str, float]) -> jax.Array:
+def _box_errors(predicted: jax.Array, boxes: jax.Array, losses: Mapping[str, float]) -> jax.Array:
     """Of guesses (centre, sides) against boxes that broadcast with them."""
-    gap = said - centred(boxes)
+    gap = predicted - centred(boxes)
     errors = {
         "l1": lambda: jnp.abs(gap).sum(-1),
         "mse": lambda: 0.5 * jnp.square(gap).sum(-1),
-        "giou": lambda: 1.0 - giou(corners(said), boxes),
+        "giou": lambda: 1.0 - giou(corners(predicted), boxes),
     }
     return sum(weight * errors[key]() for key, weight in losses.items())

@@ -54,20 +54,20 @@ def detokenizer(classes: Sequence[str]) -> Callable[[Any], str]:
     return lambda ids: "".join(pieces[int(i)] for i in ids).strip(" ")
 
 
-def text_errors(said: Callable[[Any], jax.Array], classes: Sequence[str]) -> Metric:
+def text_errors(texts_of: Callable[[Any], jax.Array], classes: Sequence[str]) -> Metric:
     """Errors of whole texts: `cer` and `wer` (edits over length, in characters and in words; above
     1 where more is said than there is) and `exact_match`, the share of texts without an error.
 
     Rows are collected and compared on the host.
 
     Args:
-        said: prediction -> `[B, N]` ids, 0 after the end.
+        texts_of: prediction -> `[B, N]` ids, 0 after the end.
         classes: the target's.
     """
     text = detokenizer(classes)
 
     def update(prediction: Any, labels: Any) -> dict[str, jax.Array]:
-        guess = said(prediction)
+        guess = texts_of(prediction)
         truth = jnp.zeros_like(guess) if labels.y is None else labels.y
         kept = labels.weight[:, None] > 0
         return {

@@ -181,18 +181,20 @@ def label_f1(thresholds: np.ndarray) -> Metric:
 
     def update(logits: jax.Array, labels: Any) -> dict[str, jax.Array]:
         weight = labels.weight.astype(jnp.float32)[:, None]
-        said = jnp.where(weight > 0, logits.astype(jnp.float32) > cut.astype(np.float32), False)
+        predicted = jnp.where(
+            weight > 0, logits.astype(jnp.float32) > cut.astype(np.float32), False
+        )
         truth = jnp.zeros_like(logits) if labels.y is None else labels.y
         true = jnp.where(weight > 0, truth, 0.0) > 0.5
-        counts = {"hits": said & true, "said": said, "true": true}
+        counts = {"hits": predicted & true, "said": predicted, "true": true}
         return {key: jnp.where(rows, weight, 0.0).sum(0) for key, rows in counts.items()}
 
     def compute(state: dict[str, Any]) -> dict[str, float]:
-        hits, said, true = (np.asarray(state[k], np.float64) for k in ("hits", "said", "true"))
-        seen = said + true > 0
-        f1 = 2 * hits[seen] / (said + true)[seen]
+        hits, predicted, true = (np.asarray(state[k], np.float64) for k in ("hits", "said", "true"))
+        seen = predicted + true > 0
+        f1 = 2 * hits[seen] / (predicted + true)[seen]
         return {
-            "micro_f1": _ratio(2 * hits.sum(), (said + true).sum()),
+            "micro_f1": _ratio(2 * hits.sum(), (predicted + true).sum()),
             "macro_f1": float(f1.mean()) if seen.any() else float("nan"),
         }
 

@@ -224,18 +224,18 @@ class Telling:
         full = self.named if self.described is None else self.described
         ids = full[concept]
         if chance is None:
-            said = utterance
-            spans = self.table.spans[concept, said]
+            spoken = utterance
+            spans = self.table.spans[concept, spoken]
             sound = audio.fit([self.table.speech[a:b] for a, b in spans], self.length)
         else:
             at = np.cumsum([_CHOICES, augmentation.AUDIO_DRAWS])
             choices, for_audio, for_text = np.split(chance, at, axis=1)
-            said = (choices[:, 0] < 0.5).astype(int)
+            spoken = (choices[:, 0] < 0.5).astype(int)
             ids = np.where(choices[:, 1:] < _SHORT, self.named[concept], ids)
             if self.units == "pieces":
                 padding, unknown = self.special
                 ids = augmentation.text(ids, for_text, unknown=unknown, padding=padding)
-            spans, latest = self.table.spans[concept, said], round(LATEST * RATE)
+            spans, latest = self.table.spans[concept, spoken], round(LATEST * RATE)
             sound = augmentation.audio(
                 self.table.speech, spans, self.length, for_audio, self.noise, latest
             )
@@ -244,7 +244,7 @@ class Telling:
             "text": {"x": ids, "mask": ids != self.special[0], "present": present},
             "audio": {"x": sound, "present": present},
         }
-        return inputs, said
+        return inputs, spoken
 
 
 def _with_keywords(table: Emoji) -> list[str]:
@@ -309,18 +309,18 @@ def _compose(
         for_image = slice(_CHOICES, _CHOICES + augmentation.IMAGE_DRAWS)
         image = augmentation.image(planes, size, chance[:, for_image], flippable[concept])
         rest = np.delete(chance, for_image, axis=1)
-    text, said = telling(concept, np.array([STYLES.index(s) for s in styles])[style], rest)
+    text, spoken = telling(concept, np.array([STYLES.index(s) for s in styles])[style], rest)
     present = np.ones(len(rows), bool)
     labels = {
         "category": table.labels["category"][concept],
         "subcategory": table.labels["subcategory"][concept],
         "year": table.labels["year"][concept].astype(np.float32),
-        "voice": table.voice[concept, said],
+        "voice": table.voice[concept, spoken],
         "style": style.astype(np.int32),
         "transcript": spelt[concept],
     }
     if speech:
-        spans = table.spans[concept, said]
+        spans = table.spans[concept, spoken]
         labels["speech"] = audio.fit([table.speech[a:b] for a, b in spans], telling.length)
     return {
         "inputs": {"image": {"x": image, "present": present}, **text},

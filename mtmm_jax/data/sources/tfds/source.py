@@ -201,16 +201,16 @@ class Mapped:
         """The place of an example, and its classes, numbers and texts."""
         (example,) = self.examples(np.array([id]))
         part = int(np.searchsorted(self._bounds, id, side="right")) - 1
-        said = []
+        parts = []
         for name, label in self.labels.items():
             value, target = label.value(example), self.targets[name]
             if target.traits.discrete and value is not None:
                 index = self._coders[name](value)
                 value = value if index is None else target.classes[index]
             if value is None or isinstance(value, int | float | str):
-                said.append(f"{name} {'unknown' if value is None else value}")
+                parts.append(f"{name} {'unknown' if value is None else value}")
         place = f"{self.parts[part][0]} {id - self._bounds[part]}"
-        return f"{place}: {', '.join(said)}" if said else place
+        return f"{place}: {', '.join(parts)}" if parts else place
 
     def picture(self, id: int) -> np.ndarray:
         """The first image modality's picture in its own size; white where there is none."""
