@@ -97,7 +97,7 @@ def _check_zero_shot(arguments: argparse.Namespace, together: bool) -> None:
     if arguments.zero_shot is None:
         return
     if together:
-        raise ConfigError("--zero_shot: is asked of one run: --workdir, not --workdirs")
+        raise ConfigError("--zero_shot: evaluates one run: --workdir, not --workdirs")
     if arguments.only or arguments.split != "test":
         raise ConfigError("--zero_shot: has splits and modalities of its own, no --only or --split")
 

@@ -19,7 +19,7 @@ from mtmm_jax.command import console, guarded, prepare_jax, trust_option
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m mtmm_jax.predict",
-        description="What a trained model says of one sample, or of each row of a manifest.",
+        description="Predictions of a trained model for one sample, or for each row of a manifest.",
         epilog="Each modality of the run is an option, for emoji: --image FILE --text WORDS "
         '--audio FILE. Any may be left out. A table is JSON: {"column": value}; a series is a .csv '
         "or .npy file.",
@@ -164,7 +164,7 @@ def _alone(arguments: argparse.Namespace) -> None:
         if getattr(arguments, option) is not None:
             raise ConfigError(f"--{option}: not with --exported, which stands for a run")
     if arguments.manifest is None:
-        raise ConfigError("--exported: is asked about the rows of a --manifest")
+        raise ConfigError("--exported: predicts the rows of a --manifest only")
 
 
 def show(answers: Mapping[str, Any]) -> None:

@@ -34,7 +34,7 @@ class Explanation:
     Attributes:
         task: its name.
         kind: of task.
-        answer: what it says, in words.
+        answer: the prediction, in words.
         value: how sure it is of it, a probability; or a number.
         likelihood: whether `value` is a probability.
         nothing: the value without any input: how frequent the answer is, or the mean.

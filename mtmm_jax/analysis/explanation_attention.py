@@ -31,7 +31,7 @@ class Attention:
 
     Args:
         model: the model.
-        tasks: whose heads and fusions are asked.
+        tasks: whose heads and fusions are read.
     """
 
     def __init__(self, model: Model, tasks: Sequence[str]) -> None:

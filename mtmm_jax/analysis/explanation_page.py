@@ -219,7 +219,7 @@ def save(
         "falls faster than the dashed one, the parts named are those that the answer stands on. "
         "The green line, where there is one, checks in the same way what attention fell "
         "on, through its encoder and its fusion. "
-        "It tells what the model used, not whether the model is right."
+        "It shows what the model used, not whether the model is right."
     )
     seen = _seen(run, inputs)
     whole = f"<h1>Why this answer</h1>{seen}{''.join(body)}<p><i>{note}</i></p>"

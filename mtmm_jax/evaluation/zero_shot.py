@@ -54,7 +54,7 @@ def class_accuracy(predicted: Array, y: Array, among: Array) -> float:
     2018).
 
     Args:
-        said, y: `[N]`.
+        predicted, y: `[N]`.
         among: `[C]` bool, the classes whose rows count.
     """
     shares = [np.mean(predicted[y == c] == c) for c in np.flatnonzero(among) if (y == c).any()]
@@ -148,9 +148,9 @@ def measure(
     names.
 
     Rows of held-out classes are those of the test split and of the training rows that training
-    never saw; examples of those classes come from the latter and are not asked themselves, those of
-    the others are training rows. The offset is chosen on the validation split, the only place where
-    labels of held-out classes are looked at before they are scored.
+    never saw; examples of those classes come from the latter and are not predicted themselves,
+    those of the others are training rows. The offset is chosen on the validation split, the only
+    place where labels of held-out classes are looked at before they are scored.
 
     Args:
         model, variables: of a finished run.

@@ -39,7 +39,7 @@ class Mel(nn.Module):
         size: frequency bands.
         frames: how many there is room for.
         speakers: how many voices it learns.
-        speaker: who speaks when nobody else is asked for.
+        speaker: the default one.
         silence: the value of the bands behind the end.
         span: whose tokens to read, where what the task reads has those of several modalities.
         width: of the convolutions.

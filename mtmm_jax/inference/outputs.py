@@ -26,7 +26,7 @@ def answers(
 
     Args:
         model: the model.
-        configs: the config's `tasks`; what training adds to them is not asked.
+        configs: the config's `tasks`; what training adds to them is left out.
         tasks: those to tell; all by default.
     """
     chosen = [name for name in model.tasks if name in configs]

@@ -34,7 +34,7 @@ class Ensemble:
     """Finished runs and how their predictions are fused.
 
     Attributes:
-        rule: of `DECISIONS`, as asked for.
+        rule: the chosen one of `DECISIONS`.
         names: of the runs, their folders.
         runs: opened at their best checkpoints, on one device.
         rules: task -> a module of `DECISIONS`.

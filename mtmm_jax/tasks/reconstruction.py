@@ -81,7 +81,7 @@ def reconstruction(
         hide: the share of the modality that the model does not see in training; only that is then
             scored (`tasks.hidden`).
         patch: pixels of a hidden patch's side, or steps of a series; a table hides columns.
-        adversarial: whether a critic tells what is said from what is there, and how
+        adversarial: whether a critic discriminates reconstructions from data, and how
             (`tasks.adversarial`).
     """
     modality = modality or name

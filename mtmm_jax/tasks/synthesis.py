@@ -87,7 +87,7 @@ def synthesis(
         target: the label's name, of kind "wave"; the task's own name by default.
         head: an entry of `heads.HEADS`.
         speaker: the label, of kind "class", that says who speaks; None takes all for one voice.
-        voice: who speaks when asked: one of its classes, by default the first.
+        voice: the speaker of predictions: one of its classes, by default the first.
         mels: frequency bands.
         window, hop: of the spectrogram, in seconds.
     """

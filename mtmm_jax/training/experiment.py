@@ -53,7 +53,7 @@ class Experiment:
 
     Attributes:
         config: plain dicts, as written to the workdir.
-        source: the data; None where a finished run is only asked, with the spec that it kept.
+        source: the data; None where a finished run only predicts, with the spec that it kept.
         model, balancer, optimizer, rates: what the step is made of.
         trainer: the options of `make_step`.
         devices: a number of local devices, or a mesh on which every parameter has its place.

@@ -171,7 +171,7 @@ class Replay:
         state: before it.
         recorded: the losses that the run had, by task.
         losses: those of the replay.
-        metrics: all that the replayed step tells.
+        metrics: all metrics of the replayed step.
     """
 
     step: int

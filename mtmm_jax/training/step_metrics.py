@@ -21,7 +21,7 @@ class StepMetrics:
 
     Args:
         experiment: whose steps they are.
-        iterator: gives the batches; asked for its epochs and shares.
+        iterator: gives the batches, its epochs and shares.
         journal: where the means are written.
         watch: where they are shown.
         faults: looks at every step.

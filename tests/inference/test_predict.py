@@ -247,7 +247,7 @@ def test_documents_may_have_keys_of_other_kinds():
     ("more", "message"),
     [
         (("--manifest", "x", "--out", "x", "--workdir", "x"), "--workdir: not with --exported"),
-        ((), "--exported: is asked about the rows of a --manifest"),
+        ((), "--exported: predicts the rows of a --manifest only"),
         (("--manifest", "x", "--out", "x"), "is no exported run"),
     ],
 )

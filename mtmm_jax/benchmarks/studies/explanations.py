@@ -6,7 +6,7 @@ For every modality of each run, alone and next to the others: the probability of
 answered falls by `highest` when the fifth of the patches, words or moments with the highest
 attributions is taken away, and by `random` when as many others are (the mean over ten orders); by
 `attention` when it is what the model attended to most, where it attends to anything. Rows are the
-mean over the samples of a split; runs whose rows stand in the JSON file are not asked again.
+mean over the samples of a split; runs whose rows are in the JSON file are not repeated.
 """
 
 from __future__ import annotations

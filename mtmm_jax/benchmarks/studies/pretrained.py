@@ -147,7 +147,7 @@ def key_of(name: str, weights: str, steps: int | None) -> dict[str, Any]:
 def parser() -> argparse.ArgumentParser:
     p = arguments(
         "pretrained",
-        "Trains emoji_minilm from scratch, frozen, with LoRA and tuned; tells unseen classes.",
+        "Trains emoji_minilm from scratch, frozen, with LoRA and tuned; predicts unseen classes.",
         only=f"of {', '.join((*ROWS, *UNSEEN))}, parted by commas",
         quick=QUICK,
         jobs=True,

@@ -140,8 +140,8 @@ def arguments(
     Args:
         command: its module.
         about: the first line of its help.
-        only: what --only says of itself; None: there is no such option.
-        quick: the steps of a --quick run, or what --quick says of itself; None: there is none.
+        only: the help of --only; None: there is no such option.
+        quick: the steps of a --quick run, or the help of --quick; None: there is none.
         seeds: the default.
         jobs: whether there is --jobs, for `Board.helped`.
         config_flags: whether the config's values may be set as well.

@@ -94,7 +94,7 @@ def mix(
         sources: name -> source.
         mixing: how they share the training batches.
         where: the place in the config.
-        origin: whether a target `ORIGIN` tells the source of each row, its classes their names.
+        origin: whether a target `ORIGIN` names the source of each row, its classes their names.
         trained: the sources whose training rows are drawn; all by default.
         held: the sources whose validation and test rows count; all by default.
     """

@@ -91,7 +91,7 @@ def _by_column(rows: Rows, split: str, bad: BadRows, where: str) -> np.ndarray:
     part = np.full(len(rows), -1)
     for row, value in enumerate(rows.column(split, where)):
         if value is None:
-            bad.row(row, split, value, "says no split")
+            bad.row(row, split, value, "names no split")
         elif str(value).lower() in SPLIT_NAMES:
             part[row] = SPLITS.index(SPLIT_NAMES[str(value).lower()])
         else:
