@@ -1,5 +1,8 @@
 """Parts used alone with the wrong thing: one line that says what to make."""
 
+import doctest
+import importlib
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -50,3 +53,10 @@ def test_parameters_in_a_list_are_a_tree_like_others():
     rows = jax.tree.map(lambda x: jnp.stack([x, -x]), params)
     updates, _ = balancer.update(rows, balancer.init(params), params)
     assert jax.tree.structure(updates) == jax.tree.structure(params)
+
+
+@pytest.mark.parametrize("room", ["balancing", "encoders", "fusion", "heads", "sharing"])
+def test_the_rooms_example_runs(room):
+    found = doctest.testmod(importlib.import_module(f"mtmm_jax.{room}"))
+    assert found.attempted > 5
+    assert found.failed == 0

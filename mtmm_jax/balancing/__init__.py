@@ -6,18 +6,20 @@ a config. A new method is a function in the file of its tier and one row of the 
 
 With one's own task gradients (leaves `[K, *shape]`), first in a chain:
 
-    import jax, jax.numpy as jnp, optax
-    from mtmm_jax import balancing
-
-    params = {"w": jnp.zeros(3)}
-    losses_of = lambda p: jnp.stack([jnp.sum((p["w"] - 1) ** 2), jnp.sum((p["w"] + 2) ** 2)])
-    optimizer = optax.chain(balancing.cagrad(2, c=0.4), optax.clip_by_global_norm(1.0),
-                            optax.sgd(0.1))
-    state = optimizer.init(params)
-    grads = jax.jacrev(losses_of)(params)
-    updates, state = optimizer.update(grads, state, params, losses=losses_of(params))
-    params = optax.apply_updates(params, updates)
-    weights = balancing.current_weights(state)
+    >>> import jax, jax.numpy as jnp, optax
+    >>> from mtmm_jax import balancing
+    >>> params = {"w": jnp.zeros(3)}
+    >>> def losses_of(p):
+    ...     return jnp.stack([jnp.sum((p["w"] - 1) ** 2), jnp.sum((p["w"] + 2) ** 2)])
+    >>> optimizer = optax.chain(balancing.cagrad(2, c=0.4), optax.clip_by_global_norm(1.0),
+    ...                         optax.sgd(0.1))
+    >>> state = optimizer.init(params)
+    >>> grads = jax.jacrev(losses_of)(params)
+    >>> updates, state = optimizer.update(grads, state, params, losses=losses_of(params))
+    >>> params = optax.apply_updates(params, updates)
+    >>> weights = balancing.current_weights(state)
+    >>> weights.shape
+    (2,)
 
 Or from the losses, paying only for what the method needs, `Split` being the model cut in two:
 

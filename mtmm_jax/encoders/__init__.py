@@ -8,6 +8,14 @@ An encoder is an `Encoder`, a Linen module with
     __call__        second(first(stem(entry)))
 
 all taking `train` and `axis_name`. Encoders do not pool; heads do.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from mtmm_jax.encoders import ENCODERS
+    >>> entry = {"x": jnp.ones((2, 5)), "present": jnp.array([True, False])}
+    >>> encoder = ENCODERS["table_mlp"](width=8)
+    >>> tokens = encoder.apply(encoder.init(jax.random.key(0), entry), entry)
+    >>> tokens.values.shape, tokens.present.tolist()
+    ((2, 1, 8), [True, False])
 """
 
 from mtmm_jax.encoders.audio import LogMelCNN as LogMelCNN

@@ -6,6 +6,16 @@ a modality's grid in what it gives, and, where they hold, `mixes_rows` and `has_
 absent modality has no unmasked token and contributes nothing, unless a filler of `MISSING` stands
 in for it. `BOTTLENECKS` narrow what a modality brings; `ALIGNMENTS` bring modalities to common
 positions first; `DECISIONS` fuse predictions.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from mtmm_jax.batch import Tokens
+    >>> from mtmm_jax.fusion import Concat
+    >>> here = jnp.array([[True], [False]])  # the second row has neither
+    >>> tokens = {name: Tokens.of(jnp.ones((2, 1, 4)), here, name) for name in ("image", "text")}
+    >>> fusion = Concat(width=8)
+    >>> fused = fusion.apply(fusion.init(jax.random.key(0), tokens), tokens)
+    >>> fused.values.shape, fused.present.tolist()
+    ((2, 1, 8), [True, False])
 """
 
 from mtmm_jax.fusion.alignment import ALIGNMENTS as ALIGNMENTS

@@ -2,6 +2,14 @@
 
 A head is a Linen module called as `head(tokens, train=..., axis_name=...)`, where `tokens` maps
 each thing that its task reads to `Tokens`.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from mtmm_jax.batch import Tokens
+    >>> from mtmm_jax.heads import HEADS
+    >>> tokens = {"text": Tokens.of(jnp.ones((2, 3, 8)), jnp.ones((2, 3), bool), "text")}
+    >>> head = HEADS["vector"](size=5)
+    >>> head.apply(head.init(jax.random.key(0), tokens), tokens).shape
+    (2, 5)
 """
 
 from mtmm_jax.heads.ctc import CTC as CTC

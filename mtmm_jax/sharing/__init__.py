@@ -1,4 +1,4 @@
-"""Sharing between tasks: `Tokens` -> {task: `Tokens`}. One file per family. One file per family.
+"""Sharing between tasks: `Tokens` -> {task: `Tokens`}. One file per family.
 
 A sharing is a Linen module with the field `tasks`, called as `sharing(copies, train=...,
 axis_name=...)`, where `copies[task]` are that task's own tokens. It takes those of its `tasks` and
@@ -20,6 +20,16 @@ its way to output k. So the gradient at copies[k] is task k's own, whole and unm
 weigh it, and may drop it where task k has no label, without touching what another task says. The
 price is paid in the backward pass, K times that of one pass over all towers; forward, equal copies
 are one computation once compiled, others are K. The towers belong to all tasks that reach them.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from mtmm_jax.batch import Tokens
+    >>> from mtmm_jax.sharing import MMoE
+    >>> tokens = Tokens.of(jnp.ones((2, 3, 8)), jnp.ones((2, 3), bool), "text")
+    >>> sharing = MMoE(tasks=("kind", "size"), experts=2)
+    >>> copies = {"kind": tokens, "size": tokens}
+    >>> shared = sharing.apply(sharing.init(jax.random.key(0), copies), copies)
+    >>> shared["kind"].values.shape
+    (2, 3, 8)
 """
 
 from mtmm_jax.sharing.branching import Branching as Branching

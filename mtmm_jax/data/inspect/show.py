@@ -92,7 +92,7 @@ def show(
     config: dict[str, Any],
     tokenizers: Mapping[str, str],
 ) -> list[Path]:
-    """Writes the chosen files. Returns the paths. Returns the paths."""
+    """Writes the chosen files. Returns the paths."""
     choose(arguments.split, SPLITS, "--split", "split")
     for key in ("count", "sample"):
         check(getattr(arguments, key), Count, f"--{key}")
