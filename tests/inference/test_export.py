@@ -206,7 +206,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("kind", CASES)
-def test_units_are_those_that_a_person_is_told(kind):
+def test_units_are_those_that_a_person_reads(kind):
     target, shape, options = CASES[kind]
     spec = Spec({}, TARGETS)
 
@@ -219,24 +219,27 @@ def test_units_are_those_that_a_person_is_told(kind):
     z = np.random.default_rng(0).standard_normal((3, *shape)).astype(np.float32)
     if kind == "ordinal":
         z = -np.sort(-z)
-    found = jax.device_get(task.outputs(z))
+    exported = jax.device_get(task.outputs(z))
     for i in range(3):
-        said = task.decode(z[i])
+        decoded = task.decode(z[i])
         if kind in ("classification", "multilabel", "ordinal"):
-            p = dict(zip(TARGETS[target].classes, found["probability"][i], strict=True))
-            for name, value in said["best"].items():
+            p = dict(zip(TARGETS[target].classes, exported["probability"][i], strict=True))
+            for name, value in decoded["best"].items():
                 np.testing.assert_allclose(p[name], value, rtol=1e-5)
         if kind == "ordinal":
-            assert TARGETS[target].classes[found["level"][i]] == said["prediction"]
+            assert TARGETS[target].classes[exported["level"][i]] == decoded["prediction"]
         if kind == "regression":
-            found = [found["value"][i], found["std"][i]]
-            np.testing.assert_allclose(found, [said["prediction"], said["std"]], rtol=1e-5)
-            wide = {"value": found["value"][i], "std": 30 * found["std"][i]}  # near the soft clip
-            np.testing.assert_allclose(task.answer(wide)["std"], 30 * said["std"], rtol=1e-5)
+            found = [exported["value"][i], exported["std"][i]]
+            np.testing.assert_allclose(found, [decoded["prediction"], decoded["std"]], rtol=1e-5)
+            wide = {
+                "value": exported["value"][i],
+                "std": 30 * exported["std"][i],
+            }  # near the soft clip
+            np.testing.assert_allclose(task.answer(wide)["std"], 30 * decoded["std"], rtol=1e-5)
         if kind == "segmentation":
-            assert found["mask"][i].tolist() == said["mask"]
+            assert exported["mask"][i].tolist() == decoded["mask"]
         if kind == "waypoints":
-            np.testing.assert_allclose(found["points"][i], said["path"], atol=1e-4)
+            np.testing.assert_allclose(exported["points"][i], decoded["path"], atol=1e-4)
 
 
 def _calling_back():
