@@ -26,7 +26,7 @@ GONE = {
 
 @pytest.mark.parametrize("word", GONE)
 def test_a_word_that_is_gone_stays_gone(word):
-    pattern = re.compile(rf"\b{word}\b")
+    pattern = re.compile(rf"(?<![A-Za-z]){word}(?![A-Za-z])", re.IGNORECASE)
     found = [
         f"{path.relative_to(ROOT)}:{number}"
         for path, text in TEXTS.items()

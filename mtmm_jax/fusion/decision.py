@@ -71,7 +71,7 @@ class WeightedDecision(nn.Module):
 class ProductDecision(nn.Module):
     """p(c) ~ prod_m p_m(c) over the present m: the sum of log-probabilities. For classes only.
 
-    Told are the shares of m in what speaks for the chosen class c: max(e_m, 0) over their sum,
+    Reported are the shares of m in what speaks for the chosen class c: max(e_m, 0) over their sum,
     e_m = log p_m(c) - mean_k log p_m(k). Who speaks against c has none.
     """
 
@@ -93,7 +93,8 @@ class ProductDecision(nn.Module):
 class MaxDecision(nn.Module):
     """y = max over the present m of log p_m(c): the surest vote for each class. Classes only.
 
-    Told is who won: 1 for the modality that is the surest of the chosen class, 0 for the others.
+    Reported is who won: 1 for the modality that is the surest of the chosen class, 0 for the
+    others.
     """
 
     modalities: tuple[str, ...]
@@ -115,8 +116,8 @@ class MaxDecision(nn.Module):
 class LearnedDecision(nn.Module):
     """y = W_2 gelu(W_1 [y_1; 1_1; ..; y_M; 1_M]), 1_m whether m is present; if not, y_m is 0.
 
-    Told are the shares of m in what moves the prediction: |y - y without m|_1 over the sum of that
-    over all m. It costs M more passes of this small network, where somebody reads it.
+    Reported are the shares of m in what moves the prediction: |y - y without m|_1 over the sum of
+    that over all m. It costs M more passes of this small network, where somebody reads it.
     """
 
     modalities: tuple[str, ...]

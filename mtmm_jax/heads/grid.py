@@ -29,7 +29,7 @@ def grid_of(
             if span.name == modality and len(span.grid) in (2, 3):
                 own = part.select(modality)
                 return own.grid() if len(span.grid) == 2 else _last(own)
-    found = ", ".join(f"{read}: {_told(part)}" for read, part in tokens.items())
+    found = ", ".join(f"{read}: {_spans(part)}" for read, part in tokens.items())
     raise ConfigError(
         f"{where}: needs the grid of {modality!r}, and what it reads has none ({found}); read "
         f"{modality!r} itself, or choose a fusion that keeps the layout: {', '.join(fusions)}"
@@ -43,7 +43,7 @@ def _last(clip: Tokens) -> jax.Array:
     return jnp.take_along_axis(grid, last[:, None, None, None, None], axis=1)[:, 0]
 
 
-def _told(tokens: Tokens) -> str:
+def _spans(tokens: Tokens) -> str:
     spans = ", ".join(f"{span.name} {list(span.grid)}" for span in tokens.layout)
     return spans or "no layout"
 

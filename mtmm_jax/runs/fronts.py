@@ -112,15 +112,15 @@ def table(
     scores = {name: score(outcome, tasks, by) for name, outcome in outcomes.items()}
     on_front = dict(zip(outcomes, front_of(list(outcomes.values()), tasks), strict=True))
 
-    def told_of(name: str) -> list[str]:
+    def cells_of(name: str) -> list[str]:
         return [label(name), *(changes[name].get(key, "") for key in keys)]
 
     for name in ranked(scores):
         metrics = [outcomes[name].metrics[t] for t in tasks]
         numbers = [shown(value) for value in (scores[name], *metrics)]
-        out.add_row(*told_of(name), *numbers, "*" if on_front[name] else "")
+        out.add_row(*cells_of(name), *numbers, "*" if on_front[name] else "")
     for name in failed:
-        out.add_row(*told_of(name), "failed")
+        out.add_row(*cells_of(name), "failed")
     return out
 
 

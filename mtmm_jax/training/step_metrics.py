@@ -42,7 +42,7 @@ class StepMetrics:
         self._experiment, self._iterator, self._journal = experiment, iterator, journal
         self._watch, self._faults, self._meter = watch, faults, meter
         self._kept: list[Any] = []
-        self._told = start
+        self._logged = start
         self.pause()
 
     def add(self, metrics: Any) -> None:
@@ -77,7 +77,7 @@ class StepMetrics:
         weights = np.stack([f["weights"] for f in metrics]).mean(0)
         now = time.monotonic()
         seconds = max(now - self._since, 1e-9)
-        done = max(number - self._told, 1)
+        done = max(number - self._logged, 1)
         self._journal.write(
             number,
             "train",
@@ -100,7 +100,7 @@ class StepMetrics:
         advice = waiting_advice(self._experiment.source, self._experiment.config["data"])
         self._watch.update(number, mean_losses, weights, self._waited / seconds, advice)
         # Writing is time of the next steps.
-        self._told, self._since, self._waited = number, now, 0.0
+        self._logged, self._since, self._waited = number, now, 0.0
 
 
 def waiting_advice(source: Source, data: Mapping[str, Any]) -> str:

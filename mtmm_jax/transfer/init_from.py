@@ -250,7 +250,7 @@ def load(experiment: Any, state: Any, assemble: Callable[..., Any]) -> tuple[Any
 
         return jax.tree_util.tree_map_with_path(one, variables[collection])
 
-    state = _begun(experiment, state, replaced("params"), replaced("batch_stats"))
+    state = _initial(experiment, state, replaced("params"), replaced("batch_stats"))
     sizes = {key: math.prod(leaf.shape) for key, leaf in ours.items() if key[0] == "params"}
     got = sum(size for key, size in sizes.items() if key in values)
     return state, _joined(reports, (got, sum(sizes.values())))
@@ -307,7 +307,7 @@ def _placed(value: Any, like: Any) -> Any:
     return jax.device_put(value, like.sharding)
 
 
-def _begun(experiment: Any, state: Any, params: Any, batch_stats: Any) -> Any:
+def _initial(experiment: Any, state: Any, params: Any, batch_stats: Any) -> Any:
     """The state with new parameters, and what is made of them: averages, masks, balancing."""
 
     def rest(params: Any) -> Any:

@@ -144,7 +144,7 @@ def test_the_table_sets_attention_next_to_gradients():
     assert cells["attention"][1] == "-"
 
 
-def test_tokens_without_a_place_are_not_told():
+def test_tokens_without_a_place_are_left_out():
     entry = {"x": np.zeros((1, 16, 16, 3), np.float32), "present": np.ones(1, bool)}
     parts = parts_of(Modality("image", (16, 16, 3), "float32"), entry)
     pooled = tokens(1, 1)

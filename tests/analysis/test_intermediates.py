@@ -179,7 +179,7 @@ def test_a_room_with_many_pictures_hides_no_other_room_and_says_what_it_leaves_o
 
 
 @functools.cache
-def _told(kind):
+def _weights_of(kind):
     """A rule's values, its weights in the order of names, and who is there: of b, a and c."""
     rng = np.random.default_rng(2)
     values = rng.normal(size=(4, 3, 5)).astype(np.float32)
@@ -194,23 +194,23 @@ def _told(kind):
 
 @pytest.mark.parametrize("kind", DECISIONS)
 def test_decisions_tell_what_each_modality_counted_for(kind):
-    _, present, weights, _ = _told(kind)
+    _, present, weights, _ = _weights_of(kind)
     assert weights.shape == (4, 3)
     assert (weights >= 0).all()
     assert not weights[~present].any()
     np.testing.assert_allclose(weights.sum(1), [1, 1, 1, 0], atol=1e-6)
 
 
-def test_told_weights_are_their_formulas():
-    _, present, weights, _ = _told("mean")
+def test_reported_weights_are_their_formulas():
+    _, present, weights, _ = _weights_of("mean")
     np.testing.assert_allclose(weights[:3], present[:3] / present[:3].sum(1, keepdims=True))
-    values, present, weights, _ = _told("product")
+    values, present, weights, _ = _weights_of("product")
     votes = values[0] - np.log(np.exp(values[0]).sum(-1, keepdims=True))
     lift = np.maximum(votes[:, votes.sum(0).argmax()] - votes.mean(-1), 0)
     np.testing.assert_allclose(weights[0], lift / lift.sum(), atol=1e-6)
     winner = np.unravel_index(votes.argmax(), votes.shape)[0]
-    np.testing.assert_array_equal(_told("max")[2][0], np.eye(3)[winner])
-    _, present, weights, again = _told("learned")
+    np.testing.assert_array_equal(_weights_of("max")[2][0], np.eye(3)[winner])
+    _, present, weights, again = _weights_of("learned")
     without = [again(present & ~np.eye(3, dtype=bool)[m]) for m in range(3)]
     moved = [np.abs(np.asarray(again(present) - y)).sum(-1)[0] for y in without]
     np.testing.assert_allclose(weights[0], moved / np.sum(moved), atol=1e-5)

@@ -98,7 +98,7 @@ def test_what_only_both_tell_is_seen_next_to_the_other():
         assert row["alone"] > 0.6
 
 
-def test_features_are_told_apart_and_absent_rows_do_not_count():
+def test_features_are_distinguished_and_absent_rows_do_not_count():
     y = RNG.integers(0, 2, 600)
     x = RNG.standard_normal((600, 4))
     x[:, 2] += 2.0 * y

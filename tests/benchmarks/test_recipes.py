@@ -481,7 +481,7 @@ def test_weights_by_cross_validation_are_those_of_the_winner(monkeypatch, tmp_pa
 
 
 @dataclasses.dataclass
-class _Told:
+class _Nearest:
     """A model whose picture says its class, and whose text is what its first word is."""
 
     wrong: bool = False
@@ -537,7 +537,7 @@ def test_zero_shot_asks_for_the_nearest_name(monkeypatch):
     monkeypatch.setattr("mtmm_jax.evaluation.spaces.read_tokenizer", lambda text: text)
     config = {"evaluation": {"batch_size": 6}}
     for wrong, right in ((False, 1.0), (True, 0.0)):
-        experiment = types.SimpleNamespace(model=_Told(wrong), source=Source(), config=config)
+        experiment = types.SimpleNamespace(model=_Nearest(wrong), source=Source(), config=config)
         assert zero_shot(experiment, {}, "kind") == right
 
 

@@ -181,7 +181,7 @@ def test_unseen_classes_are_held_out_alike():
     assert given.data.tokenizer == given.init_from.weights == "here"
 
 
-def test_unseen_classes_are_told_by_chance():
+def test_unseen_classes_are_reported_by_chance():
     board, names = Board(None), {"chance_unseen": 0.05}
     for seed, value in enumerate((0.2, 0.3)):
         key = pretrained.key_of("MiniLM's words", "here", None)

@@ -158,7 +158,7 @@ def test_what_cannot_be_held_out(given, message):
 # Of a model.
 
 
-class _Told:
+class _Nearest:
     """A model in whose space a picture's class is its first value, a text's its first word."""
 
     spec = small.source("left").spec
@@ -201,7 +201,7 @@ def _source(monkeypatch, asked):
 def test_a_model_that_tells_all_apart_is_always_right(monkeypatch):
     asked = []
     source = _source(monkeypatch, asked)
-    found = zero_shot.measure(_Told(), {}, source, "kind", 32, examples=(1, 500))
+    found = zero_shot.measure(_Nearest(), {}, source, "kind", 32, examples=(1, 500))
     assert asked == [["a", "b", "c"]]
     assert found["unseen_classes"] == ["b"]
     names, few = found["names"], found["examples"]
@@ -216,16 +216,16 @@ def test_a_model_that_tells_all_apart_is_always_right(monkeypatch):
     assert found["rows"]["unseen"] > rows.sum()  # and those of the test split
 
 
-def test_what_cannot_be_told(monkeypatch):
+def test_what_cannot_be_predicted(monkeypatch):
     source = _source(monkeypatch, [])
     with pytest.raises(ConfigError, match="--zero_shot: unknown label 'knd'"):
-        zero_shot.measure(_Told(), {}, source, "knd", 8)
+        zero_shot.measure(_Nearest(), {}, source, "knd", 8)
     with pytest.raises(ConfigError, match="'size' is a 'number' label; choices: kind"):
-        zero_shot.measure(_Told(), {}, source, "size", 8)
+        zero_shot.measure(_Nearest(), {}, source, "size", 8)
     with pytest.raises(ConfigError, match="no retrieval task reads a text and 'audio'"):
-        zero_shot.measure(_Told(), {}, source, "kind", 8, modality="audio")
+        zero_shot.measure(_Nearest(), {}, source, "kind", 8, modality="audio")
     with pytest.raises(ConfigError, match="the data left keep no tokenizer"):
-        zero_shot.measure(_Told(), {}, dataclasses.replace(source, assets={}), "kind", 8)
+        zero_shot.measure(_Nearest(), {}, dataclasses.replace(source, assets={}), "kind", 8)
 
 
 def test_the_command_checks_before_it_opens_a_run(tmp_path, capsys):

@@ -334,7 +334,7 @@ def test_a_bottleneck_before_no_fusion_is_refused():
 # The benchmark
 
 
-def test_widths_are_told_by_entry_and_size():
+def test_widths_are_reported_by_entry_and_size():
     plan = width.settings(["linear", "gates"], [1, 4], [0.5])
     assert plan == [
         ("none", 0, None),

@@ -128,7 +128,7 @@ def test_tables_and_series_are_scaled_cut_and_masked(workdir, manifest):
     assert inputs["image"]["present"].tolist() == [*[False] * 4, True, False, False]
 
 
-def test_csv_has_a_column_for_each_and_what_no_row_has_is_told(workdir, tmp_path):
+def test_csv_has_a_column_for_each_and_what_no_row_has_is_reported(workdir, tmp_path):
     (tmp_path / "a.csv").write_text('text,colour,series\nred,blue,"[[1, 2]]"\n,,\n')
     manifest = manifest_batches.open_manifest(tmp_path / "a.csv", workdir)
     assert manifest.absent == ("image",)

@@ -259,7 +259,7 @@ def test_impossible_folds_are_refused():
         folds(mixed, 2, 0)
 
 
-def test_candidates_have_mean_one_and_are_told_apart():
+def test_candidates_have_mean_one_and_are_distinguished():
     found = cv.candidates(["1,2", "2,4", "3,1"], "0.5,1,2", ("a", "b"))
     assert list(found) == ["0.6667-1.333", "1.5-0.5", "1.333-0.6667", "1-1"]
     for weights in found.values():
@@ -678,7 +678,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_mistakes_are_told_before_anything_is_written(config, tmp_path, case, capsys, monkeypatch):
+def test_mistakes_are_reported_before_any_write(config, tmp_path, case, capsys, monkeypatch):
     monkeypatch.setenv("MTMM_JAX_CACHE", "")
     words, message = BAD[case]
     assert _main(sweep, "--config", config, "--workdir", tmp_path / "new", *words) == 2

@@ -39,7 +39,7 @@ def test_a_second_trainer_is_refused_with_the_first_ones_process(tmp_path):
         assert stale == ""
 
 
-def test_a_lock_leaves_no_trace_where_nothing_was_begun(tmp_path):
+def test_a_lock_leaves_no_trace_where_nothing_was_started(tmp_path):
     with pytest.raises(ZeroDivisionError), lock.locked(tmp_path / "run"):
         _ = 1 / 0
     assert not (tmp_path / "run").exists()

@@ -380,7 +380,7 @@ def _board():
     return board
 
 
-def test_the_share_of_the_gap_is_told():
+def test_the_share_of_the_gap_is_reported():
     board = _board()
     assert domains.recovered(board, "mmd", "test", None) == pytest.approx(0.15 / 0.2)
     assert domains.recovered(board, "source_only", "test", None) == pytest.approx(0)

@@ -302,7 +302,7 @@ def test_kept_keys_write_what_teaching_finds_likeliest():
     np.testing.assert_allclose(prediction["score"], (own * counted).sum(1), rtol=1e-4, atol=1e-5)
 
 
-def test_a_token_is_not_told_what_comes_after_it():
+def test_a_token_does_not_see_what_comes_after_it():
     _, variables, run = _ready()
     prediction = run(variables["params"], _batch())[2]["decoder"]
     ids = np.full((8, 6), 3, np.int32)

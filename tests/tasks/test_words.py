@@ -105,7 +105,7 @@ def test_a_text_of_any_length_and_what_is_no_text():
         _task(dataclasses.replace(toy.SPEC, modalities=without))
 
 
-def test_the_likeliest_words_are_told():
+def test_the_likeliest_words_are_reported():
     z = np.zeros(TEXT.vocabulary)
     z[3] = 5.0
     best = _task().decode(z)["best"]

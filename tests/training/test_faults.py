@@ -134,7 +134,7 @@ def test_a_run_that_learns_nothing_any_more_ends_and_says_where(
         np.testing.assert_equal(again.losses, again.recorded)
 
 
-def _told(step, lost, names=2):
+def _metrics_of(step, lost, names=2):
     losses = np.full(names, np.nan if lost else 1.0, np.float32)
     return {"losses": losses, "present": np.isfinite(losses), "skipped": np.False_, "step": step}
 
@@ -150,7 +150,7 @@ def _watcher(tmp_path, monkeypatch, **changes):
 @pytest.mark.parametrize("interval", [1, 3, 7])
 def test_lost_steps_are_counted_over_log_intervals(tmp_path, monkeypatch, interval):
     lost = [True, True, True, False, True, True, True, True, True, True, True]
-    metrics = [_told(i + 1, bad) for i, bad in enumerate(lost)]
+    metrics = [_metrics_of(i + 1, bad) for i, bad in enumerate(lost)]
     watcher = _watcher(tmp_path, monkeypatch, abort_after=5, dumps=2)
     with pytest.raises(Diverged, match="5 steps in a row, 5 to 9, .*no checkpoint is there"):
         for start in range(0, len(metrics), interval):
@@ -161,9 +161,9 @@ def test_lost_steps_are_counted_over_log_intervals(tmp_path, monkeypatch, interv
     assert kept == ["step-1.npz", "step-2.npz", "step-5.npz"]
 
 
-def test_a_run_may_be_told_never_to_end_and_to_keep_nothing(tmp_path, monkeypatch):
+def test_a_run_may_be_set_never_to_end_and_to_keep_nothing(tmp_path, monkeypatch):
     watcher = _watcher(tmp_path, monkeypatch, abort_after=None, dumps=0)
-    assert watcher.look(200, [_told(i, True) for i in range(1, 201)]) == []
+    assert watcher.look(200, [_metrics_of(i, True) for i in range(1, 201)]) == []
     assert not (tmp_path / "diverged").exists()
 
 

@@ -122,7 +122,7 @@ def test_a_steps_time_is_its_parts(monkeypatch):
     assert meter.metrics(2.0, 1, 1.0)["step_seconds"] == {"data": 1.0, "host": 0.0, "device": 1.0}
 
 
-def test_a_devices_memory_is_told_where_it_tells_it(monkeypatch):
+def test_a_devices_memory_is_reported_where_it_is_known(monkeypatch):
     assert set(profiling.memory()) == {"host_peak"}
     devices = [types.SimpleNamespace(memory_stats=lambda: {"peak_bytes_in_use": 5e6})] * 2
     monkeypatch.setattr(jax, "local_devices", lambda: devices)

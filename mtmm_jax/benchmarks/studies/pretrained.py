@@ -4,7 +4,7 @@
     python -m mtmm_jax.benchmarks.studies.pretrained --weights minilm --json pretrained.json
 
 The configs are emoji_minilm, MiniLM next to an image encoder of our own, and what is a few lines
-over it; the category alone is learned. Told are its accuracy on the test split and how many
+over it; the category alone is learned. Reported are its accuracy on the test split and how many
 parameters are trained. Asked for: the best is 5 points above the same network from scratch; next to
 it stands a small GRU with words of its own, which is easier to train.
 

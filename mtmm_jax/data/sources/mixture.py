@@ -248,7 +248,7 @@ class _Composer:
             batches.append({**batch, "id": batch["id"] * len(self.sources) + i})
             places.append(here)
         if len(batches) == 1 and self.per == "step":
-            return self._told(batches[0], which)
+            return self._with_origin(batches[0], which)
         order = np.argsort(np.concatenate(places), kind="stable")
         joined: Batch = {
             key: np.concatenate([batch[key] for batch in batches])[order].astype(dtype)
@@ -259,9 +259,9 @@ class _Composer:
                 name: _join([b[key].get(name) for b in batches], places, entry, order)
                 for name, entry in template.items()
             }
-        return self._told(joined, which)
+        return self._with_origin(joined, which)
 
-    def _told(self, batch: Batch, which: np.ndarray) -> Batch:
+    def _with_origin(self, batch: Batch, which: np.ndarray) -> Batch:
         """With the source of each row as a label, if that is wanted."""
         if not self.origin:
             return batch

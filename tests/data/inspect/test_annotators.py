@@ -82,7 +82,7 @@ def test_the_objective_never_falls(smoothing, seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_unequal_annotators_are_told_apart(seed):
+def test_unequal_annotators_are_distinguished(seed):
     truth, votes, confusion = simulate(2000, seed)
     heard = (votes >= 0).any(1)
     right = {

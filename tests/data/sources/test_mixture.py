@@ -118,7 +118,7 @@ def test_a_step_of_one_source_is_compiled_once_for_each():
     assert traces == [["image", "text"], ["audio", "text"]]
 
 
-def test_names_can_be_told_apart():
+def test_names_can_be_distinguished():
     other = rename(source("right", 10), {"text": "caption", "kind": "sort"})
     assert set(other.spec.modalities) == {"caption", "audio"}
     whole = mix({"left": source("left"), "right": other}, mixing("accumulate"))

@@ -137,7 +137,7 @@ def _jsonl(file: BinaryIO, limits: Limits) -> Iterator[tuple[int, dict[str, Any]
         if line is None:
             yield number, too_long
         elif line.strip():
-            yield number, _told(_object, line)
+            yield number, _or_error(_object, line)
 
 
 def _object(line: bytes) -> dict[str, Any]:
@@ -186,7 +186,7 @@ def _csv(file: BinaryIO, limits: Limits) -> Iterator[tuple[int, dict[str, Any] |
         elif cells is None:
             return
         elif cells:
-            yield start, _told(_record, header, cells)
+            yield start, _or_error(_record, header, cells)
 
 
 def _delimiter(file: BinaryIO) -> str:
@@ -223,7 +223,7 @@ def _encodes(text: str) -> None:
         raise Unreadable("is not UTF-8, or has half of a character in it") from error
 
 
-def _told(read: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any] | str:
+def _or_error(read: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any] | str:
     try:
         return read(*args)
     except Unreadable as error:
