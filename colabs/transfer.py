@@ -136,5 +136,5 @@ plt.show()
 #
 # `config.lora` learns thin matrices next to frozen kernels, `config.optimizer.unfreeze` wakes
 # layers one after the other, `config.semi` uses the rows without a label, `config.teachers` distils
-# one model into a smaller one; the configs `finetune`, `probe`, `unfreeze`, `semi_pseudo`,
+# one model into a smaller one; the configs `finetune`, `linear_probe`, `unfreeze`, `semi_pseudo`,
 # `distil_small` and `domain_adversarial` are a few lines each.

@@ -5,7 +5,8 @@ python -m mtmm_jax.train --config lora --workdir runs/lora \
     --config.init_from.weights=minilm
 
 emoji_minilm with rank 8 in the text encoder, 300 steps; the image encoder is of our own and learns
-as a whole. Baselines: frozen, --config.lora=None, which is emoji_minilm; all of it tuned, tuned.
+as a whole. Baselines: frozen, --config.lora=None, which is emoji_minilm; all of it tuned,
+fine_tune_all.
 """
 
 from ml_collections import ConfigDict

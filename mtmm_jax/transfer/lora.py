@@ -9,7 +9,7 @@ A kernel has one pair of thin matrices, whoever reads it. So there is LoRA for a
 of its encoder), and for a task where the kernels are the task's own (those of the sharing
 `separate`, with `optimizer.freeze` for the kernels themselves). There is none for a task over a
 shared encoder: each task would need its own pass through it. The sharing `adapter` corrects what a
-shared encoder gives for each task (configs/sharing/isolated.py).
+shared encoder gives for each task (configs/sharing/isolated_features.py).
 """
 
 from __future__ import annotations

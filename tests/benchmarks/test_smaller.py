@@ -196,7 +196,9 @@ def test_unseen_classes_are_reported_by_chance():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["lora", "tuned", "adapters", "pruned_channels", "quantised"])
+@pytest.mark.parametrize(
+    "name", ["lora", "fine_tune_all", "adapters", "pruned_channels", "quantised"]
+)
 def test_configs_assemble_without_what_they_start_from(name, monkeypatch):
     monkeypatch.setenv("MTMM_JAX_DATA", str(CACHE))
     config = config_of(TrainingRun(name, ("init_from=None", "data.tokenizer=None")))

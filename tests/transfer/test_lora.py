@@ -264,8 +264,8 @@ def test_adapters_that_cannot_be_are_refused():
 
 
 def test_a_task_moves_nothing_that_another_reads():
-    """`isolated`: adapters of tasks over frozen encoders and fusion."""
-    isolated = training.load("isolated")
+    """`isolated_features`: adapters of tasks over frozen encoders and fusion."""
+    isolated = training.load("isolated_features")
     encoders = {"image": "image_mlp", "text": "text_bag"}
     sharing = isolated.model.sharing.to_dict()
     built = toy.build(sharing=sharing, fusion={"kind": "concat"}, encoders=encoders)

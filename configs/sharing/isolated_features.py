@@ -1,6 +1,6 @@
 r"""Isolated tasks: each has an adapter of its own over features that none of them moves.
 
-python -m mtmm_jax.train --config isolated --workdir runs/isolated \
+python -m mtmm_jax.train --config isolated_features --workdir runs/isolated \
     --config.init_from.workdir=runs/emoji
 
 Encoders and fusion are those of a run of emoji and stay; an adapter and a head learn for each
