@@ -104,7 +104,7 @@ def graded_spectrum(cosines: Array, norms: Array, mask: Array) -> Spectrum:
     least = jnp.min(jnp.where(mask, relative, 1))
     smallest = jnp.min(jnp.where(kept, values, jnp.inf)) * least**2
     eps = float(jnp.finfo(dtype).eps)
-    plain = (smallest > 1e4 * eps) | (least >= 0.99)  # to 1e-4 of the smallest
+    plain = (smallest > 4 * eps**0.5) | (least >= 0.99)  # the smallest to sqrt(eps) / 4
 
     def by_eigenvalues() -> Spectrum:
         squares, columns = lapack.eigh(scaled)
