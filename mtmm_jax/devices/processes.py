@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from mtmm_jax.devices.coordinator import name_when_gone
 from mtmm_jax.ranges import Count
 from mtmm_jax.registry import ConfigError, check
 
@@ -114,6 +115,11 @@ def initialize(
             f"--coordinator {coordinator} --processes {processes} --process {process}: {error} "
             f"Give all three, or start by: {', '.join(LAUNCHERS)}"
         ) from error
+    from jax._src import distributed  # JAX has no other name for it
+
+    joined = distributed.global_state
+    if joined.coordinator_address:
+        name_when_gone(joined.coordinator_address, joined.process_id)
 
 
 def leads() -> bool:
