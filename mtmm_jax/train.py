@@ -173,9 +173,11 @@ def _fit(
     from mtmm_jax.training.loop import train
     from mtmm_jax.training.stopping import Progress
     from mtmm_jax.training.tables import lowered_step
+    from mtmm_jax.transfer import pretrained
 
     started = time.monotonic()
     experiment = relatedness.begin(experiment, workdir, out)
+    processes.led(lambda: pretrained.keep_digests(experiment, workdir), "model.encoders")
     processes.led(lambda: wandb_run.keep(workdir.path, wandb), "--workdir")
     describe(experiment, out)
     checkpoints = Checkpoints(workdir.checkpoints, experiment.config["checkpoint"]["keep"])

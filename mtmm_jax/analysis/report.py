@@ -128,7 +128,7 @@ def _page(workdir: Workdir, trust_paths: bool) -> str:
     )
     spec = workdir.spec()
     model = build(config["model"], config["tasks"], spec)
-    run = workdir.read(RUN) if (workdir.path / RUN).exists() else {}
+    run = _run(workdir)
     lines = incidents(records, results, spec, model.tasks, run.get("present"))
     noted = f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>" if lines else ""
     speech = samples.speech(workdir, trust_paths)
@@ -215,6 +215,14 @@ def _records(workdir: Workdir, steps: int) -> list[dict[str, Any]]:
     if workdir.metrics.exists() and last < steps:
         print(f"{workdir.metrics}: ends at step {last} of {steps}", file=sys.stderr)
     return records
+
+
+def _run(workdir: Workdir) -> dict[str, Any]:
+    path = workdir.path / RUN
+    if not path.exists():
+        print(f"{path}: is missing; the report does not say what the run cost", file=sys.stderr)
+        return {}
+    return workdir.read(RUN)
 
 
 def _examples(workdir: Workdir) -> dict[str, np.ndarray]:

@@ -35,8 +35,9 @@ class Workdir:
     """config.json, spec.json, assets/, checkpoints/, metrics.jsonl, results.json, run.json,
     examples.npz, report.html.
 
-    After `analyze` also analysis.json and analysis.npz; relatedness.json, wandb.json, profile/ and
-    diverged/ where they were asked for or came to be.
+    After `analyze` also analysis.json and analysis.npz; weights.json of a run with pretrained
+    encoders; relatedness.json, wandb.json, profile/ and diverged/ where they were asked for or came
+    to be.
     """
 
     path: Path

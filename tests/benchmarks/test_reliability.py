@@ -47,8 +47,8 @@ DAMAGES = [
 
 @pytest.mark.parametrize(("place", "command", "how"), DAMAGES)
 def test_a_damage_is_named_or_changes_nothing(whole, expected, monkeypatch, place, command, how):
-    pattern, _ = damages.PLACES[place]
-    monkeypatch.setitem(damages.PLACES, place, (pattern, (command,)))
+    one = damages.PLACES[place]._replace(commands=(command,))
+    monkeypatch.setitem(damages.PLACES, place, one)
     draw = random.Random(0)
     row = damages.damage(whole, place, how, draw, _call, expected)
     assert row["fault"] is None, row

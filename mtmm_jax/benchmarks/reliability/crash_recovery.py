@@ -108,7 +108,8 @@ class Run:
     def wait(self, started: Sequence[subprocess.Popen[bytes]]) -> None:
         """Until all processes end, and well."""
         try:
-            if any([process.wait() for process in started]):
+            codes = [process.wait() for process in started]
+            if any(codes):
                 raise ConfigError(f"--workdir: {self.folder} ended with an error: {self.words()}")
         finally:
             for process in started:
