@@ -2,11 +2,11 @@
 
     python -m mtmm_jax.benchmarks.reliability.damages --count 200 --json damages.json
 
-Two small finished runs are made (`world.make`): workdirs, checkpoints, decoded pictures, exports, and
-in the second packed shards and pretrained weights. Each damage takes a copy of one, changes one file
-(one bit flipped, emptied, cut in half, filled with junk, removed) and calls one command that reads
-it. A fault is what `calls.fault` says, or other numbers than before with exit code 0 and without the
-file's name on stderr.
+Two small finished runs are made (`world.make`): workdirs, checkpoints, decoded pictures, exports,
+and in the second packed shards and pretrained weights. Each damage takes a copy of one, changes one
+file (a bit flipped, emptied, cut in half, filled with junk, removed) and calls one command that
+reads it. A fault is what `calls.fault` says, or other numbers than before with exit code 0 and
+without the file's name on stderr.
 """
 
 from __future__ import annotations

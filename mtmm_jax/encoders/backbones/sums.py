@@ -1,4 +1,4 @@
-"""SHA-256 of the files of a folder of weights: as somebody listed them, and as a run first read them.
+"""SHA-256 of the files of a folder of weights, compared with a list of them where there is one.
 
 A `.safetensors` file has no checksum of its own. Where `SHA256SUMS` lies next to it (`sha256sum * >
 SHA256SUMS`), every file that is read is compared with it before.
