@@ -41,6 +41,7 @@ DAMAGES = [
     ("results", "report", "flip"),
     ("journal", "report", "junk"),
     ("journal", "report", "gone"),
+    ("run", "report", "gone"),
     ("examples", "report", "empty"),
 ]
 

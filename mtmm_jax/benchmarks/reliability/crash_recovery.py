@@ -46,8 +46,8 @@ OVERRIDES = {
     "evaluation.baselines": False,
 }
 PATIENCE = 600  # seconds for a life's first step
-TIMEOUT = 40  # seconds without a step after which one of several processes ends (devices.timeout)
-SLACK = 30  # seconds more until it has ended, on a busy machine
+TIMEOUT = 300  # devices.timeout of several processes; one that is killed is noticed long before
+SLACK = 60  # seconds until the others have ended, on a busy machine
 
 
 @dataclasses.dataclass
@@ -199,7 +199,7 @@ def _others(
     """How the other processes ended, by themselves, and after how long."""
     began, others = time.monotonic(), [p for i, p in enumerate(started) if i != victim]
     try:
-        codes = [process.wait(TIMEOUT + SLACK if killed else PATIENCE) for process in others]
+        codes = [process.wait(SLACK if killed else PATIENCE) for process in others]
     except subprocess.TimeoutExpired as error:
         raise ConfigError(
             f"--workdir: {run.folder}: process {victim} was killed, and another did not end in "
