@@ -91,9 +91,9 @@ GADGETS = {
 
 @pytest.mark.parametrize("name", GADGETS)
 def test_a_gadget_does_nothing(whole, monkeypatch, name):
-    prepare, commands = gadgets.GADGETS[name]
-    assert set(GADGETS[name]) <= set(commands)
-    monkeypatch.setitem(gadgets.GADGETS, name, (prepare, GADGETS[name]))
+    one = gadgets.GADGETS[name]
+    assert set(GADGETS[name]) <= set(one.commands)
+    monkeypatch.setitem(gadgets.GADGETS, name, one._replace(commands=GADGETS[name]))
     for row in gadgets.attack(whole, name, _call):
         assert row["fault"] is None, row
         assert row["code"] == 2 or name == "a_report_that_is_a_link", row
