@@ -12,6 +12,7 @@ blocking save that is spent on digests, measured inside of it.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import tempfile
 import time
@@ -125,6 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("megabytes", "rounds"):
         check(getattr(options, name), Count, f"--{name}")
     prepare_jax()
+    logging.getLogger("absl").setLevel(logging.ERROR)  # it warns of each wait for a save
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(options.megabytes, options.rounds, Path(folder))
     found: dict[str, Any] = {"megabytes": options.megabytes, "rounds": options.rounds}
