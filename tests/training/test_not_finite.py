@@ -1,4 +1,4 @@
-"""A run with everything in its rows that is no number, or not there: it ends, and the report says it."""
+"""A run whose rows hold NaN, infinity and gaps of every kind ends, and its report names them."""
 
 import dataclasses
 import html
