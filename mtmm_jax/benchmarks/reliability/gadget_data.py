@@ -218,13 +218,14 @@ def a_tar_that_slips(world: World, canary: Path) -> None:
     _tar(world.root / "evil.tar", members, *links)
 
 
-@gadget("pack", "check")
+@gadget("pack", "pack pictures", "check")
 def a_tar_of_pickles(world: World, canary: Path) -> None:
     array, zipped = io.BytesIO(), io.BytesIO()
     np.save(array, objects(canary)["a"], allow_pickle=True)
     np.savez(zipped, **objects(canary))
     raw = pickle.dumps(Payload(canary))
-    data = {"npy": array.getvalue(), "npz": zipped.getvalue(), "pkl": raw, "pth": raw, "pyd": raw}
+    data = {"img.npy": array.getvalue(), "npz": zipped.getvalue(), "pkl": raw, "pth": raw}
+    data["txt"] = b"red"
     members = {f"{i}.{end}": content for i in range(4) for end, content in data.items()}
     _tar(world.root / "evil.tar", members | {f"{i}.cls": b"a" for i in range(4)})
 

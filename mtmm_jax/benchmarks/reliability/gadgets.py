@@ -35,14 +35,17 @@ def commands(world: World) -> dict[str, tuple[str, ...]]:
     train = world.commands["start"]
     changes = (f"--config.model.encoders.text={bert}", f"--config.init_from={weights}")
     tar = next((str(path) for path in world.root.glob("evil.tar*")), "")
+    table = (tar, "--label", "cls")
+    out = ("--out", str(world.root / "packed"), "--workers", "1")
     prepared = {"kind": "tfds", "dataset": str(world.root / "prepared" / "1.0.0")}
     prepared |= {"modalities": {"text": {"feature": "x"}}, "targets": {"kind": {"feature": "x"}}}
     return {
         **world.commands,
         "trusted": (*world.commands["evaluate"], "--trust_paths"),
         "weights": (*train, *changes),
-        "pack": ("data.pack", tar, "--out", str(world.root / "packed"), "--workers", "1"),
-        "check": ("data.inspect.check", tar),
+        "pack": ("data.pack", *table, "--modality", "text=text", *out),
+        "pack pictures": ("data.pack", *table, "--modality", "img=image", *out),
+        "check": ("data.inspect.check", *table, "--modality", "text=text"),
         "check manifest": ("data.inspect.check", str(world.manifest)),
         "prepared": (*train, f"--config.data={prepared}"),
     }
