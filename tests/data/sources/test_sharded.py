@@ -338,7 +338,7 @@ def test_another_table_or_other_options_are_refused(small, root, tmp_path, capsy
         assert "--part" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("damage", ["row", "index", "cut", "header", "plan"])
+@pytest.mark.parametrize("damage", ["row", "split", "index", "cut", "header", "plan"])
 def test_damage_is_one_line_with_the_file_and_the_way_out(small, damage):
     arguments, out = small
     assert run(*arguments) == 0
@@ -349,7 +349,10 @@ def test_damage_is_one_line_with_the_file_and_the_way_out(small, damage):
     )
     path = out / name
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
+    at = len(content) // 2
+    if damage == "split":  # whose row would be validated on instead of trained on
+        at = json.loads(path.with_suffix(".json").read_text())["records"]["part"]["offset"]
+    content[at] ^= 1
     path.write_bytes(content[:-900] if damage == "cut" else content)
     with pytest.raises(ConfigError, match=name.split(".")[0]) as caught:
         if damage == "plan":
@@ -358,7 +361,7 @@ def test_damage_is_one_line_with_the_file_and_the_way_out(small, damage):
         for split in damaged.rows:
             list(damaged.batches(split, 8))
     assert "\n" not in str(caught.value)
-    if damage in ("row", "index", "cut"):
+    if damage in ("row", "split", "index", "cut"):
         for file in out.glob("rows-000001.*"):
             file.unlink()
         assert run(*arguments) == 0
