@@ -1,7 +1,7 @@
 """A run killed over and over, at any moment, compared with the same run left alone.
 
     python -m mtmm_jax.benchmarks.reliability.crash_recovery --kills 50 --workdir runs/kills
-    ... --kills 20 --processes 2 --workdir runs/kills_of_two
+    ... --kills 20 --processes 2 --seconds 12 --workdir runs/kills_of_two
 
 Each life is the ordinary command, ended by SIGKILL at a random time after its first step, in the
 middle of saving as often as it happens; the next one resumes. Of several processes a random one is
@@ -33,7 +33,7 @@ from mtmm_jax.registry import ConfigError, check
 
 EVERY, KEEP = 5, 2
 STEPS_A_LIFE = 15
-SECONDS = 2.0  # a life after its first step, at most
+SECONDS = 2.0  # a life after its first step, at most; several processes need more for some steps
 OVERRIDES = {
     "batch_size": 32,
     "data.size": (512, 64, 64),
@@ -276,6 +276,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--kills", type=int, default=50, help="how many (default: 50)")
     p.add_argument("--workdir", required=True, help="a new folder for both runs")
     p.add_argument("--processes", type=int, default=1, help="that train together (default: 1)")
+    p.add_argument(
+        "--seconds", type=float, default=SECONDS, help=f"of a life, at most (default: {SECONDS:g})"
+    )
     p.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
     p.add_argument("--json", help="a file for what happened")
     return p
@@ -298,7 +301,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     whole.wait(whole.start())
     chance, lives = np.random.default_rng(options.seed), []
     for number in range(options.kills):
-        lives.append(life(killed, chance.uniform(0, SECONDS), int(chance.integers(count))))
+        lives.append(life(killed, chance.uniform(0, options.seconds), int(chance.integers(count))))
         out.print(f"life {number + 1} of {options.kills}: {lives[-1]}", highlight=False)
         if not lives[-1]["killed"]:
             break
@@ -311,6 +314,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from mtmm_jax.benchmarks.speed.timing import write_json
 
         settings = {"processes": count, "steps": steps, "seed": options.seed, "every": EVERY}
+        settings["seconds"] = options.seconds
         write_json(options.json, lives, settings={**settings, "keep": KEEP, **found})
     fine = found["same_losses"] and not found["different_arrays"] and not found["lost_checkpoints"]
     return 0 if fine else 1

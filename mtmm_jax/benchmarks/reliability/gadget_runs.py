@@ -82,6 +82,31 @@ def a_config_that_names_files(world: World, canary: Path) -> None:
 
 
 @gadget(*READERS)
+def a_model_that_names_folders(world: World, canary: Path) -> None:
+    """Pretrained weights without the sizes that a run keeps; their config is a pipe."""
+    folder = world.root / "elsewhere"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"")
+    os.mkfifo(folder / "config.json")
+    encoder = {"kind": "pretrained", "weights": str(folder)}
+
+    def change(config: dict[str, Any]) -> dict[str, Any]:
+        model = config["model"]
+        return {**config, "model": {**model, "encoders": {**model["encoders"], "text": encoder}}}
+
+    reseal(world, change)
+
+
+@gadget(*READERS)
+def teachers_and_origins_elsewhere(world: World, canary: Path) -> None:
+    folder = world.root / "elsewhere"
+    folder.mkdir()
+    os.mkfifo(folder / "config.json")
+    more = {"teachers": {"workdirs": [str(folder)]}, "init_from": {"workdir": str(folder)}}
+    reseal(world, lambda config: {**config, **more})
+
+
+@gadget(*READERS)
 def assets_that_lead_out(world: World, canary: Path) -> None:
     names = {f"assets____{up}{canary.name}": b"x" for up in ("../", "../../", "../../../")}
     reseal(world, **names, **{f"{canary}": b"x"})

@@ -25,6 +25,7 @@ from mtmm_jax.ranges import Count
 from mtmm_jax.registry import check
 from mtmm_jax.store.workdir import FORMAT
 
+CHECK = "data.inspect.check"
 TABLES = (gadget_runs, gadget_data)  # which fill `GADGETS`
 
 
@@ -45,8 +46,8 @@ def commands(world: World) -> dict[str, tuple[str, ...]]:
         "weights": (*train, *changes),
         "pack": ("data.pack", *table, "--modality", "text=text", *out),
         "pack pictures": ("data.pack", *table, "--modality", "img=image", *out),
-        "check": ("data.inspect.check", *table, "--modality", "text=text"),
-        "check manifest": ("data.inspect.check", str(world.manifest)),
+        "check": (CHECK, *table, "--modality", "text=text"),
+        "check manifest": (CHECK, str(world.manifest)),
         "prepared": (*train, f"--config.data={prepared}"),
     }
 
@@ -63,6 +64,8 @@ def attack(whole: World, name: str, call: Any) -> list[dict[str, Any]]:
         before = _around(world)
         word, *arguments = commands(world)[command]
         found = call(word, *arguments, seconds=60, **world.environment)
+        if word == CHECK and found["code"] == 1:  # it has found bad rows
+            found["code"] = 0
         problem = calls.fault(found)
         if new := _around(world) - before:
             problem = f"wrote {', '.join(sorted(new))}"

@@ -115,6 +115,8 @@ def tokenizer_at(path: str | Path, where: str) -> str:
 
 
 def _json(path: Path, where: str, kind: Any = dict) -> Any:
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise ConfigError(f"{where}: {path} is no regular file")
     check_sums([path], where)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

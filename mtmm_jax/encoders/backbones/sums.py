@@ -45,7 +45,7 @@ def _listed(path: Path, where: str) -> dict[str, str]:
     if not path.exists():
         return {}
     try:
-        lines = read_bytes(path, limit=_BYTES).decode().splitlines()
+        lines = read_bytes(path.resolve(), limit=_BYTES).decode().splitlines()
     except (Damaged, UnicodeDecodeError) as error:
         raise ConfigError(f"{where}: {path} cannot be read: {error}") from error
     found = [_LINE.fullmatch(line) for line in lines if line.strip()]
