@@ -98,6 +98,6 @@ def test_mean_of_nothing_is_zero():
 
 @pytest.mark.parametrize("shape", [(10**15,), (2**70,), (-1,)])
 def test_a_spec_that_no_memory_holds_is_one_line(shape):
-    spec = Spec({"x": Modality("table", shape)}, {})
+    spec = Spec({"x": Modality("table", shape, "float32")}, {})
     with pytest.raises(ConfigError, match=r"spec.modalities.x: 2 rows of float32\["):
         spec.example(2)
