@@ -77,6 +77,10 @@ def test_a_run_begins_with_the_weights_and_needs_them_no_more(folder):
     again = next(run.experiment.source.batches("test", 4))
     np.testing.assert_array_equal(again["inputs"]["text"]["x"], batch["inputs"]["text"]["x"])
     assert run.experiment.drawn().step == 0  # as `analyze` measures a step
+    stranger = workdir.config()
+    del stranger["model"]["encoders"]["text"]["sizes"]  # for which the folder would be opened
+    with pytest.raises(ConfigError, match="text: has no sizes, .* is not opened for a finished"):
+        training.assemble(stranger, workdir.spec())
     with pytest.raises(ConfigError, match=r"encoders.text.weights: no folder '.*w'; needs one"):
         training.assemble(_config(folder))
     with pytest.raises(ConfigError, match=r"encoders.text.weights: no folder"):

@@ -277,6 +277,10 @@ def test_a_tar_is_data_and_writes_nothing(tmp_path):
     assert "is not JSON" in read()[0]
     hostile(path, "a.txt", b"\xff\xfe")
     assert "is not UTF-8" in read()[0]
+    hostile(path, "././@LongLink", bytes(2**21), tarfile.GNUTYPE_LONGNAME)
+    with pytest.raises(ConfigError, match=r"cannot be read as a tar: .*a heade") as error:
+        read()
+    assert "\n" not in str(error.value)
     for damage in (b"", b"no tar at all" * 99, path.read_bytes()[:700]):
         path.write_bytes(damage)
         with pytest.raises(ConfigError, match=r"t\.tar"):
