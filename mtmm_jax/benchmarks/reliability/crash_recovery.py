@@ -268,6 +268,21 @@ def summary(lives: Sequence[Mapping[str, Any]], compared: Mapping[str, Any]) -> 
     return {**found, **compared}
 
 
+def keep(
+    path: str, processes: int, lives: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
+) -> None:
+    """Writes the lives of a run; those of runs by another number of processes stay in the file."""
+    from mtmm_jax.benchmarks.speed.timing import write_json
+
+    before: dict[str, Any] = {"rows": [], "settings": {}}
+    if Path(path).exists():
+        before = json.loads(Path(path).read_text())
+    rows = [row for row in before["rows"] if row["processes"] != processes]
+    rows += [{"processes": processes, **row} for row in lives]
+    about = {**before["settings"], f"processes {processes}": dict(settings)}
+    write_json(path, rows, settings=about)
+
+
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m mtmm_jax.benchmarks.reliability.crash_recovery",
@@ -311,11 +326,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, value in found.items():
         out.print(f"{name:36} {value}", highlight=False, markup=False, soft_wrap=True)
     if options.json:
-        from mtmm_jax.benchmarks.speed.timing import write_json
-
-        settings = {"processes": count, "steps": steps, "seed": options.seed, "every": EVERY}
-        settings["seconds"] = options.seconds
-        write_json(options.json, lives, settings={**settings, "keep": KEEP, **found})
+        settings = {"steps": steps, "seed": options.seed, "every": EVERY, "keep": KEEP}
+        keep(options.json, count, lives, {**settings, "seconds": options.seconds, **found})
     fine = found["same_losses"] and not found["different_arrays"] and not found["lost_checkpoints"]
     return 0 if fine else 1
 
