@@ -124,7 +124,7 @@ def trial(
     try:
         write_data(world, names_of(name, place))
     except (OSError, ValueError) as error:  # of a file name that the system refuses
-        return {**row, "said": f"not a file name here: {error}"[:200]}
+        return {**row, "said": f"not a file name here: {calls.shown(str(error), 200)}"}
     before = _outside(folder)
     run = str(world.run)
     page, wanted = str(world.root / "data.html"), ("--text", "red", "--explain")
