@@ -295,7 +295,8 @@ def prepared_data_that_name_code(world: World, canary: Path) -> None:
              "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"}  # fmt: skip
     info = {"name": "evil", "version": "1.0.0", "fileFormat": "array_record", "splits": [split]}
     (folder / "dataset_info.json").write_text(json.dumps(info))
-    feature = {"pythonClassName": "os.system", "json": f"mkdir {canary}"}
+    content = {"json": json.dumps(f"mkdir {canary}")}
+    feature = {"pythonClassName": "os.system", "jsonFeature": content}
     top = {"pythonClassName": "subprocess.Popen", "featuresDict": {"features": {"x": feature}}}
     (folder / "features.json").write_text(json.dumps(top))
     name = "evil-train.array_record-00000-of-00001"
