@@ -150,6 +150,7 @@ def fit(
                 out.print(stale, highlight=False, markup=False)
 
         processes.led(hold, "--workdir")
+        held.enter_context(processes.together())  # also of what follows training
         return _fit(experiment, workdir, out, profile, most, wandb)
 
 

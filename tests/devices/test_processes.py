@@ -251,6 +251,18 @@ def test_an_abort_names_the_coordinator_only_where_it_is_gone(there):
         assert found.stderr.count("\n") == 1
 
 
+def test_a_process_without_heartbeats_is_named_at_once(monkeypatch, capfd):
+    """Not after the seconds in which the others would be asked: JAX aborts before."""
+    monkeypatch.setattr(processes.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(processes, "_silent_soon", lambda: pytest.fail("asked"))
+    monkeypatch.setattr(processes.os, "_exit", lambda code: (_ for _ in ()).throw(SystemExit(code)))
+    with pytest.raises(SystemExit), processes.together():
+        raise RuntimeError("Barrier failed because: UNAVAILABLE: Task 1 heartbeat timeout. This")
+    said = capfd.readouterr().err
+    assert said.startswith("error: process 0: process 1 is stopped or gone: it sent no heartbeats")
+    assert said.count("\n") == 1
+
+
 @pytest.mark.slow
 def test_a_process_that_hangs_is_not_waited_for(tmp_path):
     mesh = "--config.devices={'kind': 'mesh', 'timeout': 8}"

@@ -47,7 +47,7 @@ OVERRIDES = {
 }
 PATIENCE = 600  # seconds for a life's first step
 TIMEOUT = 300  # devices.timeout of several processes; one that is killed is noticed long before
-SLACK = 60  # seconds until the others have ended, on a busy machine
+SLACK = 160  # seconds until the others have ended: heartbeats are missed after 100
 
 
 @dataclasses.dataclass
