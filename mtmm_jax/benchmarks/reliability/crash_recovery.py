@@ -1,7 +1,7 @@
 """A run killed over and over, at any moment, compared with the same run left alone.
 
     python -m mtmm_jax.benchmarks.reliability.crash_recovery --kills 50 --workdir runs/kills
-    ... --kills 20 --processes 2 --seconds 12 --workdir runs/kills_of_two
+    ... --kills 20 --processes 2 --seconds 5 --workdir runs/kills_of_two
 
 Each life is the ordinary command, ended by SIGKILL at a random time after its first step, in the
 middle of saving as often as it happens; the next one resumes. Of several processes a random one is
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 import re
 import socket
@@ -308,7 +309,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"--workdir: {folder} is not empty; choose a new folder")
     folder.mkdir(parents=True, exist_ok=True)
-    steps, count = STEPS_A_LIFE * options.kills, options.processes
+    count, longer = options.processes, math.ceil(options.seconds / SECONDS)
+    steps = STEPS_A_LIFE * options.kills * longer
     killed, whole = (Run(folder / name, steps, count) for name in ("killed", "whole"))
 
     out = console()
