@@ -32,6 +32,16 @@ from mtmm_jax.targets import Target as Target
 Batch = dict[str, Any]
 
 
+def _zeros(name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    try:
+        return np.zeros(shape, dtype)
+    except (MemoryError, ValueError) as error:  # a spec that somebody wrote by hand
+        raise ConfigError(
+            f"spec.modalities.{name}: {shape[0]} rows of {dtype}{list(shape[1:])} do not fit into "
+            "the memory"
+        ) from error
+
+
 @dataclasses.dataclass(frozen=True)
 class Spec:
     """Everything a model must know of a source. Kept in the workdir as JSON."""
@@ -58,7 +68,7 @@ class Spec:
         inputs = {}
         for name, modality in self.modalities.items():
             shape = tuple(8 if size is None else size for size in modality.shape)
-            x = np.zeros((batch_size, *shape), modality.dtype)
+            x = _zeros(name, (batch_size, *shape), modality.dtype)
             inputs[name] = {"x": x, "present": present}
             if kind_of(modality).mask == "always":
                 inputs[name]["mask"] = np.ones((batch_size, shape[0]), bool)

@@ -52,19 +52,13 @@ def console() -> Any:
     return Console(width=None if sys.stdout.isatty() else 120, markup=False, emoji=False)
 
 
-def one_line(error: object) -> str:
-    """The words of an error without line breaks and control characters, which may be data."""
-    words = " ".join(str(error).split())
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in words)
-
-
 def guarded(main: Callable[..., int]) -> Callable[..., int]:
     """Turns what a user can mend into one line on stderr and exit code 2; no traceback, unless
     `MTMM_JAX_TRACEBACK` is set."""
 
     @functools.wraps(main)
     def run(*args: Any, **kwargs: Any) -> int:
-        from mtmm_jax.registry import ConfigError
+        from mtmm_jax.registry import ConfigError, one_line
 
         try:
             return main(*args, **kwargs)

@@ -22,6 +22,12 @@ class ConfigError(ValueError):
     """Bad input from a user: names the value, its place and the choices. Commands exit with 2."""
 
 
+def one_line(error: object) -> str:
+    """The words of an error without line breaks and control characters, which may be data."""
+    words = " ".join(str(error).split())
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in words)
+
+
 def choose(value: Any, choices: Iterable[str], where: str, what: str = "value") -> Any:
     """Returns `value` if it is among `choices`, else raises a `ConfigError` that lists them."""
     choices = sorted(choices)

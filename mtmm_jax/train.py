@@ -150,6 +150,7 @@ def fit(
                 out.print(stale, highlight=False, markup=False)
 
         processes.on_primary(hold, "--workdir")
+        held.enter_context(processes.together())  # also of what follows training
         return _fit(experiment, workdir, out, profile, most, wandb)
 
 
@@ -173,9 +174,11 @@ def _fit(
     from mtmm_jax.training.loop import train
     from mtmm_jax.training.stopping import Progress
     from mtmm_jax.training.tables import lowered_step
+    from mtmm_jax.transfer import pretrained
 
     started = time.monotonic()
     experiment = relatedness.begin(experiment, workdir, out)
+    processes.on_primary(lambda: pretrained.keep_digests(experiment, workdir), "model.encoders")
     processes.on_primary(lambda: wandb_run.keep(workdir.path, wandb), "--workdir")
     describe(experiment, out)
     checkpoints = Checkpoints(workdir.checkpoints, experiment.config["checkpoint"]["keep"])

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtmm_jax.batch import Spec, Target, Tokens, clean
+from mtmm_jax.batch import Modality, Spec, Target, Tokens, clean
 from mtmm_jax.registry import ConfigError
 from tests import toy
 
@@ -94,3 +94,10 @@ def test_tokens_find_their_grid_again():
 def test_mean_of_nothing_is_zero():
     tokens = Tokens(jnp.full((2, 3, 4), 7.0), jnp.array([[True, False, True], [False] * 3]))
     np.testing.assert_array_equal(tokens.mean(), [[7.0] * 4, [0.0] * 4])
+
+
+@pytest.mark.parametrize("shape", [(10**15,), (2**70,), (-1,)])
+def test_a_spec_that_no_memory_holds_is_one_line(shape):
+    spec = Spec({"x": Modality("table", shape, "float32")}, {})
+    with pytest.raises(ConfigError, match=r"spec.modalities.x: 2 rows of float32\["):
+        spec.example(2)

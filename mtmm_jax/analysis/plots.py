@@ -13,6 +13,13 @@ from matplotlib.figure import Figure
 
 Records = Sequence[Mapping[str, Any]]
 FEW_CLASSES = 20  # whose confusion has its numbers
+_LONGEST = 20  # letters of a name at an axis
+
+
+def _cut(names: Sequence[Any]) -> list[str]:
+    """Names that leave room for the picture that they stand at."""
+    words = map(str, names)
+    return [word if len(word) <= _LONGEST else f"{word[: _LONGEST - 1]}…" for word in words]
 
 
 def learning_curves(records: Records, headlines: Mapping[str, str]) -> Figure:
@@ -90,8 +97,8 @@ def _heat_map(axis: Any, cosines: np.ndarray, tasks: Sequence[str], numbers: boo
     colours = plt.get_cmap("RdBu").with_extremes(bad="0.9")
     picture = axis.imshow(cosines, cmap=colours, vmin=-1, vmax=1)
     size = 9 if numbers else 5
-    axis.set_xticks(range(len(tasks)), tasks, rotation=90, fontsize=size)
-    axis.set_yticks(range(len(tasks)), tasks, fontsize=size)
+    axis.set_xticks(range(len(tasks)), _cut(tasks), rotation=90, fontsize=size)
+    axis.set_yticks(range(len(tasks)), _cut(tasks), fontsize=size)
     bar = axis.figure.colorbar(picture, ax=axis, location="top", shrink=0.8)
     bar.set_ticks([-1, 0, 1], labels=["\u22121: opposed", "0", "1: agreed"])
     bar.set_label("mean cosine between gradients")
@@ -150,8 +157,8 @@ def confusion(counts: np.ndarray, classes: Sequence[str], title: str) -> Figure:
     figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
     picture = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     size = 9 if few else 5
-    axis.set_xticks(range(len(classes)), classes, rotation=90, fontsize=size)
-    axis.set_yticks(range(len(classes)), classes, fontsize=size)
+    axis.set_xticks(range(len(classes)), _cut(classes), rotation=90, fontsize=size)
+    axis.set_yticks(range(len(classes)), _cut(classes), fontsize=size)
     axis.set_xlabel("predicted")
     axis.set_ylabel("true")
     axis.set_title(title)

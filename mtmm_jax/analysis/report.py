@@ -20,7 +20,6 @@ from mtmm_jax.analysis.incidents import incidents
 from mtmm_jax.analysis.pictures import task_relatedness
 from mtmm_jax.analysis.summary import summary
 from mtmm_jax.markup import COLOUR_STYLE, escape, page, row
-from mtmm_jax.model import build
 from mtmm_jax.objectives.relatedness import FILE as RELATEDNESS
 from mtmm_jax.store.files import file_name, understood, write
 from mtmm_jax.store.workdir import Workdir
@@ -59,12 +58,8 @@ _CAPTIONS = {
 def figures(workdir: Workdir, records: Any = None, arrays: Any = None) -> dict[str, Figure]:
     """The run's pictures by name: results, curves, weights, what tasks do for each other (where it
     was measured), conflicts, confusion, retrieval, and those of its analysis if there was one."""
-    config, results, spec = (
-        workdir.config(),
-        workdir.read("results.json"),
-        workdir.spec(),
-    )
-    model = build(config["model"], config["tasks"], spec)
+    config, results = workdir.config(), workdir.read("results.json")
+    model = samples.model_of(workdir)
     headlines = {name: task.headline for name, task in model.tasks.items()}
     records = _records(workdir, config["steps"]) if records is None else records
     arrays = _examples(workdir) if arrays is None else arrays
@@ -81,7 +76,7 @@ def figures(workdir: Workdir, records: Any = None, arrays: Any = None) -> dict[s
         drawn["gradient conflicts"] = plots.gradient_conflicts(measured)
     for name, task in model.tasks.items():
         if f"confusion/{name}" in arrays:
-            classes = spec.targets[task.target].classes
+            classes = model.spec.targets[task.target].classes
             drawn[f"confusion {name}"] = plots.confusion(arrays[f"confusion/{name}"], classes, name)
         if len(points := arrays.get(f"points/{name}", ())):
             drawn[f"predicted and true {name}"] = plots.predicted_against_true(points, name)
@@ -126,9 +121,8 @@ def _page(workdir: Workdir, trust_paths: bool) -> str:
         f"{_table(comparison(results, split), results.get('intervals', {}).get(split))}"
         for split in reversed(SPLITS)
     )
-    spec = workdir.spec()
-    model = build(config["model"], config["tasks"], spec)
-    run = workdir.read(RUN) if (workdir.path / RUN).exists() else {}
+    spec, model = workdir.spec(), samples.model_of(workdir)
+    run = _run(workdir)
     lines = incidents(records, results, spec, model.tasks, run.get("present"))
     noted = f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>" if lines else ""
     speech = samples.speech(workdir, trust_paths)
@@ -215,6 +209,14 @@ def _records(workdir: Workdir, steps: int) -> list[dict[str, Any]]:
     if workdir.metrics.exists() and last < steps:
         print(f"{workdir.metrics}: ends at step {last} of {steps}", file=sys.stderr)
     return records
+
+
+def _run(workdir: Workdir) -> dict[str, Any]:
+    path = workdir.path / RUN
+    if not path.exists():
+        print(f"{path}: is missing; the report does not say what the run cost", file=sys.stderr)
+        return {}
+    return workdir.read(RUN)
 
 
 def _examples(workdir: Workdir) -> dict[str, np.ndarray]:

@@ -10,9 +10,10 @@ import jax
 import numpy as np
 import soundfile
 
+from mtmm_jax.encoders import backbones
 from mtmm_jax.inference.finished import open_run
 from mtmm_jax.markup import escape, row
-from mtmm_jax.model import build
+from mtmm_jax.model import Model, build
 from mtmm_jax.store.files import write_npz
 from mtmm_jax.store.workdir import Workdir
 
@@ -26,20 +27,26 @@ CAPTION = (
 )
 
 
+def model_of(workdir: Workdir) -> Model:
+    """The model that a run's folder describes. No folder of pretrained weights is opened."""
+    config = workdir.config()
+    backbones.check_kept(workdir.section("model").get("encoders"))
+    return build(config["model"], config["tasks"], workdir.spec())
+
+
 def speech(workdir: Workdir, trust_paths: bool = False) -> str:
     """The section about speech as HTML, its sounds within; empty where no task speaks.
 
     The sounds are made once, with the best checkpoint, and kept in the workdir.
     """
-    config = workdir.config()
-    model = build(config["model"], config["tasks"], workdir.spec())
+    model = model_of(workdir)
     if all(task.speech is None for task in model.tasks.values()):
         return ""
     path = workdir.path / FILE
     if not path.exists():
         if jax.process_count() > 1:  # one of several cannot read their checkpoint alone
             return "<p>python -m mtmm_jax.report adds speech to listen to.</p>"
-        write_npz(path, _samples(workdir, config, trust_paths))
+        write_npz(path, _samples(workdir, workdir.config(), trust_paths))
     return _page(workdir.arrays(path))
 
 

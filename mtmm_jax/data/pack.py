@@ -34,7 +34,7 @@ from mtmm_jax.data.sources.sharded.stream import Stream, open_stream
 from mtmm_jax.data.sources.sharded.write import pack_part, pack_shards
 from mtmm_jax.devices.machine import cores
 from mtmm_jax.ranges import Count
-from mtmm_jax.registry import ConfigError, check
+from mtmm_jax.registry import ConfigError, check, one_line
 
 _LOOK = 0.25  # seconds between two looks at how many shards there are
 
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError(f"pack: {unknown[0]!r} is not understood; see --help")
         _run(arguments, rest)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command resumes", file=sys.stderr)

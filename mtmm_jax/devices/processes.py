@@ -8,6 +8,7 @@ import dataclasses
 import faulthandler
 import itertools
 import os
+import re
 import signal
 import sys
 import threading
@@ -20,6 +21,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from mtmm_jax.devices.coordinator import name_when_gone
 from mtmm_jax.ranges import Count
 from mtmm_jax.registry import ConfigError, check
 
@@ -114,6 +116,11 @@ def initialize(
             f"--coordinator {coordinator} --processes {processes} --process {process}: {error} "
             f"Give all three, or start by: {', '.join(LAUNCHERS)}"
         ) from error
+    from jax._src import distributed  # JAX has no other name for it
+
+    joined = distributed.global_state
+    if joined.coordinator_address:
+        name_when_gone(joined.coordinator_address, joined.process_id)
 
 
 def is_primary() -> bool:
@@ -173,11 +180,7 @@ def together() -> Iterator[None]:
     except Exception as error:
         if jax.process_count() == 1:
             raise
-        peers = Peers()
-        for _ in range(8):  # one that is gone is silent by then, and this one is not
-            peers.speak()
-            time.sleep(SILENT / 4)
-        if gone := peers.silent():
+        if gone := _without_heartbeats(error) or _silent_soon():
             reason = " ".join(str(error).split())[:200]
             print(
                 f"error: process {jax.process_index()}: {gone}: {type(error).__name__}: {reason}. "
@@ -188,6 +191,20 @@ def together() -> Iterator[None]:
             traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)
+
+
+def _without_heartbeats(error: Exception) -> str:
+    """The process that the coordinator gave up, as a barrier reports it; JAX aborts soon after."""
+    found = re.search(r"[Tt]ask (\d+) heartbeat timeout", str(error))
+    return f"process {found[1]} is stopped or gone: it sent no heartbeats" if found else ""
+
+
+def _silent_soon() -> str:
+    peers = Peers()
+    for _ in range(8):  # one that is gone is silent by then, and this one is not
+        peers.speak()
+        time.sleep(SILENT / 4)
+    return peers.silent()
 
 
 SILENT = 2.0

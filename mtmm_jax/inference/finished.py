@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from mtmm_jax.devices.mesh import fits
+from mtmm_jax.encoders import backbones
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.store.checkpoints import restore_from
 from mtmm_jax.store.workdir import Workdir
@@ -50,6 +51,7 @@ def open_run(
         experiment = assemble({**stored, "devices": 1}, spec)
     else:
         workdir.check_paths(config, trust_paths)
+        backbones.check_kept(workdir.section("model").get("encoders"))
         if not fits(config.get("devices"), jax.device_count()):
             config = {**config, "devices": 1}
         experiment = assemble(config, source=build_source(config, workdir))

@@ -25,15 +25,16 @@ def modalities_read(workdir: Any) -> list[str]:
 def given_inputs(rest: Sequence[str], modalities: Sequence[str]) -> dict[str, str]:
     """Modality -> what the command line gives of it: one or more."""
     options = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name in modalities:
-        options.add_argument(f"--{name}")
+    for i, name in enumerate(modalities):  # a name is no attribute: "left-eye", "__class__"
+        options.add_argument(f"--{name}", dest=f"given {i}")
     try:
         given, unknown = options.parse_known_args(rest)
     except argparse.ArgumentError as error:
         raise ConfigError(str(error)) from error
     for word in unknown:
-        choose(word.split("=")[0].lstrip("-"), modalities, "predict", "modality")
-    found = {name: value for name, value in vars(given).items() if value is not None}
+        choose(word.split("=")[0].removeprefix("--"), modalities, "predict", "modality")
+    values = {name: getattr(given, f"given {i}") for i, name in enumerate(modalities)}
+    found = {name: value for name, value in values.items() if value is not None}
     if not found:
         raise ConfigError(
             f"predict: give one or more of: {', '.join('--' + m for m in modalities)}"

@@ -27,6 +27,8 @@ from mtmm_jax.store import digests, files
 from mtmm_jax.store.files import writing
 from mtmm_jax.store.workdir import Workdir
 
+_UNREADABLE = (ValueError, OSError, KeyError, TypeError, AttributeError, RecursionError)
+"""What reading metadata raises that are not what was written."""
 _policies = ocp.training.preservation_policies
 _copied = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
 
@@ -99,7 +101,7 @@ class Checkpoints:
                 preservation_policy=_policies.AnyPreservationPolicy([latest, best]),
                 cleanup_tmp_directories=True,
             )
-        except (ValueError, KeyError, TypeError) as error:  # of the metadata of one of them
+        except _UNREADABLE as error:  # of the metadata of one of them
             raise ConfigError(
                 f"--workdir: a checkpoint in {self.folder} has damaged metadata "
                 f"({_cause(error)[:120]}); remove it to resume; there are: {self.steps()}"
@@ -220,7 +222,7 @@ class Checkpoints:
         try:
             stored = (ocp.checkpointables_metadata(place).custom_metadata or {}).get("progress")
             return None if stored is None else json.loads(stored)
-        except (ValueError, OSError, KeyError):
+        except _UNREADABLE:
             return None  # `restore` names the damage
 
     def restore(

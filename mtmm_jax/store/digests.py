@@ -59,13 +59,15 @@ def damage(folder: Path, step: int, most: int | None = None) -> str:
     known = read(folder, step)
     if known is None:
         return ""
+    place = folder / str(step)
     try:
-        found = of_folder(folder / str(step), most)
+        found = of_folder(place, most)
+        there = {path.relative_to(place).as_posix() for path in place.rglob("*")}
     except OSError as error:
         return files.reason(error)
     for name, digest in known["files"].items():
         if name not in found:
-            if not (folder / str(step) / name).is_file():
+            if name not in there:
                 return f"{name} is missing"
         elif found[name] != digest:
             return f"{name} is not what was written: it has another SHA-256"

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,9 @@ class Workdir:
     """config.json, spec.json, assets/, checkpoints/, metrics.jsonl, results.json, run.json,
     examples.npz, report.html.
 
-    After `analyze` also analysis.json and analysis.npz; relatedness.json, wandb.json, profile/ and
-    diverged/ where they were asked for or came to be.
+    After `analyze` also analysis.json and analysis.npz; weights.json of a run with pretrained
+    encoders; relatedness.json, wandb.json, profile/ and diverged/ where they were asked for or came
+    to be.
     """
 
     path: Path
@@ -110,6 +112,7 @@ class Workdir:
                     f"--workdir: {self.path} holds the run of another config: "
                     f"{'; '.join(found[:3])}{more}. Choose another folder, or the same config"
                 )
+            self._mend_assets(assets)
             return True
         self._check_free()
         (self.path / "assets").mkdir(parents=True, exist_ok=True)
@@ -121,6 +124,26 @@ class Workdir:
         # Last: it marks the folder as a run's.
         self.write("config.json", stamped(config, digests))
         return False
+
+    def _mend_assets(self, assets: Mapping[str, bytes]) -> None:
+        """Refuses data that give other assets (tokenizers, columns) than those of the run; writes
+        again what is damaged or missing, with a line on stderr."""
+        kept = self._config()[1]
+        for name, content in sorted(assets.items()):
+            digest = kept.get(f"assets/{name}")
+            if digest != hashlib.sha256(content).hexdigest():
+                what = "which this run began without" if digest is None else "not that of this run"
+                raise ConfigError(
+                    f"--workdir: the data of {self.path} changed: they give a {name}, {what}; "
+                    "bring the data back, or train in a new folder"
+                )
+            try:
+                self.asset(name)
+            except ConfigError:
+                path = self.file(f"assets/{name}")
+                print(f"{path}: was damaged or missing; it is written again", file=sys.stderr)
+                path.parent.mkdir(exist_ok=True)
+                write(path, content)
 
     def _check_free(self) -> None:
         """Refuses a folder with anything in it but what a killed `claim` left."""

@@ -252,6 +252,8 @@ def assemble(config: Any, spec: Spec | None = None, source: Any = None) -> Exper
     devices = parallel.place(plain["devices"], plain["batch_size"])
     parallel.check_rows(plain["evaluation"]["batch_size"], devices, "evaluation.batch_size")
     if "encoders" in plain["model"]:
+        if spec is not None:
+            backbones.check_kept(plain["model"]["encoders"])
         found = backbones.with_sizes(plain["model"]["encoders"])
         plain["model"] = {**plain["model"], "encoders": found}
     if source is None and spec is None:

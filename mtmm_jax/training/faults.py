@@ -17,12 +17,13 @@ import numpy as np
 from flax import traverse_util
 
 from mtmm_jax.devices import parallel, processes
+from mtmm_jax.encoders import backbones
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.store.checkpoints import Checkpoints
 from mtmm_jax.store.config import OPTIONAL
 from mtmm_jax.store.files import read_npz, understood, write_npz
 from mtmm_jax.store.workdir import Workdir
-from mtmm_jax.training.experiment import Experiment, assemble
+from mtmm_jax.training.experiment import Experiment, assemble, build_source
 
 
 class Diverged(ConfigError):
@@ -205,7 +206,8 @@ def replay(path: str | Path, step: int, trust_paths: bool = False) -> Replay:
     about, batch = _read(workdir, step)
     stored = workdir.config()
     workdir.check_paths(stored, trust_paths)
-    experiment = assemble({**stored, "devices": 1})
+    backbones.check_kept(workdir.section("model").get("encoders"))
+    experiment = assemble({**stored, "devices": 1}, source=build_source(stored, workdir))
     checkpoints = Checkpoints(workdir.checkpoints, stored["checkpoint"]["keep"])
     try:
         start = max((saved for saved in checkpoints.steps() if saved < step), default=0)

@@ -1,4 +1,5 @@
-"""The encoders `pretrained` in a run: what of them learns, and their parameters at the start."""
+"""The encoders `pretrained` in a run: what of them learns, their parameters at the start, and the
+SHA-256 of the files that these came from."""
 
 from __future__ import annotations
 
@@ -8,8 +9,14 @@ from typing import Any
 
 from mtmm_jax.assembly import Parts
 from mtmm_jax.encoders import backbones
+from mtmm_jax.encoders.backbones.folder import WeightsFolder
+from mtmm_jax.encoders.backbones.sums import digest
 from mtmm_jax.model import flatten
+from mtmm_jax.registry import ConfigError
 from mtmm_jax.transfer.origins import Origin
+
+FILE = "weights.json"
+"""In a workdir: place in the config -> `{file: SHA-256}`."""
 
 
 def extend(section: Any, parts: Parts) -> Parts:
@@ -43,3 +50,33 @@ def origins(experiment: Any) -> Iterator[tuple[str, Origin]]:
             words = backbones.tokenizers({name: section}).get(name)
             kept = None if words is None else words.encode()
             yield at, Origin(section["weights"], placed, None, lambda _, kept=kept: kept)
+
+
+def keep_digests(experiment: Any, workdir: Any) -> None:
+    """Keeps in the workdir which bytes a run began with; later compares them.
+
+    A run that is resumed opens the folder again, for its tokenizer and, before the first
+    checkpoint, for its parameters: other bytes would be other ids and other numbers.
+
+    Raises:
+        ConfigError: where a file has another SHA-256 than when the run began.
+    """
+    found = {}
+    for name, section in backbones.sections(experiment.config["model"].get("encoders")).items():
+        where = f"model.encoders.{name}.weights"
+        folder = WeightsFolder.at(section["weights"], where)
+        found[where] = {path.name: digest(path) for path in folder.read}
+    if not found:
+        return
+    if not (workdir.path / FILE).exists():
+        workdir.write(FILE, found)
+        return
+    before = workdir.read(FILE)
+    for where, files in found.items():
+        kept = before.get(where)
+        for name in sorted({*files, *kept}) if isinstance(kept, dict) else ():
+            if files.get(name) != kept.get(name):
+                raise ConfigError(
+                    f"{where}: {name} is not what this run began with (another SHA-256, see "
+                    f"{FILE}); put the file back, or train in a new folder"
+                )

@@ -8,6 +8,7 @@ from typing import Any
 from mtmm_jax.encoders import Bert, ResNet
 from mtmm_jax.encoders.backbones.bert import import_bert
 from mtmm_jax.encoders.backbones.safetensors import read_safetensors
+from mtmm_jax.encoders.backbones.sums import check_sums
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.transfer.torchvision import import_resnet
 
@@ -31,5 +32,6 @@ def import_weights(file: Path, encoder: Any, where: str) -> dict[str, Any]:
     """The file's variables under the paths of an encoder of this kind and preset."""
     for kind, read in IMPORTS.items():
         if isinstance(encoder, kind):
+            check_sums([file], where)
             return read(read_safetensors(file), encoder.preset)
     raise ConfigError(f"{where}: is a {type(encoder).__name__}; imports are known of: bert, resnet")

@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from mtmm_jax.benchmarks.reliability import calls, damages, disks, gadgets, names, world
+from mtmm_jax.markup import escape
 
 
 def _call(command, *arguments, seconds=0.0, **environment):
@@ -15,12 +16,20 @@ def _call(command, *arguments, seconds=0.0, **environment):
     return {"seconds": seconds, "bytes": 0, **found}
 
 
+NAMES = world.Names(
+    classes=(names.HOSTILE[0], names.HOSTILE[3], "c"),
+    words=(*names.HOSTILE[:3], "red", "square"),
+    number=names.HOSTILE[1],
+    files="&lt;script&gt;",
+)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A finished run; copies of it lie where it was made, as its config names its manifest."""
     folder = tmp_path_factory.mktemp("world")
     (folder / "copy").mkdir()
-    made = world.make(folder / "copy", _call, analysed=False)
+    made = world.make(folder / "copy", _call, NAMES, analysed=False)
     found = _call("export", *made.commands["export"][1:])
     assert found["code"] == 0, found["error"]
     shutil.move(made.root / "again.zip", made.exported)
@@ -41,19 +50,28 @@ DAMAGES = [
     ("results", "report", "flip"),
     ("journal", "report", "junk"),
     ("journal", "report", "gone"),
+    ("run", "report", "gone"),
     ("examples", "report", "empty"),
 ]
 
 
 @pytest.mark.parametrize(("place", "command", "how"), DAMAGES)
 def test_a_damage_is_named_or_changes_nothing(whole, expected, monkeypatch, place, command, how):
-    pattern, _ = damages.PLACES[place]
-    monkeypatch.setitem(damages.PLACES, place, (pattern, (command,)))
+    one = damages.PLACES[place]._replace(commands=(command,))
+    monkeypatch.setitem(damages.PLACES, place, one)
     draw = random.Random(0)
     row = damages.damage(whole, place, how, draw, _call, expected)
     assert row["fault"] is None, row
     if place not in ("tensors", "examples"):  # of what is not read, it changes nothing
         assert row["said"], row
+
+
+def test_names_are_text_in_the_report(expected):
+    page = expected["report"]
+    assert names.page_faults(page) == []
+    for name in (NAMES.classes[0], NAMES.number):
+        assert escape(name) in page
+        assert name not in page
 
 
 def test_the_harness_finds_faults():
@@ -90,9 +108,9 @@ GADGETS = {
 
 @pytest.mark.parametrize("name", GADGETS)
 def test_a_gadget_does_nothing(whole, monkeypatch, name):
-    prepare, commands = gadgets.GADGETS[name]
-    assert set(GADGETS[name]) <= set(commands)
-    monkeypatch.setitem(gadgets.GADGETS, name, (prepare, GADGETS[name]))
+    one = gadgets.GADGETS[name]
+    assert set(GADGETS[name]) <= set(one.commands)
+    monkeypatch.setitem(gadgets.GADGETS, name, one._replace(commands=GADGETS[name]))
     for row in gadgets.attack(whole, name, _call):
         assert row["fault"] is None, row
         assert row["code"] == 2 or name == "a_report_that_is_a_link", row

@@ -229,6 +229,40 @@ def test_a_stopped_and_a_killed_process_are_named_and_the_run_goes_on_bit_for_bi
         seen |= now
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_an_abort_names_the_coordinator_only_where_it_is_gone(there):
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+        if there:
+            server.listen()
+        code = (
+            "import os\nfrom mtmm_jax.devices.coordinator import name_when_gone\n"
+            f"name_when_gone('127.0.0.1:{port}', 1)\nos.abort()"
+        )
+        found = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False
+        )
+    if there:
+        assert (found.returncode, found.stderr) == (-signal.SIGABRT, "")
+    else:
+        assert found.returncode == 1
+        assert found.stderr.startswith("error: process 1: process 0, which coordinates the others")
+        assert found.stderr.count("\n") == 1
+
+
+def test_a_process_without_heartbeats_is_named_at_once(monkeypatch, capfd):
+    """Not after the seconds in which the others would be asked: JAX aborts before."""
+    monkeypatch.setattr(processes.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(processes, "_silent_soon", lambda: pytest.fail("asked"))
+    monkeypatch.setattr(processes.os, "_exit", lambda code: (_ for _ in ()).throw(SystemExit(code)))
+    with pytest.raises(SystemExit), processes.together():
+        raise RuntimeError("Barrier failed because: UNAVAILABLE: Task 1 heartbeat timeout. This")
+    said = capfd.readouterr().err
+    assert said.startswith("error: process 0: process 1 is stopped or gone: it sent no heartbeats")
+    assert said.count("\n") == 1
+
+
 @pytest.mark.slow
 def test_a_process_that_hangs_is_not_waited_for(tmp_path):
     mesh = "--config.devices={'kind': 'mesh', 'timeout': 8}"

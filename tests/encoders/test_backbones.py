@@ -1,6 +1,7 @@
 """Pretrained encoders give the original's numbers, and bad folders one line."""
 
 import functools
+import hashlib
 import json
 import os
 import shutil
@@ -183,6 +184,36 @@ def test_a_folder_that_will_not_do_is_named_in_one_line(tmp_path, how):
         backbones.check_weights(str(folder), "--weights")
     assert "\n" not in str(error.value)
     assert str(error.value).startswith("--weights: ")
+
+
+def _sums(folder):
+    names = ("config.json", "model.safetensors", "tokenizer.json")
+    lines = [f"{hashlib.sha256((folder / n).read_bytes()).hexdigest()}  {n}\n" for n in names]
+    (folder / "SHA256SUMS").write_text("".join(lines))
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_one_bit_of_a_listed_file_is_noticed(tmp_path, name):
+    """A flipped bit of a parameter, of a size or of a word; without a list nothing could tell."""
+    folder = _copy(tmp_path)
+    _sums(folder)
+    backbones.load(str(folder))
+    backbones.check_weights(str(folder), "--weights")
+    data = bytearray((folder / name).read_bytes())
+    data[-8] ^= 1
+    (folder / name).write_bytes(data)
+    with pytest.raises(ConfigError, match=f"{name} has another SHA-256 than SHA256SUMS"):
+        backbones.check_weights(str(folder), "--weights")
+        backbones.load(str(folder))
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"abc  config.json\n", b"0" * 2**21])
+def test_a_list_of_sums_that_is_none_is_named(tmp_path, content):
+    folder = _copy(tmp_path)
+    (folder / "SHA256SUMS").write_bytes(content)
+    with pytest.raises(ConfigError, match="--weights: .*SHA256SUMS") as error:
+        backbones.check_weights(str(folder), "--weights")
+    assert "\n" not in str(error.value)
 
 
 def test_tensors_that_do_not_fit_the_config_are_named(tmp_path):

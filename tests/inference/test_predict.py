@@ -290,6 +290,13 @@ def test_one_table_or_series_that_cannot_be_read(name, value, message, workdir):
         manifest_batches.read_one(name, value, workdir)
 
 
+@pytest.mark.parametrize("name", ["text", "left-eye", "-rf", "--", "a b", "%s", "__class__"])
+def test_a_modality_of_any_name_is_given_by_its_name(name):
+    assert sample.given_inputs([f"--{name}", "red"], ["x", name]) == {name: "red"}
+    with pytest.raises(ConfigError, match="predict: unknown modality"):
+        sample.given_inputs(["--other", "red"], ["x", name])
+
+
 def test_a_manifest_without_any_column_of_the_run(workdir, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"txet": "red"}\n')
     with pytest.raises(ConfigError, match="no column that the run reads; wanted one or more of:"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -128,6 +129,19 @@ def test_one_bit_of_a_checkpoint_is_seen_and_training_takes_the_one_before(tmp_p
     checkpoints.save(_state(3, w=4, b=2), None, {"step": 3})  # trained again
     checkpoints.close()
     assert Checkpoints(folder, 3).restore(3, _state(0, w=4, b=2))[1] == {"step": 3}
+
+
+@pytest.mark.parametrize("content", ['{"a":' * 100_000 + "1" + "}" * 100_000, "[]", "", "junk"])
+def test_metadata_of_any_content_are_one_line(tmp_path, content):
+    folder = _three(tmp_path / "checkpoints")
+    shutil.rmtree(folder / "digests")  # as a stranger would, whose digests nobody can check
+    for path in folder.rglob("*METADATA*"):
+        path.write_text(content)
+    checkpoints = Checkpoints(folder, 3)
+    assert checkpoints.progress(3) is None
+    with pytest.raises(ConfigError, match="checkpoint 3 .* cannot be read") as error:
+        checkpoints.restore(3, _state(0, w=4, b=2))
+    assert "\n" not in str(error.value)
 
 
 def test_the_only_checkpoint_is_not_thrown_away(tmp_path):

@@ -34,6 +34,25 @@ def test_a_workdir_says_its_format_and_who_wrote_it(tmp_path):
     assert workdir.claim(CONFIG, toy.SPEC, {})  # the same run resumes
 
 
+def test_a_resumed_run_mends_its_assets_and_refuses_other_ones(tmp_path, capsys):
+    """Other assets are other data: ids of another tokenizer mean other words."""
+    workdir, assets = Workdir(tmp_path / "run"), {"tokenizer.json": b"words"}
+    assert not workdir.claim(CONFIG, toy.SPEC, assets)
+    path = workdir.path / "assets" / "tokenizer.json"
+    for damage in (lambda: path.write_bytes(b"wards"), path.unlink):
+        damage()
+        assert workdir.claim(CONFIG, toy.SPEC, assets)
+        assert path.read_bytes() == b"words"
+        said = capsys.readouterr().err
+        assert "tokenizer.json: was damaged or missing" in said
+        assert said.count("\n") == 1
+    assert workdir.claim(CONFIG, toy.SPEC, assets)
+    assert capsys.readouterr().err == ""
+    for other in ({"tokenizer.json": b"wards"}, {**assets, "columns.json": b"{}"}):
+        with pytest.raises(ConfigError, match="the data of .* changed: they give a "):
+            workdir.claim(CONFIG, toy.SPEC, other)
+
+
 @pytest.mark.parametrize(
     ("stamp", "message"),
     [

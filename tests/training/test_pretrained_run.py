@@ -16,6 +16,7 @@ from mtmm_jax.registry import ConfigError
 from mtmm_jax.store.checkpoints import Checkpoints
 from mtmm_jax.store.workdir import Workdir
 from mtmm_jax.training.experiment import build_source
+from mtmm_jax.transfer import pretrained
 from tests.toy import GOLDEN
 from tests.training import small_run
 
@@ -76,10 +77,29 @@ def test_a_run_begins_with_the_weights_and_needs_them_no_more(folder):
     again = next(run.experiment.source.batches("test", 4))
     np.testing.assert_array_equal(again["inputs"]["text"]["x"], batch["inputs"]["text"]["x"])
     assert run.experiment.drawn().step == 0  # as `analyze` measures a step
+    stranger = workdir.config()
+    del stranger["model"]["encoders"]["text"]["sizes"]  # for which the folder would be opened
+    with pytest.raises(ConfigError, match="text: has no sizes, .* is not opened for a finished"):
+        training.assemble(stranger, workdir.spec())
     with pytest.raises(ConfigError, match=r"encoders.text.weights: no folder '.*w'; needs one"):
         training.assemble(_config(folder))
     with pytest.raises(ConfigError, match=r"encoders.text.weights: no folder"):
         build_source(workdir.config())
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors", "config.json"])
+def test_a_run_is_not_resumed_with_other_weights(folder, name):
+    experiment = training.assemble(_config(folder))
+    workdir = Workdir(folder / "run")
+    workdir.path.mkdir()
+    for _ in range(2):  # begun, and resumed with the same bytes
+        pretrained.keep_digests(experiment, workdir)
+    kept = workdir.read("weights.json")["model.encoders.text.weights"]
+    assert kept.keys() == {"tokenizer.json", "model.safetensors", "config.json"}
+    data = (folder / "w" / name).read_bytes()
+    (folder / "w" / name).write_bytes(data.replace(b"b", b"c") + b" ")
+    with pytest.raises(ConfigError, match=f"text.weights: {name} is not what this run began with"):
+        pretrained.keep_digests(experiment, workdir)
 
 
 @pytest.mark.parametrize(

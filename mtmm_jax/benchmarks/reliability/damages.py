@@ -2,10 +2,11 @@
 
     python -m mtmm_jax.benchmarks.reliability.damages --count 200 --json damages.json
 
-A small finished run is made (`world.make`): workdir, checkpoints, decoded pictures, an export, and
-prepared data. Each damage takes a copy of it, changes one file (one bit flipped, emptied, cut in
-half, filled with junk, removed) and calls one command that reads it. A fault is what `calls.fault`
-says, or other numbers than before with exit code 0 and nothing on stderr.
+Two small finished runs are made (`world.make`): workdirs, checkpoints, decoded pictures, exports,
+and in the second packed shards and pretrained weights. Each damage takes a copy of one, changes one
+file (a bit flipped, emptied, cut in half, filled with junk, removed) and calls one command that
+reads it. A fault is what `calls.fault` says, or other numbers than before with exit code 0 and
+without the file's name on stderr.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mtmm_jax.benchmarks.reliability import calls
 from mtmm_jax.benchmarks.reliability.world import World, make
 from mtmm_jax.command import console, guarded
 from mtmm_jax.ranges import Count
-from mtmm_jax.registry import ConfigError, check
+from mtmm_jax.registry import ConfigError, check, choose
 
 
 def _flip(data: bytes, draw: random.Random) -> bytes:
@@ -46,20 +47,34 @@ DAMAGES: dict[str, Callable[[bytes, random.Random], bytes | None]] = {
 }
 """What is made of the bytes of a file; None removes it."""
 
-PLACES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "config": ("run/config.json", ("evaluate", "predict", "report", "export", "train")),
-    "spec": ("run/spec.json", ("evaluate", "predict", "report", "export", "train")),
-    "assets": ("run/assets/*", ("predict", "export")),
-    "results": ("run/results.json", ("report", "train", "analyze")),
-    "journal": ("run/metrics.jsonl", ("report", "train")),
-    "examples": ("run/*.npz", ("report", "predict")),
-    "analysis": ("run/analysis.*", ("report",)),
-    "metadata": ("run/checkpoints/*/*", ("evaluate", "predict", "train")),
-    "metrics": ("run/checkpoints/*/metrics/*", ("evaluate", "train")),
-    "tensors": ("run/checkpoints/*/state/**/*", ("evaluate", "predict", "export")),
-    "digests": ("run/checkpoints/digests/*", ("evaluate", "predict", "train")),
-    "decoded": ("cache/decoded/*/*", ("evaluate",)),
-    "export": ("run.zip", ("exported",)),
+
+class Place(NamedTuple):
+    """Files of a world, and the commands that read them; `packed` says of which world."""
+
+    pattern: str
+    commands: tuple[str, ...]
+    packed: bool = False
+
+
+PLACES: dict[str, Place] = {
+    "config": Place("run/config.json", ("evaluate", "predict", "report", "export", "train")),
+    "spec": Place("run/spec.json", ("evaluate", "predict", "report", "export", "train")),
+    "assets": Place("run/assets/*", ("predict", "export")),
+    "results": Place("run/results.json", ("report", "train", "analyze")),
+    "run": Place("run/run.json", ("report", "evaluate", "train")),
+    "journal": Place("run/metrics.jsonl", ("report", "train")),
+    "examples": Place("run/*.npz", ("report", "predict")),
+    "analysis": Place("run/analysis.*", ("report",)),
+    "metadata": Place("run/checkpoints/*/*", ("evaluate", "predict", "train")),
+    "metrics": Place("run/checkpoints/*/metrics/*", ("evaluate", "train")),
+    "tensors": Place("run/checkpoints/*/state/**/*", ("evaluate", "predict", "export")),
+    "digests": Place("run/checkpoints/digests/*", ("evaluate", "predict", "train")),
+    "decoded": Place("cache/decoded/*/*", ("evaluate", "resume")),
+    "export": Place("run.zip", ("exported",)),
+    "stopped": Place("stopped/**/*", ("resume",), packed=True),
+    "shards": Place("shards/*", ("evaluate", "resume", "analyze"), packed=True),
+    "weights": Place("weights/*", ("start", "resume", "evaluate"), packed=True),
+    "first bytes": Place("stopped/weights.json", ("resume",), packed=True),
 }
 """Kind of file -> where they are, and the commands that read them."""
 
@@ -81,7 +96,10 @@ def numbers(world: World, name: str, found: Mapping[str, Any]) -> Any:
     if name == "analyze":
         kept = json.loads((world.run / "analysis.json").read_text())
         return {key: kept[key] for key in ("contribution", "subsets", "affinity", "robustness")}
-    return (world.run / "results.json").read_text()
+    folder = {"resume": world.stopped, "start": world.root / "new"}.get(name, world.run)
+    # Remarks may be about how long a batch was waited for.
+    kept = json.loads((folder / "results.json").read_text())
+    return {key: value for key, value in kept.items() if key not in ("sha256", "signed", "remarks")}
 
 
 def wrong(
@@ -109,12 +127,11 @@ def damage(
     expected: Mapping[str, Any],
 ) -> dict[str, Any]:
     """One file of a fresh copy damaged, one command called."""
-    world = World(template.root.with_name("copy"))
+    world = World(template.root.parent / "copy", template.packed)
     shutil.rmtree(world.root, ignore_errors=True)
     shutil.copytree(template.root, world.root)
-    pattern, names = PLACES[place]
-    files = sorted(path for path in world.root.glob(pattern) if path.is_file())
-    path, name = draw.choice(files), draw.choice(names)
+    files = sorted(path for path in world.root.glob(PLACES[place].pattern) if path.is_file())
+    path, name = draw.choice(files), draw.choice(PLACES[place].commands)
     made = DAMAGES[how](path.read_bytes(), draw)
     path.unlink()
     if made is not None:
@@ -136,8 +153,8 @@ def damage(
 
 
 def references(world: World, call: Any, names: Sequence[str]) -> dict[str, Any]:
-    """The numbers of each command on the undamaged world, asked in the place of the copies."""
-    copy = World(world.root.with_name("copy"))
+    """The numbers of each command on the undamaged world, in the place of the copies."""
+    copy = World(world.root.parent / "copy", world.packed)
     expected = {}
     for name in names:
         shutil.rmtree(copy.root, ignore_errors=True)
@@ -150,36 +167,53 @@ def references(world: World, call: Any, names: Sequence[str]) -> dict[str, Any]:
     return expected
 
 
-def chosen(count: int, seed: int) -> list[tuple[str, str]]:
+def chosen(count: int, seed: int, places: Sequence[str] = tuple(PLACES)) -> list[tuple[str, str]]:
     """`(place, damage)`, each pair before any a second time."""
     draw, pairs = random.Random(seed), []
     while len(pairs) < count:
-        every = [(place, how) for place in PLACES for how in DAMAGES]
+        every = [(place, how) for place in places for how in DAMAGES]
         draw.shuffle(every)
         pairs += every
     return pairs[:count]
 
 
-def run(count: int, seed: int, folder: Path, out: Any = None) -> list[dict[str, Any]]:
-    """One row a damage."""
-    picked, rows = chosen(count, seed), []
-    draw = random.Random(seed + 1)
-    names = sorted({name for place, _ in picked for name in PLACES[place][1]})
-    template = World(folder / "copy")
+def run(
+    picked: Sequence[tuple[str, str]], seed: int, folder: Path, out: Any = None
+) -> list[dict[str, Any]]:
+    """One row for each `(place, damage)`."""
+    rows, draw = [], random.Random(seed + 1)
     with calls.caller() as call:
-        template.root.mkdir()
-        # Made where the copies will lie: its config names its manifest.
-        template = make(template.root, call)
-        whole = World(shutil.move(template.root, folder / "whole"))
-        expected = references(whole, call, names)
+        worlds = {
+            packed: _template(folder, packed, call)
+            for packed in sorted({PLACES[place].packed for place, _ in picked})
+        }
+        expected = {
+            packed: references(world, call, _commands(picked, packed))
+            for packed, world in worlds.items()
+        }
         for number, (place, how) in enumerate(picked, 1):
-            rows.append(damage(whole, place, how, draw, call, expected))
+            packed = PLACES[place].packed
+            rows.append(damage(worlds[packed], place, how, draw, call, expected[packed]))
             if out is not None and rows[-1]["fault"]:
                 out.print(str(rows[-1]), soft_wrap=True, highlight=False)
             if out is not None and number % 20 == 0:
                 bad = sum(row["fault"] is not None for row in rows)
-                out.print(f"{number} of {count} damages, {bad} faults", highlight=False)
+                out.print(f"{number} of {len(picked)} damages, {bad} faults", highlight=False)
     return rows
+
+
+def _template(folder: Path, packed: bool, call: Any) -> World:
+    """A finished world, made where the copies will lie: its config names its data."""
+    made = folder / "copy"
+    shutil.rmtree(made, ignore_errors=True)
+    made.mkdir()
+    make(made, call, packed=packed)
+    return World(Path(shutil.move(made, folder / ("packed" if packed else "plain"))), packed)
+
+
+def _commands(picked: Sequence[tuple[str, str]], packed: bool) -> list[str]:
+    places = [PLACES[place] for place, _ in picked]
+    return sorted({name for place in places if place.packed == packed for name in place.commands})
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -203,12 +237,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     p.add_argument("--count", type=int, default=200, help="how many damages (default: 200)")
     p.add_argument("--seed", type=int, default=0, help="which ones (default: 0)")
+    p.add_argument("--places", help="of these kinds of files only, such as weights,shards")
     p.add_argument("--json", help="a file for what happened")
     arguments = p.parse_args(argv)
+    places = arguments.places.split(",") if arguments.places else list(PLACES)
+    for place in places:
+        choose(place, PLACES, "--places", "kind of file")
     check(arguments.count, Count, "--count")
     out = console()
     with tempfile.TemporaryDirectory() as folder:
-        rows = run(arguments.count, arguments.seed, Path(folder), out)
+        picked = chosen(arguments.count, arguments.seed, places)
+        rows = run(picked, arguments.seed, Path(folder), out)
     found = summary(rows)
     for name, value in found.items():
         out.print(f"{name:16} {value}", highlight=False, soft_wrap=True)

@@ -1,10 +1,11 @@
 """Hostile names of tasks, modalities, classes, texts and files, through every page.
 
-    python -m mtmm_jax.benchmarks.reliability.names --json names.json
+    python -m mtmm_jax.benchmarks.reliability.names --browser chromium --json names.json
 
 Each set of names makes a small run; the report, an explanation, an export and the page of the data
-are written. A name may be refused in one line. A fault is what `calls.fault` says, an element or an
-attribute in a page that this package does not write, or a file outside the run's folder.
+are written, and opened in a browser where one is given. A name may be refused in one line. A fault
+is what `calls.fault` says, an element or an attribute in a page that this package does not write, a
+script that ran, or a file outside the run's folder.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import html.parser
 import json
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -19,19 +21,20 @@ from pathlib import Path
 from typing import Any
 
 from mtmm_jax.benchmarks.reliability import calls
+from mtmm_jax.benchmarks.reliability.browser import PAYLOAD, check_browser, opened_faults
 from mtmm_jax.benchmarks.reliability.world import Names, World, write_data
 from mtmm_jax.command import console, guarded
 from mtmm_jax.ranges import Count
 from mtmm_jax.registry import check
 
 HOSTILE = (
-    "<script>alert(1)</script>",
-    "'><img src=x onerror=alert(1)>",
-    '"><svg onload=alert(1)>',
-    "</title><script>alert(1)</script>",
-    "</style><script>alert(1)</script>",
+    f"<script>{PAYLOAD}</script>",
+    f"'><img src=x onerror={PAYLOAD}>",
+    f'"><svg onload={PAYLOAD}>',
+    f"</title><script>{PAYLOAD}</script>",
+    f"</style><script>{PAYLOAD}</script>",
     "&lt;script&gt;",
-    "javascript:alert(1)",
+    f"javascript:{PAYLOAD}",
     "data:text/html,<b>",
     "../../../escaped",
     "/tmp/escaped",
@@ -110,15 +113,18 @@ def names_of(name: str, place: str) -> Names:
 PLACES = ("task", "number", "text", "image", "classes", "words", "files")
 
 
-def trial(folder: Path, name: str, place: str, call: Any) -> dict[str, Any]:
+def trial(
+    folder: Path, name: str, place: str, call: Any, browser: str | None = None
+) -> dict[str, Any]:
     """One name in one place, through the commands."""
     world = World(folder / "names" / "world")
     world.root.mkdir(parents=True)
-    row = {"name": name[:60], "place": place, "code": None, "said": "", "fault": None}
+    row = {"name": name[:60], "place": place, "code": None, "said": "", "pages": 0}
+    row["fault"] = None
     try:
         write_data(world, names_of(name, place))
     except (OSError, ValueError) as error:  # of a file name that the system refuses
-        return {**row, "said": f"not a file name here: {error}"[:200]}
+        return {**row, "said": f"not a file name here: {calls.shown(str(error), 200)}"}
     before = _outside(folder)
     run = str(world.run)
     page, wanted = str(world.root / "data.html"), ("--text", "red", "--explain")
@@ -137,8 +143,12 @@ def trial(folder: Path, name: str, place: str, call: Any) -> dict[str, Any]:
             break
         if found["code"] == 2 and command == "train":
             break
-    for path in world.root.rglob("*.html"):
-        if wrong := page_faults(path.read_text()):
+    for path in sorted(world.root.rglob("*.html")):
+        wrong = page_faults(path.read_text())
+        row["pages"] += 1
+        if browser:
+            wrong += opened_faults(browser, path, TAGS)
+        if wrong:
             row["fault"] = f"{path.name}: {wrong[:3]}"
     if new := _outside(folder) - before:
         row["fault"] = f"wrote {sorted(new)[:3]}"
@@ -157,14 +167,14 @@ def chosen(count: int, seed: int = 0) -> Iterator[tuple[str, str]]:
         yield HOSTILE[i % len(HOSTILE)], PLACES[(i + i // len(HOSTILE) + seed) % len(PLACES)]
 
 
-def run(count: int, seed: int, folder: Path, out: Any = None) -> list[dict[str, Any]]:
-    """A row a name."""
-    import shutil
-
+def run(
+    count: int, seed: int, folder: Path, out: Any = None, browser: str | None = None
+) -> list[dict[str, Any]]:
+    """A row for each name."""
     rows = []
     with calls.caller() as call:
         for name, place in chosen(count, seed):
-            rows.append(trial(folder, name, place, call))
+            rows.append(trial(folder, name, place, call, browser))
             shutil.rmtree(folder / "names", ignore_errors=True)
             if out is not None and rows[-1]["fault"]:
                 out.print(json.dumps(rows[-1]), soft_wrap=True, highlight=False)
@@ -179,16 +189,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     p.add_argument("--count", type=int, default=len(HOSTILE), help="how many (default: 30)")
     p.add_argument("--seed", type=int, default=0, help="which places (default: 0)")
+    p.add_argument("--browser", help="a command such as chromium, which opens every page")
     p.add_argument("--json", help="a file for what happened")
     arguments = p.parse_args(argv)
     check(arguments.count, Count, "--count")
     out = console()
     with tempfile.TemporaryDirectory() as folder:
-        rows = run(arguments.count, arguments.seed, Path(folder), out)
+        if arguments.browser:
+            check_browser(arguments.browser, Path(folder))
+        rows = run(arguments.count, arguments.seed, Path(folder), out, arguments.browser)
     faults = sum(row["fault"] is not None for row in rows)
     refused = sum(row["code"] == 2 for row in rows)
     out.print(f"{len(rows)} names, {refused} refused, {faults} faults", highlight=False)
     settings = {"seed": arguments.seed, "names": len(rows), "refused": refused}
+    opened = sum(row["pages"] for row in rows) if arguments.browser else 0
+    settings |= {"pages": sum(row["pages"] for row in rows), "opened_in_a_browser": opened}
     return calls.finish(rows, arguments.json, **settings)
 
 

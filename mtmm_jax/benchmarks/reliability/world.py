@@ -1,7 +1,8 @@
-"""A small finished run with everything that a run has: the thing that is damaged and attacked.
+"""A small finished run with everything that a run has: what is damaged and attacked.
 
-Texts, tables and pictures of a manifest, three tasks, two checkpoints, an analysis, an export, and
-a cache of decoded pictures.
+Texts, tables and pictures of a manifest, two tasks, two checkpoints, an analysis, an export, and
+a cache of decoded pictures; a copy that is to be resumed from its first checkpoint. In another form
+its rows come from packed shards, and a pretrained encoder reads its texts.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from mtmm_jax.benchmarks.reliability.small_weights import write_weights
 from mtmm_jax.registry import ConfigError
 
 WORDS = ("red", "green", "blue", "round", "square", "small", "large")
@@ -25,14 +28,22 @@ KINDS = ("a", "b", "c")
 class World:
     """Folders of one small run: all below `root`, which may be copied.
 
-    `classes`, `modalities` and `tasks` may be given hostile names.
+    Attributes:
+        root: of the folders.
+        packed: whether its rows are in shards, and its text encoder is pretrained.
     """
 
     root: Path
+    packed: bool = False
 
     @property
     def run(self) -> Path:
         return self.root / "run"
+
+    @property
+    def stopped(self) -> Path:
+        """The same run after its first checkpoint."""
+        return self.root / "stopped"
 
     @property
     def manifest(self) -> Path:
@@ -51,6 +62,7 @@ class World:
     def commands(self) -> dict[str, tuple[str, ...]]:
         """Name -> command and arguments; all but `train` read the run only."""
         run, asked = str(self.run), str(self.root / "asked.jsonl")
+        train = ("train", "--config", str(self.root / "config.py"), "--workdir")
         return {
             "evaluate": ("evaluate", "--workdir", run, "--json"),
             "predict": ("predict", "--workdir", run, "--text", "red square", "--json"),
@@ -59,7 +71,9 @@ class World:
             "analyze": ("analyze", "--workdir", run, "--examples", "8"),
             "exported": ("predict", "--exported", str(self.exported), "--manifest", asked,
                          "--out", str(self.root / "predictions.jsonl")),
-            "train": ("train", "--config", str(self.root / "config.py"), "--workdir", run),
+            "train": (*train, run),
+            "resume": (*train, str(self.stopped)),
+            "start": (*train, str(self.root / "new")),
         }  # fmt: skip
 
 
@@ -100,7 +114,16 @@ def write_data(world: World, names: Names, rows: int = 24, seed: int = 0) -> Non
     world.manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
     asked = [{key: line[key] for key in ("id", names.text, "x", "y")} for line in lines[:4]]
     (world.root / "asked.jsonl").write_text("".join(json.dumps(line) + "\n" for line in asked))
-    (world.root / "config.py").write_text(_CONFIG.format(config(world, names)))
+    own = config(world, names)
+    if world.packed:
+        write_weights(world.root / "weights", names.words)
+        own["model"]["encoders"][names.text] = {
+            "kind": "pretrained",
+            "weights": os.fspath(world.root / "weights"),
+        }
+        (world.root / "pack.py").write_text(_CONFIG.format(own))
+        own = {**own, "data": {"kind": "packed", "path": os.fspath(world.root / "shards")}}
+    (world.root / "config.py").write_text(_CONFIG.format(own))
 
 
 _CONFIG = """from ml_collections import ConfigDict
@@ -152,17 +175,42 @@ def config(world: World, names: Names) -> dict[str, Any]:
     }
 
 
-def make(root: Path, call: Any, names: Names = Names(), analysed: bool = True) -> World:
-    """A finished world in a new folder; `call` is a `calls.Caller`."""
-    world = World(root)
+def make(
+    root: Path, call: Any, names: Names = Names(), analysed: bool = True, packed: bool = False
+) -> World:
+    """A finished world in a new folder.
+
+    Args:
+        root: the folder.
+        call: a `calls.Caller`.
+        names: of its parts.
+        analysed: whether it also has an analysis, an export and a stopped copy.
+        packed: as in `World`.
+    """
+    world = World(root, packed)
     write_data(world, names)
     (root / "cache").mkdir()
     wanted = ("train", "analyze", "export") if analysed else ("train",)
-    for name in wanted:
-        command, *arguments = world.commands[name]
+    commands = [world.commands[name] for name in wanted]
+    if packed:
+        where = ("--config", str(root / "pack.py"), "--out", str(root / "shards"))
+        commands.insert(0, ("data.pack", str(world.manifest), *where, "--workers", "1"))
+    for command, *arguments in commands:
         found = call(command, *arguments, seconds=300, **world.environment)
         if found["code"] != 0:
-            raise ConfigError(f"world: {name}: {found['error'].strip() or found['out'][-300:]}")
+            raise ConfigError(f"world: {command}: {found['error'].strip() or found['out'][-300:]}")
     if analysed:
         (root / "again.zip").replace(world.exported)
+        _stop(world)
     return world
+
+
+def _stop(world: World) -> None:
+    """Copies the run as it was after its first checkpoint, but for its journal, which is longer."""
+    shutil.copytree(world.run, world.stopped)
+    last = max((world.stopped / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
+    shutil.rmtree(last)
+    (world.stopped / "checkpoints" / "digests" / f"{last.name}.json").unlink()
+    for pattern in ("results.json", "run.json", "analysis.*", "*.npz", "*.html"):
+        for path in world.stopped.glob(pattern):
+            path.unlink()

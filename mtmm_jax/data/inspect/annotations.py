@@ -24,7 +24,7 @@ import numpy as np
 
 from mtmm_jax.data.inspect.annotators import METHODS, UNCERTAINTIES, Consensus
 from mtmm_jax.ranges import Count
-from mtmm_jax.registry import ConfigError, check, choose
+from mtmm_jax.registry import ConfigError, check, choose, one_line
 
 Row = dict[str, Any]
 
@@ -278,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(arguments)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -37,7 +37,7 @@ from mtmm_jax.modalities import MODALITIES
 from mtmm_jax.ranges import Natural
 from mtmm_jax.readers.files import Folder
 from mtmm_jax.readers.limits import Unreadable
-from mtmm_jax.registry import ConfigError
+from mtmm_jax.registry import ConfigError, one_line
 
 _SHOWN = 50
 
@@ -253,7 +253,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run(argv)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
 
 

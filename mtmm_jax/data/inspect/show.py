@@ -24,7 +24,7 @@ from mtmm_jax.data.inspect.parts import sheet
 from mtmm_jax.data.pipeline.source import SPLITS
 from mtmm_jax.encoders import backbones
 from mtmm_jax.ranges import Count
-from mtmm_jax.registry import ConfigError, check, choose, entry_of
+from mtmm_jax.registry import ConfigError, check, choose, entry_of, one_line
 from mtmm_jax.store import config as configs
 
 _BATCH = 64  # examples composed at once while counting
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"wrote {path} ({path.stat().st_size:,} bytes)")
     # `mtmm_jax.command` would do this, but data stands below it.
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
 

@@ -16,6 +16,7 @@ from mtmm_jax.encoders.backbones.pooling import MODES as MODES
 from mtmm_jax.encoders.backbones.pooling import Pooling as Pooling
 from mtmm_jax.encoders.backbones.pooling import pooling_of as pooling_of
 from mtmm_jax.encoders.backbones.pretrained import BACKBONES as BACKBONES
+from mtmm_jax.encoders.backbones.pretrained import check_kept as check_kept
 from mtmm_jax.encoders.backbones.pretrained import check_weights as check_weights
 from mtmm_jax.encoders.backbones.pretrained import load as load
 from mtmm_jax.encoders.backbones.pretrained import pretrained as pretrained

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mtmm_jax.encoders.backbones.safetensors import read_safetensors
+from mtmm_jax.encoders.backbones.sums import check_sums
 from mtmm_jax.registry import ConfigError
 from mtmm_jax.text import padding_id, read_tokenizer
 
@@ -70,7 +71,14 @@ class WeightsFolder:
             raise ConfigError(
                 f"{where}: {self.path} has {len(files)} .safetensors and no {INDEX}; keep one"
             )
+        check_sums(files, where)
         return {name: x for file in files for name, x in read_safetensors(file).items()}
+
+    @property
+    def read(self) -> list[Path]:
+        """The files that decide what an encoder computes, of those that are there."""
+        names = [self.path / name for name in (CONFIG, TOKENIZER, INDEX)]
+        return [path for path in (*names, *self.files) if path.is_file()]
 
     def tokenizer(self, where: str) -> str:
         """The `tokenizer.json`, which must know what pads."""
@@ -92,6 +100,7 @@ def tokenizer_at(path: str | Path, where: str) -> str:
         raise ConfigError(
             f"{where}: {str(path)!r} is no {TOKENIZER}, nor a folder with one, {_ADVICE}"
         )
+    check_sums(files, where)
     try:
         text = files[0].read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -106,6 +115,9 @@ def tokenizer_at(path: str | Path, where: str) -> str:
 
 
 def _json(path: Path, where: str, kind: Any = dict) -> Any:
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise ConfigError(f"{where}: {path} is no regular file")
+    check_sums([path], where)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

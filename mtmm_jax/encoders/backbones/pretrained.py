@@ -129,6 +129,17 @@ def with_sizes(encoders: Any, where: str = "model.encoders") -> Any:
     return {**encoders, **found} if found else encoders
 
 
+def check_kept(encoders: Any, where: str = "model.encoders") -> None:
+    """Raises a `ConfigError` where a run's config would make its folders of weights be opened: one
+    that mtmm_jax wrote has their sizes."""
+    for name, section in sections(encoders).items():
+        if not section.get("sizes"):
+            raise ConfigError(
+                f"{where}.{name}: has no sizes, which mtmm_jax writes when a run begins; the "
+                f"folder {section['weights']!r} is not opened for a finished run"
+            )
+
+
 def tokenizers(encoders: Any, where: str = "model.encoders") -> dict[str, str]:
     """Modality -> the `tokenizer.json` in whose ids its encoder reads texts."""
     found = {}

@@ -277,6 +277,10 @@ def test_a_tar_is_data_and_writes_nothing(tmp_path):
     assert "is not JSON" in read()[0]
     hostile(path, "a.txt", b"\xff\xfe")
     assert "is not UTF-8" in read()[0]
+    hostile(path, "././@LongLink", bytes(2**21), tarfile.GNUTYPE_LONGNAME)
+    with pytest.raises(ConfigError, match=r"cannot be read as a tar: .*a heade") as error:
+        read()
+    assert "\n" not in str(error.value)
     for damage in (b"", b"no tar at all" * 99, path.read_bytes()[:700]):
         path.write_bytes(damage)
         with pytest.raises(ConfigError, match=r"t\.tar"):
@@ -338,7 +342,7 @@ def test_another_table_or_other_options_are_refused(small, root, tmp_path, capsy
         assert "--part" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("damage", ["row", "index", "cut", "header", "plan"])
+@pytest.mark.parametrize("damage", ["row", "split", "index", "cut", "header", "plan"])
 def test_damage_is_one_line_with_the_file_and_the_way_out(small, damage):
     arguments, out = small
     assert run(*arguments) == 0
@@ -349,7 +353,10 @@ def test_damage_is_one_line_with_the_file_and_the_way_out(small, damage):
     )
     path = out / name
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
+    at = len(content) // 2
+    if damage == "split":  # whose row would be validated on instead of trained on
+        at = json.loads(path.with_suffix(".json").read_text())["records"]["part"]["offset"]
+    content[at] ^= 1
     path.write_bytes(content[:-900] if damage == "cut" else content)
     with pytest.raises(ConfigError, match=name.split(".")[0]) as caught:
         if damage == "plan":
@@ -358,7 +365,7 @@ def test_damage_is_one_line_with_the_file_and_the_way_out(small, damage):
         for split in damaged.rows:
             list(damaged.batches(split, 8))
     assert "\n" not in str(caught.value)
-    if damage in ("row", "index", "cut"):
+    if damage in ("row", "split", "index", "cut"):
         for file in out.glob("rows-000001.*"):
             file.unlink()
         assert run(*arguments) == 0

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import threading
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -127,10 +128,20 @@ class Shards:
         layout: of a row.
         size: rows of a shard, but for the last.
         places: `[shards, 3]`: where rows, splits and blobs begin in each.
+        sums: of each shard, the CRC-32 of its splits; None in packs of earlier versions.
     """
 
-    def __init__(self, out: Path, layout: Layout, size: int, total: int, places: np.ndarray):
+    def __init__(
+        self,
+        out: Path,
+        layout: Layout,
+        size: int,
+        total: int,
+        places: np.ndarray,
+        sums: Sequence[int | None],
+    ):
         self.out, self.layout, self.size, self.total, self.places = out, layout, size, total, places
+        self.sums = sums
         self._width = layout.dtype.itemsize
         self._dtype = layout.dtype
         self._files: collections.OrderedDict[int, _File] = collections.OrderedDict()
@@ -145,11 +156,12 @@ class Shards:
                 f"{plan.path(out, missing[0]).name}; pack the table again, or its other parts, to "
                 "make those"
             )
-        places = np.zeros((plan.shards, 3), np.int64)
+        places, sums = np.zeros((plan.shards, 3), np.int64), []
         for number in range(plan.shards):
             records = _index(out, plan, number)
             places[number] = [records[key].offset for key in ("rows", "part", "blobs")]
-        return cls(out, plan.layout, plan.shard_rows, plan.rows, places)
+            sums.append(records["part"].meta.get("crc"))
+        return cls(out, plan.layout, plan.shard_rows, plan.rows, places, sums)
 
     def __len__(self) -> int:
         return len(self.places)
@@ -159,10 +171,23 @@ class Shards:
 
     def parts(self) -> np.ndarray:
         """`[N]` int8: the place of each row's split in `SPLITS`, -1 for none."""
-        found = [
-            self._file(n).read(self.rows_in(n), int(self.places[n, 1])) for n in range(len(self))
-        ]
-        return np.frombuffer(b"".join(found), np.int8)
+        return np.frombuffer(b"".join(self._part(shard) for shard in range(len(self))), np.int8)
+
+    def _part(self, shard: int) -> bytes:
+        try:
+            found = self._file(shard).read(self.rows_in(shard), int(self.places[shard, 1]))
+            if self.sums[shard] not in (None, zlib.crc32(found)):
+                raise Damaged("the splits of its rows are not what was written")
+        except (Damaged, OSError) as error:
+            raise self._unreadable(shard, str(error)) from error
+        return found
+
+    def _unreadable(self, shard: int, why: str) -> ConfigError:
+        name = self.out / f"rows-{shard:06d}"
+        return ConfigError(
+            f"{name}.bin: {why}; delete {name.name}.* and pack the table again, which makes what "
+            "is missing"
+        )
 
     def read(self, rows: np.ndarray) -> Rows:
         """Rows by their places in the table."""
@@ -192,11 +217,7 @@ class Shards:
             blob = file.read(size, blobs + at)
             self.layout.check(record, blob)
         except (Damaged, OSError, OverflowError, MemoryError) as error:
-            name = self.out / f"rows-{shard:06d}"
-            raise ConfigError(
-                f"{name}.bin: row {place}: {error}; delete {name.name}.* and pack the table again, "
-                "which makes what is missing"
-            ) from error
+            raise self._unreadable(shard, f"row {place}: {error}") from error
         return record, blob
 
     def _file(self, shard: int) -> _File:

@@ -13,8 +13,17 @@ from typing import Any, NamedTuple
 from mtmm_jax.modalities import MODALITIES
 from mtmm_jax.readers.limits import Limits, Unreadable
 from mtmm_jax.registry import ConfigError
+from mtmm_jax.store.files import reason
 
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+_EXTENDED = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+_HEADER_BYTES = 2**20
 _TEXTS = ("txt", "text", "caption", "transcript")
 _VALUES = ("cls", "cls2", "index", "inx", "id")
 
@@ -40,10 +49,19 @@ def samples(
     the column `text`, and `.cls` the column `cls`. Column `id` is the row's name.
     """
     try:
-        with tarfile.open(path) as tar:
+        with tarfile.open(path, tarinfo=_Bounded) as tar:
             yield from _rows(tar, limits, wanted, without)
     except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError) as error:
-        raise ConfigError(f"table {path}: cannot be read as a tar: {error}") from error
+        raise ConfigError(f"table {path}: cannot be read as a tar: {reason(error)}") from error
+
+
+class _Bounded(tarfile.TarInfo):
+    """A member whose extended header, which `tarfile` reads whole, is of a sensible size."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> Any:
+        if self.type in _EXTENDED and self.size > _HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {self.size:,} bytes")
+        return super()._proc_member(tar)
 
 
 def _rows(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -196,7 +197,7 @@ def pack_shards(
             "rows": Record(
                 (0, 0), {"problems": [dataclasses.asdict(one) for one in packed.problems]}
             ),
-            "part": Record((0, 0)),
+            "part": Record((0, 0), {"crc": zlib.crc32(packed.records["part"].tobytes())}),
             "blobs": Record((0, 0)),
         }
         arrays = [rows, packed.records["part"], blobs]
