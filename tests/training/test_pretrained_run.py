@@ -92,7 +92,7 @@ def test_a_run_is_not_resumed_with_other_weights(folder, name):
     experiment = training.assemble(_config(folder))
     workdir = Workdir(folder / "run")
     workdir.path.mkdir()
-    for _ in range(2):  # begun, and resumed with the same bytes
+    for _ in range(2):  # started, and resumed with the same bytes
         pretrained.keep_digests(experiment, workdir)
     kept = workdir.read("weights.json")["model.encoders.text.weights"]
     assert kept.keys() == {"tokenizer.json", "model.safetensors", "config.json"}
