@@ -1,1 +1,1 @@
-"""What is written and read back: configs, the folder of a run, its checkpoints."""
+"""Files that are written and read back: configs, the folder of a run, its checkpoints."""

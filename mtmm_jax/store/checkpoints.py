@@ -88,7 +88,7 @@ class Checkpoints:
 
     @functools.cached_property
     def _orbax(self) -> Any:
-        """What writes; it removes what a killed process left half written."""
+        """The writer; it removes what a killed process left half written."""
         best = _policies.BestN(
             get_metric_fn=lambda metrics: metrics["score"],
             n=1,
@@ -208,7 +208,7 @@ class Checkpoints:
                 self._set_aside(step, why, say)
 
     def _scored(self, step: int) -> bool:
-        """Whether what Orbax wrote of the score, if anything, can be read."""
+        """True if what Orbax wrote of the score, if anything, can be read."""
         path = self.folder / str(step) / "metrics" / "metrics"
         try:
             found = files.parse(files.read_bytes(path), path) if path.exists() else {"score": 0.0}
@@ -217,7 +217,7 @@ class Checkpoints:
         return isinstance(found, dict) and isinstance(found.get("score"), int | float)
 
     def progress(self, step: int) -> dict[str, Any] | None:
-        """How the validation score had gone by a step; None where its checkpoint does not know."""
+        """The validation scores up to a step; None if its checkpoint has none."""
         place = (self.folder / str(step)).absolute()
         try:
             stored = (ocp.checkpointables_metadata(place).custom_metadata or {}).get("progress")
@@ -313,7 +313,7 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _cause(error: BaseException) -> str:
-    """What is at the bottom of it: Orbax's own words are about handlers."""
+    """The first error of a chain: Orbax's words are about handlers."""
     while error.__cause__ is not None:
         error = error.__cause__
     return files.reason(error)

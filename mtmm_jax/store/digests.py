@@ -39,7 +39,7 @@ def of_folder(folder: Path, most: int | None = None) -> dict[str, str]:
 
 
 def read(folder: Path, step: int) -> dict[str, Any] | None:
-    """What is known of a checkpoint; None where there is nothing, or nothing readable."""
+    """The digests of a checkpoint; None if there are none that can be read."""
     path = digest_file(folder, step)
     try:
         found, _ = files.unsealed(files.read_bytes(path), path)
@@ -49,7 +49,7 @@ def read(folder: Path, step: int) -> dict[str, Any] | None:
 
 
 def damage(folder: Path, step: int, most: int | None = None) -> str:
-    """What is wrong with the files of a checkpoint; empty where nothing is, or nothing is known.
+    """The damage of a checkpoint's files in one line; empty if there is none, or no digest.
 
     Args:
         folder: of the checkpoints.

@@ -210,7 +210,7 @@ DISK_ERRORS = tuple(
 
 
 def disk_error(error: BaseException | None) -> str:
-    """What the system refused, where that is the cause of an error; empty otherwise.
+    """The system's refusal that caused an error; empty if another cause.
 
     TensorStore and Orbax, below the checkpoints, hand the system's error over as words.
     """

@@ -67,7 +67,7 @@ def _now() -> str:
 
 
 def _holder(folder: Path) -> dict[str, Any]:
-    """What the holder of the lock, or the last one that did not let go, wrote about itself."""
+    """The record of the lock's holder, or of the last one that did not let go."""
     try:
         found = json.loads((folder / HOLDER).read_bytes()[:4096])
         return found if isinstance(found, dict) else {}

@@ -26,7 +26,7 @@ PATH_KEYS = frozenset(
 
 
 def key_file() -> Path:
-    """Where the key lies: `$MTMM_JAX_KEY`, or below `$XDG_CONFIG_HOME` or `~/.config`."""
+    """The key's path: `$MTMM_JAX_KEY`, or below `$XDG_CONFIG_HOME` or `~/.config`."""
     if given := os.environ.get("MTMM_JAX_KEY"):
         return Path(given).expanduser()
     home = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
@@ -62,7 +62,7 @@ def sign(content: bytes) -> str:
 
 
 def signed(content: bytes, signature: object) -> bool:
-    """Whether this user signed the content."""
+    """True if this user signed the content."""
     mine = sign(content)
     return (
         bool(mine)

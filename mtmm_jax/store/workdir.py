@@ -81,7 +81,7 @@ class Workdir:
 
     @property
     def started(self) -> bool:
-        """Whether there is a run, be it damaged."""
+        """True if there is a run, be it damaged."""
         return os.path.lexists(self.path / "config.json")
 
     def lock(self) -> Any:
@@ -220,7 +220,7 @@ class Workdir:
         return path
 
     def read(self, name: str) -> Any:
-        """What `write` wrote; `Damaged` where it is anything else."""
+        """The content that `write` wrote; raises `Damaged` if it is anything else."""
         path = self._existing(name)
         data = files.read_bytes(path, "", files.JSON_BYTES)
         return files.unsealed(data, path, _remake(path))[0]
@@ -268,7 +268,7 @@ class Workdir:
         return data
 
     def has_asset(self, name: str) -> bool:
-        """Whether the run kept such a file, be it there or not."""
+        """True if the run kept such a file, be it there or not."""
         return f"assets/{name}" in self._config()[1]
 
     def tokenizer(self, modality: str) -> bytes:
@@ -287,7 +287,7 @@ class Workdir:
 
 
 def _remake(path: Path) -> str:
-    """How a damaged file of a run comes back."""
+    """The advice that makes a damaged file of a run again."""
     by = {
         "results.json": "remove it, and mtmm_jax.train with the same config writes it again",
         "examples.npz": "remove it and results.json, and mtmm_jax.train writes them again",
@@ -300,7 +300,7 @@ def _remake(path: Path) -> str:
 
 
 def stamped(config: Mapping[str, Any], digests: Mapping[str, str]) -> dict[str, Any]:
-    """What config.json holds besides its own digest: the config, the format, the version that wrote
+    """The content of config.json next to its digest: the config, the format, the version that wrote
     it, and the SHA-256 of the files that were written with it."""
     stamp = {"format": FORMAT, "written_by": mtmm_jax.__version__, "files": dict(digests)}
     return {**stamp, **config}

@@ -1,1 +1,1 @@
-"""Whether a run survives what happens to it."""
+"""A harness that damages, kills and attacks runs, and counts what they do about it."""

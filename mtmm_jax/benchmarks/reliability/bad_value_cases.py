@@ -108,7 +108,7 @@ def of_section(settings: type, place: str, given: Mapping[str, Any]) -> Iterator
 
 
 def _known(hint: Any) -> bool:
-    """Whether a hint refuses some of the nonsense: it is a type, and not only a comment."""
+    """True if a hint refuses some of the nonsense: it is a type, and not only a comment."""
     return any(mismatch(value, hint) for value in NONSENSE)
 
 

@@ -73,7 +73,7 @@ def write_config(case: Case, path: Path) -> list[str]:
 
 
 def answer(path: str, overrides: Sequence[str], workdir: str, train: bool) -> dict[str, Any]:
-    """What the command does with a config file: its exit code and what it prints as an error."""
+    """The command's exit code for a config file and what it prints as an error."""
     import contextlib
     import io
     import traceback
@@ -161,7 +161,7 @@ def limit(case: Case) -> float:
 
 
 def fault(case: Case, found: Mapping[str, Any]) -> str | None:
-    """What is wrong with an answer; None where nothing is."""
+    """The fault of an answer; None if there is none."""
     lines = found["error"].strip().splitlines()
     if found["code"] is None:
         return f"no answer after {found['seconds']} s and {found['bytes'] / 1e9:.1f} GB"
@@ -225,7 +225,7 @@ def run(wanted: Sequence[Case], out: Any = None) -> list[dict[str, Any]]:
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """How many were refused, accepted and at fault; the longest and the largest."""
+    """Counts of refused, accepted and faulty values; the longest and the largest."""
     seconds = sorted(row["seconds"] for row in rows)
     return {
         "refused": sum(row["code"] == 2 for row in rows),

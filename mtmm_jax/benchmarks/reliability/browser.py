@@ -78,7 +78,7 @@ def check_browser(browser: str, folder: Path) -> None:
 
 
 def opened_faults(browser: str, path: Path, allowed: Collection[str]) -> list[str]:
-    """What a browser has of a page that it should not have.
+    """The parts of a page in a browser that should not be there.
 
     Args:
         browser: the command.

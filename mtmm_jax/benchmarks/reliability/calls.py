@@ -104,7 +104,7 @@ def shown(text: str, most: int = 300) -> str:
 
 
 def fault(found: Mapping[str, Any]) -> str | None:
-    """What is wrong with a call by itself; None where nothing is."""
+    """The fault of a call by itself; None if there is none."""
     lines = [line for line in found["error"].splitlines() if line.strip()]
     if found["code"] is None:
         return f"no answer after {found['seconds']} s and {found['bytes'] / 1e9:.1f} GB"

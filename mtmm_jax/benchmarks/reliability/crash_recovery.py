@@ -100,7 +100,7 @@ class Run:
         found = re.search(r"resuming from step (\d+)", self._output().read_text(errors="replace"))
         return int(found[1]) if found else 0
 
-    def told(self) -> int:
+    def reported(self) -> int:
         """The last step in the journal; 0 where there is none."""
         lines = self.journal.read_bytes().splitlines() if self.journal.exists() else []
         steps = [int(m[1]) for line in lines[-2:] if (m := re.match(rb'{"step": (\d+)', line))]
@@ -160,7 +160,7 @@ def life(run: Run, seconds: float, victim: int = 0) -> dict[str, Any]:
         "victim": victim,
         "found": before,
         "resumed": run.resumed(),
-        "told": run.told(),
+        "reported": run.reported(),
         "left": now,
         "saving": saving,
         "lost": lost(before, now, run.resumed()),
@@ -177,7 +177,7 @@ def _until_a_step(run: Run, process: subprocess.Popen[bytes], last: int) -> floa
     while process.poll() is None:
         # A life begins with a new journal, without what was written after the checkpoint.
         there = run.journal.exists() and run.journal.stat().st_ino != written
-        if there and run.told() > last:
+        if there and run.reported() > last:
             break
         if time.monotonic() - began > PATIENCE:
             raise ConfigError(f"--workdir: no step in {PATIENCE} s: {run.words()}")
@@ -197,7 +197,7 @@ def _kill(process: subprocess.Popen[bytes], seconds: float) -> bool:
 def _others(
     run: Run, started: Sequence[subprocess.Popen[bytes]], victim: int, killed: bool
 ) -> dict[str, Any]:
-    """How the other processes ended, by themselves, and after how long."""
+    """The exit codes of the other processes, and the seconds until they ended by themselves."""
     began, others = time.monotonic(), [p for i, p in enumerate(started) if i != victim]
     try:
         codes = [process.wait(SLACK if killed else PATIENCE) for process in others]
@@ -243,7 +243,7 @@ def compare(killed: Run, whole: Run) -> dict[str, Any]:
         "arrays": len(leaves[0]),
         "different_arrays": different,
         "same_losses": _losses(killed) == _losses(whole),
-        "steps_told": len(_losses(killed)),
+        "steps_reported": len(_losses(killed)),
     }
 
 

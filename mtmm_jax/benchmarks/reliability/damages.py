@@ -80,7 +80,7 @@ PLACES: dict[str, Place] = {
 
 
 def numbers(world: World, name: str, found: Mapping[str, Any]) -> Any:
-    """What a command is for, as far as it must be the same every time."""
+    """The numbers of a command's output that must be the same every time."""
     if found["code"] != 0:
         return None
     if name in ("evaluate", "predict"):
@@ -105,7 +105,7 @@ def numbers(world: World, name: str, found: Mapping[str, Any]) -> Any:
 def wrong(
     world: World, name: str, found: Mapping[str, Any], expected: Any, path: Path
 ) -> str | None:
-    """What is wrong with a command after a damage of `path`; None where nothing is."""
+    """The fault of a command after a damage of `path`; None if there is none."""
     if problem := calls.fault(found):
         return problem
     if found["code"] == 0:
@@ -217,7 +217,7 @@ def _commands(picked: Sequence[tuple[str, str]], packed: bool) -> list[str]:
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """How many there were of what, and what came of them."""
+    """Counts of damages by place and kind, and of their outcomes."""
     return {
         "damages": len(rows),
         "faults": sum(row["fault"] is not None for row in rows),

@@ -68,7 +68,7 @@ def _row(case: str, found: Mapping[str, Any], wanted: str = "error: ") -> dict[s
 
 
 def small_disk(folder: Path, size: str, call: Any) -> dict[str, Any]:
-    """A run that does not fit; then there is room, and the same command goes on."""
+    """A run that does not fit; then there is room, and the same command resumes."""
     with mounted(folder / "disk", f"size={size}") as can:
         if not can:
             return {"case": f"tmpfs of {size}", "code": None, "said": "cannot mount", "fault": None}
@@ -76,13 +76,13 @@ def small_disk(folder: Path, size: str, call: Any) -> dict[str, Any]:
         row = _row(f"tmpfs of {size}", call("train", *command(workdir, STEPS)), "No space left")
         saved = _saved(workdir)
         if row["code"] == 2 and not row["fault"]:
-            if saved and f"goes on from step {saved[-1]}" not in row["said"]:
+            if saved and f"resumes from step {saved[-1]}" not in row["said"]:
                 row["fault"] = f"does not name the last good step, {saved[-1]}"
             room = ["mount", "-o", "remount,size=256m", str(folder / "disk")]
             subprocess.run(room, check=True, capture_output=True)
             again = call("train", *command(workdir, STEPS), seconds=600)
-            begun = f"resuming from step {saved[-1]}" if saved else ""
-            if again["code"] != 0 or begun not in again["out"]:
+            resumed = f"resuming from step {saved[-1]}" if saved else ""
+            if again["code"] != 0 or resumed not in again["out"]:
                 row["fault"] = f"did not go on: {again['error'][-200:]}"
         row["saved"] = saved
         return row
@@ -131,7 +131,7 @@ def no_room_for_the_report(folder: Path, call: Any) -> dict[str, Any]:
 
 
 def two_trainers(folder: Path, call: Any) -> dict[str, Any]:
-    """The second is refused with the first one's process, host and start, and the first goes on."""
+    """The second is refused with process, host and start of the first, which continues."""
     workdir = folder / "both"
     words = [sys.executable, "-m", "mtmm_jax.train", *command(workdir, 100_000)]
     first = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)

@@ -22,7 +22,7 @@ DEEP = 200_000  # levels of nested JSON
 
 
 class Gadget(NamedTuple):
-    """What is made of a world, and the commands that read it.
+    """A change made to a world, and the commands that read it.
 
     Attributes:
         prepare: takes the world and the path of the canary.

@@ -156,7 +156,7 @@ def trial(
 
 
 def _outside(folder: Path) -> set[str]:
-    """What lies around the world, and where absolute names lead."""
+    """The files around the world, and where absolute names lead."""
     around = {path.as_posix() for path in (folder, folder / "names") for path in path.iterdir()}
     return around | {path.as_posix() for path in Path(tempfile.gettempdir()).glob("escaped*")}
 

@@ -1,4 +1,4 @@
-"""Whether a change of the code changed the numbers: initial states and first losses of configs.
+"""Compares initial states and first losses of configs before and after a change of the code.
 
     python -m mtmm_jax.benchmarks.reliability.same_numbers --json before.json
     python -m mtmm_jax.benchmarks.reliability.same_numbers --json after.json --against before.json
@@ -68,7 +68,7 @@ def row(config: Any, steps: int) -> dict[str, Any]:
 
 
 def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """What differs between two rows in one line; empty where nothing does."""
+    """The differences between two rows in one line; empty if there are none."""
     paths = {**before["state"], **after["state"]}
     moved = [p for p in paths if before["state"].get(p) != after["state"].get(p)]
     if moved:
@@ -106,12 +106,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, steps in runs(options.configs).items():
         rows[name] = row(training.load(name), steps)
         Path(options.json).write_text(json.dumps(rows, indent=1) + "\n")
-        told = f"{len(rows[name]['state'])} leaves, {steps} steps"
+        line = f"{len(rows[name]['state'])} leaves, {steps} steps"
         if name in before:
             found = difference(before[name], rows[name])
             differ += bool(found)
-            told += f": {found or 'the same'}"
-        out.print(f"{name}: {told}", highlight=False, soft_wrap=True)
+            line += f": {found or 'the same'}"
+        out.print(f"{name}: {line}", highlight=False, soft_wrap=True)
     return int(differ > 0)
 
 

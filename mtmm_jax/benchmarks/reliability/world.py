@@ -79,7 +79,7 @@ class World:
 
 @dataclasses.dataclass(frozen=True)
 class Names:
-    """What things are called in a world."""
+    """The names of modalities, tasks, classes and files in a world."""
 
     text: str = "text"
     table: str = "table"
