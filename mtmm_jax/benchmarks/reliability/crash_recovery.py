@@ -52,7 +52,7 @@ SLACK = 160  # seconds until the others have ended: heartbeats are missed after 
 
 
 @dataclasses.dataclass
-class Run:
+class TrainedRun:
     """One run of the small config in a folder, by one process or several."""
 
     folder: Path
@@ -139,7 +139,7 @@ def _environment() -> dict[str, str]:
     return {**os.environ, **own}
 
 
-def life(run: Run, seconds: float, victim: int = 0) -> dict[str, Any]:
+def life(run: TrainedRun, seconds: float, victim: int = 0) -> dict[str, Any]:
     """Starts a run, and kills one of its processes `seconds` after the first step, unless it has
     ended by then."""
     before = run.finished()
@@ -170,7 +170,7 @@ def life(run: Run, seconds: float, victim: int = 0) -> dict[str, Any]:
     }
 
 
-def _until_a_step(run: Run, process: subprocess.Popen[bytes], last: int) -> float:
+def _until_a_step(run: TrainedRun, process: subprocess.Popen[bytes], last: int) -> float:
     """Waits for a step after `last`, or the end; returns how long that took."""
     began = time.monotonic()
     written = run.journal.stat().st_ino if run.journal.exists() else None
@@ -195,7 +195,7 @@ def _kill(process: subprocess.Popen[bytes], seconds: float) -> bool:
 
 
 def _others(
-    run: Run, started: Sequence[subprocess.Popen[bytes]], victim: int, killed: bool
+    run: TrainedRun, started: Sequence[subprocess.Popen[bytes]], victim: int, killed: bool
 ) -> dict[str, Any]:
     """The exit codes of the other processes, and the seconds until they ended by themselves."""
     began, others = time.monotonic(), [p for i, p in enumerate(started) if i != victim]
@@ -220,7 +220,7 @@ def lost(before: Sequence[int], now: Sequence[int], resumed: int) -> list[int]:
     return sorted({*unseen, *gone})
 
 
-def compare(killed: Run, whole: Run) -> dict[str, Any]:
+def compare(killed: TrainedRun, whole: TrainedRun) -> dict[str, Any]:
     """The last states and all losses of two runs, to the bit."""
     import jax
 
@@ -247,7 +247,7 @@ def compare(killed: Run, whole: Run) -> dict[str, Any]:
     }
 
 
-def _losses(run: Run) -> list[tuple[int, Mapping[str, float]]]:
+def _losses(run: TrainedRun) -> list[tuple[int, Mapping[str, float]]]:
     records = map(json.loads, run.journal.read_text().splitlines())
     return [(r["step"], r["loss"]) for r in records if r["split"] == "train"]
 
@@ -311,7 +311,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     count, longer = options.processes, math.ceil(options.seconds / SECONDS)
     steps = STEPS_A_LIFE * options.kills * longer
-    killed, whole = (Run(folder / name, steps, count) for name in ("killed", "whole"))
+    killed, whole = (TrainedRun(folder / name, steps, count) for name in ("killed", "whole"))
 
     out = console()
     out.print(f"{steps} steps, a checkpoint every {EVERY}: left alone first", highlight=False)
