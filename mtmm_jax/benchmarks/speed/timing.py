@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import statistics
 import time
@@ -13,6 +12,7 @@ from typing import Any
 
 import jax
 
+from mtmm_jax.devices.machine import cores
 from mtmm_jax.store.files import write
 
 
@@ -57,7 +57,7 @@ def machine() -> dict[str, Any]:
         model = lines[0].partition(":")[2].strip() if lines else model
     return {
         "processor": model or platform.machine(),
-        "cores": os.cpu_count(),
+        "cores": len(cores()),
         "devices": [device.device_kind for device in jax.devices()],
         "python": platform.python_version(),
         "jax": jax.__version__,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+
+from mtmm_jax.devices.machine import cores
 
 
 def choose_threads(call: Callable[[], Any], rounds: int) -> int:
@@ -17,7 +18,7 @@ def choose_threads(call: Callable[[], Any], rounds: int) -> int:
     best time counts: a passing disturbance must not take a thread away for the whole run.
     """
     cost = {}
-    for threads in range(1, (os.cpu_count() or 1) + 1):
+    for threads in range(1, len(cores()) + 1):
         torch.set_num_threads(threads)
         call()
         times = []
