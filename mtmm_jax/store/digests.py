@@ -25,6 +25,12 @@ def digest_file(folder: Path, step: int) -> Path:
     return folder / FOLDER / f"{step}.json"
 
 
+def of_file(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def of_folder(folder: Path, most: int | None = None) -> dict[str, str]:
     """Path -> SHA-256 of the files below a folder, of at most so many bytes each."""
     found = {}
@@ -33,8 +39,7 @@ def of_folder(folder: Path, most: int | None = None) -> dict[str, str]:
         if path.is_symlink():
             found[name] = "a symbolic link"
         elif most is None or path.stat().st_size <= most:
-            with path.open("rb") as file:
-                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+            found[name] = of_file(path)
     return found
 
 

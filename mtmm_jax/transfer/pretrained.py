@@ -10,9 +10,9 @@ from typing import Any
 from mtmm_jax.assembly import Parts
 from mtmm_jax.encoders import backbones
 from mtmm_jax.encoders.backbones.folder import WeightsFolder
-from mtmm_jax.encoders.backbones.sums import digest
 from mtmm_jax.model import flatten
 from mtmm_jax.registry import ConfigError
+from mtmm_jax.store import digests
 from mtmm_jax.transfer.origins import Origin
 
 FILE = "weights.json"
@@ -65,7 +65,7 @@ def keep_digests(experiment: Any, workdir: Any) -> None:
     for name, section in backbones.sections(experiment.config["model"].get("encoders")).items():
         where = f"model.encoders.{name}.weights"
         folder = WeightsFolder.at(section["weights"], where)
-        found[where] = {path.name: digest(path) for path in folder.read}
+        found[where] = {path.name: digests.of_file(path) for path in folder.read}
     if not found:
         return
     if not (workdir.path / FILE).exists():

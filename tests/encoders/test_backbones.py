@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from mtmm_jax.batch import Tokens
+from mtmm_jax.benchmarks.reliability.small_weights import safetensors
 from mtmm_jax.encoders import backbones
 from mtmm_jax.encoders.backbones import MODES, Pooling, WeightsFolder
 from mtmm_jax.model import flatten
@@ -260,13 +261,7 @@ def _sharded(folder, names):
     place = {name: names[i % 2] for i, name in enumerate(tensors)}
     for file in names:
         own = {name: x for name, x in tensors.items() if place[name] == file}
-        header, at = {}, 0
-        for name, x in own.items():
-            header[name] = {"dtype": "F32", "shape": x.shape, "data_offsets": [at, at + x.nbytes]}
-            at += x.nbytes
-        text = json.dumps(header).encode()
-        data = len(text).to_bytes(8, "little") + text + b"".join(x.tobytes() for x in own.values())
-        (folder / Path(file).name).write_bytes(data)
+        (folder / Path(file).name).write_bytes(safetensors(own))
     index = {"weight_map": place}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 

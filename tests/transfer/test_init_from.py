@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from mtmm_jax import training, transfer
+from mtmm_jax.benchmarks.reliability.small_weights import safetensors
 from mtmm_jax.data.sources.emoji import emoji
 from mtmm_jax.model import flatten
 from mtmm_jax.optim.averages import AverageState
@@ -303,15 +304,9 @@ def weights(tmp_path):
     shapes["embeddings.word_embeddings.weight"] = (20, 128)
     shapes["embeddings.position_embeddings.weight"] = (16, 128)
     tensors = {name: formula.tensor(k, name, s) for k, (name, s) in enumerate(shapes.items())}
-    header, data = {}, b""
-    for name, value in tensors.items():
-        value = np.ascontiguousarray(value, np.float32)
-        start, data = len(data), data + value.tobytes()
-        offsets = [start, len(data)]
-        header[name] = {"dtype": "F32", "shape": value.shape, "data_offsets": offsets}
-    text = json.dumps(header).encode()
+    single = {name: np.asarray(value, np.float32) for name, value in tensors.items()}
     (tmp_path / "w").mkdir()
-    (tmp_path / "w/model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
+    (tmp_path / "w/model.safetensors").write_bytes(safetensors(single))
     return tmp_path / "w", transfer.import_bert(tensors, "tiny")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ def write_weights(folder: Path, words: Sequence[str], seed: int = 0) -> None:
     contents = {
         "config.json": json.dumps(sizes).encode(),
         "tokenizer.json": _tokenizer(tokens).encode(),
-        "model.safetensors": _safetensors(_tensors(len(tokens), np.random.default_rng(seed))),
+        "model.safetensors": safetensors(_tensors(len(tokens), np.random.default_rng(seed))),
     }
     for name, content in contents.items():
         (folder / name).write_bytes(content)
@@ -67,7 +67,8 @@ def _tensors(vocabulary: int, chance: np.random.Generator) -> dict[str, np.ndarr
     return {name: x.astype(np.float32) for name, x in found.items()}
 
 
-def _safetensors(tensors: dict[str, np.ndarray]) -> bytes:
+def safetensors(tensors: Mapping[str, np.ndarray]) -> bytes:
+    """A file of float32 tensors."""
     header, body = {}, b""
     for name, x in tensors.items():
         span = [len(body), len(body) + x.nbytes]

@@ -6,23 +6,17 @@ SHA256SUMS`), every file that is read is compared with it before.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from mtmm_jax.registry import ConfigError
+from mtmm_jax.store import digests
 from mtmm_jax.store.files import Damaged, read_bytes
 
 SUMS = "SHA256SUMS"
 _BYTES = 2**20  # of a list
 _LINE = re.compile(r"([0-9a-fA-F]{64})  ?\*?(?:\./)?(.+)")
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_sums(paths: Iterable[Path], where: str) -> None:
@@ -33,7 +27,7 @@ def check_sums(paths: Iterable[Path], where: str) -> None:
     """
     for path in paths:
         expected = _listed(path.parent / SUMS, where).get(path.name)
-        if expected is not None and path.is_file() and digest(path) != expected:
+        if expected is not None and path.is_file() and digests.of_file(path) != expected:
             raise ConfigError(
                 f"{where}: {path} has another SHA-256 than {SUMS} next to it says; fetch it "
                 f"again, or remove {SUMS} if the file was changed on purpose"

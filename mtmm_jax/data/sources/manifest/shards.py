@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from mtmm_jax.store import digests
 from mtmm_jax.store.files import write
 
 VERSION = 1
@@ -139,10 +140,10 @@ def read_index(index: Path, whole: bool = False) -> dict[str, Record]:
             raise Damaged("its index is not what was written")
         if body["version"] != VERSION:
             raise Damaged(f"it has version {body['version']}, not {VERSION}")
-        with index.with_suffix(".bin").open("rb") as file:
-            if whole and hashlib.file_digest(file, "sha256").hexdigest() != body["sha256"]:
-                raise Damaged("its bytes are not what was written")
-            size = file.seek(0, 2)
+        data = index.with_suffix(".bin")
+        if whole and digests.of_file(data) != body["sha256"]:
+            raise Damaged("its bytes are not what was written")
+        size = data.stat().st_size
         return {name: _record(fields, size) for name, fields in body["records"].items()}
     except Damaged:
         raise
