@@ -18,8 +18,8 @@ def incidents(
     present: Mapping[str, Mapping[str, float]] | None = None,
 ) -> list[str]:
     """Sentences on incidents: steps that were not finite or skipped, tasks without labels, metrics
-    that are not known, classes that no row of the train split has, and modalities that no training
-    row has.
+    that are not known, classes that no row of the train split has, and modalities that none of a
+    sample of its rows has.
 
     Args:
         records: of the journal.

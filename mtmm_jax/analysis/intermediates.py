@@ -156,10 +156,10 @@ def drawn(
             if "weight" in path.rsplit("/", 1)[-1]:
                 patch_maps += _patches(path, values, known, samples)
         heat_maps.append(_heat(path, values, known, per_sample))
-    return _few(_with_means(heat_maps, known)), _few(patch_maps)
+    return _few(_joined(heat_maps, known)), _few(patch_maps)
 
 
-def _with_means(maps: Iterable[HeatMap], known: Known) -> Iterator[HeatMap]:
+def _joined(maps: Iterable[HeatMap], known: Known) -> Iterator[HeatMap]:
     """Heat maps of one row a task or modality, joined into one of several rows."""
     owners = dict.fromkeys(known.spans, "modality") | dict.fromkeys(known.tasks, "task")
     owner = re.compile(rf"(?<=[/_])({'|'.join(map(re.escape, owners))})(?=/|$)")

@@ -253,8 +253,7 @@ def not_finite(tree: PyTree) -> Array:
 
 
 class Evidence(NamedTuple):
-    """Losses, Gramian and gradients of one step; None where the tier does not compute them. What
-    the tier did not pay for is None.
+    """Losses, Gramian and gradients of one step; None where the tier does not compute them.
 
     Rows of absent tasks are zero here, never NaN: a rule only has to look at `present`.
 
@@ -526,16 +525,16 @@ def _forbid_outer_wrappers() -> None:
 
 def _forbid_lists(grads: PyTree, params: PyTree | None, num_tasks: int) -> None:
     """Refuses a list of K gradients, and other gradients without the parameters' structure."""
-    same = params is None or jax.tree.structure(grads) == jax.tree.structure(params)
-    if isinstance(grads, list | tuple) and len(grads) == num_tasks:
-        trees = {jax.tree.structure(one) for one in grads}
-        if not same and trees == {jax.tree.structure(params)}:
-            raise ConfigError(
-                f"gradients: a {type(grads).__name__} of {num_tasks}, one a task; a balancer takes "
-                "one tree with a row per task: jax.tree.map(lambda *g: jnp.stack(g), *gradients), "
-                "or jax.jacrev(losses)(params) at once"
-            )
-    if not same and len(jax.tree.leaves(grads)) != len(jax.tree.leaves(params)):
+    if params is None or jax.tree.structure(grads) == jax.tree.structure(params):
+        return
+    one_a_task = isinstance(grads, list | tuple) and len(grads) == num_tasks
+    if one_a_task and {jax.tree.structure(g) for g in grads} == {jax.tree.structure(params)}:
+        raise ConfigError(
+            f"gradients: a {type(grads).__name__} of {num_tasks}, one a task; a balancer takes "
+            "one tree with a row per task: jax.tree.map(lambda *g: jnp.stack(g), *gradients), "
+            "or jax.jacrev(losses)(params) at once"
+        )
+    if len(jax.tree.leaves(grads)) != len(jax.tree.leaves(params)):
         raise ConfigError(
             f"gradients: {len(jax.tree.leaves(grads))} arrays for {len(jax.tree.leaves(params))} "
             "parameters; a balancer takes jax.jacrev(losses)(params), a row per task in each array"

@@ -36,7 +36,7 @@ ROWS = ("data", "fsdp")
 @dataclasses.dataclass(frozen=True, eq=False)
 class Layout:
     """A mesh of devices and the placement of arrays on it; accepted wherever a number of devices
-    is. Stands where a number of devices may stand.
+    is.
 
     Attributes:
         mesh: of the axes `data`, `fsdp` and `tensor`.

@@ -172,7 +172,6 @@ def config_of(base: Mapping[str, Any], trial: Trial) -> ConfigDict:
 
 def plan_of(base: ConfigDict, trials: Sequence[Trial]) -> dict[str, Any]:
     """The plan that `claim` keeps. Keys that no config has and values of a wrong type are refused
-    here, before anything is run. Keys that no config has and values of a wrong type are refused
     here, before anything is run."""
     plain = as_dict(base)
     for trial in trials:

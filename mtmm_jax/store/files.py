@@ -189,7 +189,7 @@ def write_npz(path: Path, arrays: Mapping[str, Any], compressed: bool = True) ->
 
 
 def file_name(name: str) -> str:
-    """A name of a task, a modality or a metric as the name of a file: no folder, no surprise.
+    """A name of a task, a modality or a figure as the name of a file: no folder, no surprise.
 
     >>> file_name("category"), file_name("../x")
     ('category', '.._x-2a48be4b')

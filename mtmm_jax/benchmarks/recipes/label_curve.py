@@ -26,7 +26,7 @@ CURVE: dict[int, tuple[TrainingRun, TrainingRun]] = {share: _at(share) for share
 def curve(board: Board, path: str, steps: int | None = None) -> None:
     """A picture: the category's test accuracy over the share of its labels, of several tasks and
     of one; bars are a standard deviation over the seeds."""
-    metric, (axes,) = bar_charts.panels(1, 12)
+    figure, (axes,) = bar_charts.panels(1, 12)
     for i, label in enumerate(("category next to retrieval", "category alone")):
         points = []
         for share, runs in CURVE.items():
@@ -43,4 +43,4 @@ def curve(board: Board, path: str, steps: int | None = None) -> None:
     axes.set_ylabel("category accuracy, test")
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
-    bar_charts.save(metric, path)
+    bar_charts.save(figure, path)

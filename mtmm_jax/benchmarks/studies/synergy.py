@@ -39,14 +39,14 @@ def plot(rows: Sequence[Mapping[str, Any]], path: str) -> None:
     values: dict[str, list[float]] = {}
     for row in rows:
         values.setdefault(row["entry"], []).append(row["accuracy"])
-    metric, (axes,) = panels(1, len(values))
+    figure, (axes,) = panels(1, len(values))
     bars(axes, values, ADDITIVE)
     axes.axvline(0.5, color="grey", linestyle=":")
     axes.axvline(rows[0]["ceiling"], color="grey", linestyle="--")
     axes.set_xlim(0.4, 1.02)
     axes.set_xlabel("accuracy on XOR; dotted: chance, dashed: the best reachable")
     axes.set_title("orange: additive in the logits", fontsize=9)
-    save(metric, path)
+    save(figure, path)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -175,8 +175,7 @@ def seeds_of(text: str, quick: bool = False) -> list[int]:
 
 
 def names_of(text: str | None, known: Collection[str], noun: str) -> list[str]:
-    """The names given by --only; all where it is not given. A comma may be part of a name. A comma
-    may be part of a name."""
+    """The names given by --only; all where it is not given. A comma may be part of a name."""
     if not text:
         return list(known)
     found, parts = [], [part.strip() for part in text.split(",")]
