@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mtmm_jax.devices.coordinator import name_when_gone
+from mtmm_jax.devices.heartbeats import HEARTBEATS, name_the_lost
 from mtmm_jax.ranges import Count
 from mtmm_jax.registry import ConfigError, check
 
@@ -116,11 +116,8 @@ def initialize(
             f"--coordinator {coordinator} --processes {processes} --process {process}: {error} "
             f"Give all three, or start by: {', '.join(LAUNCHERS)}"
         ) from error
-    from jax._src import distributed  # JAX has no other name for it
-
-    joined = distributed.global_state
-    if joined.coordinator_address:
-        name_when_gone(joined.coordinator_address, joined.process_id)
+    HEARTBEATS.start()
+    name_the_lost()
 
 
 def is_primary() -> bool:
@@ -174,13 +171,14 @@ def together() -> Iterator[None]:
     `ConfigError` and `Interrupted` pass: all processes see them.
     """
     try:
+        HEARTBEATS.start()
         yield
     except (ConfigError, Interrupted):
         raise
     except Exception as error:
         if jax.process_count() == 1:
             raise
-        if gone := _without_heartbeats(error) or _silent_soon():
+        if gone := _without_heartbeats(error) or HEARTBEATS.silent_soon():
             reason = " ".join(str(error).split())[:200]
             print(
                 f"error: process {jax.process_index()}: {gone}: {type(error).__name__}: {reason}. "
@@ -199,77 +197,6 @@ def _without_heartbeats(error: Exception) -> str:
     return f"process {found[1]} is stopped or gone: it sent no heartbeats" if found else ""
 
 
-def _silent_soon() -> str:
-    peers = Peers()
-    for _ in range(8):  # one that is gone is silent by then, and this one is not
-        peers.speak()
-        time.sleep(SILENT / 4)
-    return peers.silent()
-
-
-SILENT = 2.0
-"""Seconds after which a process that said nothing is taken for stopped or gone."""
-
-
-@dataclasses.dataclass
-class Peers:
-    """Heartbeats of the processes, through JAX's coordinator."""
-
-    beats: int = 0
-
-    def speak(self) -> None:
-        """Tells the others that this process is alive, and how far it is."""
-        with contextlib.suppress(Exception):  # no coordinator any more: the others find out
-            beat = f"{time.time()} {self.beats}"
-            _coordinator().key_value_set(_alive(jax.process_index()), beat, allow_overwrite=True)
-
-    def silent(self) -> str:
-        """The silent processes, in words; empty if none is."""
-        found = self._stand()
-        if found is None:
-            return "process 0, which coordinates the others, does not answer"
-        silent = [i for i, (age, _) in found.items() if age > SILENT and i != jax.process_index()]
-        if not silent:
-            return ""
-        names = ", ".join(map(str, silent))
-        return f"process {names} is stopped or gone: silent for {found[silent[0]][0]:.0f} s"
-
-    def behind(self) -> str:
-        """The silent processes, or else the one furthest behind; empty if none is."""
-        if words := self.silent():
-            return words
-        beats = {i: count for i, (_, count) in (self._stand() or {}).items()}
-        last = min(beats, key=beats.__getitem__, default=0)
-        if beats and beats[last] < max(beats.values()):
-            return f"process {last} is behind: {beats[last]} steps, others {max(beats.values())}"
-        return ""
-
-    def _stand(self) -> dict[int, tuple[float, int]] | None:
-        """`{process: (seconds since it spoke, steps)}`; None where the coordinator is silent."""
-        found: dict[int, tuple[float, int]] = {}
-
-        def ask() -> None:
-            for i in range(jax.process_count()):
-                with contextlib.suppress(Exception):  # it never said anything
-                    stamp, beats = _coordinator().key_value_try_get(_alive(i)).split()
-                    found[i] = (time.time() - float(stamp), int(beats))
-
-        asking = threading.Thread(target=ask, daemon=True)
-        asking.start()
-        asking.join(SILENT)
-        return None if asking.is_alive() else found
-
-
-def _alive(process: int) -> str:
-    return f"mtmm_jax/alive/{process}"
-
-
-def _coordinator() -> Any:
-    from jax._src import distributed  # JAX has no other name for it
-
-    return distributed.global_state.client
-
-
 @contextlib.contextmanager
 def watched(seconds: float | None) -> Iterator[Callable[[], None]]:
     """Gives a function to call whenever something moves; without a call in `seconds`, one of
@@ -278,37 +205,34 @@ def watched(seconds: float | None) -> Iterator[Callable[[], None]]:
     A dead process is found by its missing heartbeats. One that hangs, in reading data for
     instance, still has them, and the others would wait in a collective for ever.
     """
-    moved, beats = [time.monotonic()], itertools.count(1)
+    moved, steps = [time.monotonic()], itertools.count(1)
 
     def beat() -> None:
         moved[:] = [time.monotonic()]
-        peers.beats = next(beats)
+        HEARTBEATS.steps = next(steps)
 
-    peers = Peers()
     if jax.process_count() == 1:
         yield beat
         return
     over = threading.Event()
 
-    def look() -> None:
-        while not over.wait(min((seconds or 4.0) / 4, 5.0)):
-            if seconds is not None and time.monotonic() - moved[0] > seconds:
+    def look(limit: float) -> None:
+        while not over.wait(min(limit / 4, 5.0)):
+            if time.monotonic() - moved[0] > limit:
                 faulthandler.dump_traceback(sys.stderr)
+                reason = HEARTBEATS.behind() or "another process may hang"
                 print(
-                    f"error: process {jax.process_index()}: no step in {seconds:g} s "
-                    f"(devices.timeout); {peers.behind() or 'another process may hang'}. The same "
-                    "command resumes from the last checkpoint",
+                    f"error: process {jax.process_index()}: no step in {limit:g} s "
+                    f"(devices.timeout); {reason}. "
+                    "The same command resumes from the last checkpoint",
                     file=sys.stderr,
                     flush=True,
                 )
                 os._exit(HUNG)
 
-    def speak() -> None:
-        while not over.wait(SILENT / 4):
-            peers.speak()
-
-    for work in (look, speak):
-        threading.Thread(target=work, name=work.__name__, daemon=True).start()
+    HEARTBEATS.start()
+    if seconds is not None:
+        threading.Thread(target=look, args=(seconds,), name="look", daemon=True).start()
     try:
         yield beat
     finally:

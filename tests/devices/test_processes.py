@@ -55,7 +55,7 @@ class Peers:
             with path.open("w") as file:
                 self.all.append(
                     subprocess.Popen(
-                        [sys.executable, "-m", *command(i)],
+                        [sys.executable, *command(i)],
                         stdout=file,
                         stderr=subprocess.STDOUT,
                         env=_environment(),
@@ -95,7 +95,7 @@ def _train(folder, *more, count=2):
 
     def command(i):
         return (
-            *("mtmm_jax.train", "--config", str(Path(small_run.__file__))),
+            *("-m", "mtmm_jax.train", "--config", str(Path(small_run.__file__))),
             *("--workdir", str(folder / "run"), *more),
             *("--coordinator", f"127.0.0.1:{port}", "--processes", str(count)),
             *("--process", str(i)),
@@ -110,7 +110,7 @@ def _gradients(folder, count, methods, **axes):
     def command(i):
         address = f"127.0.0.1:{port}"
         shape = (address, str(count), str(i), json.dumps(axes))
-        return ("tests.training.gradients", str(out), *shape, *methods)
+        return ("-m", "tests.training.gradients", str(out), *shape, *methods)
 
     with Peers(count, command, folder) as peers:
         assert peers.codes() == [0] * count, peers.said()
@@ -229,32 +229,58 @@ def test_a_stopped_and_a_killed_process_are_named_and_the_run_goes_on_bit_for_bi
         seen |= now
 
 
-@pytest.mark.parametrize("there", [False, True])
-def test_an_abort_names_the_coordinator_only_where_it_is_gone(there):
+@pytest.mark.parametrize(
+    ("process", "there", "silent", "named"),
+    [
+        (1, False, "", "process 0, which coordinates the others, is gone"),
+        (1, True, "", ""),
+        (0, False, "", ""),
+        (0, True, "process 1 is stopped or gone", "process 1 is stopped or gone"),
+        (2, False, "process 1 is stopped or gone", "process 1 is stopped or gone"),
+    ],
+)
+def test_an_abort_names_who_is_gone(process, there, silent, named):
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         port = server.getsockname()[1]
         if there:
             server.listen()
         code = (
-            "import os\nfrom mtmm_jax.devices.coordinator import name_when_gone\n"
-            f"name_when_gone('127.0.0.1:{port}', 1)\nos.abort()"
+            "import os\nfrom mtmm_jax.devices import heartbeats\n"
+            f"joined, heartbeats.HEARTBEATS.last = heartbeats._joined(), {silent!r}\n"
+            f"joined.coordinator_address, joined.process_id = '127.0.0.1:{port}', {process}\n"
+            "heartbeats.name_the_lost()\nos.abort()"
         )
         found = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False
         )
-    if there:
+    if not named:
         assert (found.returncode, found.stderr) == (-signal.SIGABRT, "")
     else:
         assert found.returncode == 1
-        assert found.stderr.startswith("error: process 1: process 0, which coordinates the others")
+        assert found.stderr.startswith(f"error: process {process}: {named}. The same command")
         assert found.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_named_outside_of_steps(tmp_path):
+    """The others wait for nothing that would fail: JAX ends them when heartbeats are missed."""
+    port, path = _port(), tmp_path / "peer.py"
+    path.write_text(
+        "import os, signal, sys, time\nfrom mtmm_jax.devices import processes\n"
+        f"me = int(sys.argv[1])\nprocesses.initialize('127.0.0.1:{port}', 3, me, heartbeat=10)\n"
+        "time.sleep(8)\nif me == 1:\n    os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(90)\n"
+    )
+    with Peers(3, lambda i: (str(path), str(i)), tmp_path) as peers:
+        assert peers.codes() == [1, -signal.SIGKILL, 1], peers.said()
+    for i in (0, 2):
+        assert f"error: process {i}: process 1 is stopped or gone" in peers.files[i].read_text()
 
 
 def test_a_process_without_heartbeats_is_named_at_once(monkeypatch, capfd):
     """Not after the seconds in which the others would be asked: JAX aborts before."""
     monkeypatch.setattr(processes.jax, "process_count", lambda: 2)
-    monkeypatch.setattr(processes, "_silent_soon", lambda: pytest.fail("asked"))
+    monkeypatch.setattr(processes.HEARTBEATS, "silent_soon", lambda: pytest.fail("waited"))
     monkeypatch.setattr(processes.os, "_exit", lambda code: (_ for _ in ()).throw(SystemExit(code)))
     with pytest.raises(SystemExit), processes.together():
         raise RuntimeError("Barrier failed because: UNAVAILABLE: Task 1 heartbeat timeout. This")
