@@ -330,8 +330,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.json:
         settings = {"steps": steps, "seed": options.seed, "every": EVERY, "keep": KEEP}
         keep(options.json, count, lives, {**settings, "seconds": options.seconds, **found})
-    fine = found["same_losses"] and not found["different_arrays"] and not found["lost_checkpoints"]
-    return 0 if fine else 1
+    faults = (
+        not found["same_losses"],
+        found["different_arrays"],
+        found["lost_checkpoints"],
+        not all(row.get("named", True) for row in lives if row["killed"]),
+    )
+    return int(any(faults))
 
 
 if __name__ == "__main__":

@@ -99,13 +99,13 @@ SOURCES = {
     "emoji": _packaged("emoji"),
     "emoji with keywords": _packaged("emoji", text="name+keywords"),
     "clips": _packaged("emoji_clips"),
-    "films": _packaged("films"),
+    "films": _packaged("films", text="title"),
     "renamed": lambda folder, cache: {**_packaged("emoji", rename={"text": "said"})(folder, cache)},
     "mixture": lambda folder, cache: {
         "kind": "mixture",
         "sources": {
             "a": _packaged("emoji", keep=["text"])(folder, cache),
-            "b": {**_packaged("films", keep=["text"])(folder, cache)},
+            "b": {**_packaged("films", text="title", keep=["text"])(folder, cache)},
         },
     },
 }

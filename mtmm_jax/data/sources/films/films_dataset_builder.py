@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -43,9 +42,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         self, films: list[asset.Film], split: str
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         for i, film in enumerate(films):
-            row = dataclasses.asdict(film)
-            if row.pop("split") != split:
+            if film.split != split:
                 continue
+            row = {**vars(film)}
+            row.pop("split")
             for key in _LISTS:
                 row[key] = "\n".join(row[key])
             for key in _NUMBERS:
