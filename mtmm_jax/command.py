@@ -74,8 +74,9 @@ def guarded(main: Callable[..., int]) -> Callable[..., int]:
 
             if not disk_error(error) or os.environ.get("MTMM_JAX_TRACEBACK"):
                 raise
-            where = one_line(error.filename or "a file")
-            print(f"error: {where}: {disk_error(error)}", file=sys.stderr)
+            where = f"cannot write {one_line(error.filename or 'a file of this command')}"
+            fix = "make room or choose another place, and give the same command again"
+            print(f"error: {where}: {disk_error(error)}; {fix}", file=sys.stderr)
             return 2
         except Exception as error:
             if type(error).__name__ != "Interrupted":
